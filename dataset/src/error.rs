@@ -1,0 +1,179 @@
+//! Why a corpus, a shard, a row or a sample could not be read or written.
+
+use crate::CorpusKind;
+
+/// Every failure of this crate. Each message names the location, object, row or field it is about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CorpusError {
+    /// The location is not a folder or URL that can hold a corpus.
+    #[error("cannot open {location}: {problem}")]
+    Location {
+        /// The path or URL as given.
+        location: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The object store refused an operation on one object.
+    #[error("cannot {action} {object}")]
+    Object {
+        /// `read`, `write`, `list` or `delete`.
+        action: &'static str,
+        /// Location and object name.
+        object: String,
+        /// The store's own reason.
+        source: object_store::Error,
+    },
+    /// The folder exists and has no manifest.
+    #[error("{location} is not a corpus: no manifest.json")]
+    NotACorpus {
+        /// The path or URL as given.
+        location: String,
+    },
+    /// The manifest is not valid JSON of the expected shape.
+    #[error("{object} is not a corpus manifest")]
+    Manifest {
+        /// Location and object name.
+        object: String,
+        /// Where the JSON departs from the expectation.
+        source: serde_json::Error,
+    },
+    /// The corpus was written by a newer version of this crate.
+    #[error("{object} has schema version {found}, this program reads versions up to {known}")]
+    NewerSchema {
+        /// Location and object name.
+        object: String,
+        /// Version in the manifest.
+        found: u32,
+        /// Highest version this crate knows.
+        known: u32,
+    },
+    /// A shard is not the file that the manifest describes.
+    #[error("shard {object} has {found} {what}, the manifest says {expected}")]
+    ShardMismatch {
+        /// Location and object name.
+        object: String,
+        /// `bytes`, `rows` or `sha256`.
+        what: &'static str,
+        /// What the file has.
+        found: String,
+        /// What the manifest says.
+        expected: String,
+    },
+    /// A shard lacks a column of the schema, or has it with another type.
+    #[error("shard {object} column `{column}` should be {expected}, found {found}")]
+    Column {
+        /// Location and object name.
+        object: String,
+        /// Name of the column.
+        column: String,
+        /// The Arrow type of the schema.
+        expected: String,
+        /// The Arrow type of the file, or `nothing`.
+        found: String,
+    },
+    /// The bytes of a shard are not valid Parquet.
+    #[error("cannot decode shard {object}")]
+    Parquet {
+        /// Location and object name.
+        object: String,
+        /// The decoder's own reason.
+        source: parquet::errors::ParquetError,
+    },
+    /// The Arrow arrays of a shard cannot be built or read.
+    #[error("cannot decode shard {object}")]
+    Arrow {
+        /// Location and object name.
+        object: String,
+        /// Arrow's own reason.
+        source: arrow::error::ArrowError,
+    },
+    /// Rows cannot be encoded as Parquet.
+    #[error("cannot encode a shard of {kind} rows")]
+    Encode {
+        /// Kind of the corpus.
+        kind: CorpusKind,
+        /// The encoder's own reason.
+        source: parquet::errors::ParquetError,
+    },
+    /// A row of another kind, or too large for one page, was given to a shard.
+    #[error("row `{key}` cannot go into a shard of {kind} rows: {problem}")]
+    Unwritable {
+        /// Key of the row.
+        key: String,
+        /// Kind of the corpus.
+        kind: CorpusKind,
+        /// What is wrong with the row.
+        problem: String,
+    },
+    /// A row number past the end of the corpus.
+    #[error("{location} has {n_rows} rows, row {row} does not exist")]
+    NoSuchRow {
+        /// The corpus.
+        location: String,
+        /// The row asked for.
+        row: u64,
+        /// Rows in the corpus.
+        n_rows: u64,
+    },
+    /// A row whose columns contradict each other.
+    #[error("{location} row {row}, column `{column}`: {problem}")]
+    Row {
+        /// The corpus.
+        location: String,
+        /// Number of the row in the corpus.
+        row: u64,
+        /// The column at fault.
+        column: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// An image is not one, or is larger than the limits.
+    #[error("image{}: {problem}", name.as_deref().map(|n| format!(" {n}")).unwrap_or_default())]
+    Image {
+        /// Path inside the corpus, where there is one.
+        name: Option<String>,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The tokenizer could not be read, written or trained.
+    #[error("tokenizer {path}: {problem}")]
+    Tokenizer {
+        /// The file, or `(training)`.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A setting of the mixture or of a sample is out of range.
+    #[error("dataset `{name}`: `{field}` {problem}")]
+    Setting {
+        /// Name of the mixture entry.
+        name: String,
+        /// The field at fault.
+        field: &'static str,
+        /// What was expected.
+        problem: String,
+    },
+    /// No row could be found that can be made into a sample.
+    #[error(
+        "dataset `{name}` ({location}): row {row} and the {tried} rows drawn in its place are all corrupt"
+    )]
+    AllCorrupt {
+        /// Name of the mixture entry.
+        name: String,
+        /// The corpus.
+        location: String,
+        /// The row that was to be read.
+        row: u64,
+        /// How many were tried in its place.
+        tried: u64,
+        /// Why the last of them failed.
+        source: Box<CorpusError>,
+    },
+    /// A background thread of the loader ended early.
+    #[error("the loader's worker threads stopped before step {step}")]
+    LoaderStopped {
+        /// The step that was to be read.
+        step: u64,
+    },
+}

@@ -1,0 +1,243 @@
+//! The place a corpus lies: a folder, or a prefix of an object store.
+//!
+//! Everything goes through `object_store`, so a local folder and a bucket behave alike. The API is
+//! synchronous: futures run on one small runtime shared by the whole process, and a caller may be
+//! on any thread, inside another runtime included.
+
+use std::future::Future;
+use std::ops::Range;
+use std::path::Path as FilePath;
+use std::sync::{Arc, LazyLock, mpsc};
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, ObjectStoreExt};
+use tokio::runtime::{Builder, Runtime};
+use url::Url;
+
+use crate::CorpusError;
+
+/// Threads that drive network requests; local files use the runtime's blocking pool.
+const RUNTIME_THREADS: usize = 2;
+
+/// Environment variables that configure a store (credentials, endpoint, region).
+const STORE_VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("corpus-store")
+        .enable_all()
+        .build()
+        .expect("the operating system lets this process start two threads")
+});
+
+/// A folder or object-store prefix, addressed by path or URL (`s3://`, `gs://`, `az://`, `http(s)://`).
+#[derive(Clone, Debug)]
+pub struct CorpusStore {
+    location: Arc<str>,
+    objects: Arc<dyn ObjectStore>,
+}
+
+impl CorpusStore {
+    /// Opens a location that exists.
+    ///
+    /// # Errors
+    /// When a local path is missing, is a file or cannot be entered, or a URL has an unknown scheme.
+    pub fn open(location: &str) -> Result<Self, CorpusError> {
+        match parse_url(location)? {
+            Some(url) => open_url(location, &url),
+            None => open_folder(location),
+        }
+    }
+
+    /// Opens a location to write to; a local folder is made where it is missing.
+    ///
+    /// # Errors
+    /// As [`CorpusStore::open`], and when the folder cannot be made.
+    pub fn create(location: &str) -> Result<Self, CorpusError> {
+        if parse_url(location)?.is_none() {
+            std::fs::create_dir_all(local_path(location))
+                .map_err(|e| bad_location(location, e.to_string()))?;
+        }
+        Self::open(location)
+    }
+
+    /// The path or URL as it was given.
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    /// Size of one object in bytes.
+    ///
+    /// # Errors
+    /// When the object does not exist or cannot be read.
+    pub fn size(&self, object: &str) -> Result<u64, CorpusError> {
+        let path = self.path(object)?;
+        let meta = self.run(move |objects| async move { objects.head(&path).await });
+        Ok(meta.map_err(|e| self.failed("read", object, e))?.size)
+    }
+
+    /// The bytes of one object.
+    ///
+    /// # Errors
+    /// When the object does not exist or cannot be read.
+    pub fn get(&self, object: &str) -> Result<Bytes, CorpusError> {
+        let path = self.path(object)?;
+        self.run(move |objects| async move { objects.get(&path).await?.bytes().await })
+            .map_err(|e| self.failed("read", object, e))
+    }
+
+    /// The bytes `range` of one object.
+    ///
+    /// # Errors
+    /// When the object does not exist, is shorter, or cannot be read.
+    pub fn get_range(&self, object: &str, range: Range<u64>) -> Result<Bytes, CorpusError> {
+        Ok(self.get_ranges(object, vec![range])?.swap_remove(0))
+    }
+
+    /// Several ranges of one object, in as few requests as the store allows.
+    ///
+    /// # Errors
+    /// When the object does not exist, is shorter, or cannot be read.
+    pub fn get_ranges(
+        &self,
+        object: &str,
+        ranges: Vec<Range<u64>>,
+    ) -> Result<Vec<Bytes>, CorpusError> {
+        let path = self.path(object)?;
+        self.run(move |objects| async move { objects.get_ranges(&path, &ranges).await })
+            .map_err(|e| self.failed("read", object, e))
+    }
+
+    /// Whether an object exists.
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub fn exists(&self, object: &str) -> Result<bool, CorpusError> {
+        let path = self.path(object)?;
+        match self.run(move |objects| async move { objects.head(&path).await }) {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(self.failed("read", object, e)),
+        }
+    }
+
+    /// Writes one object, all or nothing, replacing any of the same name.
+    ///
+    /// On a local disk the bytes go to a temporary name in the same folder, are synced, and are
+    /// renamed; file and folder are on disk when this returns.
+    ///
+    /// # Errors
+    /// When the store refuses the write, e.g. for lack of space.
+    pub fn put(&self, object: &str, bytes: Bytes) -> Result<(), CorpusError> {
+        let path = self.path(object)?;
+        self.run(move |objects| async move { objects.put(&path, bytes.into()).await })
+            .map_err(|e| self.failed("write", object, e))?;
+        Ok(())
+    }
+
+    /// Names of all objects under `prefix` (a folder name, or empty), relative, sorted, recursive.
+    ///
+    /// # Errors
+    /// When the store cannot list.
+    pub fn list(&self, prefix: &str) -> Result<Vec<String>, CorpusError> {
+        let path = self.path(prefix)?;
+        let found: Result<Vec<_>, _> =
+            self.run(move |objects| async move { objects.list(Some(&path)).try_collect().await });
+        let found = found.map_err(|e| self.failed("list", prefix, e))?;
+        let mut names: Vec<String> = found.into_iter().map(|m| m.location.to_string()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Deletes one object; one that does not exist is no error.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub fn delete(&self, object: &str) -> Result<(), CorpusError> {
+        let path = self.path(object)?;
+        match self.run(move |objects| async move { objects.delete(&path).await }) {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.failed("delete", object, e)),
+        }
+    }
+
+    /// Location and object in one string, for messages.
+    pub(crate) fn name_of(&self, object: &str) -> String {
+        format!("{}/{object}", self.location.trim_end_matches('/'))
+    }
+
+    fn path(&self, object: &str) -> Result<Path, CorpusError> {
+        Path::parse(object).map_err(|e| bad_location(&self.name_of(object), e.to_string()))
+    }
+
+    fn failed(
+        &self,
+        action: &'static str,
+        object: &str,
+        source: object_store::Error,
+    ) -> CorpusError {
+        CorpusError::Object { action, object: self.name_of(object), source }
+    }
+
+    /// Runs one request to its end. A channel is used, since blocking on a future is forbidden on
+    /// the threads of another runtime.
+    fn run<T, F>(&self, request: impl FnOnce(Arc<dyn ObjectStore>) -> F) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let request = request(Arc::clone(&self.objects));
+        RUNTIME.spawn(async move {
+            // The receiver waits below, so sending fails only if the caller's thread is gone.
+            let _ = sender.send(request.await);
+        });
+        receiver.recv().expect("the request runs to its end on the shared runtime")
+    }
+}
+
+/// The URL in `location`, or `None` where it is a local path.
+fn parse_url(location: &str) -> Result<Option<Url>, CorpusError> {
+    if !location.contains("://") || location.starts_with("file://") {
+        return Ok(None);
+    }
+    Url::parse(location).map(Some).map_err(|e| bad_location(location, e.to_string()))
+}
+
+fn local_path(location: &str) -> &FilePath {
+    FilePath::new(location.strip_prefix("file://").unwrap_or(location))
+}
+
+fn open_folder(location: &str) -> Result<CorpusStore, CorpusError> {
+    let folder = local_path(location);
+    let found = std::fs::metadata(folder).map_err(|e| bad_location(location, e.to_string()))?;
+    if !found.is_dir() {
+        return Err(bad_location(location, "it is a file, a folder was expected".to_owned()));
+    }
+    std::fs::read_dir(folder).map_err(|e| bad_location(location, e.to_string()))?;
+    let files = LocalFileSystem::new_with_prefix(folder)
+        .map_err(|e| bad_location(location, e.to_string()))?
+        .with_fsync(true);
+    Ok(CorpusStore { location: location.into(), objects: Arc::new(files) })
+}
+
+fn open_url(location: &str, url: &Url) -> Result<CorpusStore, CorpusError> {
+    let settings = std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(key, _)| STORE_VARIABLES.iter().any(|prefix| key.starts_with(prefix)));
+    let (store, prefix) = object_store::parse_url_opts(url, settings)
+        .map_err(|e| bad_location(location, e.to_string()))?;
+    Ok(CorpusStore {
+        location: location.into(),
+        objects: Arc::new(PrefixStore::new(store, prefix)),
+    })
+}
+
+fn bad_location(location: &str, problem: String) -> CorpusError {
+    CorpusError::Location { location: location.to_owned(), problem }
+}
