@@ -1,0 +1,158 @@
+//! Penn Treebank tokens of a caption, as the official caption metrics see them: `CoreNLP` 3.4.1 with
+//! `-preserveLines -lowerCase`, after which pycocoevalcap drops the punctuation tokens.
+//!
+//! The lexer is a list of rules; at each position the longest match wins, and the earlier rule wins
+//! a tie. A rule may look ahead: then what it saw counts for the contest, but is not consumed.
+//! Unlike the original, no character of a caption ends the line, so a stray form feed cannot shift
+//! the captions after it. Rules for markup, accented contractions and emoticons are left out.
+
+mod abbreviations;
+mod rules;
+mod scan;
+
+use scan::{Hit, is_space};
+
+/// Tokens that pycocoevalcap drops. The bracket names are absent: the official list has them in
+/// upper case, which never equals the lower-cased token, so brackets stay in the caption.
+const PUNCTUATION: [&str; 13] =
+    ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"];
+
+/// The lower-cased tokens of a caption without punctuation.
+///
+/// A token may hold a no-break space: the lexer joins phone numbers and mixed fractions with it.
+pub fn ptb_tokens(caption: &str) -> Vec<String> {
+    let chars = unescape(caption);
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while at < chars.len() {
+        if is_space(chars[at]) {
+            at += 1;
+            continue;
+        }
+        let (length, token) = next_token(&chars[at..]);
+        let token = token.to_lowercase();
+        if !token.is_empty() && !PUNCTUATION.contains(&token.as_str()) {
+            tokens.push(token);
+        }
+        at += length;
+    }
+    tokens
+}
+
+type Rule = fn(&[char]) -> Option<Hit>;
+
+/// In the order of the original grammar, which decides ties.
+const RULES: [Rule; 21] = [
+    rules::assimilation,
+    rules::word_before_not,
+    rules::not,
+    rules::word_before_clitic,
+    rules::word,
+    rules::web_address,
+    rules::email,
+    rules::handle,
+    rules::clitic,
+    rules::date,
+    rules::number,
+    rules::fraction,
+    abbreviations::abbreviation,
+    rules::apostrophe_word,
+    rules::word_before_inner_punctuation,
+    rules::phone,
+    rules::thing,
+    rules::slashed,
+    rules::initials_joined,
+    rules::ellipsis,
+    rules::repeated_mark,
+];
+
+/// Length and text of the token at the start of `rest`, which starts with no space.
+fn next_token(rest: &[char]) -> (usize, String) {
+    let mut best: Option<Hit> = None;
+    for rule in RULES {
+        if let Some(hit) = rule(rest)
+            && best.is_none_or(|b| hit.reach > b.reach)
+        {
+            best = Some(hit);
+        }
+    }
+    match best {
+        Some(hit) => (hit.length, token_text(&rest[..hit.length])),
+        None => (1, symbol(rest[0])),
+    }
+}
+
+/// Token text: spaces inside become no-break, any ellipsis three stops, a dash two hyphens.
+fn token_text(chars: &[char]) -> String {
+    let text: String = chars.iter().map(|&c| if is_space(c) { '\u{a0}' } else { c }).collect();
+    let is_ellipsis = chars.len() > 1 && chars.iter().all(|&c| c == '.' || is_space(c));
+    match text.as_str() {
+        "---" | "----" => "--".into(),
+        _ if is_ellipsis => "...".into(),
+        _ => text,
+    }
+}
+
+/// What a single character that no rule takes becomes; empty for those the lexer skips.
+fn symbol(c: char) -> String {
+    match c {
+        '(' => "-lrb-".into(),
+        ')' => "-rrb-".into(),
+        '[' => "-lsb-".into(),
+        ']' => "-rsb-".into(),
+        '{' => "-lcb-".into(),
+        '}' => "-rcb-".into(),
+        '"' | '\u{201c}' | '\u{201d}' | '\u{ab}' | '\u{bb}' => "''".into(),
+        '\u{2018}' | '\u{2019}' => "'".into(),
+        '\u{2013}' | '\u{2014}' => "--".into(),
+        '\u{2026}' => "...".into(),
+        '\u{a3}' => "#".into(),
+        '\u{a4}' | '\u{20ac}' => "$".into(),
+        '\u{a2}' => "cents".into(),
+        c if c.is_control() => String::new(),
+        c => c.to_string(),
+    }
+}
+
+/// Characters of the caption with the five XML entities decoded.
+fn unescape(caption: &str) -> Vec<char> {
+    const ENTITIES: [(&str, char); 5] =
+        [("&apos;", '\''), ("&quot;", '"'), ("&lt;", '<'), ("&gt;", '>'), ("&amp;", '&')];
+    let mut chars = Vec::new();
+    let mut rest = caption;
+    while let Some(first) = rest.chars().next() {
+        let entity = ENTITIES.iter().find(|(name, _)| rest.starts_with(name));
+        let (c, length) = entity.map_or((first, first.len_utf8()), |&(name, c)| (c, name.len()));
+        chars.push(c);
+        rest = &rest[length..];
+    }
+    chars
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ptb_tokens;
+
+    #[test]
+    fn tokens_are_those_of_the_official_tool() {
+        let check = |caption: &str, expected: &str| {
+            assert_eq!(ptb_tokens(caption).join(" "), expected, "tokens of {caption:?}");
+        };
+        check("A man doesn't wait.", "a man does n't wait");
+        check("it cannot be RV'S (red)", "it can not be rv 's -lrb- red -rrb-");
+        check("Dunkin' Donuts at six o'clock", "dunkin' donuts at six o'clock");
+        check("M&Ms, AT&T and at&t", "m&m s at&t and at & t");
+        check("U.S. Open on Division St.", "u.s. open on division st.");
+        check("symphony no.1? no.", "symphony no. 1 no");
+        check("paid $14.99 at 4:38 on 10/27/2013", "paid $ 14.99 at 4:38 on 10/27/2013");
+        check("22 3/4 street, call 800 643 2112", "22\u{a0}3/4 street call 800\u{a0}643\u{a0}2112");
+        check("his/her well-worn - hat -- and/or", "his/her well-worn hat and/or");
+        check("see www.nano-macro.com or @idris", "see www.nano-macro.com or @idris");
+        check("", "");
+    }
+
+    #[test]
+    fn line_breaks_inside_a_caption_are_spaces() {
+        assert_eq!(ptb_tokens("a\rb\u{c}c\u{2028}d\ne"), ["a", "b", "c", "d", "e"]);
+    }
+}
