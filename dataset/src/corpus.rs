@@ -33,7 +33,7 @@ impl Corpus {
             n_rows - shard.rows
         });
         let starts = starts.collect();
-        expect_equal(&store.name_of(crate::MANIFEST_FILE), "rows", n_rows, manifest.rows)?;
+        expect_equal(&store.name_of(crate::MANIFEST_FILE), "rows", &n_rows, &manifest.rows)?;
         let shards = manifest.shards.iter().map(|_| Mutex::new(None)).collect();
         Ok(Self { store, manifest, starts, shards })
     }
@@ -94,7 +94,7 @@ impl Corpus {
             self.shard(idx)?;
             let found = sha256_hex(&self.store.get(&entry.file)?);
             let object = self.store.name_of(&entry.file);
-            expect_equal(&object, "sha256", found.as_str(), &entry.sha256)?;
+            expect_equal(&object, "sha256", &found, &entry.sha256)?;
         }
         Ok(())
     }

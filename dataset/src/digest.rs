@@ -11,3 +11,8 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
         hex
     })
 }
+
+/// The first 64 bits of the SHA-256 of `bytes`, as a key.
+pub(crate) fn sha256_u64(bytes: &[u8]) -> u64 {
+    Sha256::digest(bytes).iter().take(8).fold(0, |key, &byte| key << 8 | u64::from(byte))
+}

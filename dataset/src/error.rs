@@ -72,7 +72,15 @@ pub enum CorpusError {
         /// The Arrow type of the file, or `nothing`.
         found: String,
     },
-    /// The bytes of a shard are not valid Parquet.
+    /// The end of a shard, which tells where its rows lie, is not valid Parquet.
+    #[error("cannot read the footer of shard {object}")]
+    Footer {
+        /// Location and object name.
+        object: String,
+        /// The decoder's own reason.
+        source: parquet::errors::ParquetError,
+    },
+    /// The pages of a row are not valid Parquet.
     #[error("cannot decode shard {object}")]
     Parquet {
         /// Location and object name.
@@ -80,7 +88,7 @@ pub enum CorpusError {
         /// The decoder's own reason.
         source: parquet::errors::ParquetError,
     },
-    /// The Arrow arrays of a shard cannot be built or read.
+    /// The columns of a row cannot be decoded.
     #[error("cannot decode shard {object}")]
     Arrow {
         /// Location and object name.
@@ -154,6 +162,9 @@ pub enum CorpusError {
         /// What was expected.
         problem: String,
     },
+    /// A mixture without a dataset.
+    #[error("the mixture names no dataset")]
+    EmptyMixture,
     /// No row could be found that can be made into a sample.
     #[error(
         "dataset `{name}` ({location}): row {row} and the {tried} rows drawn in its place are all corrupt"
@@ -176,4 +187,15 @@ pub enum CorpusError {
         /// The step that was to be read.
         step: u64,
     },
+}
+
+impl CorpusError {
+    /// Whether another row of the same corpus may well be readable. The loader goes on after such
+    /// an error and counts it; a missing shard or a failing disk stops it.
+    pub fn is_about_one_row(&self) -> bool {
+        matches!(
+            self,
+            Self::Row { .. } | Self::Image { .. } | Self::Parquet { .. } | Self::Arrow { .. }
+        )
+    }
 }

@@ -46,11 +46,11 @@ impl Shard {
     ) -> Result<Self, CorpusError> {
         let object = store.name_of(&entry.file);
         let size = store.size(&entry.file)?;
-        expect_equal(&object, "bytes", size, entry.bytes)?;
+        expect_equal(&object, "bytes", &size, &entry.bytes)?;
         let metadata = read_footer(store, &entry.file, size)
-            .map_err(|source| CorpusError::Parquet { object: object.clone(), source })?;
+            .map_err(|source| CorpusError::Footer { object: object.clone(), source })?;
         let rows = metadata.metadata().file_metadata().num_rows() as u64;
-        expect_equal(&object, "rows", rows, entry.rows)?;
+        expect_equal(&object, "rows", &rows, &entry.rows)?;
         check_columns(&object, kind, &metadata)?;
         let names = schema(kind);
         let names = names.fields().iter().map(|f| f.name().as_str());
@@ -77,7 +77,8 @@ impl Shard {
     /// All rows of one row group, in order.
     pub(crate) fn read_group(&self, group: usize) -> Result<Vec<Row>, CorpusError> {
         let groups = self.metadata.metadata().row_groups();
-        let start: i64 = groups[..group].iter().map(|g| g.num_rows()).sum();
+        let start: i64 =
+            groups[..group].iter().map(parquet::file::metadata::RowGroupMetaData::num_rows).sum();
         let columns = groups[group].columns().iter().map(|column| {
             let (offset, length) = column.byte_range();
             offset..offset + length
@@ -170,11 +171,11 @@ impl Shard {
 }
 
 /// Compares a number of the file with the manifest.
-pub(crate) fn expect_equal<T: PartialEq + ToString>(
+pub(crate) fn expect_equal<T: PartialEq + ToString + ?Sized>(
     object: &str,
     what: &'static str,
-    found: T,
-    expected: T,
+    found: &T,
+    expected: &T,
 ) -> Result<(), CorpusError> {
     if found == expected {
         return Ok(());

@@ -1,0 +1,173 @@
+//! The mixture read ahead on background threads, in step order.
+//!
+//! Threads claim batches in order and may run only a few ahead of the reader, so memory is bounded.
+//! What a batch holds never depends on how many threads there are: that is fixed by
+//! [`Mixture`]. The cursor is the number of the next step, nothing else.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Batch, CorpusError, Mixture, MixtureEntry, MixtureMode, Tokenizer};
+
+/// Finished batches that may wait for the reader, beside the one each thread works on.
+const BATCHES_AHEAD: u64 = 2;
+
+/// Where a loader stands. A run stores it in its checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cursor {
+    /// The step that comes next.
+    pub step: u64,
+}
+
+/// Yields the batches of one step after another. Dropping it stops its threads.
+pub struct Loader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    cursor: Cursor,
+    failed: bool,
+}
+
+impl Loader {
+    /// Opens a mixture and starts to read at `first_step`, with one thread per processor.
+    ///
+    /// # Errors
+    /// As [`Mixture::open`].
+    pub fn open(
+        entries: Vec<MixtureEntry>,
+        tokenizer: Arc<Tokenizer>,
+        mode: MixtureMode,
+        seed: u64,
+        first_step: u64,
+    ) -> Result<Self, CorpusError> {
+        let mixture = Mixture::open(entries, tokenizer, mode, seed)?;
+        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self::start(mixture, first_step, n_threads))
+    }
+
+    /// Starts to read an open mixture at `first_step` with `n_threads` threads (at least one).
+    pub fn start(mixture: Mixture, first_step: u64, n_threads: usize) -> Self {
+        let n_threads = n_threads.max(1);
+        let first = first_step * mixture.batches_per_step();
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue { claimed: first, taken: first, ready: BTreeMap::new() }),
+            moved: Condvar::new(),
+            stop: AtomicBool::new(false),
+            batches_ahead: n_threads as u64 + BATCHES_AHEAD,
+            mixture,
+        });
+        let threads = (0..n_threads).map(|_| {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || shared.work())
+        });
+        let threads = threads.collect();
+        Self { shared, threads, cursor: Cursor { step: first_step }, failed: false }
+    }
+
+    /// The batches of the next step.
+    ///
+    /// # Errors
+    /// When a corpus cannot be read or has too many corrupt rows in a row. The loader is of no
+    /// further use then.
+    pub fn next_step(&mut self) -> Result<Vec<Batch>, CorpusError> {
+        let step = self.cursor.step;
+        if self.failed {
+            return Err(CorpusError::LoaderStopped { step });
+        }
+        let batches = (0..self.shared.mixture.batches_per_step()).map(|_| self.shared.take());
+        let batches = batches.collect::<Result<Vec<_>, _>>();
+        self.failed = batches.is_err();
+        if !self.failed {
+            self.cursor.step += 1;
+        }
+        batches
+    }
+
+    /// The step that [`Loader::next_step`] gives next.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        // Under the lock, so that no thread misses the call between its check and its wait.
+        drop(self.shared.lock());
+        self.shared.moved.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic was caught and reported as an error of its step.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Shared {
+    mixture: Mixture,
+    queue: Mutex<Queue>,
+    /// Signalled when a batch became ready, was taken, or the loader stops.
+    moved: Condvar,
+    stop: AtomicBool,
+    batches_ahead: u64,
+}
+
+/// Batches are numbered from step 0 on.
+struct Queue {
+    /// The first batch that no thread works on yet.
+    claimed: u64,
+    /// The first batch that the reader has not taken yet.
+    taken: u64,
+    ready: BTreeMap<u64, Result<Batch, CorpusError>>,
+}
+
+impl Shared {
+    /// What each thread does until the loader stops.
+    fn work(&self) {
+        while let Some(number) = self.claim() {
+            let made = catch_unwind(AssertUnwindSafe(|| self.mixture.batch(number, &self.stop)));
+            let step = number / self.mixture.batches_per_step();
+            let made = made.unwrap_or(Err(CorpusError::LoaderStopped { step }));
+            let Some(made) = made.transpose() else { return };
+            self.lock().ready.insert(number, made);
+            self.moved.notify_all();
+        }
+    }
+
+    /// The next batch to make, once there is room for it; `None` when the loader stops.
+    fn claim(&self) -> Option<u64> {
+        let mut queue = self.lock();
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            if queue.claimed < queue.taken + self.batches_ahead {
+                queue.claimed += 1;
+                return Some(queue.claimed - 1);
+            }
+            queue = self.moved.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits for the next batch in order.
+    fn take(&self) -> Result<Batch, CorpusError> {
+        let mut queue = self.lock();
+        loop {
+            let next = queue.taken;
+            if let Some(batch) = queue.ready.remove(&next) {
+                queue.taken += 1;
+                self.moved.notify_all();
+                return batch;
+            }
+            queue = self.moved.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

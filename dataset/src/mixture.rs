@@ -1,0 +1,238 @@
+//! Several corpora drawn from together: which rows make up step s.
+//!
+//! Step s of dataset m covers positions `s * b_m` and on of an endless sequence of positions, where
+//! `b_m` is the batch of the dataset (round-robin counts only the steps at which the dataset has its
+//! turn). Position p lies in epoch p / n and names a row through that epoch's permutation, so any
+//! step can be made without those before it.
+//!
+//! A corrupt row is replaced by the row of the next position of its epoch, at the end of the epoch
+//! by that of the first, and is counted in [`Batch::skipped`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::batch::{Batch, BatchShape};
+use crate::digest::sha256_u64;
+use crate::keyed_random::KeyedRandom;
+use crate::permutation::Permutation;
+use crate::sample::{Example, SampleConfig, SampleKey, example};
+use crate::{Corpus, CorpusError, Tokenizer};
+
+/// Name of a batch that holds rows of all datasets.
+pub const MERGED: &str = "merged";
+
+/// Rows tried in the place of a corrupt one before a corpus is given up.
+const SUBSTITUTES_MAX: u64 = 32;
+
+/// One dataset of a mixture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixtureEntry {
+    /// Name in metrics and messages.
+    pub name: String,
+    /// Path or URL of the corpus.
+    pub corpus: String,
+    /// Sequences per step, `b_m`.
+    pub batch: usize,
+    /// Weight of the loss, the paper's lambda (section 2.4). The loader only checks it.
+    pub weight: f64,
+    /// How rows become examples.
+    pub sample: SampleConfig,
+}
+
+/// How the datasets share the steps (paper appendix B.1.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixtureMode {
+    /// Each step has one batch of every dataset, for one update: the paper's choice.
+    Accumulate,
+    /// Each step has one batch of one dataset, in turn.
+    RoundRobin,
+    /// Each step has one batch, made of the batches of all datasets under each other. Shorter
+    /// sequences are padded; frames and image size must agree.
+    Merged,
+}
+
+/// A mixture open for reading.
+pub struct Mixture {
+    datasets: Vec<Dataset>,
+    tokenizer: Arc<Tokenizer>,
+    mode: MixtureMode,
+    seed: u64,
+}
+
+struct Dataset {
+    entry: MixtureEntry,
+    corpus: Corpus,
+    /// From the manifest, so that another corpus has another order.
+    key: u64,
+}
+
+/// Positions `first..first + entry.batch` of one dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    dataset: usize,
+    first: u64,
+}
+
+impl Mixture {
+    /// Opens the corpora of a mixture and checks its settings.
+    ///
+    /// # Errors
+    /// When there is no entry, a setting is out of range, or a corpus cannot be opened or is empty.
+    pub fn open(
+        entries: Vec<MixtureEntry>,
+        tokenizer: Arc<Tokenizer>,
+        mode: MixtureMode,
+        seed: u64,
+    ) -> Result<Self, CorpusError> {
+        check_entries(&entries, mode)?;
+        let datasets = entries.into_iter().map(Dataset::open).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { datasets, tokenizer, mode, seed })
+    }
+
+    /// The batches of one step.
+    ///
+    /// # Errors
+    /// When a corpus cannot be read, or has too many corrupt rows in a row.
+    pub fn step(&self, step: u64) -> Result<Vec<Batch>, CorpusError> {
+        let n = self.batches_per_step();
+        let batches = (step * n..(step + 1) * n).map(|i| self.batch(i, &AtomicBool::new(false)));
+        Ok(batches.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
+    /// Batches of each step.
+    pub(crate) fn batches_per_step(&self) -> u64 {
+        match self.mode {
+            MixtureMode::Accumulate => self.datasets.len() as u64,
+            MixtureMode::RoundRobin | MixtureMode::Merged => 1,
+        }
+    }
+
+    /// Batch `number`, counted from step 0; `None` once `stop` is set.
+    pub(crate) fn batch(
+        &self,
+        number: u64,
+        stop: &AtomicBool,
+    ) -> Result<Option<Batch>, CorpusError> {
+        let parts = self.parts(number);
+        let shape = self.shape(&parts);
+        let first = parts[0].dataset;
+        let name = match self.mode {
+            MixtureMode::Merged => MERGED,
+            _ => &self.datasets[first].entry.name,
+        };
+        let mut batch = Batch::empty(first, name, shape);
+        for part in parts {
+            let dataset = &self.datasets[part.dataset];
+            for position in part.first..part.first + dataset.entry.batch as u64 {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
+                let drawn = dataset.draw(position, self.seed, &self.tokenizer)?;
+                batch.skipped += drawn.skipped;
+                batch.push(drawn.example, drawn.row, self.tokenizer.pad_id(), shape);
+            }
+        }
+        Ok(Some(batch))
+    }
+
+    fn parts(&self, number: u64) -> Vec<Part> {
+        let n = self.datasets.len() as u64;
+        let part = |dataset: u64, turn: u64| {
+            let batch = self.datasets[dataset as usize].entry.batch as u64;
+            Part { dataset: dataset as usize, first: turn * batch }
+        };
+        match self.mode {
+            MixtureMode::Accumulate | MixtureMode::RoundRobin => vec![part(number % n, number / n)],
+            MixtureMode::Merged => (0..n).map(|dataset| part(dataset, number)).collect(),
+        }
+    }
+
+    /// The shape that holds the examples of all parts.
+    fn shape(&self, parts: &[Part]) -> BatchShape {
+        let samples = || parts.iter().map(|part| &self.datasets[part.dataset].entry.sample);
+        let first = &self.datasets[parts[0].dataset].entry.sample;
+        BatchShape {
+            tokens: samples().map(|s| s.tokens).max().unwrap_or(first.tokens),
+            images: samples().map(|s| s.images).max().unwrap_or(first.images),
+            frames: first.frames,
+            image_len: first.frames * 3 * first.image.size * first.image.size,
+        }
+    }
+}
+
+/// An example and what it cost.
+struct Drawn {
+    example: Example,
+    row: u64,
+    skipped: u64,
+}
+
+impl Dataset {
+    fn open(entry: MixtureEntry) -> Result<Self, CorpusError> {
+        let corpus = Corpus::open(&entry.corpus)?;
+        if corpus.n_rows() == 0 {
+            return Err(setting(&entry, "corpus", format!("{} has no rows", entry.corpus)));
+        }
+        let key = sha256_u64(corpus.manifest().to_json().as_bytes());
+        Ok(Self { entry, corpus, key })
+    }
+
+    /// The example at a position, or that of the first position after it whose row is sound.
+    fn draw(&self, position: u64, seed: u64, tokenizer: &Tokenizer) -> Result<Drawn, CorpusError> {
+        let n_rows = self.corpus.n_rows();
+        let (epoch, place) = (position / n_rows, position % n_rows);
+        let order = Permutation::new(n_rows, KeyedRandom::new(&[self.key, seed, epoch]).next_u64());
+        let mut skipped = 0;
+        loop {
+            let row = order.at((place + skipped) % n_rows);
+            let made = self.corpus.read(row).and_then(|stored| {
+                example(&stored, &self.entry.sample, tokenizer, SampleKey { seed, epoch, row })
+            });
+            match made {
+                Ok(example) => return Ok(Drawn { example, row, skipped }),
+                Err(error) if !error.is_about_one_row() => return Err(error),
+                Err(error) if skipped == SUBSTITUTES_MAX.min(n_rows - 1) => {
+                    return Err(CorpusError::AllCorrupt {
+                        name: self.entry.name.clone(),
+                        location: self.entry.corpus.clone(),
+                        row: order.at(place),
+                        tried: skipped,
+                        source: Box::new(error),
+                    });
+                }
+                Err(_) => skipped += 1,
+            }
+        }
+    }
+}
+
+fn check_entries(entries: &[MixtureEntry], mode: MixtureMode) -> Result<(), CorpusError> {
+    let Some(first) = entries.first() else { return Err(CorpusError::EmptyMixture) };
+    for entry in entries {
+        if entry.batch == 0 {
+            return Err(setting(entry, "batch", "is 0, at least 1 expected".to_owned()));
+        }
+        if !(entry.weight.is_finite() && entry.weight > 0.0) {
+            let problem = format!("is {}, a positive number expected", entry.weight);
+            return Err(setting(entry, "weight", problem));
+        }
+        if let Some((field, problem)) = entry.sample.problem() {
+            return Err(setting(entry, field, problem));
+        }
+        let same_images = entry.sample.frames == first.sample.frames
+            && entry.sample.image.size == first.sample.image.size;
+        if mode == MixtureMode::Merged && !same_images {
+            let problem = format!("and image size must be those of `{}` to merge", first.name);
+            return Err(setting(entry, "frames", problem));
+        }
+    }
+    Ok(())
+}
+
+fn setting(entry: &MixtureEntry, field: &'static str, problem: String) -> CorpusError {
+    CorpusError::Setting { name: entry.name.clone(), field, problem }
+}

@@ -1,0 +1,296 @@
+//! One row to one training example: tokens, which image each may see, what is predicted, pixels.
+//!
+//! Letters: L tokens, N images at most, F frames of an image, H = W size of a frame.
+//! Everything random here is a pure function of (seed, epoch, row).
+//!
+//! Text form (paper section 3.2 and appendix A.3.1):
+//! - a page is `<BOS>`, its slots, `<EOC><EOS>`, with `<EOC>` before each `<image>` but a first one;
+//! - a pair or clip is `<BOS><image>caption<EOC><EOS>`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::keyed_random::KeyedRandom;
+use crate::media_mask::{SEES_NONE, phi};
+use crate::pixels::{Augment, ImageConfig, image_pixels};
+use crate::{Attend, CorpusError, EncodedImage, Interleaved, Row, Slot, Tokenizer};
+
+/// Which tokens are predicted. Marks `<image>` and padding never are; `<EOC>` and `<EOS>` are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossMask {
+    /// Every token of text.
+    All,
+    /// Only tokens predicted from a position that sees an image: text before the first image is
+    /// read and not predicted.
+    AfterFirstImage,
+}
+
+/// How rows of one dataset become examples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Tokens L of an example. Paper: 256 for pages, 32 for pairs and clips.
+    pub tokens: usize,
+    /// Most images N of an example. Paper: 5 for pages, 1 for pairs and clips.
+    pub images: usize,
+    /// Frames F of each image: 1, or for clips up to 8 in the paper.
+    pub frames: usize,
+    /// Probability that the text of a page sees the next image in place of the previous one
+    /// (`p_next`). Paper: 0.5. Captions always see the image they belong to.
+    pub next_image_probability: f64,
+    /// Probability of a space before a caption. Paper: 0.5.
+    pub space_prefix_probability: f64,
+    /// Probability that an image is mirrored; 0 where left and right matter.
+    pub flip_probability: f64,
+    /// Strength s of colour jitter: brightness, contrast and saturation times 1 - s to 1 + s.
+    pub colour_jitter: f64,
+    /// What the vision encoder reads.
+    pub image: ImageConfig,
+    /// Which tokens are predicted.
+    pub loss: LossMask,
+}
+
+impl SampleConfig {
+    /// The first field out of its range, with what was expected.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        let counts = [
+            ("tokens", self.tokens, 2),
+            ("images", self.images, 1),
+            ("frames", self.frames, 1),
+            ("image.size", self.image.size, 1),
+        ];
+        for (field, value, least) in counts {
+            if value < least {
+                return Some((field, format!("is {value}, at least {least} expected")));
+            }
+        }
+        let shares = [
+            ("next_image_probability", self.next_image_probability),
+            ("space_prefix_probability", self.space_prefix_probability),
+            ("flip_probability", self.flip_probability),
+            ("colour_jitter", self.colour_jitter),
+        ];
+        for (field, value) in shares {
+            if !(0.0..=1.0).contains(&value) {
+                return Some((field, format!("is {value}, 0 to 1 expected")));
+            }
+        }
+        let std = self.image.std;
+        let usable = std.iter().all(|s| s.is_finite() && *s > 0.0);
+        (!usable).then(|| ("image.std", format!("is {std:?}, positive numbers expected")))
+    }
+}
+
+/// What an example is a function of, beside the row itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleKey {
+    /// Seed of the run.
+    pub seed: u64,
+    /// How often the corpus was gone through before.
+    pub epoch: u64,
+    /// Number of the row in its corpus.
+    pub row: u64,
+}
+
+/// One training example.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// Token ids `[L]`, padded with `<PAD>`.
+    pub tokens: Vec<u32>,
+    /// Image that each token may see `[L]`, -1 none.
+    pub phi: Vec<i32>,
+    /// 1 where `tokens[l + 1]` is to be predicted from position l, else 0 `[L]`.
+    pub loss_mask: Vec<f32>,
+    /// Pixels of each image that has a mark in `tokens`, `[F, 3, H, W]` each.
+    pub images: Vec<Vec<f32>>,
+}
+
+/// Purposes that draw from streams of their own, so that one does not shift another.
+const TEXT_STREAM: u64 = 1;
+const IMAGE_STREAM: u64 = 2;
+
+/// Makes the example of `row` that `key` names.
+///
+/// # Errors
+/// When an image of the example cannot be decoded.
+pub fn example(
+    row: &Row,
+    config: &SampleConfig,
+    tokenizer: &Tokenizer,
+    key: SampleKey,
+) -> Result<Example, CorpusError> {
+    let mut random = KeyedRandom::new(&[key.seed, key.epoch, key.row, TEXT_STREAM]);
+    let (window, attend) = match row {
+        Row::Interleaved(page) => {
+            let window = cut(&page_tokens(page, tokenizer), config, tokenizer, &mut random);
+            let next = random.chance(config.next_image_probability);
+            (window, if next { Attend::Next } else { Attend::Previous })
+        }
+        Row::ImageText(pair) => {
+            let tokens = caption_tokens(&pair.caption, config, tokenizer, &mut random);
+            (from_start(tokens, config), Attend::Previous)
+        }
+        Row::VideoText(clip) => {
+            let tokens = caption_tokens(&clip.caption, config, tokenizer, &mut random);
+            (from_start(tokens, config), Attend::Previous)
+        }
+    };
+    let mut tokens = window.tokens;
+    tokens.resize(config.tokens, tokenizer.pad_id());
+    let phi = phi(&tokens, tokenizer.image_id(), attend);
+    let loss_mask = loss_mask(&tokens, config.loss, tokenizer);
+    let images = pixels_of(row, window.first_image, window.n_images, config, key)?;
+    Ok(Example { tokens, phi, loss_mask, images })
+}
+
+/// A run of tokens of a document and the images whose marks it holds.
+struct Window {
+    tokens: Vec<u32>,
+    first_image: usize,
+    n_images: usize,
+}
+
+/// The whole page as tokens.
+fn page_tokens(page: &Interleaved, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut tokens = vec![tokenizer.bos_id()];
+    let mut text = String::new();
+    for slot in &page.slots {
+        match slot {
+            Slot::Text(piece) => {
+                if !text.is_empty() {
+                    text.push('\n');
+                }
+                text.push_str(piece);
+            }
+            Slot::Image { .. } => {
+                tokens.extend(tokenizer.encode(&std::mem::take(&mut text)));
+                if tokens.len() > 1 {
+                    tokens.push(tokenizer.eoc_id());
+                }
+                tokens.push(tokenizer.image_id());
+            }
+        }
+    }
+    tokens.extend(tokenizer.encode(&text));
+    tokens.extend([tokenizer.eoc_id(), tokenizer.eos_id()]);
+    tokens
+}
+
+fn caption_tokens(
+    caption: &str,
+    config: &SampleConfig,
+    tokenizer: &Tokenizer,
+    random: &mut KeyedRandom,
+) -> Vec<u32> {
+    let space = random.chance(config.space_prefix_probability);
+    let caption = if space { format!(" {caption}") } else { caption.to_owned() };
+    let mut tokens = vec![tokenizer.bos_id(), tokenizer.image_id()];
+    tokens.extend(tokenizer.encode(&caption));
+    tokens.extend([tokenizer.eoc_id(), tokenizer.eos_id()]);
+    tokens
+}
+
+/// A caption is never cut at its start; a long one loses its end.
+fn from_start(mut tokens: Vec<u32>, config: &SampleConfig) -> Window {
+    tokens.truncate(config.tokens);
+    Window { tokens, first_image: 0, n_images: 1 }
+}
+
+/// A random window of L tokens, which ends before the mark of image N + 1. A shorter page is taken
+/// whole. Images whose marks were cut off are gone.
+fn cut(
+    tokens: &[u32],
+    config: &SampleConfig,
+    tokenizer: &Tokenizer,
+    random: &mut KeyedRandom,
+) -> Window {
+    let is_mark = |token: &&u32| **token == tokenizer.image_id();
+    let start = random.below(tokens.len().saturating_sub(config.tokens) + 1);
+    let end = tokens.len().min(start + config.tokens);
+    let marks = (start..end).filter(|&l| is_mark(&&tokens[l]));
+    let end = marks.clone().nth(config.images).unwrap_or(end);
+    Window {
+        tokens: tokens[start..end].to_vec(),
+        first_image: tokens[..start].iter().filter(is_mark).count(),
+        n_images: marks.take(config.images).count(),
+    }
+}
+
+fn loss_mask(tokens: &[u32], rule: LossMask, tokenizer: &Tokenizer) -> Vec<f32> {
+    let seen = phi(tokens, tokenizer.image_id(), Attend::Previous);
+    let mut mask = vec![0.0; tokens.len()];
+    for l in 0..tokens.len().saturating_sub(1) {
+        let next = tokens[l + 1];
+        let is_text = next != tokenizer.image_id() && next != tokenizer.pad_id();
+        let counts = match rule {
+            LossMask::All => true,
+            LossMask::AfterFirstImage => seen[l] != SEES_NONE,
+        };
+        mask[l] = f32::from(u8::from(is_text && counts));
+    }
+    mask
+}
+
+fn pixels_of(
+    row: &Row,
+    first_image: usize,
+    n_images: usize,
+    config: &SampleConfig,
+    key: SampleKey,
+) -> Result<Vec<Vec<f32>>, CorpusError> {
+    let stored = row.images();
+    let images: Vec<&[&EncodedImage]> = match row {
+        Row::VideoText(_) if stored.is_empty() => {
+            let problem = "the clip has no frames".to_owned();
+            return Err(CorpusError::Image { name: None, problem });
+        }
+        Row::VideoText(_) => vec![&stored],
+        _ => stored.chunks(1).skip(first_image).take(n_images).collect(),
+    };
+    let with_idx = images.into_iter().zip(first_image as u64..);
+    with_idx
+        .map(|(frames, idx)| {
+            let mut random = KeyedRandom::new(&[key.seed, key.epoch, key.row, IMAGE_STREAM, idx]);
+            frames_pixels(frames, config.frames, &config.image, Some(augment(config, &mut random)))
+        })
+        .collect()
+}
+
+fn augment(config: &SampleConfig, random: &mut KeyedRandom) -> Augment {
+    let flip = random.chance(config.flip_probability);
+    let mut factor = || (1.0 + config.colour_jitter * (2.0 * random.unit() - 1.0)) as f32;
+    Augment { flip, brightness: factor(), contrast: factor(), saturation: factor() }
+}
+
+/// Pixels `[F, 3, H, W]` of `n_frames` frames spread evenly over `frames`; a clip with fewer shows
+/// some of them more than once, a still image stands still.
+pub(crate) fn frames_pixels(
+    frames: &[&EncodedImage],
+    n_frames: usize,
+    config: &ImageConfig,
+    augment: Option<Augment>,
+) -> Result<Vec<f32>, CorpusError> {
+    let mut pixels = Vec::with_capacity(n_frames * 3 * config.size * config.size);
+    let mut last = None;
+    for i in 0..n_frames {
+        let idx = i * frames.len() / n_frames;
+        if last == Some(idx) {
+            let frame = pixels.len() - 3 * config.size * config.size;
+            pixels.extend_from_within(frame..);
+            continue;
+        }
+        let image = frames[idx];
+        pixels.extend(image_pixels(&image.bytes, config, augment).map_err(|e| named(e, image))?);
+        last = Some(idx);
+    }
+    Ok(pixels)
+}
+
+fn named(error: CorpusError, image: &EncodedImage) -> CorpusError {
+    match error {
+        CorpusError::Image { problem, .. } => {
+            CorpusError::Image { name: image.path.clone(), problem }
+        }
+        other => other,
+    }
+}
