@@ -1,1 +1,67 @@
-//! model
+//! Flamingo (arXiv 2204.14198) on dfdx: everything between pixels and tokens on one side and a loss on the other.
+//!
+//! Three models come out of this crate, one for each stage of training. [`Clip`] learns images and their texts by contrast
+//! and leaves a vision tower; [`LanguageModel`] learns text; [`Flamingo`] freezes both and learns to connect them:
+//! a Perceiver resampler turns any number of image features into a few latents, and gated cross-attention lets each token
+//! of the text read the latents of one image. Frozen weights are plain buffers that no gradient is computed for.
+//!
+//! A model is a value: `step` takes a batch and the gradients so far and returns the loss and the sums, and
+//! [`Params::update`] lets an optimizer change the weights. Inputs are checked once, at the edge, and answered with a
+//! [`ModelError`]; inside, everything is a row-major matrix. All sums run in an order that depends on the shapes
+//! alone, so results are the same bit by bit whatever the number of threads.
+//!
+//! Shape letters: `B` sequences, `L` tokens, `D` text width, `M` images or videos, `F` frames, `P` patches, `R` latents,
+//! `V` visual width, `H` heads, `K` width of one head.
+//!
+//! ```
+//! use flamingo_model::{Activation, Gradients, LanguageConfig, LanguageModel, TextBatch, Trainable};
+//!
+//! let config = LanguageConfig {
+//!     vocabulary: 16, context: 8, width: 8, layers: 1, heads: 2, activation: Activation::GeluTanh,
+//! };
+//! let mut model = LanguageModel::new(&config, 1)?;
+//! let batch = TextBatch { tokens: vec![1, 2, 3, 4], length: 4, loss_mask: vec![1.0, 1.0, 1.0, 0.0] };
+//! let (before, mut gradients) = model.step(&batch, 1.0, Gradients::default())?;
+//! for params in model.params_mut() {
+//!     params.update(&mut gradients, |_name, _shape, values, gradient| {
+//!         values.iter_mut().zip(gradient).for_each(|(v, g)| *v -= 0.1 * g);
+//!     })?;
+//! }
+//! assert!(model.loss_only(&batch)? < before);
+//! # Ok::<(), flamingo_model::ModelError>(())
+//! ```
+//!
+//! Reading order: [`error`] | `tensor` dfdx's types and ours | `buffer` | `ops` custom operations | [`params`] named
+//! parameters | [`checkpoint`] model folders | `layers` | `block` transformer block | `vision` | `decoder` |
+//! `clip` | `language_model` | `resampler` | `gated_xattn` | `flamingo` | `generate`.
+
+mod block;
+mod buffer;
+pub mod checkpoint;
+mod clip;
+mod decoder;
+pub mod error;
+mod flamingo;
+mod gated_xattn;
+mod generate;
+mod language_model;
+mod layers;
+mod ops;
+pub mod params;
+mod resampler;
+mod tensor;
+mod vision;
+
+pub use checkpoint::{Tensors, model_folder, read_config};
+pub use clip::{Clip, ClipConfig, Pairs};
+pub use decoder::LanguageConfig;
+pub use error::ModelError;
+pub use flamingo::{Flamingo, FlamingoConfig, Inputs, Latents};
+pub use gated_xattn::CrossAttentionConfig;
+pub use generate::{Prompt, Scores};
+pub use language_model::{LanguageModel, TextBatch};
+pub use ops::Activation;
+pub use params::{Parameter, Params, Trainable};
+pub use resampler::ResamplerConfig;
+pub use tensor::{DeviceError, Gradients, Weight};
+pub use vision::VisionConfig;

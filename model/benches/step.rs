@@ -1,0 +1,2 @@
+//! Times training steps of tiny models.
+fn main() {}

@@ -1,0 +1,269 @@
+//! The contrastive model that makes the vision tower (paper, appendix B.1.3; CLIP): an image and a text tower, each projected
+//! to one embedding, and a learnt temperature.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{load_folder, save_folder};
+use crate::decoder::{Decoder, LanguageConfig};
+use crate::error::ModelError;
+use crate::layers::{Linear, check_positive};
+use crate::ops;
+use crate::params::{Declare, ParamId, Params, Source, Start, Trainable, Training};
+use crate::tensor::{
+    DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
+};
+use crate::vision::{Vision, VisionConfig};
+
+/// Prefix of the vision tower's parameters, here and in Flamingo's checkpoints.
+pub(crate) const VISION_PREFIX: &str = "vision.";
+/// The temperature at the start is 0.07, as in CLIP: `ln(1 / 0.07)`.
+const LOG_BETA_START: f32 = 2.659_26;
+
+/// Shape of the contrastive model. Read from `[model]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipConfig {
+    /// The image tower.
+    pub vision: VisionConfig,
+    /// The text tower; its head is not used.
+    pub text: LanguageConfig,
+    /// Width of the common embedding. Paper: 1376.
+    pub embedding: usize,
+}
+
+impl ClipConfig {
+    /// Checks that the sizes can work.
+    ///
+    /// # Errors
+    /// Names the first field that cannot.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        self.vision.validate()?;
+        self.text.validate()?;
+        check_positive("embedding", self.embedding)
+    }
+}
+
+/// Images with their texts: row i of each belong together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pairs {
+    /// `[B, 3, H, W]`.
+    pub images: Vec<f32>,
+    /// `[B, L]`, padded at the end with any token.
+    pub tokens: Vec<u32>,
+    /// `L`.
+    pub length: usize,
+    /// `[B]`: real tokens of each text, at least 1.
+    pub lengths: Vec<usize>,
+}
+
+/// Image and text tower with a common embedding.
+#[derive(Debug, Clone)]
+pub struct Clip {
+    config: ClipConfig,
+    params: Params,
+    vision: Vision,
+    text: Decoder,
+    vision_projection: Linear,
+    text_projection: Linear,
+    log_beta: ParamId,
+}
+
+impl Clip {
+    /// A fresh model, ready to be trained.
+    ///
+    /// # Errors
+    /// When the configuration cannot work.
+    pub fn new(config: &ClipConfig, seed: u64) -> Result<Self, ModelError> {
+        Self::from_source(config.clone(), Source::Random { seed })
+    }
+
+    /// The model in a folder that [`Clip::save`] or a run wrote, ready to be trained on.
+    ///
+    /// # Errors
+    /// When the folder does not hold a contrastive model.
+    pub fn load(folder: &Path) -> Result<Self, ModelError> {
+        let (config, source) = load_folder(folder)?;
+        Self::from_source(config, source)
+    }
+
+    fn from_source(config: ClipConfig, source: Source) -> Result<Self, ModelError> {
+        config.validate()?;
+        let mut declare = Declare::new(source, Training::Trained);
+        let vision = Vision::new(&mut declare, VISION_PREFIX, &config.vision)?;
+        let text = Decoder::new(&mut declare, "text.", &config.text)?;
+        let (from, to) = (config.vision.width, config.embedding);
+        let vision_projection = Linear::new(&mut declare, "vision_projection", from, to)?;
+        let text_projection = Linear::new(&mut declare, "text_projection", config.text.width, to)?;
+        let log_beta = declare.add("log_beta", &[1], Start::Constant(LOG_BETA_START))?;
+        let (params, _) = declare.finish();
+        Ok(Self { config, params, vision, text, vision_projection, text_projection, log_beta })
+    }
+
+    /// Writes `config.json` and `model.safetensors` into an existing folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        save_folder(folder, &self.config, &[&self.params])
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    /// Adds to `gradients` those of `scale` times the two-term loss with label `smoothing`; returns the loss itself.
+    ///
+    /// # Errors
+    /// When the pairs do not fit the model.
+    pub fn contrastive_step(
+        &self,
+        pairs: &Pairs,
+        smoothing: f32,
+        scale: f32,
+        gradients: Gradients,
+    ) -> Result<(f32, Gradients), ModelError> {
+        self.check_pairs(pairs)?;
+        ops::on_pool(|| {
+            let loss = self.loss(pairs, smoothing, scale, gradients.into_tape()?)?;
+            let (loss, gradients) = differentiate(loss)?;
+            Ok((if scale == 0.0 { 0.0 } else { loss / scale }, gradients))
+        })
+    }
+
+    /// The two-term loss.
+    ///
+    /// # Errors
+    /// When the pairs do not fit the model.
+    pub fn contrastive_loss(&self, pairs: &Pairs, smoothing: f32) -> Result<f32, ModelError> {
+        self.check_pairs(pairs)?;
+        ops::on_pool(|| Ok(value_of(&self.loss(pairs, smoothing, 1.0, NotRecording::default())?)))
+    }
+
+    fn loss<T: Record>(
+        &self,
+        pairs: &Pairs,
+        smoothing: f32,
+        scale: f32,
+        tape: T,
+    ) -> Result<Scalar<T>, DeviceError> {
+        let (texts, tape) = self.texts(&pairs.tokens, pairs.length, &pairs.lengths, tape)?.split();
+        let images = self.images(&pairs.images, tape)?;
+        ops::contrastive_loss(images, texts, self.params.get(self.log_beta), smoothing, scale)
+    }
+
+    /// Images `[B, 3, H, W]` to embeddings of length 1: `[B * E]`.
+    ///
+    /// # Errors
+    /// When the images do not fit the model.
+    pub fn embed_images(&self, images: &[f32]) -> Result<Vec<f32>, ModelError> {
+        check_pixels(images, &self.config.vision, None)?;
+        ops::on_pool(|| {
+            let x = self.images(images, NotRecording::default())?;
+            Ok(ops::unit_rows(x.values(), x.width()).0)
+        })
+    }
+
+    /// Texts `[B, L]`, of which `lengths` `[B]` are real tokens, to embeddings of length 1: `[B * E]`.
+    ///
+    /// # Errors
+    /// When the texts do not fit the model.
+    pub fn embed_texts(
+        &self,
+        tokens: &[u32],
+        length: usize,
+        lengths: &[usize],
+    ) -> Result<Vec<f32>, ModelError> {
+        self.check_texts(tokens, length, lengths)?;
+        ops::on_pool(|| {
+            let x = self.texts(tokens, length, lengths, NotRecording::default())?;
+            Ok(ops::unit_rows(x.values(), x.width()).0)
+        })
+    }
+
+    fn images<T: Record>(&self, images: &[f32], tape: T) -> Result<Matrix<T>, DeviceError> {
+        let x = self.vision.forward(&self.params, images, tape)?; // [B * (1 + P), V]
+        let x = self.vision.pool(&self.params, x)?; // [B, V]
+        self.vision_projection.forward(&self.params, x) // [B, E]
+    }
+
+    /// The mean over each text's real tokens, as in the paper (appendix B.1.3). The tower is causal like CLIP's, so padding at
+    /// the end cannot change them.
+    fn texts<T: Record>(
+        &self,
+        tokens: &[u32],
+        length: usize,
+        lengths: &[usize],
+        tape: T,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let x = self.text.forward(&self.params, tokens, length, tape, |_, x| Ok(x))?; // [B * L, D]
+        let spans = lengths.iter().enumerate().map(|(b, n)| b * length..b * length + n).collect();
+        self.text_projection.forward(&self.params, ops::mean_rows(x, spans)?) // [B, E]
+    }
+
+    fn check_pairs(&self, pairs: &Pairs) -> Result<(), ModelError> {
+        self.check_texts(&pairs.tokens, pairs.length, &pairs.lengths)?;
+        check_pixels(&pairs.images, &self.config.vision, Some(pairs.lengths.len()))
+    }
+
+    fn check_texts(
+        &self,
+        tokens: &[u32],
+        length: usize,
+        lengths: &[usize],
+    ) -> Result<(), ModelError> {
+        let texts = self.config.text.check_tokens(tokens, length)?;
+        if lengths.len() != texts {
+            return Err(ModelError::Input {
+                what: "lengths",
+                found: format!("{} values", lengths.len()),
+                expected: format!("{texts}, one for each text"),
+            });
+        }
+        match lengths.iter().find(|n| **n == 0 || **n > length) {
+            None => Ok(()),
+            Some(n) => Err(ModelError::Input {
+                what: "lengths",
+                found: n.to_string(),
+                expected: format!("1 to {length} tokens"),
+            }),
+        }
+    }
+}
+
+/// Checks that `pixels` are `images` images, or any number but 0, of the tower's size.
+pub(crate) fn check_pixels(
+    pixels: &[f32],
+    config: &VisionConfig,
+    images: Option<usize>,
+) -> Result<(), ModelError> {
+    let one = config.n_pixel_values();
+    let fits = match images {
+        Some(n) => pixels.len() == n * one,
+        None => !pixels.is_empty() && pixels.len().is_multiple_of(one),
+    };
+    if fits {
+        return Ok(());
+    }
+    let number = images.map_or("a positive number of".to_owned(), |n| n.to_string());
+    Err(ModelError::Input {
+        what: "pixels",
+        found: format!("{} values", pixels.len()),
+        expected: format!(
+            "{number} images of 3 x {} x {} values",
+            config.image_size, config.image_size
+        ),
+    })
+}
+
+impl Trainable for Clip {
+    fn params(&self) -> Vec<&Params> {
+        vec![&self.params]
+    }
+
+    fn params_mut(&mut self) -> Vec<&mut Params> {
+        vec![&mut self.params]
+    }
+}

@@ -1,0 +1,508 @@
+//! The whole model: frozen vision tower and language model, and between them, trained, the Perceiver resampler and the
+//! gated cross-attention blocks (paper, section 2 and figure 3).
+//!
+//! Letters: `B` sequences, `L` tokens, `M` images or videos, `F` frames, `P` patches, `R` latents, `V` visual width.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::buffer::Buffer;
+use crate::checkpoint::{load_folder, model_folder, save_folder};
+use crate::clip::{ClipConfig, VISION_PREFIX, check_pixels};
+use crate::decoder::LanguageConfig;
+use crate::error::ModelError;
+use crate::gated_xattn::{CrossAttentionConfig, GatedCrossAttention, MediaKeys};
+use crate::language_model::{LanguageModel, all_logits, targets};
+use crate::ops::{self, MediaReads};
+use crate::params::{Declare, Params, Source, Trainable, Training};
+use crate::resampler::{Resampler, ResamplerConfig};
+use crate::tensor::{
+    DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
+};
+use crate::vision::{Vision, VisionConfig};
+
+/// Shape of the whole model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlamingoConfig {
+    /// The frozen vision tower, as the contrastive stage trained it.
+    pub vision: VisionConfig,
+    /// The resampler.
+    pub resampler: ResamplerConfig,
+    /// The gated cross-attention blocks.
+    pub cross_attention: CrossAttentionConfig,
+    /// The frozen language model, as the language stage trained it.
+    pub language: LanguageConfig,
+}
+
+impl FlamingoConfig {
+    /// The configuration of a model on the towers in two folders, models or runs.
+    ///
+    /// # Errors
+    /// When a folder does not hold what it should.
+    pub fn on_towers(
+        vision_from: &Path,
+        language_from: &Path,
+        resampler: ResamplerConfig,
+        cross_attention: CrossAttentionConfig,
+    ) -> Result<Self, ModelError> {
+        let clip: ClipConfig = crate::checkpoint::read_config(vision_from)?;
+        let language = crate::checkpoint::read_config(language_from)?;
+        Ok(Self { vision: clip.vision, resampler, cross_attention, language })
+    }
+
+    /// Checks that the sizes can work.
+    ///
+    /// # Errors
+    /// Names the first field that cannot.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        self.vision.validate()?;
+        self.resampler.validate()?;
+        self.cross_attention.validate()?;
+        self.language.validate()
+    }
+}
+
+/// A batch of interleaved sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inputs {
+    /// `[B, L]`.
+    pub tokens: Vec<u32>,
+    /// `L`.
+    pub length: usize,
+    /// `[B, L]`: the image of its sequence that a token sees, -1 for none.
+    pub phi: Vec<i32>,
+    /// `[B, L]`: 1 where `tokens[l + 1]` is to be predicted from position l, else 0. Last positions are 0.
+    pub loss_mask: Vec<f32>,
+    /// `[M, F, 3, H, W]`: the images of all sequences one after the other, without padding.
+    pub pixels: Vec<f32>,
+    /// `F`.
+    pub n_frames: usize,
+    /// `[B]`: images of each sequence.
+    pub image_count: Vec<usize>,
+}
+
+/// What the resampler made of images: `[M, R, V]`. Cheap to clone; each image's part depends on that image alone.
+#[derive(Debug, Clone)]
+pub struct Latents {
+    pub(crate) matrix: Matrix,
+    pub(crate) n_images: usize,
+}
+
+/// The whole model.
+#[derive(Debug, Clone)]
+pub struct Flamingo {
+    pub(crate) config: FlamingoConfig,
+    vision_params: Params,
+    vision: Vision,
+    pub(crate) language: LanguageModel,
+    pub(crate) params: Params,
+    resampler: Resampler,
+    pub(crate) cross_attention: Vec<GatedCrossAttention>,
+}
+
+impl Flamingo {
+    /// A model on the frozen towers in two folders, a contrastive and a language model or run, with fresh
+    /// resampler and cross-attention. Its gates are closed, so that it begins as the language model.
+    ///
+    /// # Errors
+    /// When the configuration cannot work, or a folder does not hold the tower that it describes.
+    pub fn new(
+        config: &FlamingoConfig,
+        vision_from: &Path,
+        language_from: &Path,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
+        config.validate()?;
+        let (clip, vision): (ClipConfig, Source) = load_folder(vision_from)?;
+        check_same("vision", &config.vision, &clip.vision, vision_from)?;
+        let (language_config, language): (LanguageConfig, Source) = load_folder(language_from)?;
+        check_same("language", &config.language, &language_config, language_from)?;
+        Ok(Self::from_sources(config.clone(), vision, language, Source::Random { seed })?.0)
+    }
+
+    /// The model in a folder that [`Flamingo::save`] or a run wrote.
+    ///
+    /// # Errors
+    /// When the folder does not hold a whole model.
+    pub fn load(folder: &Path) -> Result<Self, ModelError> {
+        let (config, Source::Stored { mut tensors, path }) = load_folder(folder)? else {
+            return Err(ModelError::NotARun {
+                path: model_folder(folder)?,
+                expected: "`model.safetensors`",
+            });
+        };
+        let mut part = |prefix: &str| Source::Stored {
+            tensors: tensors.split_off(prefix),
+            path: path.clone(),
+        };
+        let (vision, language) =
+            (part(VISION_PREFIX), part(crate::language_model::LANGUAGE_PREFIX));
+        let rest = part("");
+        Ok(Self::from_sources(config, vision, language, rest)?.0)
+    }
+
+    fn from_sources(
+        config: FlamingoConfig,
+        vision: Source,
+        language: Source,
+        rest: Source,
+    ) -> Result<(Self, Source), ModelError> {
+        config.validate()?;
+        let mut declare = Declare::new(vision, Training::Frozen);
+        let vision = Vision::new(&mut declare, VISION_PREFIX, &config.vision)?;
+        let (vision_params, _) = declare.finish();
+        let language =
+            LanguageModel::from_source(config.language.clone(), language, Training::Frozen)?;
+        let mut declare = Declare::new(rest, Training::Trained);
+        let width = config.vision.width;
+        let resampler = Resampler::new(&mut declare, "resampler.", width, &config.resampler)?;
+        let cross_attention = (0..config.language.layers.div_ceil(config.cross_attention.every))
+            .map(|i| {
+                let name = format!("cross_attention.{i}.");
+                let text_width = config.language.width;
+                GatedCrossAttention::new(
+                    &mut declare,
+                    &name,
+                    text_width,
+                    width,
+                    &config.cross_attention,
+                )
+            })
+            .collect::<Result<_, _>>()?;
+        let (params, rest) = declare.finish();
+        let model =
+            Self { config, vision_params, vision, language, params, resampler, cross_attention };
+        Ok((model, rest))
+    }
+
+    /// Writes `config.json` and `model.safetensors`, all towers included, into an existing folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        save_folder(folder, &self.config, &self.params())
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &FlamingoConfig {
+        &self.config
+    }
+
+    /// The language model inside, frozen and without cross-attention; its weights are shared.
+    pub fn language_model(&self) -> &LanguageModel {
+        &self.language
+    }
+
+    /// SHA-256 over names, shapes and values of all frozen parameters, in hexadecimal: equal before and after training.
+    pub fn frozen_sha256(&self) -> String {
+        let mut digest = Sha256::new();
+        let frozen = self.params().into_iter().flat_map(Params::iter);
+        for parameter in frozen.filter(|parameter| !parameter.weight.is_trained()) {
+            digest.update(format!("{} {:?}\n", parameter.name, parameter.shape));
+            for value in parameter.weight.values().iter() {
+                digest.update(value.to_le_bytes());
+            }
+        }
+        let mut text = String::new();
+        for byte in digest.finalize() {
+            write!(text, "{byte:02x}").expect("a string takes all that is written");
+        }
+        text
+    }
+
+    /// Adds to `gradients` those of `scale` times the mean loss over the predicted tokens; returns the mean loss itself, in
+    /// nats per token.
+    ///
+    /// # Errors
+    /// When the inputs do not fit the model or each other.
+    pub fn step(
+        &self,
+        inputs: &Inputs,
+        scale: f32,
+        gradients: Gradients,
+    ) -> Result<(f32, Gradients), ModelError> {
+        let (targets, n) = self.check(inputs)?;
+        let share = scale / n as f32;
+        ops::on_pool(|| {
+            let loss = self.loss(inputs, &targets, share, gradients.into_tape()?)?;
+            let (loss, gradients) = differentiate(loss)?;
+            Ok((if scale == 0.0 { 0.0 } else { loss / scale }, gradients))
+        })
+    }
+
+    /// The mean loss over the predicted tokens, in nats per token.
+    ///
+    /// # Errors
+    /// When the inputs do not fit the model or each other.
+    pub fn loss_only(&self, inputs: &Inputs) -> Result<f32, ModelError> {
+        let (targets, n) = self.check(inputs)?;
+        ops::on_pool(|| {
+            let tape = NotRecording::default();
+            Ok(value_of(&self.loss(inputs, &targets, 1.0 / n as f32, tape)?))
+        })
+    }
+
+    /// The loss at each position that predicts, 0 elsewhere, in nats: `[B * L]`.
+    ///
+    /// # Errors
+    /// When the inputs do not fit the model or each other.
+    pub fn token_nll(&self, inputs: &Inputs) -> Result<Vec<f32>, ModelError> {
+        let (targets, _) = self.check(inputs)?;
+        ops::on_pool(|| {
+            let hidden = self.hidden(inputs, NotRecording::default())?;
+            let (decoder, params) = self.language.parts();
+            Ok(ops::token_losses(&hidden, decoder.head(params), &targets))
+        })
+    }
+
+    /// The likeliest next token at every position: `[B * L]`.
+    ///
+    /// # Errors
+    /// When the inputs do not fit the model or each other.
+    pub fn predictions(&self, inputs: &Inputs) -> Result<Vec<u32>, ModelError> {
+        self.check(inputs)?;
+        ops::on_pool(|| {
+            let hidden = self.hidden(inputs, NotRecording::default())?;
+            Ok(self.likeliest(&hidden))
+        })
+    }
+
+    /// The logits at every position: `[B * L * vocabulary]`.
+    ///
+    /// # Errors
+    /// When the inputs do not fit the model or each other.
+    pub fn logits(&self, inputs: &Inputs) -> Result<Vec<f32>, ModelError> {
+        self.check(inputs)?;
+        ops::on_pool(|| {
+            let hidden = self.hidden(inputs, NotRecording::default())?;
+            let (decoder, params) = self.language.parts();
+            Ok(all_logits(&hidden, decoder.head(params), self.config.language.vocabulary))
+        })
+    }
+
+    /// The latents of `pixels` `[M, F, 3, H, W]`, so that images which are read often are resampled once.
+    ///
+    /// # Errors
+    /// When the pixels are not whole images of the model's size.
+    pub fn latents(&self, pixels: &[f32], n_frames: usize) -> Result<Latents, ModelError> {
+        let one = self.config.vision.n_pixel_values() * n_frames;
+        let n_images = pixels.len().checked_div(one).unwrap_or(0);
+        self.check_media(pixels, n_images, n_frames)?;
+        ops::on_pool(|| {
+            let matrix = self.resample(pixels, n_images, n_frames, NotRecording::default())?;
+            Ok(Latents { matrix, n_images })
+        })
+    }
+
+    /// The likeliest token of each row of `hidden`, the first among equals.
+    pub(crate) fn likeliest(&self, hidden: &Matrix) -> Vec<u32> {
+        let (decoder, params) = self.language.parts();
+        let mut all = Vec::with_capacity(hidden.rows());
+        ops::each_logits(hidden, decoder.head(params), |_, logits| {
+            let mut best = 0;
+            for (token, logit) in logits.iter().enumerate() {
+                if *logit > logits[best] {
+                    best = token;
+                }
+            }
+            all.push(best as u32);
+        });
+        all
+    }
+
+    /// The cross-attention block that stands before layer `layer` of the language model, if any.
+    pub(crate) fn block_before(&self, layer: usize) -> Option<usize> {
+        let every = self.config.cross_attention.every;
+        layer.is_multiple_of(every).then_some(layer / every)
+    }
+
+    /// `[M, F, 3, H, W]` to `[M * R, V]`. The vision tower never records.
+    fn resample<T: Record>(
+        &self,
+        pixels: &[f32],
+        n_images: usize,
+        n_frames: usize,
+        tape: T,
+    ) -> Result<Matrix<T>, DeviceError> {
+        if n_images == 0 {
+            let none = Buffer::from(Vec::new());
+            return Ok(Matrix::constant(none, self.config.vision.width).with(tape));
+        }
+        let features = self.vision.features(&self.vision_params, pixels)?; // [M * F * P, V]
+        self.resampler.forward(&self.params, features.with(tape), n_images, n_frames)
+    }
+
+    /// States after the language model's last norm: `[B * L, D]`.
+    fn hidden<T: Record>(&self, inputs: &Inputs, tape: T) -> Result<Matrix<T>, DeviceError> {
+        let n_images = inputs.image_count.iter().sum();
+        let media = self.resample(&inputs.pixels, n_images, inputs.n_frames, tape)?; // [M * R, V]
+        let (keys, tape) = self.media_keys(media)?;
+        let reads = Arc::new(MediaReads::new(inputs.images_seen(), self.config.resampler.latents));
+        let (decoder, params) = self.language.parts();
+        decoder.forward(params, &inputs.tokens, inputs.length, tape, |layer, y| {
+            match self.block_before(layer) {
+                Some(i) => self.cross_attention[i].forward(&self.params, y, &keys[i], &reads),
+                None => Ok(y),
+            }
+        })
+    }
+
+    /// Keys and values of the media for every cross-attention block.
+    pub(crate) fn media_keys<T: Record>(
+        &self,
+        media: Matrix<T>,
+    ) -> Result<(Vec<MediaKeys>, T), DeviceError> {
+        let (media, mut tape) = media.split();
+        let mut all = Vec::with_capacity(self.cross_attention.len());
+        for block in &self.cross_attention {
+            let keys;
+            (keys, tape) = block.media_keys(&self.params, media.clone().with(tape))?;
+            all.push(keys);
+        }
+        Ok((all, tape))
+    }
+
+    fn loss<T: Record>(
+        &self,
+        inputs: &Inputs,
+        targets: &[Option<u32>],
+        share: f32,
+        tape: T,
+    ) -> Result<Scalar<T>, DeviceError> {
+        let hidden = self.hidden(inputs, tape)?;
+        let (decoder, params) = self.language.parts();
+        ops::cross_entropy(hidden, decoder.head(params), targets, share)
+    }
+
+    /// Checks everything about a batch; returns what each position predicts and how many do, at least 1.
+    fn check(&self, inputs: &Inputs) -> Result<(Vec<Option<u32>>, usize), ModelError> {
+        let n = self.config.language.check_tokens(&inputs.tokens, inputs.length)?;
+        if inputs.image_count.len() != n {
+            return Err(ModelError::Input {
+                what: "image_count",
+                found: format!("{} values", inputs.image_count.len()),
+                expected: format!("{n}, one for each sequence"),
+            });
+        }
+        if inputs.phi.len() != inputs.tokens.len() {
+            return Err(ModelError::Input {
+                what: "phi",
+                found: format!("{} values", inputs.phi.len()),
+                expected: format!("{}, one for each token", inputs.tokens.len()),
+            });
+        }
+        for (phi, images) in inputs.phi.chunks(inputs.length).zip(&inputs.image_count) {
+            check_phi(phi, *images)?;
+        }
+        self.check_media(&inputs.pixels, inputs.image_count.iter().sum(), inputs.n_frames)?;
+        targets(&inputs.tokens, inputs.length, &inputs.loss_mask)
+    }
+
+    fn check_media(
+        &self,
+        pixels: &[f32],
+        n_images: usize,
+        n_frames: usize,
+    ) -> Result<(), ModelError> {
+        if n_frames == 0 {
+            return Err(ModelError::Input {
+                what: "n_frames",
+                found: "0".to_owned(),
+                expected: "at least 1".to_owned(),
+            });
+        }
+        check_pixels(pixels, &self.config.vision, Some(n_images * n_frames))
+    }
+}
+
+/// Checks that tokens see only images that are there.
+pub(crate) fn check_phi(phi: &[i32], n_images: usize) -> Result<(), ModelError> {
+    match phi.iter().find(|image| **image < -1 || **image >= n_images as i32) {
+        None => Ok(()),
+        Some(image) => Err(ModelError::Input {
+            what: "phi",
+            found: image.to_string(),
+            expected: format!("-1 or the number of one of {n_images} images"),
+        }),
+    }
+}
+
+fn check_same<C: PartialEq + std::fmt::Debug>(
+    field: &'static str,
+    configured: &C,
+    found: &C,
+    folder: &Path,
+) -> Result<(), ModelError> {
+    if configured == found {
+        return Ok(());
+    }
+    Err(ModelError::Config {
+        field,
+        value: format!("{configured:?}"),
+        expected: format!("{found:?}, the tower in {}", folder.display()),
+    })
+}
+
+impl Inputs {
+    /// The image that each token sees, counted over the whole batch.
+    fn images_seen(&self) -> impl Iterator<Item = Option<usize>> + '_ {
+        let firsts = self.image_count.iter().scan(0, |next, n| {
+            let first = *next;
+            *next += n;
+            Some(first)
+        });
+        self.phi.chunks(self.length).zip(firsts).flat_map(|(phi, first)| {
+            phi.iter().map(move |image| usize::try_from(*image).ok().map(|image| first + image))
+        })
+    }
+}
+
+impl Latents {
+    /// No images.
+    pub fn none() -> Self {
+        Self { matrix: Matrix::constant(Buffer::from(Vec::new()), 1), n_images: 0 }
+    }
+
+    /// Number of images.
+    pub fn n_images(&self) -> usize {
+        self.n_images
+    }
+
+    /// The latents of several images one after the other, all made by one model.
+    ///
+    /// # Panics
+    /// If they come from models of different width.
+    pub fn join<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let (mut values, mut width, mut n_images) = (Vec::new(), 1, 0);
+        for part in parts.into_iter().filter(|part| part.n_images > 0) {
+            assert!(n_images == 0 || width == part.matrix.width(), "latents of different models");
+            width = part.matrix.width();
+            n_images += part.n_images;
+            values.extend_from_slice(part.matrix.values());
+        }
+        Self { matrix: Matrix::constant(values.into(), width), n_images }
+    }
+}
+
+impl Trainable for Flamingo {
+    fn params(&self) -> Vec<&Params> {
+        [&self.vision_params]
+            .into_iter()
+            .chain(self.language.params())
+            .chain([&self.params])
+            .collect()
+    }
+
+    fn params_mut(&mut self) -> Vec<&mut Params> {
+        [&mut self.vision_params]
+            .into_iter()
+            .chain(self.language.params_mut())
+            .chain([&mut self.params])
+            .collect()
+    }
+}

@@ -1,0 +1,217 @@
+//! The language model by itself: trained first, then frozen inside Flamingo.
+
+use std::path::Path;
+
+use crate::checkpoint::{load_folder, save_folder};
+use crate::decoder::{Decoder, LanguageConfig};
+use crate::error::ModelError;
+use crate::ops;
+use crate::params::{Declare, Params, Source, Trainable, Training};
+use crate::tensor::{
+    DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
+};
+
+/// Prefix of the language model's parameters, in its own checkpoints and in Flamingo's; Hugging Face's for GPT-2.
+pub(crate) const LANGUAGE_PREFIX: &str = "transformer.";
+
+/// A batch of text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextBatch {
+    /// `[B, L]`.
+    pub tokens: Vec<u32>,
+    /// `L`.
+    pub length: usize,
+    /// `[B, L]`: 1 where `tokens[l + 1]` is to be predicted from position l, else 0. Last positions are 0.
+    pub loss_mask: Vec<f32>,
+}
+
+/// A decoder with a tied head.
+#[derive(Debug, Clone)]
+pub struct LanguageModel {
+    config: LanguageConfig,
+    params: Params,
+    decoder: Decoder,
+}
+
+impl LanguageModel {
+    /// A fresh model, ready to be trained.
+    ///
+    /// # Errors
+    /// When the configuration cannot work.
+    pub fn new(config: &LanguageConfig, seed: u64) -> Result<Self, ModelError> {
+        Self::from_source(config.clone(), Source::Random { seed }, Training::Trained)
+    }
+
+    /// The model in a folder that [`LanguageModel::save`] or a run wrote, ready to be trained on.
+    ///
+    /// # Errors
+    /// When the folder does not hold a language model.
+    pub fn load(folder: &Path) -> Result<Self, ModelError> {
+        let (config, source) = load_folder(folder)?;
+        Self::from_source(config, source, Training::Trained)
+    }
+
+    pub(crate) fn from_source(
+        config: LanguageConfig,
+        source: Source,
+        training: Training,
+    ) -> Result<Self, ModelError> {
+        config.validate()?;
+        let mut declare = Declare::new(source, training);
+        let decoder = Decoder::new(&mut declare, LANGUAGE_PREFIX, &config)?;
+        Ok(Self { config, params: declare.finish().0, decoder })
+    }
+
+    /// Writes `config.json` and `model.safetensors`.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        save_folder(folder, &self.config, &[&self.params])
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &LanguageConfig {
+        &self.config
+    }
+
+    pub(crate) fn parts(&self) -> (&Decoder, &Params) {
+        (&self.decoder, &self.params)
+    }
+
+    /// Adds to `gradients` those of `scale` times the mean loss over the predicted tokens; returns the mean loss itself, in
+    /// nats per token.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model.
+    pub fn step(
+        &self,
+        batch: &TextBatch,
+        scale: f32,
+        gradients: Gradients,
+    ) -> Result<(f32, Gradients), ModelError> {
+        let (targets, n) = batch.targets(&self.config)?;
+        let share = scale / n as f32;
+        ops::on_pool(|| {
+            let loss = self.loss(batch, &targets, share, gradients.into_tape()?)?;
+            let (loss, gradients) = differentiate(loss)?;
+            Ok((if scale == 0.0 { 0.0 } else { loss / scale }, gradients))
+        })
+    }
+
+    /// The mean loss over the predicted tokens, in nats per token.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model.
+    pub fn loss_only(&self, batch: &TextBatch) -> Result<f32, ModelError> {
+        let (targets, n) = batch.targets(&self.config)?;
+        ops::on_pool(|| {
+            let tape = NotRecording::default();
+            Ok(value_of(&self.loss(batch, &targets, 1.0 / n as f32, tape)?))
+        })
+    }
+
+    /// The loss at each position that predicts, 0 elsewhere, in nats: `[B * L]`.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model.
+    pub fn nll(&self, batch: &TextBatch) -> Result<Vec<f32>, ModelError> {
+        let (targets, _) = batch.targets(&self.config)?;
+        ops::on_pool(|| {
+            let hidden = self.hidden(&batch.tokens, batch.length, NotRecording::default())?;
+            Ok(ops::token_losses(&hidden, self.decoder.head(&self.params), &targets))
+        })
+    }
+
+    /// The logits at every position of `tokens` `[B, L]`: `[B * L * vocabulary]`.
+    ///
+    /// # Errors
+    /// When the tokens do not fit the model.
+    pub fn logits(&self, tokens: &[u32], length: usize) -> Result<Vec<f32>, ModelError> {
+        self.config.check_tokens(tokens, length)?;
+        ops::on_pool(|| {
+            let hidden = self.hidden(tokens, length, NotRecording::default())?;
+            Ok(all_logits(&hidden, self.decoder.head(&self.params), self.config.vocabulary))
+        })
+    }
+
+    fn hidden<T: Record>(
+        &self,
+        tokens: &[u32],
+        length: usize,
+        tape: T,
+    ) -> Result<Matrix<T>, DeviceError> {
+        self.decoder.forward(&self.params, tokens, length, tape, |_, x| Ok(x))
+    }
+
+    fn loss<T: Record>(
+        &self,
+        batch: &TextBatch,
+        targets: &[Option<u32>],
+        share: f32,
+        tape: T,
+    ) -> Result<Scalar<T>, DeviceError> {
+        let hidden = self.hidden(&batch.tokens, batch.length, tape)?;
+        ops::cross_entropy(hidden, self.decoder.head(&self.params), targets, share)
+    }
+}
+
+/// The logits of all rows, one after the other.
+pub(crate) fn all_logits(
+    hidden: &Matrix,
+    head: &crate::tensor::Weight,
+    vocabulary: usize,
+) -> Vec<f32> {
+    let mut all = Vec::with_capacity(hidden.rows() * vocabulary);
+    ops::each_logits(hidden, head, |_, logits| all.extend_from_slice(logits));
+    all
+}
+
+impl Trainable for LanguageModel {
+    fn params(&self) -> Vec<&Params> {
+        vec![&self.params]
+    }
+
+    fn params_mut(&mut self) -> Vec<&mut Params> {
+        vec![&mut self.params]
+    }
+}
+
+impl TextBatch {
+    /// What each position predicts, and the number of positions that do, at least 1.
+    fn targets(&self, config: &LanguageConfig) -> Result<(Vec<Option<u32>>, usize), ModelError> {
+        config.check_tokens(&self.tokens, self.length)?;
+        targets(&self.tokens, self.length, &self.loss_mask)
+    }
+}
+
+/// The token that each position of `tokens` `[B, L]` is to predict, and how many do, at least 1 so that it can divide.
+pub(crate) fn targets(
+    tokens: &[u32],
+    length: usize,
+    loss_mask: &[f32],
+) -> Result<(Vec<Option<u32>>, usize), ModelError> {
+    if loss_mask.len() != tokens.len() {
+        return Err(ModelError::Input {
+            what: "loss_mask",
+            found: format!("{} values", loss_mask.len()),
+            expected: format!("{}, one for each token", tokens.len()),
+        });
+    }
+    let mut all = Vec::with_capacity(tokens.len());
+    for (i, mask) in loss_mask.iter().enumerate() {
+        let last = (i + 1).is_multiple_of(length);
+        // Exactly 0 or 1 by their bits: a mask is a choice, not a weight.
+        let predicts = mask.to_bits() == 1.0_f32.to_bits();
+        if (!predicts && mask.to_bits() != 0) || (predicts && last) {
+            return Err(ModelError::Input {
+                what: "loss_mask",
+                found: format!("{mask} at position {} of sequence {}", i % length, i / length),
+                expected: "0 or 1, and 0 at the last position".to_owned(),
+            });
+        }
+        all.push(predicts.then(|| tokens[i + 1]));
+    }
+    let n = all.iter().flatten().count().max(1);
+    Ok((all, n))
+}

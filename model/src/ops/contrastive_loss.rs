@@ -1,0 +1,172 @@
+//! The two-term contrastive loss with learnt temperature (paper, appendix B.1.3; CLIP).
+
+use super::matmul::{Target, View, matmul};
+use crate::buffer::Buffer;
+use crate::tensor::{DeviceError, Matrix, Record, Scalar, Weight, record_loss};
+
+/// `scale * (text-to-image + image-to-text)`, each the mean cross-entropy of `exp(log_beta) * cosine`.
+///
+/// `images`, `texts` `[B, E]`: row i of each belong together. They are normalised here. `smoothing` spreads that share of
+/// the target evenly over all rows. The tape comes with `images`.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn contrastive_loss<T: Record>(
+    images: Matrix<T>,
+    texts: Matrix,
+    log_beta: &Weight,
+    smoothing: f32,
+    scale: f32,
+) -> Result<Scalar<T>, DeviceError> {
+    let (images, tape) = images.split();
+    let (n, width) = (images.rows(), images.width());
+    let beta = log_beta.values()[0].exp();
+    let (image_unit, image_norm) = unit_rows(images.values(), width);
+    let (text_unit, text_norm) = unit_rows(texts.values(), width);
+
+    let mut cosine = vec![0.0; n * n];
+    let (i, t) = (View::rows(&image_unit, width), View::rows(&text_unit, width));
+    matmul(n, width, n, 1.0, i, t.t(), Target::rows(&mut cosine, n));
+    let mut gradient = vec![0.0; n * n]; // of the logits beta * cosine
+    let mut loss = 0.0;
+    for axis in [Axis::Rows, Axis::Columns] {
+        loss += add_term(&cosine, beta, n, smoothing, axis, &mut gradient);
+    }
+    let log_beta = log_beta.clone();
+    record_loss(loss as f32 * scale, tape, move |grad_out, store| {
+        let factor = grad_out * scale;
+        let dot: f64 =
+            gradient.iter().zip(&cosine).map(|(g, c)| f64::from(*g) * f64::from(*c)).sum();
+        log_beta.accumulate(store, |sum| sum[0] += factor * beta * dot as f32)?;
+        let g = View::rows(&gradient, n);
+        for (x, g, other, unit, norm) in [
+            (&images, g, &text_unit, &image_unit, &image_norm),
+            (&texts, g.t(), &image_unit, &text_unit, &text_norm),
+        ] {
+            let mut grad = Buffer::unset(n * width);
+            let other = View::rows(other, width);
+            matmul(n, n, width, factor * beta, g, other, Target::rows(&mut grad, width));
+            unit_rows_backward(&mut grad, unit, norm, width);
+            x.give_gradient(store, grad)?;
+        }
+        Ok(())
+    })
+}
+
+/// Rows to unit length, and their lengths.
+pub(crate) fn unit_rows(x: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut unit = x.to_vec();
+    let norms = unit
+        .chunks_mut(width)
+        .map(|row| {
+            let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+            for v in row.iter_mut() {
+                *v /= norm;
+            }
+            norm
+        })
+        .collect();
+    (unit, norms)
+}
+
+/// Gradient of the unit rows to gradient of the rows: `(g - unit * (g . unit)) / norm`.
+fn unit_rows_backward(grad: &mut [f32], unit: &[f32], norms: &[f32], width: usize) {
+    for ((g, u), norm) in grad.chunks_mut(width).zip(unit.chunks(width)).zip(norms) {
+        let dot: f32 = g.iter().zip(u).map(|(g, u)| g * u).sum();
+        g.iter_mut().zip(u).for_each(|(g, u)| *g = (*g - u * dot) / norm);
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Axis {
+    Rows,
+    Columns,
+}
+
+/// Mean cross-entropy of the diagonal along one axis; adds its gradient with regard to the logits.
+fn add_term(
+    cosine: &[f32],
+    beta: f32,
+    n: usize,
+    smoothing: f32,
+    axis: Axis,
+    gradient: &mut [f32],
+) -> f64 {
+    let at = |i: usize, j: usize| match axis {
+        Axis::Rows => i * n + j,
+        Axis::Columns => j * n + i,
+    };
+    let spread = smoothing / n as f32;
+    let mut loss = 0.0;
+    let mut row = vec![0.0; n];
+    for i in 0..n {
+        for (j, v) in row.iter_mut().enumerate() {
+            *v = beta * cosine[at(i, j)];
+        }
+        let logits = row.clone();
+        super::wide::wide(|| super::attention::softmax(&mut row));
+        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let log_sum = logits.iter().map(|v| (v - highest).exp()).sum::<f32>().ln() + highest;
+        for j in 0..n {
+            let target = if i == j { 1.0 - smoothing + spread } else { spread };
+            loss += f64::from(target * (log_sum - logits[j])) / n as f64;
+            gradient[at(i, j)] += (row[j] - target) / n as f32;
+        }
+    }
+    loss
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient_check::pseudo_random;
+    use crate::tensor::{NotRecording, Recording, differentiate, value_of};
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        let (images, texts) = (pseudo_random(12, 1), pseudo_random(12, 2));
+        let loss = |images: &[f32], texts: &[f32], log_beta: f32| {
+            let matrix = |v: &[f32]| Matrix::constant(v.to_vec().into(), 3);
+            let log_beta = Weight::Frozen(vec![log_beta].into());
+            let images = matrix(images).with(NotRecording::default());
+            f64::from(value_of(
+                &contrastive_loss(images, matrix(texts), &log_beta, 0.1, 0.5).unwrap(),
+            ))
+        };
+        let i = Matrix::variable(images.clone().into(), 3).unwrap();
+        let t = Matrix::variable(texts.clone().into(), 3).unwrap();
+        let log_beta = Weight::trained(vec![0.7]).unwrap();
+        let traced = i.clone().with(Recording::default());
+        let out = contrastive_loss(traced, t.clone(), &log_beta, 0.1, 0.5).unwrap();
+        let (_, mut grads) = differentiate(out).unwrap();
+        let h = 1e-2_f32;
+        let near = |got: f32, up: f64, down: f64| {
+            let expected = (up - down) / f64::from(2.0 * h);
+            assert!((f64::from(got) - expected).abs() < 2e-3, "{got} against {expected}");
+        };
+        let bump = |x: &[f32], k: usize, h: f32| {
+            let mut x = x.to_vec();
+            x[k] += h;
+            x
+        };
+        let (gi, gt) = (
+            i.take_gradient(&mut grads.0).unwrap().unwrap(),
+            t.take_gradient(&mut grads.0).unwrap().unwrap(),
+        );
+        for k in 0..12 {
+            near(
+                gi[k],
+                loss(&bump(&images, k, h), &texts, 0.7),
+                loss(&bump(&images, k, -h), &texts, 0.7),
+            );
+            near(
+                gt[k],
+                loss(&images, &bump(&texts, k, h), 0.7),
+                loss(&images, &bump(&texts, k, -h), 0.7),
+            );
+        }
+        let mut gb = 0.0;
+        log_beta.accumulate(&mut grads.0, |g| gb = g[0]).unwrap();
+        near(gb, loss(&images, &texts, 0.7 + h), loss(&images, &texts, 0.7 - h));
+    }
+}

@@ -1,0 +1,210 @@
+//! Cross-attention from text to media: each token sees the latents of exactly one image or video, or of none.
+//!
+//! The paper masks a full product of all tokens with all latents (appendix A.1.1). A token sees one image at most, so the
+//! same result comes from the products of each run of tokens with its own image's latents: the work does not grow
+//! with the number of images. A token that sees none gets exactly zero.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::attention::{scale_of, softmax, softmax_backward};
+use super::matmul::{Target, View, matmul_here};
+use super::wide::wide;
+use crate::buffer::Buffer;
+use crate::tensor::{DeviceError, Matrix, Record, record};
+
+/// Which image each row of text sees.
+#[derive(Debug, Clone)]
+pub(crate) struct MediaReads {
+    /// Runs of neighbouring rows that see the same image: rows and image, in the order of the rows.
+    runs: Vec<(Range<usize>, usize)>,
+    /// Latents per image.
+    latents: usize,
+}
+
+impl MediaReads {
+    /// Every row of text sees the image that `images` gives, if any. `latents` is the number per image.
+    pub(crate) fn new(images: impl Iterator<Item = Option<usize>>, latents: usize) -> Self {
+        let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
+        for (row, image) in images.enumerate() {
+            let Some(image) = image else { continue };
+            match runs.last_mut() {
+                Some((rows, last)) if *last == image && rows.end == row => rows.end += 1,
+                _ => runs.push((row..row + 1, image)),
+            }
+        }
+        Self { runs, latents }
+    }
+}
+
+/// Attention of text `q` `[N, D]` to media `k`, `v` `[images * R, D]` by `reads`: `[N, D]`.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn media_attention<T: Record>(
+    q: Matrix<T>,
+    k: Matrix,
+    v: Matrix,
+    reads: &Arc<MediaReads>,
+    heads: usize,
+) -> Result<Matrix<T>, DeviceError> {
+    let (q, tape) = q.split();
+    let width = q.width();
+    let core = Run { heads, width, latents: reads.latents, scale: scale_of(width, heads) };
+    let parts: Vec<Buffer> = reads
+        .runs
+        .par_iter()
+        .map(|(rows, image)| core.forward(rows, *image, q.values(), k.values(), v.values()))
+        .collect();
+    let mut out = Buffer::zeroed(q.values().len());
+    for ((rows, _), part) in reads.runs.iter().zip(&parts) {
+        out[rows.start * width..rows.end * width].copy_from_slice(part);
+    }
+    drop(parts);
+    let reads = Arc::clone(reads);
+    let wanted = q.wants_gradient() || k.wants_gradient() || v.wants_gradient();
+    record(out, width, tape, wanted, move |grad_out, store| {
+        let parts: Vec<[Buffer; 3]> = reads
+            .runs
+            .par_iter()
+            .map(|(rows, image)| {
+                core.backward(rows, *image, &grad_out, [q.values(), k.values(), v.values()])
+            })
+            .collect();
+        let mut grad_q = Buffer::zeroed(q.values().len());
+        let mut grad_k = Buffer::zeroed(k.values().len());
+        let mut grad_v = Buffer::zeroed(v.values().len());
+        let block = core.latents * width;
+        // In order, since several runs may see one image.
+        for ((rows, image), [dq, dk, dv]) in reads.runs.iter().zip(&parts) {
+            grad_q[rows.start * width..rows.end * width].copy_from_slice(dq);
+            super::add_to(&mut grad_k[image * block..][..block], dk);
+            super::add_to(&mut grad_v[image * block..][..block], dv);
+        }
+        q.give_gradient(store, grad_q)?;
+        k.give_gradient(store, grad_k)?;
+        v.give_gradient(store, grad_v)
+    })
+}
+
+/// The attention of one run of rows to one image.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    heads: usize,
+    width: usize,
+    latents: usize,
+    scale: f32,
+}
+
+impl Run {
+    /// Row `row`, head `h` of `[_, D]`.
+    fn view<'a>(&self, values: &'a [f32], row: usize, h: usize) -> View<'a> {
+        View::rows(values, self.width).at(row, h * (self.width / self.heads))
+    }
+
+    fn weights(&self, n: usize, q: View, k: View) -> Buffer {
+        let mut scores = Buffer::unset(n * self.latents);
+        let target = Target::rows(&mut scores, self.latents);
+        matmul_here(n, self.width / self.heads, self.latents, self.scale, q, k.t(), target);
+        wide(|| scores.chunks_exact_mut(self.latents).for_each(softmax));
+        scores
+    }
+
+    fn forward(
+        &self,
+        rows: &Range<usize>,
+        image: usize,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+    ) -> Buffer {
+        let size = self.width / self.heads;
+        let mut out = Buffer::unset(rows.len() * self.width);
+        for h in 0..self.heads {
+            let media = image * self.latents;
+            let (q, k) = (self.view(q, rows.start, h), self.view(k, media, h));
+            let weights = self.weights(rows.len(), q, k);
+            let p = View::rows(&weights, self.latents);
+            let target = Target::rows(&mut out, self.width).at(0, h * size);
+            matmul_here(rows.len(), self.latents, size, 1.0, p, self.view(v, media, h), target);
+        }
+        out
+    }
+
+    /// Gradients of the run's rows of `q` `[n, D]` and, from this run, of its image's `k` and `v` `[R, D]`.
+    fn backward(
+        &self,
+        rows: &Range<usize>,
+        image: usize,
+        g: &[f32],
+        [q, k, v]: [&[f32]; 3],
+    ) -> [Buffer; 3] {
+        let (n, r, size) = (rows.len(), self.latents, self.width / self.heads);
+        let mut dq = Buffer::unset(n * self.width);
+        let mut dk = Buffer::unset(r * self.width);
+        let mut dv = Buffer::unset(r * self.width);
+        let mut ds = Buffer::unset(n * r);
+        for h in 0..self.heads {
+            let text = |values| self.view(values, rows.start, h);
+            let media = |values| self.view(values, image * r, h);
+            let weights = self.weights(n, text(q), media(k));
+            let p = View::rows(&weights, r);
+            let into = |target| Target::rows(target, self.width).at(0, h * size);
+            matmul_here(r, n, size, 1.0, p.t(), text(g), into(&mut dv));
+            matmul_here(n, size, r, 1.0, text(g), media(v).t(), Target::rows(&mut ds, r));
+            softmax_backward(&mut ds, &weights, r);
+            let s = View::rows(&ds, r);
+            matmul_here(n, r, size, self.scale, s, media(k), into(&mut dq));
+            matmul_here(r, n, size, self.scale, s.t(), text(q), into(&mut dk));
+        }
+        [dq, dk, dv]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient_check::{check, pseudo_random};
+
+    /// Two sequences of 4 tokens with 2 and 1 images of 3 latents; two tokens see none, one image is seen by two runs.
+    fn reads() -> Arc<MediaReads> {
+        let images = [None, Some(0), Some(1), Some(0), Some(2), Some(2), None, Some(2)];
+        Arc::new(MediaReads::new(images.into_iter(), 3))
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        let inputs = [(8, 1), (9, 2), (9, 3)].map(|(rows, s)| (pseudo_random(rows * 4, s), 4));
+        check(
+            &inputs,
+            &[],
+            3e-3,
+            |t, x, _| {
+                let q = x[0].clone().with(t);
+                media_attention(q, x[1].clone(), x[2].clone(), &reads(), 2).unwrap()
+            },
+            |t, x, _| {
+                let q = x[0].clone().with(t);
+                media_attention(q, x[1].clone(), x[2].clone(), &reads(), 2).unwrap()
+            },
+        );
+    }
+
+    #[test]
+    fn a_token_reads_its_own_image_only() {
+        let run = |image: usize| {
+            let mut kv = pseudo_random(9 * 4, 2);
+            kv[image * 12..(image + 1) * 12].fill(3.0);
+            let matrix = |values: &[f32]| Matrix::constant(values.to_vec().into(), 4);
+            let q = matrix(&pseudo_random(32, 1));
+            media_attention(q, matrix(&kv), matrix(&kv), &reads(), 2).unwrap().values().to_vec()
+        };
+        let (first, second) = (run(0), run(1));
+        assert!(first[..4].iter().all(|v| v.to_bits() == 0), "a token without image reads zero");
+        assert_ne!(first[4..8], second[4..8]);
+        assert_ne!(first[8..12], second[8..12]);
+        assert_eq!(first[16..], second[16..], "the other sequence is untouched");
+    }
+}

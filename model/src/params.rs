@@ -1,0 +1,242 @@
+//! Named parameters: made from a seed or from a file, counted, updated and saved in one place.
+//!
+//! A module declares its parameters once and keeps their [`ParamId`]s; forward passes look the weights up in a
+//! [`Params`]. So there is one walk over all parameters, and whether a tower is frozen is decided where it is loaded.
+
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::Tensors;
+use crate::error::ModelError;
+use crate::tensor::{Gradients, Weight};
+
+/// A parameter of one [`Params`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ParamId(usize);
+
+/// One named parameter.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// The name in checkpoints.
+    pub name: String,
+    /// The shape; values are row-major.
+    pub shape: Vec<usize>,
+    /// The values.
+    pub weight: Weight,
+}
+
+impl Parameter {
+    /// Number of values.
+    pub fn n_values(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// The parameters of one tower.
+#[derive(Debug, Clone, Default)]
+pub struct Params {
+    list: Vec<Parameter>,
+}
+
+impl Params {
+    /// The weight behind an id.
+    pub(crate) fn get(&self, id: ParamId) -> &Weight {
+        &self.list[id.0].weight
+    }
+
+    /// All parameters, in the order of declaration.
+    pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
+        self.list.iter()
+    }
+
+    /// Number of values in all parameters.
+    pub fn n_values(&self) -> usize {
+        self.list.iter().map(Parameter::n_values).sum()
+    }
+
+    /// Gives `update` every trained parameter with its values and gradient, and keeps the values that it leaves.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn update(
+        &mut self,
+        gradients: &mut Gradients,
+        mut update: impl FnMut(&str, &[usize], &mut [f32], &[f32]),
+    ) -> Result<(), ModelError> {
+        for parameter in &mut self.list {
+            let Weight::Trained(tensor) = &mut parameter.weight else { continue };
+            let mut values = crate::tensor::copy_out(tensor);
+            let gradient = gradients.0.get_or_alloc_mut(tensor)?;
+            update(&parameter.name, &parameter.shape, &mut values, gradient);
+            tensor.copy_from(&values);
+        }
+        Ok(())
+    }
+
+    /// Sum of squares of the gradients of all trained parameters, in f64.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn gradient_square_sum(&self, gradients: &mut Gradients) -> Result<f64, ModelError> {
+        let mut sum = 0.0;
+        for parameter in &self.list {
+            let Weight::Trained(tensor) = &parameter.weight else { continue };
+            let gradient = gradients.0.get_or_alloc_mut(tensor)?;
+            sum += gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
+        }
+        Ok(sum)
+    }
+
+    /// Gradient of the parameter called `name`, zeros if no loss reached it.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn gradient(
+        &self,
+        gradients: &mut Gradients,
+        name: &str,
+    ) -> Result<Option<Vec<f32>>, ModelError> {
+        for parameter in self.list.iter().filter(|p| p.name == name) {
+            if let Weight::Trained(tensor) = &parameter.weight {
+                return Ok(Some(gradients.0.get_or_alloc_mut(tensor)?.to_vec()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A model as an optimizer sees it.
+pub trait Trainable {
+    /// All parameters, trained and frozen; names are unique within a model and stable.
+    fn params(&self) -> Vec<&Params>;
+    /// All parameters, to be updated.
+    fn params_mut(&mut self) -> Vec<&mut Params>;
+}
+
+/// Where values come from when parameters are declared.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// Drawn anew; the same seed and names give the same values.
+    Random {
+        /// Seed of the draw.
+        seed: u64,
+    },
+    /// Read from a weights file.
+    Stored {
+        /// The file's tensors.
+        tensors: Tensors,
+        /// Where they came from, for messages.
+        path: PathBuf,
+    },
+}
+
+impl Source {
+    /// Reads a weights file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not a safetensors file of f32 tensors.
+    pub(crate) fn read(path: &Path) -> Result<Self, ModelError> {
+        Ok(Self::Stored { tensors: Tensors::read(path)?, path: path.to_path_buf() })
+    }
+}
+
+/// Whether gradients are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Training {
+    /// Weights are dfdx tensors that the tape knows.
+    Trained,
+    /// Weights are plain buffers; no gradient of them is ever computed.
+    Frozen,
+}
+
+/// How a fresh parameter starts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Start {
+    /// Every value the same.
+    Constant(f32),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f32),
+}
+
+/// Collects declarations into a [`Params`].
+#[derive(Debug)]
+pub(crate) struct Declare {
+    source: Source,
+    training: Training,
+    params: Params,
+}
+
+impl Declare {
+    pub(crate) fn new(source: Source, training: Training) -> Self {
+        Self { source, training, params: Params::default() }
+    }
+
+    /// Declares one parameter.
+    pub(crate) fn add(
+        &mut self,
+        name: impl Into<String>,
+        shape: &[usize],
+        start: Start,
+    ) -> Result<ParamId, ModelError> {
+        let name = name.into();
+        let values = match &mut self.source {
+            Source::Random { seed } => draw(*seed, &name, shape.iter().product(), start),
+            Source::Stored { tensors, path } => tensors.take(&name, shape, path)?,
+        };
+        let weight = match self.training {
+            Training::Trained => Weight::trained(values)?,
+            Training::Frozen => Weight::Frozen(values.into()),
+        };
+        self.params.list.push(Parameter { name, shape: shape.to_vec(), weight });
+        Ok(ParamId(self.params.list.len() - 1))
+    }
+
+    /// The parameters, and what they came from.
+    pub(crate) fn finish(self) -> (Params, Source) {
+        (self.params, self.source)
+    }
+}
+
+fn draw(seed: u64, name: &str, n: usize, start: Start) -> Vec<f32> {
+    match start {
+        Start::Constant(value) => vec![value; n],
+        Start::Normal(deviation) => {
+            let key = name.bytes().fold(seed, |key, byte| mix(key ^ u64::from(byte)));
+            (0..n as u64).map(|i| deviation * normal(key, i)).collect()
+        }
+    }
+}
+
+/// `SplitMix64`'s output function: a bijection that looks random.
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// The `i`-th uniform draw in [0, 1) of a key: counter-based, so draws need no state.
+pub(crate) fn uniform(key: u64, i: u64) -> f32 {
+    (mix(key.wrapping_add(mix(i))) >> 40) as f32 / (1_u64 << 24) as f32
+}
+
+/// The `i`-th standard normal draw of a key (Box and Muller).
+fn normal(key: u64, i: u64) -> f32 {
+    let radius = (-2.0 * (1.0 - uniform(key, 2 * i)).ln()).sqrt();
+    radius * (2.0 * std::f32::consts::PI * uniform(key, 2 * i + 1)).cos()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_are_normal_and_depend_on_the_name_only() {
+        let draws = draw(7, "a.weight", 20_000, Start::Normal(2.0));
+        let mean = draws.iter().sum::<f32>() / 20_000.0;
+        let variance = draws.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / 20_000.0;
+        assert!(mean.abs() < 0.05, "{mean}");
+        assert!((variance - 4.0).abs() < 0.15, "{variance}");
+        assert_eq!(draws[..10], draw(7, "a.weight", 10, Start::Normal(2.0)));
+        assert_ne!(draws[..10], draw(7, "b.weight", 10, Start::Normal(2.0)));
+    }
+}

@@ -1,0 +1,252 @@
+//! Names for dfdx's types, and the only file that spells its generics.
+//!
+//! What is dfdx's: the tape, the store of gradients, trained weights and the loss. dfdx hides the buffers of its tensors,
+//! so a custom operation on them would copy every input. Activations therefore live in shared buffers of our
+//! own; a one-element dfdx tensor is the key under which the store holds an activation's gradient.
+//!
+//! Every activation is a [`Matrix`] `[rows, width]` in row-major order: batch, time and heads are folded into the rows,
+//! and each operation is told how to read them. A [`Weight`] is either trained (a dfdx tensor that the tape
+//! knows) or frozen (a plain buffer, for which no gradient is ever computed or stored).
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use dfdx::prelude::{
+    Backward, NoneTape, OwnedTape, PutTape, Rank0, SplitTape, Tape, Tensor, TensorFromVec, Trace,
+};
+
+use crate::buffer::Buffer;
+
+/// Where tensors live.
+pub(crate) type Device = dfdx::tensor::Cpu;
+/// What a device reports when it runs out of memory.
+pub type DeviceError = dfdx::tensor::CpuError;
+/// `[n]`, the flat values of a trained weight.
+pub(crate) type Vector = Tensor<(usize,), f32, Device>;
+/// A loss.
+pub(crate) type Scalar<T = NoneTape> = Tensor<Rank0, f32, Device, T>;
+/// The tape of a training pass.
+pub(crate) type Recording = OwnedTape<f32, Device>;
+/// The tape of a forward pass that is never differentiated.
+pub(crate) type NotRecording = NoneTape;
+/// dfdx's gradient store, as backward operations see it.
+pub(crate) type Store = dfdx::tensor::Gradients<f32, Device>;
+
+/// A tape, recording or not.
+pub(crate) trait Record: Tape<f32, Device> {}
+impl<T: Tape<f32, Device>> Record for T {}
+
+/// Gradients of trained weights, summed over the losses that were differentiated into them.
+#[derive(Debug)]
+pub struct Gradients(pub(crate) Store);
+
+impl Default for Gradients {
+    fn default() -> Self {
+        Self(Store::leaky())
+    }
+}
+
+impl Gradients {
+    /// Starts a recording that adds to these gradients.
+    pub(crate) fn into_tape(self) -> Result<Recording, DeviceError> {
+        Ok(scalar(0.0)?.traced(self.0).split_tape().1)
+    }
+}
+
+fn scalar(value: f32) -> Result<Scalar, DeviceError> {
+    Device::default().try_tensor_from_vec(vec![value], ())
+}
+
+/// `[rows, width]`, row-major, shared.
+#[derive(Debug, Clone)]
+pub(crate) struct Matrix<T = NotRecording> {
+    values: Arc<Buffer>,
+    width: usize,
+    /// Where the gradient lies; none if no trained weight lies behind this matrix.
+    key: Option<Scalar>,
+    tape: T,
+}
+
+impl Matrix {
+    /// A matrix that needs no gradient.
+    pub(crate) fn constant(values: Buffer, width: usize) -> Self {
+        Self { values: Arc::new(values), width, key: None, tape: NoneTape }
+    }
+
+    /// A matrix that gets a gradient.
+    pub(crate) fn variable(values: Buffer, width: usize) -> Result<Self, DeviceError> {
+        Ok(Self { key: Some(scalar(0.0)?), ..Self::constant(values, width) })
+    }
+
+    /// Lets the tape travel with this matrix.
+    pub(crate) fn with<T: Record>(self, tape: T) -> Matrix<T> {
+        Matrix { values: self.values, width: self.width, key: self.key, tape }
+    }
+
+    /// True if a gradient of this matrix is of use.
+    pub(crate) fn wants_gradient(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Moves the gradient out of the store, if one was given.
+    #[cfg(test)]
+    pub(crate) fn take_gradient(&self, store: &mut Store) -> Result<Option<Buffer>, DeviceError> {
+        let Some(key) = &self.key else { return Ok(None) };
+        let gradient = std::mem::take(&mut **store.get_or_alloc_mut(key)?);
+        Ok((gradient.len() == self.values.len()).then(|| gradient.into()))
+    }
+
+    /// Adds to the gradient; the first to give one gives the buffer itself.
+    pub(crate) fn give_gradient(
+        &self,
+        store: &mut Store,
+        delta: Buffer,
+    ) -> Result<(), DeviceError> {
+        let Some(key) = &self.key else { return Ok(()) };
+        if delta.is_empty() {
+            return Ok(());
+        }
+        let gradient = &mut **store.get_or_alloc_mut(key)?;
+        if gradient.len() == delta.len() {
+            crate::ops::add_to(gradient, &delta);
+        } else {
+            *gradient = delta.into_vec();
+        }
+        Ok(())
+    }
+}
+
+impl<T> Matrix<T> {
+    /// The values, row by row.
+    pub(crate) fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Number of columns.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.values.len() / self.width
+    }
+
+    /// True if both are the same values in the same place.
+    pub(crate) fn shares_values_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.values, &other.values)
+    }
+
+    /// The matrix and its tape, apart.
+    pub(crate) fn split(self) -> (Matrix, T) {
+        let Self { values, width, key, tape } = self;
+        (Matrix { values, width, key, tape: NoneTape }, tape)
+    }
+}
+
+/// Makes an operation's output and puts its backward pass on the tape.
+///
+/// `wanted` says whether any input or weight of the operation takes a gradient; if not, nothing is recorded. `backward`
+/// gets the gradient of the output by value: the operation that made a matrix is the last to read its gradient.
+pub(crate) fn record<T: Record>(
+    values: Buffer,
+    width: usize,
+    mut tape: T,
+    wanted: bool,
+    backward: impl FnOnce(Buffer, &mut Store) -> Result<(), DeviceError> + 'static,
+) -> Result<Matrix<T>, DeviceError> {
+    if !(T::OWNS_TAPE && wanted) {
+        return Ok(Matrix::constant(values, width).with(tape));
+    }
+    let n = values.len();
+    let out = Matrix::variable(values, width)?;
+    // Only the key is kept for the backward pass: the output's own values may be freed before.
+    let key = Matrix { values: Arc::new(Buffer::from(Vec::new())), ..out.clone() };
+    tape.add_backward_op(move |store| {
+        let Some(key) = &key.key else { return Ok(()) };
+        let gradient = std::mem::take(&mut **store.get_or_alloc_mut(key)?);
+        // A length other than the output's means that no loss depends on it.
+        if gradient.len() == n { backward(gradient.into(), store) } else { Ok(()) }
+    });
+    Ok(out.with(tape))
+}
+
+/// As [`record`], for a loss. `backward` gets the loss's own gradient.
+pub(crate) fn record_loss<T: Record>(
+    value: f32,
+    mut tape: T,
+    backward: impl FnOnce(f32, &mut Store) -> Result<(), DeviceError> + 'static,
+) -> Result<Scalar<T>, DeviceError> {
+    let out = scalar(value)?;
+    if T::OWNS_TAPE {
+        let ghost = out.ghost();
+        tape.add_backward_op(move |store| {
+            let gradient = store.get_or_alloc_mut(&ghost)?[0];
+            backward(gradient, store)
+        });
+    }
+    Ok(out.put_tape(tape))
+}
+
+/// Runs the tape of a loss backwards: the loss's value and the gradients.
+pub(crate) fn differentiate(loss: Scalar<Recording>) -> Result<(f32, Gradients), DeviceError> {
+    let value = value_of(&loss);
+    Ok((value, Gradients(loss.try_backward()?)))
+}
+
+/// The value of a loss.
+pub(crate) fn value_of<T>(loss: &Scalar<T>) -> f32 {
+    loss[[]]
+}
+
+/// Copies a dfdx tensor's values out.
+pub(crate) fn copy_out(tensor: &Vector) -> Vec<f32> {
+    let mut copy = vec![0.0; dfdx::shapes::HasShape::shape(tensor).0];
+    tensor.copy_into(&mut copy);
+    copy
+}
+
+/// The values of one parameter, trained or frozen.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// Known to the tape; gets a gradient.
+    Trained(Vector),
+    /// A plain buffer that operations only read.
+    Frozen(Arc<Vec<f32>>),
+}
+
+impl Weight {
+    /// A weight that is trained.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn trained(values: Vec<f32>) -> Result<Self, DeviceError> {
+        let length = values.len();
+        Ok(Self::Trained(Device::default().try_tensor_from_vec(values, (length,))?))
+    }
+
+    /// The values, copied only if they live in a dfdx tensor.
+    pub fn values(&self) -> Cow<'_, [f32]> {
+        match self {
+            Self::Trained(tensor) => Cow::Owned(copy_out(tensor)),
+            Self::Frozen(buffer) => Cow::Borrowed(buffer),
+        }
+    }
+
+    /// True if the weight gets a gradient.
+    pub fn is_trained(&self) -> bool {
+        matches!(self, Self::Trained(_))
+    }
+
+    /// Lets `add` add to this weight's gradient; does nothing for a frozen weight.
+    pub(crate) fn accumulate(
+        &self,
+        store: &mut Store,
+        add: impl FnOnce(&mut [f32]),
+    ) -> Result<(), DeviceError> {
+        if let Self::Trained(tensor) = self {
+            add(store.get_or_alloc_mut(tensor)?);
+        }
+        Ok(())
+    }
+}

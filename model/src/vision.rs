@@ -1,0 +1,181 @@
+//! CLIP's vision transformer (Radford and others, 2021): patches, a class row, learned positions, pre-norm blocks.
+//!
+//! The paper's own encoder is an NFNet-F6; CLIP's ViT-L/14 is its ablation (table 3) and what the peers use.
+//! Letters: `M` images, `P` patches per image, `V` width.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::block::{Block, BlockSize};
+use crate::buffer::Buffer;
+use crate::error::ModelError;
+use crate::layers::{LayerNorm, Linear, NORM_EPSILON, check_heads, check_positive};
+use crate::ops::{self, Activation, Visible};
+use crate::params::{Declare, ParamId, Params, Start};
+use crate::tensor::{DeviceError, Matrix, Record};
+
+/// Colours of a pixel.
+const CHANNELS: usize = 3;
+
+/// Shape of the vision tower. Read from `[model.vision]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionConfig {
+    /// Height and width of an image, in pixels.
+    pub image_size: usize,
+    /// Height and width of a patch, in pixels; divides `image_size`.
+    pub patch_size: usize,
+    /// Width of the residual.
+    pub width: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Heads; divide `width`.
+    pub heads: usize,
+    /// Activation of the feed-forward; `quick_gelu` in `OpenAI`'s models.
+    pub activation: Activation,
+}
+
+impl VisionConfig {
+    /// Checks that the sizes can work.
+    ///
+    /// # Errors
+    /// Names the first field that cannot.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        check_positive("vision.image_size", self.image_size)?;
+        check_positive("vision.patch_size", self.patch_size)?;
+        if !self.image_size.is_multiple_of(self.patch_size) {
+            return Err(ModelError::Config {
+                field: "vision.patch_size",
+                value: self.patch_size.to_string(),
+                expected: format!("a divisor of the image size {}", self.image_size),
+            });
+        }
+        check_positive("vision.width", self.width)?;
+        check_heads("vision.heads", self.heads, self.width)
+    }
+
+    /// Patches of one image.
+    pub fn n_patches(&self) -> usize {
+        let side = self.image_size / self.patch_size;
+        side * side
+    }
+
+    /// Values of one image `[3, H, W]`.
+    pub fn n_pixel_values(&self) -> usize {
+        CHANNELS * self.image_size * self.image_size
+    }
+}
+
+/// The vision tower.
+#[derive(Debug, Clone)]
+pub(crate) struct Vision {
+    patch_embedding: Linear,
+    class: ParamId,
+    positions: ParamId,
+    norm_before: LayerNorm,
+    blocks: Vec<Block>,
+    norm_after: LayerNorm,
+    config: VisionConfig,
+}
+
+impl Vision {
+    /// Declares the tower under `name`.
+    pub(crate) fn new(
+        declare: &mut Declare,
+        name: &str,
+        config: &VisionConfig,
+    ) -> Result<Self, ModelError> {
+        let width = config.width;
+        let at = |part: &str| format!("{name}{part}");
+        let size = BlockSize {
+            width,
+            layers: config.layers,
+            heads: config.heads,
+            activation: config.activation,
+        };
+        // CLIP's own deviation for class and positions.
+        let start = Start::Normal((width as f32).sqrt().recip());
+        Ok(Self {
+            patch_embedding: Linear::new(
+                declare,
+                &at("patch_embedding"),
+                CHANNELS * config.patch_size * config.patch_size,
+                width,
+            )?,
+            class: declare.add(at("class_embedding"), &[width], start)?,
+            positions: declare.add(
+                at("position_embedding"),
+                &[config.n_patches() + 1, width],
+                start,
+            )?,
+            norm_before: LayerNorm::new(declare, &at("ln_pre"), width, NORM_EPSILON)?,
+            blocks: Block::stack(declare, &at("h."), size)?,
+            norm_after: LayerNorm::new(declare, &at("ln_post"), width, NORM_EPSILON)?,
+            config: config.clone(),
+        })
+    }
+
+    /// Pixels `[M, 3, H, W]` to the states after the last block: `[M * (1 + P), V]`, class row first.
+    pub(crate) fn forward<T: Record>(
+        &self,
+        p: &Params,
+        pixels: &[f32],
+        tape: T,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let patches = unfold(pixels, &self.config); // [M * P, 3 p p]
+        let x = self.patch_embedding.forward(p, patches.with(tape))?; // [M * P, V]
+        let x = ops::prepend_class(x, p.get(self.class), p.get(self.positions))?; // [M * (1 + P), V]
+        let mut x = self.norm_before.forward(p, x)?;
+        let length = 1 + self.config.n_patches();
+        for block in &self.blocks {
+            x = block
+                .forward(p, x, |qkv| ops::self_attention(qkv, length, block.heads, Visible::All))?;
+        }
+        Ok(x)
+    }
+
+    /// Patch rows of pixels `[M, 3, H, W]`, the class row dropped and before the last norm, as the resampler reads them:
+    /// `[M * P, V]`.
+    pub(crate) fn features(&self, p: &Params, pixels: &[f32]) -> Result<Matrix, DeviceError> {
+        let x = self.forward(p, pixels, crate::tensor::NotRecording::default())?;
+        let length = 1 + self.config.n_patches();
+        ops::pick_rows(x.clone(), (0..x.rows()).filter(|row| row % length != 0).collect())
+    }
+
+    /// The mean of each image's patch rows after the last norm: `[M, V]`.
+    ///
+    /// The paper pools its encoder by the mean (appendix B.1.3), where CLIP takes the class row. The mean makes every patch
+    /// row useful by itself, which is what the resampler needs.
+    pub(crate) fn pool<T: Record>(
+        &self,
+        p: &Params,
+        x: Matrix<T>,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let length = 1 + self.config.n_patches();
+        let x = self.norm_after.forward(p, x)?;
+        let images = x.rows() / length;
+        let spans = (0..images).map(|i| i * length + 1..(i + 1) * length).collect();
+        ops::mean_rows(x, spans)
+    }
+}
+
+/// Cuts images `[M, 3, H, W]` into patches, rows of patches first: `[M * P, 3 p p]`.
+fn unfold(pixels: &[f32], config: &VisionConfig) -> Matrix {
+    let (size, patch) = (config.image_size, config.patch_size);
+    let side = size / patch;
+    let width = CHANNELS * patch * patch;
+    let mut out = Buffer::unset(pixels.len());
+    out.par_chunks_mut(config.n_pixel_values())
+        .zip(pixels.par_chunks(config.n_pixel_values()))
+        .for_each(|(out, image)| {
+            for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                let (top, left) = (i / side * patch, i % side * patch);
+                for (line, out) in out.chunks_exact_mut(patch).enumerate() {
+                    let (channel, y) = (line / patch, line % patch);
+                    let from = (channel * size + top + y) * size + left;
+                    out.copy_from_slice(&image[from..from + patch]);
+                }
+            }
+        });
+    Matrix::constant(out, width)
+}
