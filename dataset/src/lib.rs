@@ -1,4 +1,88 @@
-//! dataset
+//! Corpora of pages, captioned images and captioned clips: how they are stored, and how they
+//! become the batches that Flamingo (arXiv 2204.14198) is trained on.
+//!
+//! A corpus is a folder or object-store prefix of Parquet shards with a manifest. Ingest writes
+//! one; Hugging Face `datasets`, pyarrow, `DuckDB` and polars open it as it is. Any row can be read
+//! by its number at the cost of its own pages.
+//!
+//! A [`Loader`] draws from several corpora at once. What a step holds is a pure function of
+//! manifest, seed and step, so a run resumes from one number and threads change nothing. This crate
+//! knows no model: it ends at [`Batch`] and [`EncodedPrompt`].
+//!
+//! ```
+//! use std::sync::Arc;
+//! use bytes::Bytes;
+//! use flamingo_dataset::*;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let location = folder.path().to_str().ok_or("a path in UTF-8")?;
+//! # let mut png = std::io::Cursor::new(Vec::new());
+//! # image::RgbImage::new(4, 4).write_to(&mut png, image::ImageFormat::Png)?;
+//! # let png = png.into_inner();
+//! let row = Row::ImageText(ImageText {
+//!     key: "0".into(),
+//!     url: None,
+//!     caption: "a black square".into(),
+//!     image: EncodedImage { bytes: Bytes::from(png), path: Some("0.png".into()) },
+//!     width: 4,
+//!     height: 4,
+//!     original_width: 4,
+//!     original_height: 4,
+//!     sha256: String::new(),
+//!     phash: 0,
+//!     source: None,
+//!     scores: vec![],
+//!     warc: None,
+//! });
+//! let shard = encode_shard(CorpusKind::ImageText, &[row])?;
+//! let entry = ShardEntry {
+//!     file: "shard-00000.parquet".into(),
+//!     rows: 1,
+//!     images: 1,
+//!     words: 3,
+//!     bytes: shard.len() as u64,
+//!     sha256: sha256_hex(&shard),
+//! };
+//! let store = CorpusStore::create(location)?;
+//! store.put(&entry.file, Bytes::from(shard))?;
+//! Manifest::new(CorpusKind::ImageText, sha256_hex(b"the plan"), vec![entry]).write(&store)?;
+//!
+//! let texts = ["a black square".to_string()].into_iter();
+//! let tokenizer = Arc::new(Tokenizer::train(texts, 270)?);
+//! let sample = SampleConfig {
+//!     tokens: 32,
+//!     images: 1,
+//!     frames: 1,
+//!     next_image_probability: 0.5,
+//!     space_prefix_probability: 0.5,
+//!     flip_probability: 0.0,
+//!     colour_jitter: 0.0,
+//!     image: ImageConfig { size: 8, fit: Fit::MeanPad, mean: [0.5; 3], std: [0.5; 3] },
+//!     loss: LossMask::All,
+//! };
+//! let pairs = MixtureEntry {
+//!     name: "pairs".into(),
+//!     corpus: location.into(),
+//!     batch: 2,
+//!     weight: 1.0,
+//!     sample,
+//! };
+//! let mut loader = Loader::open(vec![pairs], tokenizer, MixtureMode::Accumulate, 0, 0)?;
+//! let batches = loader.next_step()?;
+//! assert_eq!(batches[0].tokens.len(), 2 * 32);
+//! assert_eq!(loader.cursor(), Cursor { step: 1 });
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Modules in reading order. The corpus: `document` (rows as values), `schema` (their columns),
+//! `store` (where it lies), `manifest`, `columns` and `shard_writer` (rows to Parquet),
+//! `shard_reader` and `row_view` (and back), `corpus` (rows by number). Examples: [`media_mask`]
+//! (which image a token may see), `tokenizer`, `pixels`, `sample` (a row to an example). Batches:
+//! `permutation` and `keyed_random` (order without state), `batch`, `mixture` (what a step holds),
+//! `loader` (reading ahead). For others: [`prompt`] (evaluation), [`report`] (HTML pages), `digest`,
+//! `error`.
 
 mod batch;
 mod columns;
@@ -36,6 +120,7 @@ pub use manifest::{MANIFEST_FILE, Manifest, ShardEntry};
 pub use media_mask::Attend;
 pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode};
 pub use pixels::{Augment, Fit, ImageConfig, image_pixels};
+pub use prompt::{EncodedPrompt, Piece, encode_prompt};
 pub use sample::{Example, LossMask, SampleConfig, SampleKey, example};
 pub use schema::{CorpusKind, SCHEMA_VERSION, schema};
 pub use shard_writer::encode_shard;

@@ -79,3 +79,63 @@ fn prompt_tokens(pieces: &[Piece], tokenizer: &Tokenizer) -> Vec<u32> {
     tokens.extend(tokenizer.encode(&text));
     tokens
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::Fit;
+
+    const CONFIG: ImageConfig =
+        ImageConfig { size: 2, fit: Fit::Squash, mean: [0.0; 3], std: [1.0; 3] };
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::train(["Output: red".to_owned()].into_iter(), 270).unwrap()
+    }
+
+    fn image() -> EncodedImage {
+        let mut bytes = Cursor::new(Vec::new());
+        let pixels = image::RgbImage::from_pixel(2, 2, image::Rgb([255, 0, 0]));
+        pixels.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        EncodedImage { bytes: Bytes::from(bytes.into_inner()), path: None }
+    }
+
+    #[test]
+    fn shots_are_laid_out_as_given_and_the_end_is_open() {
+        let t = tokenizer();
+        let text = |text: &str| Piece::Text(text.to_owned());
+        let shot = [Piece::Image(vec![image()]), text("Output:"), text(" red"), Piece::EndOfChunk];
+        let query = [Piece::Image(vec![image()]), text("Output: <image>")];
+        let prompt = encode_prompt(&[shot.as_slice(), &query].concat(), &t, &CONFIG).unwrap();
+        let expected = [
+            vec![t.bos_id(), t.image_id()],
+            t.encode("Output: red"),
+            vec![t.eoc_id(), t.image_id()],
+            t.encode("Output: <image>"),
+        ];
+        assert_eq!(prompt.tokens, expected.concat());
+        assert_eq!(prompt.phi, phi(&prompt.tokens, t.image_id(), Attend::Previous));
+        assert_eq!(prompt.phi.last(), Some(&1));
+        assert_eq!(prompt.pixels.len(), 2);
+        assert_eq!((prompt.n_frames, prompt.pixels[0].len()), (1, 12));
+    }
+
+    #[test]
+    fn all_images_have_the_frames_of_the_longest_clip() {
+        let pieces = [Piece::Image(vec![image(); 3]), Piece::Image(vec![image()])];
+        let prompt = encode_prompt(&pieces, &tokenizer(), &CONFIG).unwrap();
+        assert_eq!(prompt.n_frames, 3);
+        assert!(prompt.pixels.iter().all(|pixels| pixels.len() == 3 * 12));
+    }
+
+    #[test]
+    fn text_alone_is_a_prompt_and_an_empty_clip_is_not() {
+        let t = tokenizer();
+        let prompt = encode_prompt(&[Piece::Text("red".to_owned())], &t, &CONFIG).unwrap();
+        assert!(prompt.pixels.is_empty() && prompt.phi.iter().all(|&p| p == -1));
+        assert!(encode_prompt(&[Piece::Image(vec![])], &t, &CONFIG).is_err());
+    }
+}

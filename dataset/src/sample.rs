@@ -294,3 +294,239 @@ fn named(error: CorpusError, image: &EncodedImage) -> CorpusError {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::media_mask::SEES_NONE;
+    use crate::{Fit, ImageMeta, ImageText, VideoText};
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::train(["red circle blue square".to_owned()].into_iter(), 270).unwrap()
+    }
+
+    fn config(tokens: usize, images: usize) -> SampleConfig {
+        SampleConfig {
+            tokens,
+            images,
+            frames: 1,
+            next_image_probability: 0.0,
+            space_prefix_probability: 0.0,
+            flip_probability: 0.0,
+            colour_jitter: 0.0,
+            image: ImageConfig { size: 2, fit: Fit::Squash, mean: [0.0; 3], std: [1.0; 3] },
+            loss: LossMask::All,
+        }
+    }
+
+    /// An image whose red value is its number.
+    fn image(number: u8) -> EncodedImage {
+        let mut bytes = Cursor::new(Vec::new());
+        let pixels = image::RgbImage::from_pixel(2, 2, image::Rgb([number, 0, 0]));
+        pixels.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        EncodedImage { bytes: Bytes::from(bytes.into_inner()), path: Some(format!("{number}.png")) }
+    }
+
+    fn number_of(pixels: &[f32]) -> u8 {
+        (pixels[0] * 255.0).round() as u8
+    }
+
+    /// A page from a pattern: `i` is an image, any other letter a text.
+    fn page(pattern: &str) -> Row {
+        let mut n_images = 0;
+        let slots = pattern.chars().map(|c| {
+            if c != 'i' {
+                return Slot::Text(c.to_string());
+            }
+            n_images += 1;
+            let meta = ImageMeta {
+                url: None,
+                alt: None,
+                width: 2,
+                height: 2,
+                sha256: String::new(),
+                phash: 0,
+                mime: "image/png".to_owned(),
+            };
+            Slot::Image { image: image(n_images - 1), meta }
+        });
+        Row::Interleaved(Interleaved {
+            doc_id: "d".to_owned(),
+            url: String::new(),
+            slots: slots.collect(),
+            title: None,
+            lang: None,
+            lang_score: None,
+            warc: None,
+            fetched_at_us: None,
+        })
+    }
+
+    fn pair(caption: &str) -> Row {
+        Row::ImageText(ImageText {
+            key: "k".to_owned(),
+            url: None,
+            caption: caption.to_owned(),
+            image: image(7),
+            width: 2,
+            height: 2,
+            original_width: 2,
+            original_height: 2,
+            sha256: String::new(),
+            phash: 0,
+            source: None,
+            scores: vec![],
+            warc: None,
+        })
+    }
+
+    fn clip(n_frames: u8) -> Row {
+        Row::VideoText(VideoText {
+            key: "k".to_owned(),
+            url: None,
+            caption: "c".to_owned(),
+            frames: (0..n_frames).map(image).collect(),
+            frame_ms: (0..i32::from(n_frames)).collect(),
+            start_ms: 0,
+            end_ms: 1,
+            duration_ms: 1,
+            width: 2,
+            height: 2,
+            codec: "h264".to_owned(),
+            sha256: String::new(),
+        })
+    }
+
+    fn make(row: &Row, config: &SampleConfig, number: u64) -> Example {
+        example(row, config, &tokenizer(), SampleKey { seed: 1, epoch: 0, row: number }).unwrap()
+    }
+
+    /// Tokens as letters: P pad, B bos, E eos, I image, C eoc, else the byte.
+    fn spelled(tokens: &[u32]) -> String {
+        let tokenizer = tokenizer();
+        let letter = |&token: &u32| match token {
+            0 => "P".to_owned(),
+            1 => "B".to_owned(),
+            2 => "E".to_owned(),
+            3 => "I".to_owned(),
+            4 => "C".to_owned(),
+            other => tokenizer.decode(&[other]),
+        };
+        tokens.iter().map(letter).collect()
+    }
+
+    #[test]
+    fn an_end_of_chunk_stands_before_every_image_but_a_first_one_and_at_the_end() {
+        let check = |pattern: &str, expected: &str| {
+            let tokens = make(&page(pattern), &config(40, 9), 0).tokens;
+            assert_eq!(spelled(&tokens).trim_end_matches('P'), expected, "{pattern}");
+        };
+        check("ix", "BIxCE");
+        check("xi", "BxCICE");
+        check("xiyiz", "BxCIyCIzCE");
+        check("ii", "BICICE");
+        check("xyi", "Bx\nyCICE");
+        check("xixyi", "BxCIx\nyCICE");
+        check("", "BCE");
+    }
+
+    #[test]
+    fn a_pair_is_image_caption_end() {
+        let made = make(&pair("red"), &config(10, 1), 0);
+        assert_eq!(spelled(&made.tokens).trim_end_matches('P'), "BIredCE");
+        assert_eq!(made.phi[..3], [-1, 0, 0]);
+        let spaced = SampleConfig { space_prefix_probability: 1.0, ..config(10, 1) };
+        let spaced = make(&pair("red"), &spaced, 0);
+        assert_eq!(spelled(&spaced.tokens).trim_end_matches('P'), "BI redCE");
+        let long = make(&pair(&"z".repeat(99)), &config(10, 1), 0);
+        assert_eq!(spelled(&long.tokens), "BIzzzzzzzz");
+    }
+
+    #[test]
+    fn marks_and_padding_are_never_predicted() {
+        let made = make(&page("xiy"), &config(10, 9), 0);
+        assert_eq!(spelled(&made.tokens), "BxCIyCEPPP");
+        assert_eq!(made.loss_mask, [1., 1., 0., 1., 1., 1., 0., 0., 0., 0.]);
+        let after = SampleConfig { loss: LossMask::AfterFirstImage, ..config(10, 9) };
+        let made = make(&page("xiy"), &after, 0);
+        assert_eq!(made.loss_mask, [0., 0., 0., 1., 1., 1., 0., 0., 0., 0.]);
+    }
+
+    #[test]
+    fn a_window_ends_before_one_image_too_many() {
+        let made = make(&page("xiyizi"), &config(30, 2), 0);
+        assert_eq!(spelled(&made.tokens).trim_end_matches('P'), "BxCIyCIzC");
+        assert_eq!(made.images.iter().map(|i| number_of(i)).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn the_next_image_is_seen_as_often_as_asked() {
+        let half = SampleConfig { next_image_probability: 0.5, ..config(8, 9) };
+        let row = page("xi");
+        let next = (0..400).filter(|&n| make(&row, &half, n).phi[0] == 0).count();
+        assert!((160..240).contains(&next), "{next} of 400");
+    }
+
+    #[test]
+    fn frames_are_spread_over_a_clip_and_a_short_clip_stands_still() {
+        let frames = |n_frames, row: &Row| {
+            let config = SampleConfig { frames: n_frames, ..config(8, 1) };
+            let pixels = make(row, &config, 0).images.remove(0);
+            pixels.chunks(12).map(number_of).collect::<Vec<_>>()
+        };
+        assert_eq!(frames(4, &clip(8)), [0, 2, 4, 6]);
+        assert_eq!(frames(4, &clip(2)), [0, 0, 1, 1]);
+        assert_eq!(frames(3, &pair("x")), [7, 7, 7]);
+    }
+
+    #[test]
+    fn a_corrupt_image_names_itself_and_only_if_it_is_needed() {
+        let Row::Interleaved(mut bad) = page("ixi") else { unreachable!() };
+        let Slot::Image { image, .. } = &mut bad.slots[2] else { unreachable!() };
+        image.bytes = Bytes::from_static(b"nothing");
+        let bad = Row::Interleaved(bad);
+        let key = SampleKey { seed: 1, epoch: 0, row: 0 };
+        let error = example(&bad, &config(20, 2), &tokenizer(), key).unwrap_err();
+        assert!(error.is_about_one_row() && error.to_string().contains("1.png"), "{error}");
+        assert!(example(&bad, &config(20, 1), &tokenizer(), key).is_ok());
+        assert!(example(&clip(0), &config(20, 1), &tokenizer(), key).is_err());
+    }
+
+    #[test]
+    fn augmentation_is_a_function_of_the_key() {
+        let config = SampleConfig { colour_jitter: 0.5, flip_probability: 0.5, ..config(8, 1) };
+        let pixels = |number| make(&pair("x"), &config, number).images;
+        assert_eq!(pixels(1), pixels(1));
+        assert_ne!(pixels(1), pixels(2));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        /// In every window: one image per mark, the right ones, and no token sees one that is gone.
+        #[test]
+        fn marks_and_images_agree(
+            pattern in "[xi]{0,14}",
+            tokens in 2..20usize,
+            images in 1..4usize,
+            next in any::<bool>(),
+            number in any::<u64>(),
+        ) {
+            let mut config = config(tokens, images);
+            config.next_image_probability = f64::from(u8::from(next));
+            let made = make(&page(&pattern), &config, number);
+            prop_assert_eq!(made.tokens.len(), tokens);
+            let n_marks = made.tokens.iter().filter(|&&t| t == 3).count();
+            prop_assert_eq!(made.images.len(), n_marks);
+            prop_assert!(n_marks <= images);
+            let numbers: Vec<u8> = made.images.iter().map(|i| number_of(i)).collect();
+            prop_assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "{:?}", numbers);
+            prop_assert!(made.phi.iter().all(|&p| (SEES_NONE..n_marks as i32).contains(&p)));
+            prop_assert!(made.loss_mask[tokens - 1] == 0.0);
+        }
+    }
+}
