@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Installs what the build needs and the machine lacks: FFmpeg's development files, clang, pkg-config.
+# Called by demo.sh and test.sh; safe to run again.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+if ! command -v cargo >/dev/null; then
+  echo "setup.sh: cargo is missing: install Rust 1.95 or later with rustup" >&2
+  exit 1
+fi
+
+# Debian and Ubuntu package, and a command that succeeds when it is there.
+needs=(
+  "build-essential|echo '#include <stdio.h>' | cc -E - "
+  "pkg-config|command -v pkg-config"
+  "libclang-dev|ls /usr/lib/llvm-*/lib/libclang*.so*"
+  "clang|command -v clang"
+  "libavcodec-dev|pkg-config --exists libavcodec"
+  "libavformat-dev|pkg-config --exists libavformat"
+  "libavutil-dev|pkg-config --exists libavutil"
+  "libswscale-dev|pkg-config --exists libswscale"
+  "python3-venv|python3 -c 'import venv, ensurepip'"
+)
+missing=()
+for need in "${needs[@]}"; do
+  bash -c "${need#*|}" >/dev/null 2>&1 || missing+=("${need%%|*}")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if [ "$(id -u)" -eq 0 ]; then
+  as_root=()
+elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+  as_root=(sudo -n)
+else
+  as_root=(false)
+fi
+if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
+  echo "setup.sh: installing ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+else
+  echo "setup.sh: missing packages: ${missing[*]}" >&2
+  echo "setup.sh: install them, on Debian or Ubuntu with: sudo apt-get install ${missing[*]}" >&2
+  exit 1
+fi

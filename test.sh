@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Set-up, then every check and test. Continuous integration calls this; so does anyone before a commit.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
+
+step "set-up"
+./setup.sh
+
+step "format"
+cargo fmt --all --check
+
+step "crate edges"
+# Who may link what: see ARCHITECTURE.md. Development dependencies (the fixtures) do not count.
+never_links() {
+  local crate=$1 found
+  shift
+  local tree
+  tree=$(cargo tree --locked --package "$crate" --edges normal --prefix none | cut -d' ' -f1 | sort -u)
+  for banned in "$@"; do
+    if found=$(grep -Ex "$banned" <<<"$tree"); then
+      echo "test.sh: $crate links $(tr '\n' ' ' <<<"$found"), which it must not" >&2
+      exit 1
+    fi
+  done
+}
+never_links flamingo-dataset 'dfdx' 'cudarc' 'ffmpeg-.*' 'flamingo-(ingest|model|train|eval|fixtures)'
+never_links flamingo-ingest 'dfdx' 'cudarc' 'flamingo-(model|train|eval|fixtures)'
+never_links flamingo-model 'arrow(-.*)?' 'parquet' 'tokio' 'hyper' 'reqwest' 'object_store' 'ffmpeg-.*' 'flamingo-(ingest|dataset|train|eval|fixtures)'
+never_links flamingo-train 'ffmpeg-.*' 'flamingo-(ingest|eval|fixtures)'
+never_links flamingo-eval 'ffmpeg-.*' 'flamingo-(ingest|train|fixtures)'
+never_links flamingo-fixtures 'flamingo-(ingest|dataset|model|train|eval)'
+
+step "lints"
+cargo clippy --locked --workspace --all-targets -- -D warnings
+
+step "licences"
+deny=$PWD/target/tools/bin/cargo-deny
+if [ ! -x "$deny" ]; then
+  # Unoptimised: it runs for a second and compiles for minutes.
+  cargo install --quiet --locked --debug --root target/tools --target-dir target/tools cargo-deny@0.20.2
+fi
+"$deny" --offline check licenses bans sources
+
+step "tests"
+cargo test --locked --release --workspace
+
+step "the main job on real data, and the corpora in Python"
+./eval/tests/real_data.sh
+
+step "done"
