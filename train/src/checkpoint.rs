@@ -1,0 +1,147 @@
+//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//!
+//! `checkpoints/step-N/` is a loadable model folder (`config.json`, `model.safetensors`) that also holds the
+//! optimizer's moments and `state.json`. It is written under a temporary name, flushed and renamed; only then does
+//! the text file `latest` move on to it. Whatever the moment of a crash, `latest` names a whole checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use flamingo_dataset::Cursor;
+use flamingo_model::{ModelError, Tensors};
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+use crate::files;
+
+const FOLDER: &str = "checkpoints";
+const LATEST: &str = "latest";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const UNFINISHED: &str = "unfinished";
+
+/// What a checkpoint knows besides weights and moments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Updates done.
+    pub step: u64,
+    /// Where the loader goes on.
+    pub cursor: Cursor,
+    /// Digest of the weights that are not trained, if there are any.
+    pub frozen_sha256: Option<String>,
+    /// Digest of each corpus's manifest, in the order of the config.
+    pub corpora_sha256: Vec<String>,
+}
+
+/// A checkpoint on disk.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Its state.
+    pub state: State,
+}
+
+impl Checkpoint {
+    /// The checkpoint that `latest` names, or none if the run has not made one.
+    ///
+    /// # Errors
+    /// When `latest` or the checkpoint that it names cannot be read.
+    pub fn latest(run: &Path) -> Result<Option<Self>, TrainError> {
+        let path = run.join(LATEST);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
+        if step_of(text.trim()).is_none() {
+            return Err(TrainError::Latest { path, found: text.trim().to_owned() });
+        }
+        let folder = run.join(FOLDER).join(text.trim());
+        let path = folder.join(STATE);
+        let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
+        let state = serde_json::from_str(&text).map_err(|source| TrainError::Broken {
+            path,
+            expected: "the state of a checkpoint",
+            source,
+        })?;
+        Ok(Some(Self { folder, state }))
+    }
+
+    /// The optimizer's moments, and the file that they are in.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn moments(&self) -> Result<(Tensors, PathBuf), TrainError> {
+        let path = self.folder.join(OPTIMIZER);
+        Ok((Tensors::read(&path).map_err(TrainError::model("load"))?, path))
+    }
+}
+
+/// Writes a checkpoint, moves `latest` to it and removes all but the newest `keep_last`.
+///
+/// `save_model` writes the model's own files into the folder that it is given.
+///
+/// # Errors
+/// When the disk is full or fails; the checkpoints that were there stay.
+///
+/// # Panics
+/// Never: a state is plain numbers and texts.
+pub fn write(
+    run: &Path,
+    state: &State,
+    moments: &Tensors,
+    save_model: impl FnOnce(&Path) -> Result<(), ModelError>,
+    keep_last: usize,
+) -> Result<(), TrainError> {
+    let parent = run.join(FOLDER);
+    let unfinished = parent.join(UNFINISHED);
+    remove(&unfinished)?;
+    std::fs::create_dir_all(&unfinished).map_err(TrainError::file("create", &unfinished))?;
+
+    save_model(&unfinished).map_err(TrainError::model("save"))?;
+    moments.write(&unfinished.join(OPTIMIZER)).map_err(TrainError::model("save"))?;
+    let text = serde_json::to_string_pretty(state).expect("a state is plain numbers and texts");
+    files::write_new(&unfinished.join(STATE), text.as_bytes())?;
+    sync_files(&unfinished)?;
+
+    let name = format!("step-{}", state.step);
+    let folder = parent.join(&name);
+    // A run killed between this rename and the move of `latest` left the same step behind.
+    remove(&folder)?;
+    std::fs::rename(&unfinished, &folder).map_err(TrainError::file("rename", &unfinished))?;
+    files::sync(&parent)?;
+    files::sync(run)?;
+    files::replace(&run.join(LATEST), format!("{name}\n").as_bytes())?;
+    prune(&parent, state.step, keep_last)
+}
+
+fn sync_files(folder: &Path) -> Result<(), TrainError> {
+    for entry in std::fs::read_dir(folder).map_err(TrainError::file("read", folder))? {
+        files::sync(&entry.map_err(TrainError::file("read", folder))?.path())?;
+    }
+    files::sync(folder)
+}
+
+/// Removes the checkpoints older than the newest `keep_last` of those up to `step`.
+fn prune(parent: &Path, step: u64, keep_last: usize) -> Result<(), TrainError> {
+    let mut steps = Vec::new();
+    for entry in std::fs::read_dir(parent).map_err(TrainError::file("read", parent))? {
+        let entry = entry.map_err(TrainError::file("read", parent))?;
+        steps.extend(step_of(&entry.file_name().to_string_lossy()).filter(|found| *found <= step));
+    }
+    steps.sort_unstable();
+    let n_old = steps.len().saturating_sub(keep_last);
+    steps[..n_old].iter().try_for_each(|step| remove(&parent.join(format!("step-{step}"))))
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.parse().ok()
+}
+
+fn remove(folder: &Path) -> Result<(), TrainError> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(TrainError::file("remove", folder)(error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,160 @@
+//! `RunConfig`: every number of a run, read from TOML. Relative paths in it start from `--root`, by default the
+//! working directory.
+//!
+//! The parts are the same for every stage; `[model]` is the stage's own. The effective config, with all defaults
+//! spelled out and every `--set` applied, is written to the run folder as `config.toml`.
+
+use std::path::PathBuf;
+
+use flamingo_dataset::{ImageConfig, LossMask, MixtureEntry, MixtureMode, SampleConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::optimizer::OptimizerConfig;
+use crate::schedule::Schedule;
+
+/// All numbers of a run. `M` is the stage's `[model]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig<M> {
+    /// Seed of fresh weights, of the order of rows and of augmentations.
+    pub seed: u64,
+    /// Updates of the whole run. May change when a run is continued.
+    pub steps: u64,
+    /// Updates between checkpoints. May change when a run is continued.
+    pub checkpoint_every: u64,
+    /// How many of the newest checkpoints stay. May change when a run is continued.
+    pub keep_last: usize,
+    /// How the datasets meet. Paper: gradients of all of them make one update (appendix B.1.2).
+    #[serde(default = "paper_mixture")]
+    pub mixture: MixtureMode,
+    /// The optimizer and its learning rate.
+    pub optimizer: OptimizerConfig,
+    /// Where the tokenizer comes from, in stages that do not build on another run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerConfig>,
+    /// How images become pixels, in stages that look at images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageConfig>,
+    /// The stage's model.
+    pub model: M,
+    /// The datasets.
+    pub data: Vec<DataConfig>,
+}
+
+fn paper_mixture() -> MixtureMode {
+    MixtureMode::Accumulate
+}
+
+/// Where a tokenizer comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum TokenizerConfig {
+    /// A `tokenizer.json`.
+    Path(PathBuf),
+    /// Trained on the texts of the run's corpora.
+    Train {
+        /// Most tokens, the five marks and the 256 bytes included.
+        vocabulary: usize,
+        /// Most rows read of each corpus, from its start.
+        rows_max: u64,
+    },
+}
+
+/// One dataset of the mixture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Its name in metrics and messages.
+    pub name: String,
+    /// Path or URL of the corpus.
+    pub corpus: String,
+    /// Rows per update.
+    pub batch: usize,
+    /// Its lambda. Paper: 1.0 for M3W, 0.2 for ALIGN and LTIP, 0.03 for VTP.
+    pub weight: f64,
+    /// Tokens per row. Paper: 256 for M3W, 32 or 64 for pairs.
+    pub tokens: usize,
+    /// Most images per row; with 0 the images stay unread and only their marks remain. Paper: 5 for M3W.
+    #[serde(default)]
+    pub images: usize,
+    /// Frames per image or clip; an image is a clip of one frame. Paper: 8 for video.
+    #[serde(default = "single_frame")]
+    pub frames: usize,
+    /// Chance that the text of a page looks at the next image instead of the previous one. Paper: 0.5.
+    #[serde(default = "paper_chance")]
+    pub next_image_probability: f64,
+    /// Chance of a space before a caption. Paper: 0.5.
+    #[serde(default = "paper_chance")]
+    pub space_prefix_probability: f64,
+    /// Chance of a left-right flip. The paper flips at random; 0.5 is our reading of it.
+    #[serde(default = "paper_chance")]
+    pub flip_probability: f64,
+    /// Strength of the colour augmentation. The paper names it but gives no strength; 0 is none.
+    #[serde(default)]
+    pub colour_jitter: f64,
+    /// Which tokens are learned. Paper: all.
+    #[serde(default = "paper_loss")]
+    pub loss: LossMask,
+}
+
+fn single_frame() -> usize {
+    1
+}
+
+fn paper_chance() -> f64 {
+    0.5
+}
+
+fn paper_loss() -> LossMask {
+    LossMask::All
+}
+
+impl<M> RunConfig<M> {
+    /// The learning rate at each step.
+    pub fn schedule(&self) -> Schedule {
+        Schedule {
+            lr_peak: self.optimizer.lr,
+            warmup_steps: self.optimizer.warmup_steps,
+            steps: self.steps,
+            decay: self.optimizer.schedule,
+        }
+    }
+
+    /// The datasets as the loader takes them; `locate` says where the path of a corpus leads.
+    pub fn mixture_entries(
+        &self,
+        image: &ImageConfig,
+        locate: impl Fn(&str) -> String,
+    ) -> Vec<MixtureEntry> {
+        self.data.iter().map(|entry| entry.to_mixture(image, locate(&entry.corpus))).collect()
+    }
+}
+
+impl DataConfig {
+    /// Most images that the loader is asked for: for text alone, as many as there can be marks, so that none ends
+    /// the text early.
+    fn loader_images(&self) -> usize {
+        if self.images == 0 { self.tokens } else { self.images }
+    }
+
+    fn to_mixture(&self, image: &ImageConfig, corpus: String) -> MixtureEntry {
+        MixtureEntry {
+            name: self.name.clone(),
+            corpus,
+            batch: self.batch,
+            // The loader never uses the weight but refuses 0, which here means: watched, not learned.
+            weight: self.weight.max(f64::MIN_POSITIVE),
+            sample: SampleConfig {
+                tokens: self.tokens,
+                images: self.loader_images(),
+                frames: self.frames,
+                next_image_probability: self.next_image_probability,
+                space_prefix_probability: self.space_prefix_probability,
+                flip_probability: self.flip_probability,
+                colour_jitter: self.colour_jitter,
+                image: image.clone(),
+                loss: self.loss,
+            },
+        }
+    }
+}

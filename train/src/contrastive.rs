@@ -1,0 +1,106 @@
+//! The contrastive stage: a vision encoder and a text encoder that match images with their captions
+//! (paper, appendix B.1.3). Only the vision encoder is used further on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use flamingo_dataset::{Batch, CorpusKind};
+use flamingo_model::{
+    Clip, ClipConfig, Gradients, LanguageConfig, ModelError, Trainable, VisionConfig,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+use crate::inputs;
+use crate::setup::{Command, Prepared, launch, open_corpora, own_tokenizer};
+use crate::trainer::{Stage, observe};
+
+/// `[model]` of this stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContrastiveModel {
+    /// Width of the space in which images and captions meet. Paper: 1376.
+    pub embedding: usize,
+    /// Share of the target that is spread over all captions or images. Paper: 0.1.
+    pub label_smoothing: f32,
+    /// The vision encoder.
+    pub vision: VisionConfig,
+    /// The text encoder.
+    pub text: LanguageConfig,
+}
+
+/// The model under training.
+struct Contrastive {
+    clip: Clip,
+    label_smoothing: f32,
+}
+
+/// Trains, or goes on.
+///
+/// # Errors
+/// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the disk fails.
+pub fn run(command: &Command) -> Result<(), TrainError> {
+    let file = command.read_config::<ContrastiveModel>()?;
+    file.require_images(|images| images == 1, "1")?;
+    let image = file.image()?;
+    let model = &file.config.model;
+    let (size, expected) = (model.vision.image_size, format!("{}, as image.size", image.size));
+    file.require(size == image.size, "model.vision.image_size", &size, &expected)?;
+    file.require_context(model.text.context)?;
+
+    let folder = command.check_folder(file.to_toml())?;
+    let is_pairs = |kind| kind == CorpusKind::ImageText;
+    let corpora = open_corpora(command, &file.config.data, is_pairs, "image_text")?;
+    let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
+    file.require_vocabulary("model.text.vocabulary", model.text.vocabulary, &tokenizer)?;
+
+    let clip = match &folder.checkpoint {
+        Some(checkpoint) => Clip::load(&checkpoint.folder).map_err(TrainError::model("load"))?,
+        None => fresh(model, file.config.seed).map_err(TrainError::model("build"))?,
+    };
+    let mut stage = Contrastive { clip, label_smoothing: model.label_smoothing };
+    let prepared =
+        Prepared { command, file: &file, folder: &folder, corpora: &corpora, tokenizer, image };
+    launch(prepared, &mut stage)
+}
+
+fn fresh(model: &ContrastiveModel, seed: u64) -> Result<Clip, ModelError> {
+    let ContrastiveModel { embedding, vision, text, .. } = model.clone();
+    Clip::new(&ClipConfig { vision, text, embedding }, seed)
+}
+
+impl Stage for Contrastive {
+    fn loss(&self, batch: &Batch) -> Result<f32, TrainError> {
+        self.clip
+            .contrastive_loss(&inputs::pairs(batch), self.label_smoothing)
+            .map_err(TrainError::model("run"))
+    }
+
+    fn step(
+        &self,
+        batch: &Batch,
+        weight: f32,
+        gradients: Gradients,
+    ) -> Result<(f32, Gradients), TrainError> {
+        self.clip
+            .contrastive_step(&inputs::pairs(batch), self.label_smoothing, weight, gradients)
+            .map_err(TrainError::model("run"))
+    }
+
+    fn model(&self) -> &dyn Trainable {
+        &self.clip
+    }
+
+    fn model_mut(&mut self) -> &mut dyn Trainable {
+        &mut self.clip
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        self.clip.save(folder)
+    }
+
+    /// The learnt inverse temperature.
+    fn observe(&self) -> BTreeMap<String, f64> {
+        observe(&self.clip, |name| name == "log_beta", "beta", f64::exp)
+    }
+}

@@ -1,0 +1,204 @@
+//! Why a run stops, and with which exit code.
+
+use std::path::{Path, PathBuf};
+
+use flamingo_dataset::CorpusError;
+use flamingo_model::ModelError;
+
+/// Why a run could not start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A file or folder could not be read or written.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried: `read`, `write`, `rename`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The config is not TOML, or has a key or a type that it must not have.
+    #[error("{}{}: {message}", path.display(), line.map(|line| format!(" line {line}")).unwrap_or_default())]
+    ConfigParse {
+        /// The config file.
+        path: PathBuf,
+        /// Where in the file, from 1, if known.
+        line: Option<usize>,
+        /// What the parser expected.
+        message: String,
+    },
+    /// A `--set` is not `key.path=value`, or its key cannot be set.
+    #[error("--set {given}: {message}")]
+    Override {
+        /// The argument.
+        given: String,
+        /// What was expected.
+        message: String,
+    },
+    /// A value of the config cannot work.
+    #[error("{}: `{key}` is {value}, expected {expected}", path.display())]
+    ConfigValue {
+        /// The config file.
+        path: PathBuf,
+        /// Its key.
+        key: String,
+        /// The value.
+        value: String,
+        /// What would work.
+        expected: String,
+    },
+    /// The run folder is there already.
+    #[error("{} exists; --resume continues it", path.display())]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The run was started with another config.
+    #[error("{}: `{key}` is {now}, but the run in {} was started with {was}", config.display(), run.display())]
+    ConfigChanged {
+        /// The config file that was given.
+        config: PathBuf,
+        /// The run folder.
+        run: PathBuf,
+        /// The first key that differs.
+        key: String,
+        /// Its value in the run.
+        was: String,
+        /// Its value now.
+        now: String,
+    },
+    /// Something that the run was built from is not what it was at the checkpoint.
+    #[error("{}: {what} is {now}, but was {was} at the checkpoint", path.display())]
+    NotTheSame {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+        /// Its digest or name at the checkpoint.
+        was: String,
+        /// Its digest or name now.
+        now: String,
+    },
+    /// A file of a run does not have the form that it was written with.
+    #[error("{} is not {expected}", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// The text file `latest` names no checkpoint.
+    #[error("{} names `{found}`, expected `step-N`", path.display())]
+    Latest {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// A corpus cannot be read.
+    #[error("dataset `{name}`")]
+    Corpus {
+        /// The dataset's name in the config.
+        name: String,
+        /// What the corpus says.
+        source: Box<CorpusError>,
+    },
+    /// A corpus is of a kind that the stage does not learn from.
+    #[error("dataset `{name}`: {corpus} is a corpus of kind {found}, expected {expected}")]
+    CorpusKind {
+        /// The dataset's name in the config.
+        name: String,
+        /// Where the corpus is.
+        corpus: String,
+        /// Its kind.
+        found: String,
+        /// What the stage learns from.
+        expected: &'static str,
+    },
+    /// The datasets cannot be mixed or read on.
+    #[error("cannot read the datasets")]
+    Loader(#[source] Box<CorpusError>),
+    /// The tokenizer cannot be trained, read or written.
+    #[error("cannot {action} the tokenizer")]
+    Tokenizer {
+        /// What was tried: `train`, `read`, `write`.
+        action: &'static str,
+        /// What the tokenizer says.
+        source: Box<CorpusError>,
+    },
+    /// The model cannot be built, run or saved.
+    #[error("cannot {action} the model")]
+    Model {
+        /// What was tried: `build`, `load`, `run`, `save`.
+        action: &'static str,
+        /// What the model says.
+        source: ModelError,
+    },
+    /// The loss or the gradient is not a number. Nothing of the step is kept.
+    #[error("step {step}: {what} is {value} (dataset rows: {rows}); the last checkpoint stands")]
+    NotFinite {
+        /// The update that was being made, from 1.
+        step: u64,
+        /// The loss of a dataset, or the norm of the gradient.
+        what: String,
+        /// Its value.
+        value: f64,
+        /// The rows that the step was computed from.
+        rows: String,
+    },
+    /// A fresh Flamingo model differs from its language model although its gates are closed.
+    #[error("with gates at 0 the loss is {flamingo}, but the language model's is {language}")]
+    GatesLeak {
+        /// Loss with the images.
+        flamingo: f32,
+        /// Loss of the language model alone.
+        language: f32,
+    },
+    /// A weight that must not change did.
+    #[error("frozen weights changed: their digest is {now}, but was {was} at the start")]
+    FrozenChanged {
+        /// Digest at the start.
+        was: String,
+        /// Digest now.
+        now: String,
+    },
+}
+
+impl TrainError {
+    /// 2 where the command line or the config is at fault, 1 otherwise.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::ConfigParse { .. }
+            | Self::Override { .. }
+            | Self::ConfigValue { .. }
+            | Self::RunExists { .. }
+            | Self::ConfigChanged { .. } => 2,
+            _ => 1,
+        }
+    }
+
+    /// For `map_err` on file operations.
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::File { action, path, source }
+    }
+
+    /// For `map_err` on tokenizer calls.
+    pub(crate) fn tokenizer(action: &'static str) -> impl FnOnce(CorpusError) -> Self {
+        move |source| Self::Tokenizer { action, source: Box::new(source) }
+    }
+
+    /// For `map_err` on the loader.
+    pub(crate) fn loader(source: CorpusError) -> Self {
+        Self::Loader(Box::new(source))
+    }
+
+    /// For `map_err` on model calls.
+    pub(crate) fn model(action: &'static str) -> impl FnOnce(ModelError) -> Self {
+        move |source| Self::Model { action, source }
+    }
+}

@@ -1,0 +1,79 @@
+//! The language stage: a decoder on the texts of any corpora. Marks of images stay in the text, so that the model
+//! knows them before the Flamingo stage freezes it; pixels are never read.
+
+use std::path::Path;
+
+use flamingo_dataset::{Batch, Fit, ImageConfig};
+use flamingo_model::{Gradients, LanguageConfig, LanguageModel, ModelError, Trainable};
+
+use crate::error::TrainError;
+use crate::inputs;
+use crate::setup::{Command, Prepared, launch, open_corpora, own_tokenizer};
+use crate::trainer::Stage;
+
+/// The model under training.
+struct Language(LanguageModel);
+
+/// Trains, or goes on.
+///
+/// # Errors
+/// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the disk fails.
+pub fn run(command: &Command) -> Result<(), TrainError> {
+    let file = command.read_config::<LanguageConfig>()?;
+    file.require_images(|images| images == 0, "0")?;
+    let model = &file.config.model;
+    file.require_context(model.context)?;
+
+    let folder = command.check_folder(file.to_toml())?;
+    let corpora = open_corpora(command, &file.config.data, |_| true, "any")?;
+    let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
+    file.require_vocabulary("model.vocabulary", model.vocabulary, &tokenizer)?;
+
+    let language = match &folder.checkpoint {
+        Some(checkpoint) => {
+            LanguageModel::load(&checkpoint.folder).map_err(TrainError::model("load"))?
+        }
+        None => LanguageModel::new(model, file.config.seed).map_err(TrainError::model("build"))?,
+    };
+    let prepared = Prepared {
+        command,
+        file: &file,
+        folder: &folder,
+        corpora: &corpora,
+        tokenizer,
+        image: &no_image(),
+    };
+    launch(prepared, &mut Language(language))
+}
+
+/// What the loader is told of images, of which it reads none.
+fn no_image() -> ImageConfig {
+    ImageConfig { size: 1, fit: Fit::Squash, mean: [0.0; 3], std: [1.0; 3] }
+}
+
+impl Stage for Language {
+    fn loss(&self, batch: &Batch) -> Result<f32, TrainError> {
+        self.0.loss_only(&inputs::text(batch)).map_err(TrainError::model("run"))
+    }
+
+    fn step(
+        &self,
+        batch: &Batch,
+        weight: f32,
+        gradients: Gradients,
+    ) -> Result<(f32, Gradients), TrainError> {
+        self.0.step(&inputs::text(batch), weight, gradients).map_err(TrainError::model("run"))
+    }
+
+    fn model(&self) -> &dyn Trainable {
+        &self.0
+    }
+
+    fn model_mut(&mut self) -> &mut dyn Trainable {
+        &mut self.0
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        self.0.save(folder)
+    }
+}

@@ -1,0 +1,46 @@
+//! Training of the three parts of a Flamingo model (arXiv 2204.14198), one stage at a time: a vision encoder by
+//! contrast, a language model, and the resampler and gated cross-attention that join them while both stay frozen.
+//!
+//! A run is a folder: `config.toml` (effective), `tokenizer.json`, `metrics.jsonl`, `checkpoints/step-N/`, `latest`
+//! and `report.html`. Killed at any instant and resumed, it ends with the weights of a run that was never killed,
+//! bit by bit on the CPU.
+//!
+//! ```
+//! use flamingo_train::schedule::{Decay, Schedule};
+//!
+//! let paper = Schedule { lr_peak: 1e-4, warmup_steps: 5_000, steps: 500_000, decay: Decay::Constant };
+//! assert_eq!(paper.lr(2_499), 5e-5);
+//! assert_eq!(paper.lr(400_000), 1e-4);
+//! ```
+//!
+//! In reading order:
+//! - [`trainer`]: the loop, and what a stage is
+//! - [`contrastive`], [`language`], [`flamingo`]: the stages
+//! - [`setup`]: from a config to a run that is ready
+//! - [`inputs`]: from the loader's batch to the models' inputs
+//! - [`config`], [`config_file`], [`overrides`]: every number of a run
+//! - [`optimizer`], [`schedule`]: one update, and how far it goes
+//! - [`checkpoint`], [`run_folder`], [`files`]: what is on disk, whatever happens
+//! - [`metrics`], [`report`], [`progress`]: what a user sees
+
+pub mod checkpoint;
+pub mod config;
+pub mod config_file;
+pub mod contrastive;
+pub mod error;
+pub mod files;
+pub mod flamingo;
+pub mod inputs;
+pub mod language;
+pub mod metrics;
+pub mod optimizer;
+pub mod overrides;
+pub mod progress;
+pub mod report;
+pub mod run_folder;
+pub mod schedule;
+pub mod setup;
+pub mod trainer;
+
+pub use error::TrainError;
+pub use setup::Command;

@@ -1,0 +1,157 @@
+//! `metrics.jsonl`: one JSON object per update, in order, each step once.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+
+/// Name of the file in a run folder.
+pub const FILE: &str = "metrics.jsonl";
+
+/// What one update measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Updates done, this one included.
+    pub step: u64,
+    /// The objective: the sum of the datasets' losses, each times its weight.
+    pub loss: f64,
+    /// Mean loss of each dataset: nats per token, or the two-term contrastive loss.
+    pub losses: BTreeMap<String, f64>,
+    /// Learning rate.
+    pub lr: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens that were predicted.
+    pub tokens: u64,
+    /// Images or clips that were looked at.
+    pub images: u64,
+    /// Seconds of the whole update, waiting for rows included.
+    pub seconds: f64,
+    /// Seconds spent waiting for rows.
+    pub data_wait_seconds: f64,
+    /// Rows that could not be used and were replaced by the next ones.
+    pub skipped_rows: u64,
+    /// What the stage observes about its model, such as the gates of each layer.
+    pub observed: BTreeMap<String, f64>,
+}
+
+/// The open file.
+#[derive(Debug)]
+pub struct MetricsLog {
+    file: File,
+    path: PathBuf,
+}
+
+impl MetricsLog {
+    /// Opens the log of a run to go on after `step`; what was written about later steps is cut off.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn open(run: &Path, step: u64) -> Result<Self, TrainError> {
+        let path = run.join(FILE);
+        let mut options = OpenOptions::new();
+        let file = options.create(true).append(true).open(&path);
+        let file = file.map_err(TrainError::file("open", &path))?;
+        let text = std::fs::read(&path).map_err(TrainError::file("read", &path))?;
+        let kept = whole_lines(&text).take_while(|line| is_up_to(line, step));
+        let length: usize = kept.map(<[u8]>::len).sum();
+        file.set_len(length as u64).map_err(TrainError::file("shorten", &path))?;
+        Ok(Self { file, path })
+    }
+
+    /// Adds one line.
+    ///
+    /// # Errors
+    /// When the disk is full or fails.
+    ///
+    /// # Panics
+    /// Never: metrics are numbers under texts.
+    pub fn append(&mut self, metrics: &StepMetrics) -> Result<(), TrainError> {
+        let mut line = serde_json::to_vec(metrics).expect("metrics are numbers under texts");
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(TrainError::file("write", &self.path))
+    }
+
+    /// Waits until all lines are on disk, so that a checkpoint never knows more than its log.
+    ///
+    /// # Errors
+    /// When the disk is full or fails.
+    pub fn sync(&self) -> Result<(), TrainError> {
+        self.file.sync_all().map_err(TrainError::file("flush", &self.path))
+    }
+}
+
+/// All metrics of a run.
+///
+/// # Errors
+/// When the file cannot be read or holds a line that is not metrics.
+pub fn read(run: &Path) -> Result<Vec<StepMetrics>, TrainError> {
+    let path = run.join(FILE);
+    let text = std::fs::read(&path).map_err(TrainError::file("read", &path))?;
+    whole_lines(&text)
+        .map(|line| {
+            serde_json::from_slice(line).map_err(|source| TrainError::Broken {
+                path: path.clone(),
+                expected: "a list of metrics, one JSON object a line",
+                source,
+            })
+        })
+        .collect()
+}
+
+/// Lines with their ends; a last line without one was cut by a crash and is left out.
+fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"))
+}
+
+fn is_up_to(line: &[u8], step: u64) -> bool {
+    serde_json::from_slice::<StepMetrics>(line).is_ok_and(|metrics| metrics.step <= step)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn metrics(step: u64, loss: f64) -> StepMetrics {
+        StepMetrics {
+            step,
+            loss,
+            losses: BTreeMap::from([("pairs".to_owned(), loss)]),
+            lr: 1e-3,
+            grad_norm: 0.5,
+            tokens: 12,
+            images: 3,
+            seconds: 0.25,
+            data_wait_seconds: 0.05,
+            skipped_rows: 0,
+            observed: BTreeMap::from([("gate.0.attention".to_owned(), 0.125)]),
+        }
+    }
+
+    #[test]
+    fn lines_after_the_step_and_a_torn_line_are_cut_off() {
+        let run = tempfile::tempdir().unwrap();
+        let mut log = MetricsLog::open(run.path(), 0).unwrap();
+        (1..=5).for_each(|step| log.append(&metrics(step, 1.0)).unwrap());
+        log.file.write_all(b"{\"step\": 6, \"lo").unwrap();
+        log.sync().unwrap();
+
+        let mut log = MetricsLog::open(run.path(), 3).unwrap();
+        log.append(&metrics(4, 0.5)).unwrap();
+        let back = read(run.path()).unwrap();
+        assert_eq!(back.iter().map(|m| m.step).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert_eq!(back[3], metrics(4, 0.5));
+    }
+
+    #[test]
+    fn a_line_that_is_not_metrics_is_an_error_that_names_the_file() {
+        let run = tempfile::tempdir().unwrap();
+        std::fs::write(run.path().join(FILE), "{}\n").unwrap();
+        let error = read(run.path()).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl is not a list of metrics"), "{error}");
+    }
+}

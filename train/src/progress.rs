@@ -1,0 +1,89 @@
+//! What a user sees while a run goes on: a bar on a terminal, a line every few seconds elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::metrics::StepMetrics;
+
+/// Time between two plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows the steps of one run.
+#[derive(Debug)]
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    steps: u64,
+    last_line: Instant,
+}
+
+impl Progress {
+    /// Starts after `done` of `steps` steps.
+    ///
+    /// # Panics
+    /// Never: the bar's template is well-formed.
+    pub fn start(done: u64, steps: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} eta {eta}")
+                .expect("the template is well-formed");
+            ProgressBar::new(steps).with_style(style).with_position(done)
+        });
+        Self { bar, steps, last_line: Instant::now() }
+    }
+
+    /// Shows a step.
+    pub fn show(&mut self, metrics: &StepMetrics) {
+        let text = describe(metrics);
+        if let Some(bar) = &self.bar {
+            bar.set_message(text);
+            bar.set_position(metrics.step);
+        } else if self.last_line.elapsed() >= LINE_EVERY || metrics.step == self.steps {
+            eprintln!("step {}/{} {text}", metrics.step, self.steps);
+            self.last_line = Instant::now();
+        }
+    }
+
+    /// Says something that stays on the screen.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Leaves the bar as it stands.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+        }
+    }
+}
+
+fn describe(metrics: &StepMetrics) -> String {
+    let losses: Vec<String> =
+        metrics.losses.iter().map(|(name, loss)| format!("{name} {loss:.3}")).collect();
+    format!(
+        "loss {:.3} ({}) lr {:.1e} {:.2} s/step {:.0} tokens/s {:.1} images/s",
+        metrics.loss,
+        losses.join(", "),
+        metrics.lr,
+        metrics.seconds,
+        metrics.tokens as f64 / metrics.seconds,
+        metrics.images as f64 / metrics.seconds,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_losses_and_throughput() {
+        let line = describe(&crate::metrics::tests::metrics(1, 2.5));
+        assert_eq!(
+            line,
+            "loss 2.500 (pairs 2.500) lr 1.0e-3 0.25 s/step 48 tokens/s 12.0 images/s"
+        );
+    }
+}

@@ -1,0 +1,133 @@
+//! `report.html`: loss curves, what the stage observed, throughput and the config, in one self-contained page.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use flamingo_dataset::report::Page;
+
+use crate::error::TrainError;
+use crate::files;
+use crate::metrics::{self, StepMetrics};
+use crate::run_folder;
+
+const FILE: &str = "report.html";
+
+/// A named line of a chart: points `(step, value)`.
+type Series = (String, Vec<(f64, f64)>);
+
+/// Writes the report of a run from its metrics and config.
+///
+/// # Errors
+/// When the run's files cannot be read or the report cannot be written.
+pub fn write(run: &Path) -> Result<(), TrainError> {
+    let steps = metrics::read(run)?;
+    let config_path = run.join(run_folder::CONFIG);
+    let config =
+        std::fs::read_to_string(&config_path).map_err(TrainError::file("read", &config_path))?;
+    let name = run
+        .file_name()
+        .map_or_else(|| run.display().to_string(), |name| name.to_string_lossy().into_owned());
+    files::replace(&run.join(FILE), page(&name, &steps, &config).as_bytes())
+}
+
+fn page(name: &str, steps: &[StepMetrics], config: &str) -> String {
+    let mut page = Page::new(&format!("Training run {name}"));
+    if let Some(last) = steps.last() {
+        page.heading("At the last step");
+        page.table(&["measure", "value"], &summary(steps, last));
+    }
+    page.heading("Loss");
+    page.line_chart("Loss of each dataset", "step", &series(steps, |step| &step.losses));
+    page.line_chart("Objective", "step", &[single("loss", steps, |step| step.loss)]);
+    for (group, lines) in groups(series(steps, |step| &step.observed)) {
+        page.line_chart(&format!("Observed: {group}"), "step", &lines);
+    }
+    page.heading("Optimizer");
+    page.line_chart("Learning rate", "step", &[single("lr", steps, |step| step.lr)]);
+    let norm = single("norm", steps, |step| step.grad_norm);
+    page.line_chart("Norm of the gradient before clipping", "step", &[norm]);
+    page.heading("Speed");
+    let seconds = single("whole step", steps, |step| step.seconds);
+    let waiting = single("waiting for rows", steps, |step| step.data_wait_seconds);
+    page.line_chart("Seconds per step", "step", &[seconds, waiting]);
+    page.heading("Config");
+    page.table(&["line"], &config.lines().map(|line| vec![line.to_owned()]).collect::<Vec<_>>());
+    page.finish()
+}
+
+fn summary(steps: &[StepMetrics], last: &StepMetrics) -> Vec<Vec<String>> {
+    let sum = |value: fn(&StepMetrics) -> f64| steps.iter().map(value).sum::<f64>();
+    let seconds = sum(|step| step.seconds);
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let mut rows = vec![row("step", last.step.to_string())];
+    rows.extend(
+        last.losses.iter().map(|(name, loss)| row(&format!("loss, {name}"), format!("{loss:.4}"))),
+    );
+    rows.extend([
+        row("seconds in all steps", format!("{seconds:.1}")),
+        row("of these, waiting for rows", format!("{:.1}", sum(|step| step.data_wait_seconds))),
+        row("tokens per second", format!("{:.0}", sum(|step| step.tokens as f64) / seconds)),
+        row("images per second", format!("{:.1}", sum(|step| step.images as f64) / seconds)),
+        row("skipped rows", sum(|step| step.skipped_rows as f64).to_string()),
+    ]);
+    rows
+}
+
+fn single(name: &str, steps: &[StepMetrics], value: impl Fn(&StepMetrics) -> f64) -> Series {
+    (name.to_owned(), steps.iter().map(|step| (step.step as f64, value(step))).collect())
+}
+
+/// One line for each name in the maps.
+fn series(
+    steps: &[StepMetrics],
+    values: impl Fn(&StepMetrics) -> &BTreeMap<String, f64>,
+) -> Vec<Series> {
+    let names: BTreeSet<&String> = steps.iter().flat_map(|step| values(step).keys()).collect();
+    let points = |name: &String| {
+        let point = |step: &StepMetrics| Some((step.step as f64, *values(step).get(name)?));
+        steps.iter().filter_map(point).collect()
+    };
+    names.into_iter().map(|name| (name.clone(), points(name))).collect()
+}
+
+/// Lines with the same first word before a dot go into one chart.
+fn groups(lines: Vec<Series>) -> BTreeMap<String, Vec<Series>> {
+    let mut groups: BTreeMap<String, Vec<Series>> = BTreeMap::new();
+    for (name, points) in lines {
+        let (group, rest) = name.split_once('.').unwrap_or((&name, &name));
+        groups.entry(group.to_owned()).or_default().push((rest.to_owned(), points));
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::tests::metrics;
+
+    #[test]
+    fn the_page_shows_losses_observations_and_config() {
+        let steps = [metrics(1, 3.0), metrics(2, 2.0)];
+        let html = page("demo", &steps, "seed = 7\n");
+        for part in [
+            "Training run demo",
+            "loss, pairs",
+            "2.0000",
+            "Observed: gate",
+            "0.attention",
+            "seed = 7",
+        ] {
+            assert!(html.contains(part), "{part} is missing");
+        }
+        page("demo", &[], "");
+    }
+
+    #[test]
+    fn a_dataset_that_came_later_has_a_shorter_line() {
+        let mut steps = [metrics(1, 3.0), metrics(2, 2.0)];
+        steps[1].losses.insert("clips".to_owned(), 5.0);
+        let lines = series(&steps, |step| &step.losses);
+        assert_eq!(lines[0], ("clips".to_owned(), vec![(2.0, 5.0)]));
+        assert_eq!(lines[1], ("pairs".to_owned(), vec![(1.0, 3.0), (2.0, 2.0)]));
+    }
+}

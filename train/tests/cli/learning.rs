@@ -1,0 +1,97 @@
+//! Training learns, from the datasets that have a weight, and changes only what it may.
+
+use crate::world::{CONTRASTIVE, FLAMINGO, LANGUAGE, World, clip, latest, metrics};
+
+/// Loss of a dataset at the first and the last step.
+fn losses(world: &World, run: &str, dataset: &str) -> (f64, f64) {
+    let lines = metrics(&world.path(run));
+    let loss = |line: &serde_json::Value| line["losses"][dataset].as_f64().unwrap();
+    (loss(&lines[0]), loss(lines.last().unwrap()))
+}
+
+#[test]
+fn a_single_batch_is_learned_by_heart_in_every_stage() {
+    let world = World::new();
+    let still = [
+        "--set",
+        "data.pairs.flip_probability=0.0",
+        "--set",
+        "data.pairs.space_prefix_probability=0.0",
+    ];
+    let steps = |n: &'static str| {
+        [&still[..], &["--set", n, "--set", "optimizer.schedule=\"constant\""]].concat()
+    };
+
+    // Six pairs: a model that knows nothing loses ln 6 in each of the two directions.
+    world.train("contrastive", CONTRASTIVE, "vision", &steps("steps=80")).expect_success();
+    let (first, last) = losses(&world, "vision", "pairs");
+    assert!(first > 3.0 && last < 0.5, "contrastive: {first} to {last}");
+
+    let only_pairs = only_dataset(LANGUAGE, "pairs").replace("batch = 2", "batch = 6");
+    world.train("language", &only_pairs, "language", &steps("steps=80")).expect_success();
+    let (first, last) = losses(&world, "language", "pairs");
+    // Which of six colours comes cannot be known from the text: about ln 6 in 7 or more tokens.
+    assert!(first > 5.0 && last < 0.6, "language: {first} to {last}");
+
+    let only_pairs = only_dataset(FLAMINGO, "pairs").replace("batch = 3", "batch = 6");
+    world.train("flamingo", &only_pairs, "flamingo", &steps("steps=120")).expect_success();
+    let (first, last) = losses(&world, "flamingo", "pairs");
+    assert!(last < 0.1 && last < 0.5 * first, "flamingo: {first} to {last}");
+}
+
+/// The config with one of its datasets.
+fn only_dataset(config: &str, name: &str) -> String {
+    let mut parts = config.split("[[data]]");
+    let head = parts.next().unwrap();
+    let part = parts.find(|part| part.contains(&format!("name = \"{name}\""))).unwrap();
+    format!("{head}[[data]]{part}")
+}
+
+#[test]
+fn a_dataset_without_weight_changes_no_trained_value_and_one_with_weight_does() {
+    let world = World::with_towers();
+    world.write_corpus("other-clips", &(2..6).map(clip).collect::<Vec<_>>());
+    let other = FLAMINGO.replace("corpus = \"clips\"", "corpus = \"other-clips\"");
+    let weights = |config: &str, weight: &str, run: &str| {
+        let set = format!("data.clips.weight={weight}");
+        world.train("flamingo", config, run, &["--set", &set]).expect_success();
+        std::fs::read(latest(&world.path(run)).join("model.safetensors")).unwrap()
+    };
+    let zero = weights(FLAMINGO, "0.0", "zero");
+    assert!(zero == weights(&other, "0.0", "zero-other"), "lambda 0 reached the weights");
+    let (_, last) = losses(&world, "zero", "clips");
+    assert!(last > 0.0, "the loss of a dataset without weight is still watched");
+    assert!(zero != weights(FLAMINGO, "0.5", "half"), "lambda 0.5 did not reach the weights");
+}
+
+#[test]
+fn a_fresh_flamingo_is_its_language_model_and_the_frozen_half_stays() {
+    let world = World::with_towers();
+    let finished = world.train("flamingo", FLAMINGO, "run", &[]);
+    finished.expect_success();
+    let stderr = finished.stderr();
+    for dataset in ["pages", "pairs", "clips"] {
+        assert!(
+            stderr.contains(&format!("{dataset}: with gates at 0 the loss equals")),
+            "{stderr}"
+        );
+    }
+    let digests: Vec<&str> = stderr
+        .lines()
+        .filter_map(|line| line.split_once("sha256 "))
+        .map(|(_, digest)| digest)
+        .collect();
+    assert_eq!(digests.len(), 2, "{stderr}");
+    assert_eq!(digests[0], digests[1]);
+
+    let lines = metrics(&world.path("run"));
+    let gates = lines.last().unwrap()["observed"].as_object().unwrap();
+    assert_eq!(gates.len(), 4, "two gates in each of two layers: {gates:?}");
+    assert!(gates.values().all(|gate| gate.as_f64().unwrap() > 0.0), "{gates:?}");
+    let last = lines.last().unwrap();
+    assert_eq!(last["images"].as_u64(), Some(2 * 2 + 3 + 1));
+    let objective = last["losses"]["pages"].as_f64().unwrap()
+        + 0.2 * last["losses"]["pairs"].as_f64().unwrap()
+        + 0.03 * last["losses"]["clips"].as_f64().unwrap();
+    assert!((objective - last["loss"].as_f64().unwrap()).abs() < 1e-9);
+}

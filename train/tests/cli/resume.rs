@@ -1,0 +1,93 @@
+//! A run that was stopped, in whatever way, ends as one that was not.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::world::{FLAMINGO, STAGES, World, latest, metrics};
+
+/// Everything in the last checkpoint, and which steps the log knows.
+fn outcome(run: &Path) -> (Vec<(String, Vec<u8>)>, Vec<u64>) {
+    let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(latest(run))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, std::fs::read(path).unwrap())
+        })
+        .collect();
+    files.sort();
+    let steps = metrics(run).iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    (files, steps)
+}
+
+fn assert_same_outcome(expected: &Path, found: &Path) {
+    let ((expected, steps), (found, found_steps)) = (outcome(expected), outcome(found));
+    let names = |files: &[(String, Vec<u8>)]| {
+        files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&found), names(&expected));
+    for ((name, expected), (_, found)) in expected.iter().zip(&found) {
+        assert!(expected == found, "{name} differs");
+    }
+    assert_eq!(found_steps, steps);
+}
+
+#[test]
+fn two_stops_change_nothing_in_any_stage() {
+    let world = World::with_towers();
+    for (stage, config) in STAGES {
+        world.train(stage, config, &format!("{stage}-whole"), &[]).expect_success();
+        let run = format!("{stage}-stopped");
+        world.train(stage, config, &run, &["--stop-after", "2"]).expect_success();
+        assert!(latest(&world.path(&run)).ends_with("step-2"));
+        world.train(stage, config, &run, &["--resume", "--stop-after", "5"]).expect_success();
+        world.train(stage, config, &run, &["--resume"]).expect_success();
+        assert_same_outcome(&world.path(&format!("{stage}-whole")), &world.path(&run));
+    }
+}
+
+#[test]
+fn a_finished_run_may_go_on_for_more_steps_and_old_checkpoints_go() {
+    let world = World::with_towers();
+    let run = world.path("run");
+    world.train("flamingo", FLAMINGO, "run", &[]).expect_success();
+    let before = outcome(&run);
+    world.train("flamingo", FLAMINGO, "run", &["--resume"]).expect_success();
+    assert!(before == outcome(&run), "a finished run changed");
+
+    let more = ["--resume", "--set", "steps=10", "--set", "checkpoint_every=1"];
+    world.train("flamingo", FLAMINGO, "run", &more).expect_success();
+    assert!(latest(&run).ends_with("step-10"));
+    let mut names: Vec<_> = std::fs::read_dir(run.join("checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["step-10", "step-9"]);
+    assert!(std::fs::read_to_string(run.join("report.html")).unwrap().contains("Observed: gate"));
+}
+
+/// Moments of the kills, in thousandths of the time that the whole run takes.
+const KILLS: [u128; 6] = [150, 400, 650, 300, 120, 500];
+
+#[test]
+fn killed_at_any_moment_and_resumed_ends_with_the_same_bytes() {
+    let world = World::with_towers();
+    let longer = ["--set", "steps=60", "--set", "checkpoint_every=2", "--resume"];
+    let clock = Instant::now();
+    world.train("flamingo", FLAMINGO, "whole", &longer).expect_success();
+    let whole = clock.elapsed();
+
+    let mut n_killed = 0;
+    for permille in KILLS {
+        let mut command = world.command("flamingo", FLAMINGO, "killed", &longer);
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis((whole.as_millis() * permille / 1000) as u64));
+        child.kill().unwrap();
+        n_killed += usize::from(child.wait().unwrap().code().is_none());
+    }
+    assert!(n_killed > 0, "every run had ended before its kill");
+    world.train("flamingo", FLAMINGO, "killed", &longer).expect_success();
+    assert_same_outcome(&world.path("whole"), &world.path("killed"));
+}
