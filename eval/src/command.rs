@@ -1,0 +1,81 @@
+//! `flamingo-eval run`: from a checked command line to `results.json`, samples and `report.html`.
+
+use std::path::PathBuf;
+
+use crate::annotations::Annotations;
+use crate::bootstrap::RESAMPLES;
+use crate::error::EvalError;
+use crate::evaluate::{Evaluation, Plan};
+use crate::report::report_html;
+use crate::results::results_json;
+use crate::settings::write_atomically;
+use crate::subject::{LoadedModel, Subject};
+use crate::table::{control_table, score_table};
+use crate::task::TaskName;
+
+/// A task with its annotations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Benchmark {
+    /// The rules.
+    pub task: TaskName,
+    /// Folder or URL with `support/`, `query/` and perhaps `task.toml`.
+    pub annotations: String,
+}
+
+/// A command line, checked for form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// What to ask, each task once.
+    pub benchmarks: Vec<Benchmark>,
+    /// A run of `flamingo-train`, or one of its checkpoints.
+    pub model: PathBuf,
+    /// Shot counts, without repeats.
+    pub shots: Vec<usize>,
+    /// Folder for results.
+    pub out: PathBuf,
+    /// Only this many queries of each benchmark.
+    pub limit: Option<usize>,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+/// Runs the benchmarks and returns their tables as text.
+///
+/// # Errors
+/// When the model or a benchmark cannot be read, the output folder holds samples made with other
+/// settings, the model fails, or the disk does.
+pub fn run(command: &Command) -> Result<String, EvalError> {
+    let model = LoadedModel::open(&command.model)?;
+    let mut opened = Vec::new();
+    for benchmark in &command.benchmarks {
+        let annotations = Annotations::open(&benchmark.annotations)?;
+        opened.push((benchmark.task.on(&annotations)?, annotations));
+    }
+    std::fs::create_dir_all(&command.out).map_err(EvalError::file("create", &command.out))?;
+    let mut evaluations: Vec<(Evaluation, &Annotations)> = Vec::new();
+    for (task, annotations) in &opened {
+        let plan = Plan {
+            task: task.as_ref(),
+            annotations,
+            shots: &command.shots,
+            limit: command.limit,
+            seed: command.seed,
+            out: &command.out,
+        };
+        evaluations.push((plan.run(&Subject::new(&model, annotations))?, annotations));
+    }
+    let pairs: Vec<_> =
+        evaluations.iter().map(|(evaluation, files)| (evaluation, *files)).collect();
+    let report = report_html(&model.folder, &pairs)?;
+    let all: Vec<&Evaluation> = pairs.iter().map(|(evaluation, _)| *evaluation).collect();
+    write_atomically(&command.out.join("report.html"), &report)?;
+    write_atomically(&command.out.join("results.json"), &results_json(&all, RESAMPLES))?;
+    Ok(tables(&all))
+}
+
+fn tables(evaluations: &[&Evaluation]) -> String {
+    let controls = evaluations.iter().filter_map(|evaluation| control_table(evaluation));
+    let tables = [score_table(evaluations)].into_iter().chain(controls);
+    let texts: Vec<String> = tables.map(|table| table.to_text()).collect();
+    texts.join("\n")
+}

@@ -1,0 +1,160 @@
+//! Why an evaluation could not be done.
+
+use std::path::PathBuf;
+
+use flamingo_dataset::{CorpusError, CorpusKind};
+use flamingo_model::ModelError;
+
+/// Every failure of this crate. Each message names the file, row or key that it is about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// The folder given as model is neither a run nor a checkpoint of one.
+    #[error("{} is not a run folder of flamingo-train: {problem}", path.display())]
+    NotARun {
+        /// The folder as given.
+        path: PathBuf,
+        /// What was looked for.
+        problem: String,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// `read`, `write`, `create` or `shorten`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A TOML file has wrong syntax, an unknown key or a value of the wrong type.
+    #[error("{file}: {problem}")]
+    Toml {
+        /// The file, with the line where it is known.
+        file: String,
+        /// What the parser expected.
+        problem: String,
+    },
+    /// A file of an earlier evaluation is not what this program writes.
+    #[error("{} line {line} is not a sample of an evaluation", path.display())]
+    Sample {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Where the JSON departs from the expectation.
+        source: serde_json::Error,
+    },
+    /// A corpus, image or tokenizer could not be read.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    /// The model could not be loaded or run.
+    #[error("model {}", path.display())]
+    Model {
+        /// Its checkpoint folder.
+        path: PathBuf,
+        /// What the model says.
+        source: ModelError,
+    },
+    /// The image of an example cannot be decoded.
+    #[error("image of `{key}`")]
+    Image {
+        /// Key of the example.
+        key: String,
+        /// What is wrong with it.
+        source: Box<CorpusError>,
+    },
+    /// The model gives a likelihood that is no number, as diverged weights do.
+    #[error("model {} gives the log-likelihood {found} for `{text}`", path.display())]
+    NotFinite {
+        /// Its checkpoint folder.
+        path: PathBuf,
+        /// What it gives.
+        found: f64,
+        /// The answer.
+        text: String,
+    },
+    /// An annotation corpus holds rows of another kind.
+    #[error("{location} holds {found} rows, expected image_text")]
+    Kind {
+        /// The corpus.
+        location: String,
+        /// Kind of its rows.
+        found: CorpusKind,
+    },
+    /// An annotation corpus has no rows.
+    #[error("{location} has no rows")]
+    Empty {
+        /// The corpus.
+        location: String,
+    },
+    /// Two queries have the same key, so their samples could not be told apart.
+    #[error("{location} has two rows with key `{key}`")]
+    DuplicateKey {
+        /// The corpus.
+        location: String,
+        /// The key.
+        key: String,
+    },
+    /// A setting of `task.toml` is out of range.
+    #[error("{file}: `{key}` is {found}, expected {expected}")]
+    Setting {
+        /// The file.
+        file: String,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// There are fewer support examples than shots.
+    #[error(
+        "query `{query}` has {available} support examples to draw from, {shots} shots need more"
+    )]
+    FewExamples {
+        /// Key of the query.
+        query: String,
+        /// Support examples that may be shown with it.
+        available: usize,
+        /// Shots asked for.
+        shots: usize,
+    },
+    /// The output folder holds samples made with other settings.
+    #[error(
+        "{} holds samples made with `{key}` {was}, now {now}; choose another --out or remove the folder",
+        path.display()
+    )]
+    OtherSettings {
+        /// The settings file of the earlier evaluation.
+        path: PathBuf,
+        /// The first setting that differs.
+        key: String,
+        /// Its value then.
+        was: String,
+        /// Its value now.
+        now: String,
+    },
+}
+
+impl EvalError {
+    /// For `map_err`: a failed operation on a file.
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+
+    /// For `map_err`: a failed operation of the model in `path`.
+    pub(crate) fn model(path: impl Into<PathBuf>) -> impl FnOnce(ModelError) -> Self {
+        let path = path.into();
+        move |source| Self::Model { path, source }
+    }
+
+    /// Whether the user's settings are at fault, rather than the input or the machine.
+    pub fn is_bad_config(&self) -> bool {
+        matches!(self, Self::Toml { .. } | Self::Setting { .. } | Self::OtherSettings { .. })
+    }
+}

@@ -1,0 +1,164 @@
+//! `samples_*.jsonl`: what was found for each query, one JSON object a line, written as it is found.
+//!
+//! A file left by a killed evaluation is continued: a torn last line is cut off, queries that have
+//! their line are not asked again.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::EvalError;
+
+/// Something recorded per query.
+pub trait Record: Serialize + DeserializeOwned {
+    /// Key of the query.
+    fn key(&self) -> &str;
+}
+
+/// What the model answered to one query.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Number of the query in its corpus.
+    pub doc_id: usize,
+    /// Key of the query.
+    pub key: String,
+    /// Keys of the support examples that were shown, in order.
+    pub shots: Vec<String>,
+    /// Right answers.
+    pub target: Vec<String>,
+    /// The answer.
+    pub prediction: String,
+    /// Log-likelihood of each candidate in nats, in the order of the candidates; of closed tasks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log_likelihoods: Vec<f64>,
+}
+
+impl Record for Sample {
+    fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+/// The open file.
+pub struct SampleLog<R> {
+    file: File,
+    path: PathBuf,
+    /// Records by key of their query.
+    records: BTreeMap<String, R>,
+}
+
+impl<R: Record> SampleLog<R> {
+    /// Opens the file, or makes it.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or holds lines that are not such records.
+    pub fn open(path: &Path) -> Result<Self, EvalError> {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = file.map_err(EvalError::file("create", path))?;
+        let text = std::fs::read(path).map_err(EvalError::file("read", path))?;
+        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        file.set_len(whole as u64).map_err(EvalError::file("shorten", path))?;
+        let mut records = BTreeMap::new();
+        for (index, line) in text[..whole].split_inclusive(|&byte| byte == b'\n').enumerate() {
+            let record: R = serde_json::from_slice(line).map_err(|source| EvalError::Sample {
+                path: path.to_path_buf(),
+                line: index + 1,
+                source,
+            })?;
+            records.insert(record.key().to_owned(), record);
+        }
+        Ok(Self { file, path: path.to_path_buf(), records })
+    }
+
+    /// The record of a query.
+    pub fn get(&self, key: &str) -> Option<&R> {
+        self.records.get(key)
+    }
+
+    /// Adds the records of queries that have none yet, in one write.
+    ///
+    /// # Errors
+    /// When the disk is full or fails.
+    ///
+    /// # Panics
+    /// Never: a record is made of texts and numbers.
+    pub fn append(&mut self, records: Vec<R>) -> Result<(), EvalError> {
+        let mut lines = Vec::new();
+        for record in records {
+            if self.records.contains_key(record.key()) {
+                continue;
+            }
+            let start = lines.len();
+            serde_json::to_writer(&mut lines, &record).expect("records are texts and numbers");
+            // What a resumed evaluation would read: decimal numbers may differ in the last bit.
+            let stored = serde_json::from_slice(&lines[start..]).expect("it was just written");
+            lines.push(b'\n');
+            self.records.insert(record.key().to_owned(), stored);
+        }
+        self.file.write_all(&lines).map_err(EvalError::file("write", &self.path))?;
+        self.file.flush().map_err(EvalError::file("write", &self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(key: &str, value: f64) -> Sample {
+        Sample {
+            doc_id: 0,
+            key: key.into(),
+            shots: vec!["s1".into()],
+            target: vec!["red".into()],
+            prediction: "line\nbreak".into(),
+            log_likelihoods: vec![value, -0.1],
+        }
+    }
+
+    #[test]
+    fn a_torn_line_is_cut_and_done_queries_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("samples.jsonl");
+        let mut log = SampleLog::open(&path).unwrap();
+        log.append(vec![sample("a", -1.5), sample("b", -2.0)]).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        log.file.write_all(b"{\"doc_id\": 3, \"ke").unwrap();
+
+        let mut log = SampleLog::<Sample>::open(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+        log.append(vec![sample("a", -9.0), sample("c", -3.0)]).unwrap();
+        let log = SampleLog::<Sample>::open(&path).unwrap();
+        assert_eq!(log.get("a").unwrap(), &sample("a", -1.5));
+        assert_eq!(log.get("c").unwrap(), &sample("c", -3.0));
+        assert_eq!(log.get("d"), None);
+    }
+
+    #[test]
+    fn numbers_are_the_same_before_and_after_reading() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("samples.jsonl");
+        let mut log = SampleLog::open(&path).unwrap();
+        for i in 0..200 {
+            let value = -(f64::from(i) * 0.7).exp().sin() * 1e-3 / 3.0;
+            log.append(vec![sample(&i.to_string(), value)]).unwrap();
+        }
+        let back = SampleLog::<Sample>::open(&path).unwrap();
+        assert_eq!(back.records, log.records);
+    }
+
+    #[test]
+    fn a_strange_line_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("samples.jsonl");
+        std::fs::write(&path, "{}\n").unwrap();
+        let error = SampleLog::<Sample>::open(&path).err().unwrap().to_string();
+        assert!(
+            error.ends_with("samples.jsonl line 1 is not a sample of an evaluation"),
+            "{error}"
+        );
+    }
+}

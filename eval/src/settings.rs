@@ -1,0 +1,105 @@
+//! What samples depend on, kept beside them: samples made with other settings are never mixed.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::annotations::{Annotations, TaskConfig};
+use crate::error::EvalError;
+
+/// Everything that decides a sample, but not which queries and shot counts are asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Name of the task.
+    pub task: String,
+    /// Seed of the choice of shots, of the shuffled images and of the intervals.
+    pub seed: u64,
+    /// Digest of the model's weights, config and tokenizer.
+    pub model_sha256: String,
+    /// Digest of the support corpus.
+    pub support_sha256: String,
+    /// Digest of the query corpus.
+    pub query_sha256: String,
+    /// Settings of the benchmark.
+    #[serde(flatten)]
+    pub config: TaskConfig,
+}
+
+impl Settings {
+    /// The settings of a task on some annotations.
+    pub fn new(task: &str, annotations: &Annotations, model_sha256: &str, seed: u64) -> Self {
+        Self {
+            task: task.to_owned(),
+            seed,
+            model_sha256: model_sha256.to_owned(),
+            support_sha256: annotations.support.sha256(),
+            query_sha256: annotations.query.sha256(),
+            config: annotations.config.clone(),
+        }
+    }
+
+    /// Writes the settings to `path`, or compares them with those that are there.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or holds other settings.
+    ///
+    /// # Panics
+    /// Never: settings are made of texts and numbers.
+    pub fn claim(&self, path: &Path) -> Result<(), EvalError> {
+        let now = serde_json::to_value(self).expect("settings are texts and numbers");
+        if !path.exists() {
+            return write_atomically(path, &format!("{now:#}\n"));
+        }
+        let text = std::fs::read(path).map_err(EvalError::file("read", path))?;
+        let was: Value = serde_json::from_slice(&text).map_err(|source| EvalError::Sample {
+            path: path.to_path_buf(),
+            line: source.line(),
+            source,
+        })?;
+        let keys = now.as_object().into_iter().flat_map(|object| object.keys());
+        match keys.into_iter().find(|key| was.get(key) != now.get(key)) {
+            None => Ok(()),
+            Some(key) => Err(EvalError::OtherSettings {
+                path: path.to_path_buf(),
+                key: key.clone(),
+                was: was.get(key).map_or_else(|| "absent".to_owned(), Value::to_string),
+                now: now[key].to_string(),
+            }),
+        }
+    }
+}
+
+/// Writes a whole file or nothing.
+pub(crate) fn write_atomically(path: &Path, text: &str) -> Result<(), EvalError> {
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, text).map_err(EvalError::file("write", &partial))?;
+    std::fs::rename(&partial, path).map_err(EvalError::file("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_setting_that_changed_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("settings_label.json");
+        let settings = Settings {
+            task: "label".into(),
+            seed: 0,
+            model_sha256: "m".into(),
+            support_sha256: "s".into(),
+            query_sha256: "q".into(),
+            config: TaskConfig::default(),
+        };
+        settings.claim(&path).unwrap();
+        settings.claim(&path).unwrap();
+        let other = Settings { seed: 1, ..settings.clone() };
+        let error = other.claim(&path).unwrap_err().to_string();
+        assert!(error.contains("`seed` 0, now 1"), "{error}");
+        let config = TaskConfig { prompt: "shows:".into(), ..TaskConfig::default() };
+        let error = Settings { config, ..settings }.claim(&path).unwrap_err().to_string();
+        assert!(error.contains("`prompt` \"Output:\", now \"shows:\""), "{error}");
+    }
+}

@@ -1,0 +1,6 @@
+//! The evaluation on a small world of coloured images with a random model.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod looking;
+mod run;
+mod world;
