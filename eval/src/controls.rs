@@ -53,15 +53,14 @@ impl Record for ControlSample {
     }
 }
 
-/// For each query the one whose image it gets; none when all have the same.
-pub fn swap_images(queries: &[Query], annotations: &Annotations, seed: u64) -> Option<Vec<usize>> {
-    if queries.len() < 2 {
+/// For each query, by key, the one whose image it gets; none where there is no other.
+pub fn swap_images(keys: &[&str], seed: u64) -> Option<Vec<usize>> {
+    if keys.len() < 2 {
         return None;
     }
-    let key_of = |index: usize| &annotations.query.examples[queries[index].example].key;
-    let mut cycle: Vec<usize> = (0..queries.len()).collect();
-    cycle.sort_by_key(|&index| (mix_text(mix(seed, 1), key_of(index)), index));
-    let mut partner = vec![0; queries.len()];
+    let mut cycle: Vec<usize> = (0..keys.len()).collect();
+    cycle.sort_by_key(|&index| (mix_text(mix(seed, 1), keys[index]), index));
+    let mut partner = vec![0; keys.len()];
     for (place, &index) in cycle.iter().enumerate() {
         partner[index] = cycle[(place + 1) % cycle.len()];
     }
@@ -155,7 +154,7 @@ fn words_told(reading: &Reading, words: &[Range<usize>]) -> usize {
 }
 
 /// Length of the longest sequence that the controls show the model, in tokens.
-pub fn longest(template: &Template, queries: &[&Query], subject: &Subject<'_>) -> usize {
+pub fn longest(template: &Template, queries: &[Query], subject: &Subject<'_>) -> usize {
     let tokenizer = subject.tokenizer();
     let prompt = Prompt::encode(&template.query(Some(ImagePlace::Query(0))), tokenizer);
     let captions = queries.iter().flat_map(|query| &query.targets);
@@ -177,7 +176,7 @@ pub struct ControlScore {
 }
 
 /// Scores of all controls; those of content words only where the benchmark names some.
-pub fn control_scores(samples: &[&ControlSample], seed: u64) -> Vec<ControlScore> {
+pub fn control_scores(samples: &[ControlSample], seed: u64) -> Vec<ControlScore> {
     let per_token = |sum: fn(&ControlSample) -> f64| terms(samples, sum, |sample| sample.tokens);
     let per_word = |sum: fn(&ControlSample) -> f64| terms(samples, sum, |sample| sample.words);
     let lines: [(_, _, _, Vec<Term>); 9] = [
@@ -229,11 +228,11 @@ pub fn control_scores(samples: &[&ControlSample], seed: u64) -> Vec<ControlScore
 }
 
 fn terms(
-    samples: &[&ControlSample],
+    samples: &[ControlSample],
     sum: fn(&ControlSample) -> f64,
     weight: fn(&ControlSample) -> usize,
 ) -> Vec<Term> {
-    let term = |sample: &&ControlSample| Term { sum: sum(sample), weight: weight(sample) as f64 };
+    let term = |sample: &ControlSample| Term { sum: sum(sample), weight: weight(sample) as f64 };
     samples.iter().map(term).collect()
 }
 
@@ -259,14 +258,27 @@ mod tests {
     #[test]
     fn losses_are_weighed_by_tokens_and_words_by_words() {
         let (a, b) = (sample(1, 2.0, 3.0, 0), sample(3, 2.0, 9.0, 2));
-        let scores = control_scores(&[&a, &b], 0);
+        let scores = control_scores(&[a, b], 0);
         let value = |name: &str| {
             scores.iter().find(|score| score.name == name).map(|score| score.estimate.value)
         };
         assert_eq!(value("nll_right"), Some(1.0));
         assert_eq!(value("nll_shuffled_minus_right"), Some(2.0));
         assert_eq!(value("words_right_minus_shuffled"), Some(1.0));
-        assert_eq!(control_scores(&[&sample(1, 2.0, 3.0, 0)], 0).len(), 6);
+        assert_eq!(control_scores(&[sample(1, 2.0, 3.0, 0)], 0).len(), 6);
+    }
+
+    #[test]
+    fn nobody_keeps_its_image_and_every_image_is_used_once() {
+        let keys: Vec<String> = (0..30).map(|i| format!("q{i}")).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let partners = swap_images(&keys, 5).unwrap();
+        assert!(partners.iter().enumerate().all(|(own, &other)| own != other));
+        let mut used = partners.clone();
+        used.sort_unstable();
+        assert_eq!(used, (0..30).collect::<Vec<_>>());
+        assert_ne!(swap_images(&keys, 6).unwrap(), partners);
+        assert_eq!(swap_images(&keys[..1], 5), None);
     }
 
     #[test]

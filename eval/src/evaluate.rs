@@ -1,21 +1,20 @@
 //! One benchmark from beginning to end: shots, prompts, answers, scores, controls.
 
+use std::ops::Range;
 use std::path::Path;
 
 use crate::annotations::Annotations;
 use crate::bootstrap::{Estimate, Term, estimate};
-use crate::controls::{
-    ControlSample, ControlScore, Controls, control_scores, longest, swap_images,
-};
+use crate::controls::{ControlScore, Controls, control_scores, longest, swap_images};
 use crate::draw::mix;
 use crate::error::EvalError;
 use crate::progress::Progress;
 use crate::prompt::{ImagePlace, Piece, Prompt};
-use crate::samples::{Sample, SampleLog};
+use crate::samples::{Record, Sample, SampleLog};
 use crate::settings::Settings;
 use crate::shots::choose_shots;
 use crate::subject::Subject;
-use crate::task::{Query, Task, ZeroShot};
+use crate::task::{Answer, Query, Task, ZeroShot};
 
 /// Queries answered at a time. Fixed, so that a resumed evaluation repeats the same batches and
 /// thereby the same rounding.
@@ -138,30 +137,46 @@ impl Plan<'_> {
         if needed > subject.context() {
             return Ok(Outcome::OutOfContext { needed, context: subject.context() });
         }
-        let file = format!("samples_{}_{n_shots}shot.jsonl", self.task.name());
-        let mut log = SampleLog::<Sample>::open(&self.out.join(file))?;
-        let name = format!("{}, {n_shots} shots", self.task.name());
+        let samples = self.fill(&format!("{n_shots}shot"), queries, |batch| {
+            let answers = self.task.answer(subject, &prompts[batch.clone()])?;
+            let asked = queries[batch.clone()].iter().zip(&shown[batch]).zip(answers);
+            Ok(asked.map(|((query, shots), answer)| self.sample(query, shots, answer)).collect())
+        })?;
+        Ok(Outcome::Scored(self.scored(samples, before)))
+    }
+
+    fn sample(&self, query: &Query, shots: &[usize], answer: Answer) -> Sample {
+        let support = &self.annotations.support.examples;
+        Sample {
+            doc_id: query.example,
+            key: self.key(query).to_owned(),
+            shots: shots.iter().map(|&shot| support[shot].key.clone()).collect(),
+            target: query.targets.clone(),
+            prediction: answer.prediction,
+            log_likelihoods: answer.log_likelihoods,
+        }
+    }
+
+    /// One record per query, in order: those that are on disk, and for batches with missing ones
+    /// what `measure` finds for a range of queries.
+    fn fill<R: Record + Clone>(
+        &self,
+        part: &str,
+        queries: &[Query],
+        measure: impl Fn(Range<usize>) -> Result<Vec<R>, EvalError>,
+    ) -> Result<Vec<R>, EvalError> {
+        let name = format!("{}_{part}", self.task.name());
+        let mut log = SampleLog::<R>::open(&self.out.join(format!("samples_{name}.jsonl")))?;
         let progress = Progress::start(name, queries.len());
-        for (batch, chunk) in queries.chunks(BATCH).enumerate() {
-            let from = batch * BATCH;
-            if chunk.iter().any(|query| log.get(self.key(query)).is_none()) {
-                let answers = self.task.answer(subject, &prompts[from..from + chunk.len()])?;
-                let samples = chunk.iter().zip(&shown[from..]).zip(answers);
-                let samples = samples.map(|((query, shots), answer)| Sample {
-                    doc_id: query.example,
-                    key: self.key(query).to_owned(),
-                    shots: self.support_keys(shots),
-                    target: query.targets.clone(),
-                    prediction: answer.prediction,
-                    log_likelihoods: answer.log_likelihoods,
-                });
-                log.append(samples.collect())?;
+        for start in (0..queries.len()).step_by(BATCH) {
+            let batch = start..queries.len().min(start + BATCH);
+            if queries[batch.clone()].iter().any(|query| log.get(self.key(query)).is_none()) {
+                log.append(measure(batch.clone())?)?;
             }
-            progress.advance(chunk.len());
+            progress.advance(batch.len());
         }
         progress.finish();
-        let samples = queries.iter().filter_map(|query| log.get(self.key(query)).cloned());
-        Ok(Outcome::Scored(self.scored(samples.collect(), before)))
+        Ok(queries.iter().filter_map(|query| log.get(self.key(query)).cloned()).collect())
     }
 
     /// Support examples that a query is shown.
@@ -196,10 +211,6 @@ impl Plan<'_> {
         &self.annotations.query.examples[query.example].key
     }
 
-    fn support_keys(&self, shots: &[usize]) -> Vec<String> {
-        shots.iter().map(|&shot| self.annotations.support.examples[shot].key.clone()).collect()
-    }
-
     fn scored(&self, samples: Vec<Sample>, before: &[Round]) -> Scored {
         let scores = self.task.scores(&samples.iter().collect::<Vec<_>>());
         let mean = |values: &[f64]| {
@@ -227,29 +238,28 @@ impl Plan<'_> {
         all: &[Query],
         n_queries: usize,
     ) -> Result<Option<Vec<ControlScore>>, EvalError> {
-        let template = self.task.template();
-        let queries: Vec<&Query> = all[..n_queries].iter().collect();
-        let partners = swap_images(all, self.annotations, self.seed);
-        let (true, Some(partners)) = (self.task.has_controls(), partners) else { return Ok(None) };
-        if longest(template, &queries, subject) > subject.context() {
+        if !self.task.has_controls() {
             return Ok(None);
         }
+        let template = self.task.template();
+        let queries = &all[..n_queries];
+        let (needed, context) = (longest(template, queries, subject), subject.context());
+        let keys: Vec<&str> = all.iter().map(|query| self.key(query)).collect();
+        let partners = swap_images(&keys, self.seed);
+        let partners = partners.filter(|_| needed <= context);
+        let Some(partners) = partners else {
+            eprintln!(
+                "{}_controls: left out, with {} images and {needed} tokens of {context}",
+                self.task.name(),
+                all.len()
+            );
+            return Ok(None);
+        };
         let controls = Controls { subject, annotations: self.annotations, template };
-        let file = format!("samples_{}_controls.jsonl", self.task.name());
-        let mut log = SampleLog::<ControlSample>::open(&self.out.join(file))?;
-        let name = format!("{}, controls", self.task.name());
-        let progress = Progress::start(name, queries.len());
-        for (batch, chunk) in queries.chunks(BATCH).enumerate() {
-            if chunk.iter().any(|query| log.get(self.key(query)).is_none()) {
-                let partners = &partners[batch * BATCH..];
-                let pairs = chunk.iter().zip(partners).map(|(query, &other)| (*query, &all[other]));
-                log.append(controls.measure(&pairs.collect::<Vec<_>>())?)?;
-            }
-            progress.advance(chunk.len());
-        }
-        progress.finish();
-        let samples: Vec<&ControlSample> =
-            queries.iter().filter_map(|query| log.get(self.key(query))).collect();
+        let samples = self.fill("controls", queries, |batch| {
+            let pairs = batch.map(|index| (&queries[index], &all[partners[index]]));
+            controls.measure(&pairs.collect::<Vec<_>>())
+        })?;
         Ok(Some(control_scores(&samples, self.interval_seed())))
     }
 }

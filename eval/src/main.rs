@@ -56,7 +56,8 @@ struct RunArgs {
     /// Folder for results.json, report.html and the samples.
     #[arg(long)]
     out: PathBuf,
-    /// Ask only this many queries, from the start of each corpus.
+    /// Ask only this many queries, from the start of each corpus. CIDEr-D weighs words by how rare
+    /// they are among the queries, so its values of different limits do not compare.
     #[arg(long)]
     limit: Option<NonZeroUsize>,
     /// Seed of the choice of shots, of the shuffled images and of the intervals.
