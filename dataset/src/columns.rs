@@ -163,7 +163,7 @@ fn metas(page: &Interleaved) -> Vec<&ImageMeta> {
 
 fn scores(pairs: &[&ImageText]) -> ArrayRef {
     let all = pairs.iter().flat_map(|pair| &pair.scores);
-    let names = StringArray::from_iter_values(all.clone().map(|(name, _)| name));
+    let names: StringArray = all.clone().map(|(name, _)| Some(name)).collect();
     let values = Float32Array::from_iter_values(all.map(|(_, score)| *score));
     let columns: Vec<ArrayRef> = vec![Arc::new(names), Arc::new(values)];
     lists(pairs.iter().map(|pair| pair.scores.len()), structs(score_fields(), columns))
