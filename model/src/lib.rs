@@ -44,6 +44,8 @@ pub mod error;
 mod flamingo;
 mod gated_xattn;
 mod generate;
+#[cfg(test)]
+mod golden;
 mod language_model;
 mod layers;
 mod ops;

@@ -1,0 +1,288 @@
+//! The model's parts against tiny models of its peers in PyTorch, read from `shared/data/golden` beside the checkout.
+//!
+//! Where the folder is absent, a test prints one line and passes. Tolerances are relative to the largest expected value.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::{Dtype, SafeTensors};
+
+use crate::checkpoint::Tensors;
+use crate::gated_xattn::{CrossAttentionConfig, GatedCrossAttention};
+use crate::language_model::LanguageModel;
+use crate::ops::gradient_check::gradients_of_ramp;
+use crate::ops::{self, Activation, MediaReads};
+use crate::params::{Declare, Params, Source, Training};
+use crate::resampler::{Resampler, ResamplerConfig};
+use crate::tensor::{Gradients, Matrix, NotRecording, Recording, Weight, differentiate};
+use crate::vision::{Vision, VisionConfig};
+use crate::{LanguageConfig, TextBatch, Trainable};
+
+/// Relative error allowed in every comparison; f32 sums in another order stay well below.
+const TOLERANCE: f32 = 2e-5;
+
+struct Case(PathBuf);
+
+impl Case {
+    fn open(name: &str) -> Option<Self> {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/golden"));
+        let path = root.join(name);
+        if !path.is_dir() {
+            eprintln!("skipped: no golden case {}", path.display());
+            return None;
+        }
+        Some(Self(path))
+    }
+
+    /// Every tensor of a file; whole numbers become f32, which holds all of these exactly.
+    fn tensors(&self, file: &str) -> Tensors {
+        let bytes = std::fs::read(self.0.join(format!("{file}.safetensors"))).unwrap();
+        let mut tensors = Tensors::default();
+        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+            let values = if view.dtype() == Dtype::I64 {
+                let (values, _) = view.data().as_chunks();
+                values.iter().map(|b| i64::from_le_bytes(*b) as f32).collect()
+            } else {
+                let (values, _) = view.data().as_chunks();
+                values.iter().map(|b| f32::from_le_bytes(*b)).collect()
+            };
+            tensors.insert(name, view.shape(), values);
+        }
+        tensors
+    }
+
+    fn source(&self) -> Source {
+        Source::Stored { tensors: self.tensors("weights"), path: self.0.clone() }
+    }
+
+    fn input(&self, name: &str) -> Vec<f32> {
+        self.tensors("inputs").get(name).unwrap().to_vec()
+    }
+}
+
+/// Fails if `got` differs from `expected` by more than the tolerance; returns the error reached.
+fn compare(what: &str, got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let scale = expected.iter().fold(1e-6_f32, |m, v| m.max(v.abs()));
+    let error = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale;
+    assert!(error < TOLERANCE, "{what}: relative error {error:.1e}");
+    error
+}
+
+/// Compares every expected gradient that is a parameter's, and says how many there were.
+fn compare_gradients(expected: &Tensors, params: &Params, grads: &mut Gradients) -> usize {
+    let mut compared = 0;
+    for parameter in params.iter() {
+        let Some(theirs) = expected.get(&parameter.name) else { continue };
+        let ours = params.gradient(grads, &parameter.name).unwrap().unwrap();
+        compare(&format!("gradient of {}", parameter.name), &ours, theirs);
+        compared += 1;
+    }
+    compared
+}
+
+fn variable(values: &[f32], width: usize) -> Matrix {
+    Matrix::variable(values.to_vec().into(), width).unwrap()
+}
+
+#[test]
+fn gated_cross_attention_equals_the_papers_equations() {
+    for activation in [Activation::SquaredRelu, Activation::Gelu] {
+        for gate in ["0", "0.5", "-1.3"] {
+            let name = if activation == Activation::Gelu { "gelu" } else { "sqrelu" };
+            let Some(case) = Case::open(&format!("gated-xattn-paper/{name}-gate{gate}")) else {
+                return;
+            };
+            check_gated_cross_attention(&case, activation);
+        }
+    }
+}
+
+fn check_gated_cross_attention(case: &Case, activation: Activation) {
+    let config = CrossAttentionConfig { every: 1, heads: 4, head_dim: 16, activation };
+    let mut declare = Declare::new(case.source(), Training::Trained);
+    let block = GatedCrossAttention::new(&mut declare, "", 48, 40, &config).unwrap();
+    let (p, _) = declare.finish();
+    let outputs = case.tensors("outputs");
+    let (x, y) = (variable(&case.input("x"), 40), variable(&case.input("y"), 48));
+    // 2 sequences of 12 tokens with 3 images each.
+    let phi: Vec<f32> = case.input("phi");
+    let image = |(l, image): (usize, &f32)| (*image >= 0.0).then(|| l / 12 * 3 + *image as usize);
+    let reads = Arc::new(MediaReads::new(phi.iter().enumerate().map(image), 8));
+
+    let (keys, _) = block.media_keys(&p, x.clone().with(NotRecording::default())).unwrap();
+    let read = block.read_media(&p, y.clone(), &keys, &reads).unwrap();
+    compare("attention", read.values(), outputs.get("attention").unwrap());
+    for (row, image) in read.values().chunks(48).zip(&phi) {
+        assert!(*image >= 0.0 || row.iter().all(|v| *v == 0.0), "a token without image reads 0");
+    }
+
+    let (keys, tape) = block.media_keys(&p, x.clone().with(Recording::default())).unwrap();
+    let out = block.forward(&p, y.clone().with(tape), &keys, &reads).unwrap();
+    let (out, mut grads) = gradients_of_ramp(out);
+    let error = compare("out", out.values(), outputs.get("out").unwrap());
+    eprintln!("gated cross-attention: {error:.1e}");
+    let expected = case.tensors("grads");
+    assert_eq!(compare_gradients(&expected, &p, &mut grads), 14);
+    for (name, input) in [("x", x), ("y", y)] {
+        let ours = input.take_gradient(&mut grads.0).unwrap().unwrap();
+        compare(name, &ours, expected.get(name).unwrap());
+    }
+}
+
+#[test]
+fn the_resampler_equals_the_papers_figure_and_interpolates_time() {
+    for frames in [1, 8, 30] {
+        let Some(case) = Case::open(&format!("perceiver-paper/frames{frames}")) else { return };
+        let config = ResamplerConfig {
+            latents: 8,
+            layers: 2,
+            heads: 4,
+            head_dim: 12,
+            frames: 8,
+            activation: Activation::SquaredRelu,
+        };
+        let mut declare = Declare::new(case.source(), Training::Trained);
+        let resampler = Resampler::new(&mut declare, "", 40, &config).unwrap();
+        let (p, _) = declare.finish();
+        let features = variable(&case.input("features"), 40);
+        let traced = features.clone().with(Recording::default());
+        let out = resampler.forward(&p, traced, 2, frames).unwrap();
+        let (out, mut grads) = gradients_of_ramp(out);
+        let outputs = case.tensors("outputs");
+        let error = compare("out", out.values(), outputs.get("out").unwrap());
+        eprintln!("resampler, {frames} frames: {error:.1e}");
+        let expected = case.tensors("grads");
+        assert_eq!(compare_gradients(&expected, &p, &mut grads), 28);
+        let ours = features.take_gradient(&mut grads.0).unwrap().unwrap();
+        compare("features", &ours, expected.get("features").unwrap());
+    }
+}
+
+#[test]
+fn the_contrastive_loss_equals_pytorch_with_and_without_smoothing() {
+    let Some(case) = Case::open("contrastive") else { return };
+    let outputs = case.tensors("outputs");
+    let expected = case.tensors("grads");
+    let start = case.tensors("weights").get("log_beta").unwrap().to_vec();
+    for (suffix, smoothing) in [("0", 0.0), ("0.1", 0.1)] {
+        let log_beta = Weight::trained(start.clone()).unwrap();
+        let (image, text) = (variable(&case.input("image"), 16), variable(&case.input("text"), 16));
+        let traced = image.clone().with(Recording::default());
+        let loss = ops::contrastive_loss(traced, text.clone(), &log_beta, smoothing, 1.0).unwrap();
+        let (loss, mut grads) = differentiate(loss).unwrap();
+        let error = compare("loss", &[loss], outputs.get(&format!("loss.{suffix}")).unwrap());
+        eprintln!("contrastive loss, smoothing {suffix}: {error:.1e}");
+        for (name, x) in [("image", image), ("text", text)] {
+            let ours = x.take_gradient(&mut grads.0).unwrap().unwrap();
+            compare(name, &ours, expected.get(&format!("{name}.{suffix}")).unwrap());
+        }
+        let mut ours = 0.0;
+        log_beta.accumulate(&mut grads.0, |g| ours = g[0]).unwrap();
+        compare("log_beta", &[ours], expected.get(&format!("log_beta.{suffix}")).unwrap());
+    }
+}
+
+#[test]
+fn the_language_model_equals_gpt2_under_its_own_names() {
+    let Some(case) = Case::open("language-models/gpt2") else { return };
+    let config = LanguageConfig {
+        vocabulary: 100,
+        context: 64,
+        width: 32,
+        layers: 3,
+        heads: 4,
+        activation: Activation::GeluTanh,
+    };
+    let model = LanguageModel::from_source(config, case.source(), Training::Trained).unwrap();
+    let ids: Vec<u32> = case.input("ids").iter().map(|id| *id as u32).collect();
+    let outputs = case.tensors("outputs");
+    let logits = model.logits(&ids, 20).unwrap();
+    let error = compare("logits", &logits, outputs.get("logits").unwrap());
+    eprintln!("gpt2 logits: {error:.1e}");
+    let mask = |i: usize| if (i + 1).is_multiple_of(20) { 0.0 } else { 1.0 };
+    let loss_mask = (0..ids.len()).map(mask).collect();
+    let batch = TextBatch { tokens: ids, length: 20, loss_mask };
+    let (loss, mut grads) = model.step(&batch, 1.0, Gradients::default()).unwrap();
+    compare("loss", &[loss], outputs.get("loss").unwrap());
+    let expected = case.tensors("grads");
+    assert_eq!(compare_gradients(&expected, model.params()[0], &mut grads), 40);
+}
+
+#[test]
+fn patch_rows_equal_clips_with_either_activation() {
+    for (name, activation) in [("quick_gelu", Activation::QuickGelu), ("gelu", Activation::Gelu)] {
+        let Some(case) = Case::open(&format!("clip-vit/{name}")) else { return };
+        let config = VisionConfig {
+            image_size: 32,
+            patch_size: 8,
+            width: 48,
+            layers: 3,
+            heads: 4,
+            activation,
+        };
+        let tensors = from_clip_names(&case.tensors("weights"));
+        let source = Source::Stored { tensors, path: case.0.clone() };
+        let mut declare = Declare::new(source, Training::Frozen);
+        let vision = Vision::new(&mut declare, "", &config).unwrap();
+        let (p, _) = declare.finish();
+        let features = vision.features(&p, &case.input("pixels")).unwrap();
+        let outputs = case.tensors("outputs");
+        let expected = outputs.get("patch_tokens_before_ln_post").unwrap();
+        let error = compare("patch rows", features.values(), expected);
+        eprintln!("clip-vit {name}: {error:.1e}");
+    }
+}
+
+/// Hugging Face's CLIP names and layouts to ours: queries, keys and values in one kernel, kernels `[in, out]`. The golden
+/// feed-forward is only twice as wide as its ends; hidden units with zero weights make up the other half.
+fn from_clip_names(theirs: &Tensors) -> Tensors {
+    let mut ours = Tensors::default();
+    let get = |name: &str| theirs.get(&format!("vision_model.{name}")).unwrap().to_vec();
+    let transposed = |x: &[f32], rows: usize| -> Vec<f32> {
+        let cols = x.len() / rows;
+        (0..x.len()).map(|i| x[i % rows * cols + i / rows]).collect()
+    };
+    let (w, half, hidden) = (48, 96, 192);
+    let patches = get("embeddings.patch_embedding.weight");
+    ours.insert("patch_embedding.weight", &[w, 192], patches);
+    ours.insert("class_embedding", &[w], get("embeddings.class_embedding"));
+    ours.insert("position_embedding", &[17, w], get("embeddings.position_embedding.weight"));
+    for (to, from) in [("ln_pre", "pre_layrnorm"), ("ln_post", "post_layernorm")] {
+        for part in ["weight", "bias"] {
+            ours.insert(format!("{to}.{part}"), &[w], get(&format!("{from}.{part}")));
+        }
+    }
+    for i in 0..3 {
+        let layer = |part: &str| get(&format!("encoder.layers.{i}.{part}"));
+        let at = |part: &str| format!("h.{i}.{part}");
+        for (to, from) in [("ln_1", "layer_norm1"), ("ln_2", "layer_norm2")] {
+            for part in ["weight", "bias"] {
+                ours.insert(at(&format!("{to}.{part}")), &[w], layer(&format!("{from}.{part}")));
+            }
+        }
+        let qkv = |part: &str| -> Vec<f32> {
+            ["q", "k", "v"]
+                .iter()
+                .flat_map(|x| layer(&format!("self_attn.{x}_proj.{part}")))
+                .collect()
+        };
+        ours.insert(at("attn.c_attn.weight"), &[w, 3 * w], transposed(&qkv("weight"), 3 * w));
+        ours.insert(at("attn.c_attn.bias"), &[3 * w], qkv("bias"));
+        let out = layer("self_attn.out_proj.weight");
+        ours.insert(at("attn.c_proj.weight"), &[w, w], transposed(&out, w));
+        ours.insert(at("attn.c_proj.bias"), &[w], layer("self_attn.out_proj.bias"));
+        let mut up = layer("mlp.fc1.weight"); // [half, w]
+        up.resize(hidden * w, 0.0);
+        ours.insert(at("mlp.c_fc.weight"), &[w, hidden], transposed(&up, hidden));
+        let mut bias = layer("mlp.fc1.bias");
+        bias.resize(hidden, 0.0);
+        ours.insert(at("mlp.c_fc.bias"), &[hidden], bias);
+        let mut down = transposed(&layer("mlp.fc2.weight"), w); // [half, w]
+        assert_eq!(down.len(), half * w);
+        down.resize(hidden * w, 0.0);
+        ours.insert(at("mlp.c_proj.weight"), &[hidden, w], down);
+        ours.insert(at("mlp.c_proj.bias"), &[w], layer("mlp.fc2.bias"));
+    }
+    ours
+}
