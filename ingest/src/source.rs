@@ -1,0 +1,314 @@
+//! An input file that can be read at any offset, on a disk or on an object store.
+//!
+//! Archives are walked once and then visited record by record, by several threads at a time, so a
+//! source is shared and reading it changes nothing.
+
+use std::fs::File;
+use std::io::{self, BufRead, Read};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use flamingo_dataset::{CorpusError, CorpusStore};
+
+use crate::error::IngestError;
+
+/// Bytes read from a disk at a time.
+const DISK_CHUNK: usize = 256 << 10;
+/// Bytes asked from an object store at a time: large, since every request costs a round trip.
+const STORE_CHUNK: usize = 4 << 20;
+
+/// One input file.
+pub struct Source {
+    input: String,
+    name: String,
+    len: u64,
+    kind: SourceKind,
+}
+
+enum SourceKind {
+    Disk(File),
+    Store { store: CorpusStore, object: String },
+}
+
+impl Source {
+    /// Opens a local path or an object's address.
+    ///
+    /// # Errors
+    /// When there is no such file or it cannot be read.
+    pub fn open(input: &str) -> Result<Self, IngestError> {
+        if is_url(input) { Self::open_object(input) } else { Self::open_file(Path::new(input)) }
+    }
+
+    fn open_file(path: &Path) -> Result<Self, IngestError> {
+        let input = path.to_string_lossy().into_owned();
+        let read = |source| IngestError::InputRead { input: input.clone(), source };
+        // A pipe would block for ever when it is opened.
+        let metadata = std::fs::metadata(path).map_err(read)?;
+        if !metadata.is_file() {
+            return Err(read(io::Error::other("it is not a file")));
+        }
+        let file = File::open(path).map_err(read)?;
+        let (name, len) = (file_name(&input), metadata.len());
+        Ok(Self { input, name, len, kind: SourceKind::Disk(file) })
+    }
+
+    fn open_object(url: &str) -> Result<Self, IngestError> {
+        let fetch = |source: CorpusError| IngestError::InputFetch {
+            input: url.to_owned(),
+            source: Box::new(source),
+        };
+        let (prefix, object) = url.rsplit_once('/').unwrap_or((url, ""));
+        let store = CorpusStore::open(prefix).map_err(fetch)?;
+        let len = store.size(object).map_err(fetch)?;
+        let kind = SourceKind::Store { store, object: object.to_owned() };
+        Ok(Self { input: url.to_owned(), name: file_name(url), len, kind })
+    }
+
+    /// The path or address as given.
+    pub fn input(&self) -> &str {
+        &self.input
+    }
+
+    /// The whole file; the caller has compared its length with a limit.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read_all(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.len as usize];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The last part of the path: what a corpus calls this input, wherever it lay.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Length in bytes when it was opened.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the file holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A buffered reader that starts at `offset` and reads large chunks.
+    pub fn reader(&self, offset: u64) -> SourceReader<'_> {
+        self.reader_of(offset, u64::MAX)
+    }
+
+    /// A buffered reader for about `length` bytes at `offset`: it fetches no more at a time.
+    pub fn reader_of(&self, offset: u64, length: u64) -> SourceReader<'_> {
+        let chunk_max = match self.kind {
+            SourceKind::Disk(_) => DISK_CHUNK,
+            SourceKind::Store { .. } => STORE_CHUNK,
+        };
+        let chunk = usize::try_from(length).unwrap_or(usize::MAX).clamp(1, chunk_max);
+        SourceReader { source: self, next: offset, chunk, buffer: Vec::new(), used: 0 }
+    }
+
+    /// Fills `bytes` from `offset`, which the caller knows to be inside the file.
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        match &self.kind {
+            SourceKind::Disk(file) => file.read_exact_at(bytes, offset),
+            SourceKind::Store { store, object } => {
+                let range = offset..offset + bytes.len() as u64;
+                let fetched = store.get_range(object, range).map_err(io::Error::other)?;
+                let whole = fetched.get(..bytes.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+                bytes.copy_from_slice(whole);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A buffered reader over a [`Source`] that knows its place and can skip without reading.
+pub struct SourceReader<'a> {
+    source: &'a Source,
+    /// Offset of the byte after the buffer.
+    next: u64,
+    /// Bytes fetched at a time.
+    chunk: usize,
+    buffer: Vec<u8>,
+    used: usize,
+}
+
+impl SourceReader<'_> {
+    /// Offset of the next byte to be read.
+    pub fn position(&self) -> u64 {
+        self.next - (self.buffer.len() - self.used) as u64
+    }
+
+    /// Offset of the end of the file.
+    pub fn end(&self) -> u64 {
+        self.source.len
+    }
+
+    /// Moves forward by `n` bytes, also past the end.
+    pub fn skip(&mut self, n: u64) {
+        let target = self.position() + n;
+        if target <= self.next {
+            self.used = self.buffer.len() - (self.next - target) as usize;
+        } else {
+            self.next = target;
+            self.buffer.clear();
+            self.used = 0;
+        }
+    }
+}
+
+impl BufRead for SourceReader<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.used == self.buffer.len() {
+            let left = self.source.len.saturating_sub(self.next);
+            let n = usize::try_from(left).unwrap_or(usize::MAX).min(self.chunk);
+            self.used = 0;
+            self.buffer.resize(n, 0);
+            if n > 0 {
+                self.source.read_at(self.next, &mut self.buffer)?;
+            }
+            self.next += n as u64;
+        }
+        Ok(&self.buffer[self.used..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.used = (self.used + amount).min(self.buffer.len());
+    }
+}
+
+impl Read for SourceReader<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let n = available.len().min(out.len());
+        out[..n].copy_from_slice(&available[..n]);
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+/// Whether an input names an object store rather than a path.
+pub fn is_url(input: &str) -> bool {
+    input.split_once("://").is_some_and(|(scheme, _)| {
+        !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+')
+    })
+}
+
+/// The files that `inputs` name: files as they are, folders as all files in them with one of
+/// `suffixes`, sorted by path.
+///
+/// # Errors
+/// When an input is missing, is a file of another kind, or is a folder without such files.
+pub fn expand(
+    inputs: &[String],
+    suffixes: &'static [&'static str],
+) -> Result<Vec<String>, IngestError> {
+    let expected = || suffixes.join(", ");
+    let mut files = Vec::new();
+    for input in inputs {
+        let path = Path::new(input);
+        if is_url(input) || !path.is_dir() {
+            if !is_url(input) {
+                File::open(path)
+                    .map_err(|source| IngestError::InputRead { input: input.clone(), source })?;
+            }
+            if !has_suffix(input, suffixes) {
+                return Err(IngestError::InputKind { input: input.clone(), expected: expected() });
+            }
+            files.push(input.clone());
+            continue;
+        }
+        let found = walk(path)
+            .map_err(|source| IngestError::InputRead { input: input.clone(), source })?
+            .into_iter()
+            .map(|file| file.to_string_lossy().into_owned())
+            .filter(|file| has_suffix(file, suffixes));
+        let before = files.len();
+        files.extend(found);
+        if files.len() == before {
+            return Err(IngestError::InputEmpty { input: input.clone(), expected: expected() });
+        }
+    }
+    Ok(files)
+}
+
+/// Every file below `folder`, sorted by path.
+pub(crate) fn walk(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Whether the last part of `input` ends with one of `suffixes`, whatever the case.
+pub(crate) fn has_suffix(input: &str, suffixes: &[&str]) -> bool {
+    let name = file_name(input).to_lowercase();
+    suffixes.iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// The last part of a path or address.
+pub(crate) fn file_name(input: &str) -> String {
+    input.trim_end_matches('/').rsplit('/').next().unwrap_or(input).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(bytes: &[u8]) -> (tempfile::TempDir, Source) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.bin");
+        std::fs::write(&path, bytes).unwrap();
+        let source = Source::open(path.to_str().unwrap()).unwrap();
+        (folder, source)
+    }
+
+    #[test]
+    fn a_reader_knows_its_place_across_chunks_and_skips() {
+        let bytes: Vec<u8> = (0..DISK_CHUNK * 2 + 10).map(|i| (i % 251) as u8).collect();
+        let (_folder, source) = source(&bytes);
+        let mut reader = source.reader(5);
+        let mut first = [0; 7];
+        reader.read_exact(&mut first).unwrap();
+        assert_eq!((first.as_slice(), reader.position()), (&bytes[5..12], 12));
+        reader.skip(3);
+        assert_eq!(reader.position(), 15);
+        reader.skip(DISK_CHUNK as u64);
+        assert_eq!(reader.position(), 15 + DISK_CHUNK as u64);
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, bytes[15 + DISK_CHUNK..]);
+        reader.skip(100);
+        assert_eq!(reader.read(&mut first).unwrap(), 0);
+    }
+
+    #[test]
+    fn inputs_are_files_of_the_right_kind_or_folders_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::create_dir(path("deep")).unwrap();
+        for name in ["b.warc", "deep/a.WARC.gz", "notes.txt"] {
+            std::fs::write(path(name), "x").unwrap();
+        }
+        let suffixes: &[&str] = &[".warc", ".warc.gz"];
+        let all = expand(&[folder.path().to_str().unwrap().to_owned()], suffixes).unwrap();
+        assert_eq!(all, [path("b.warc"), path("deep/a.WARC.gz")]);
+        let check = |input: String, code: u8, part: &str| {
+            let error = expand(&[input], suffixes).unwrap_err();
+            assert_eq!(error.exit_code(), code, "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        };
+        check(path("notes.txt"), 2, "notes.txt");
+        check(path("absent.warc"), 1, "absent.warc");
+        std::fs::remove_file(path("deep/a.WARC.gz")).unwrap();
+        check(path("deep"), 2, "deep");
+    }
+}
