@@ -1,0 +1,446 @@
+//! A web page as text and image nodes of its main content, in the order of the DOM (paper,
+//! appendix A.3.1: text and images "at the same level in the HTML tree", in reading order).
+//!
+//! Nothing here recurses: the tree is flattened once, and every later pass is a loop.
+
+use std::collections::HashSet;
+
+use scraper::Html;
+use scraper::node::Element;
+use url::Url;
+
+use crate::flat_tree::{FlatKind, FlatTree};
+use crate::furniture::{self, Furniture};
+use crate::img_tag::{self, ImageNode, Loading};
+use crate::reject::DropReason;
+
+/// Deepest nesting of elements. Browsers stop at 512; the parser's time grows with depth times size.
+const DEPTH_MAX: usize = 1000;
+
+/// What a block of text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockKind {
+    /// `h1` to `h6`.
+    Heading,
+    /// Running text.
+    Paragraph,
+    /// An item of a list or a definition.
+    ListItem,
+    /// A whole table: cells joined by spaces, rows by line ends.
+    Table,
+    /// The caption of a figure or table.
+    Caption,
+}
+
+/// A piece of the page.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Node {
+    /// A block of text, white space joined.
+    Text {
+        /// What the block is.
+        kind: BlockKind,
+        /// Its text, never empty.
+        text: String,
+    },
+    /// An image that belongs to the content.
+    Image(ImageNode),
+}
+
+/// The main content of a page and what the page says about itself.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Page {
+    /// Text of `<title>`.
+    pub title: Option<String>,
+    /// `lang` of the root element.
+    pub lang: Option<String>,
+    /// Contents of `<meta name="robots">`.
+    pub robots: Vec<String>,
+    /// Content of `<meta name="tdm-reservation">`.
+    pub tdm_reservation: Option<String>,
+    /// Text and images in reading order.
+    pub nodes: Vec<Node>,
+}
+
+/// Reads a page that was found at `url`.
+///
+/// # Errors
+/// When elements are nested deeper than any browser shows.
+pub fn read_page(html: &str, url: &Url) -> Result<Page, DropReason> {
+    let depth = nesting_depth(html);
+    if depth > DEPTH_MAX {
+        return Err(DropReason::limit("nested_too_deep", depth as f64, DEPTH_MAX as f64));
+    }
+    let document = Html::parse_document(html);
+    let tree = FlatTree::new(&document);
+    let mut page = read_head(&tree);
+    let base = base_url(&tree, url);
+    page.nodes = Walk::new(&tree, &base).run();
+    Ok(page)
+}
+
+/// An estimate of the deepest nesting from the text alone, so that no tree is built of a hostile page.
+fn nesting_depth(html: &str) -> usize {
+    let bytes = html.as_bytes();
+    let (mut depth, mut deepest, mut at) = (0_usize, 0, 0);
+    while let Some(step) = bytes[at..].iter().position(|&byte| byte == b'<') {
+        at += step + 1;
+        let rest = &bytes[at..];
+        if rest.starts_with(b"!--") {
+            at += find(rest, b"-->").unwrap_or(rest.len());
+            continue;
+        }
+        let is_end = rest.first() == Some(&b'/');
+        let name = &rest[usize::from(is_end)..];
+        let length = name.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
+        let name = name[..length].to_ascii_lowercase();
+        if name.is_empty() || closes_itself(&name) {
+            continue;
+        }
+        if is_end {
+            depth = depth.saturating_sub(1);
+        } else if matches!(name.as_slice(), b"script" | b"style" | b"textarea" | b"title") {
+            at += find(rest, b"</").unwrap_or(rest.len());
+        } else {
+            depth += 1;
+            deepest = deepest.max(depth);
+        }
+    }
+    deepest
+}
+
+/// Elements without an end, and those that the next of their kind ends: leaving their end out is
+/// common and nests nothing.
+fn closes_itself(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 29] = [
+        b"a", b"area", b"base", b"body", b"br", b"col", b"dd", b"dt", b"embed", b"head", b"hr",
+        b"html", b"img", b"input", b"li", b"link", b"meta", b"option", b"p", b"param", b"source",
+        b"tbody", b"td", b"th", b"thead", b"tr", b"track", b"wbr", b"path",
+    ];
+    NAMES.contains(&name)
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+fn read_head(tree: &FlatTree) -> Page {
+    let mut page = Page::default();
+    for (i, element) in tree.elements() {
+        let content = || element.attr("content").unwrap_or("").trim().to_owned();
+        match element.name() {
+            "html" => page.lang = page.lang.or_else(|| language(element)),
+            "title" if page.title.is_none() => {
+                page.title = Some(joined(&tree.text(i))).filter(|title| !title.is_empty());
+            }
+            "meta" => match element.attr("name").unwrap_or("").to_ascii_lowercase().as_str() {
+                "robots" => page.robots.push(content()),
+                "tdm-reservation" => page.tdm_reservation = Some(content()),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+    page
+}
+
+fn language(element: &Element) -> Option<String> {
+    element.attr("lang").map(|lang| lang.trim().to_lowercase()).filter(|lang| !lang.is_empty())
+}
+
+/// The address that relative addresses are relative to: the first `<base>`, itself relative to the page.
+fn base_url(tree: &FlatTree, url: &Url) -> Url {
+    let mut bases = tree.elements().filter(|(_, element)| element.name() == "base");
+    let href = bases.find_map(|(_, element)| element.attr("href"));
+    href.and_then(|href| url.join(href.trim()).ok()).unwrap_or_else(|| url.clone())
+}
+
+/// Text with all white space joined to single spaces.
+pub(crate) fn joined(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// One pass over the content of a page.
+struct Walk<'a> {
+    tree: &'a FlatTree<'a>,
+    base: &'a Url,
+    furniture: Furniture,
+    nodes: Vec<Node>,
+    /// Text of the block that is open.
+    text: String,
+    /// Elements that are open and matter at their end, innermost last.
+    open: Vec<Open>,
+    /// Kinds of the open blocks, innermost last.
+    kinds: Vec<BlockKind>,
+}
+
+/// An element whose end does something.
+struct Open {
+    /// Index of the first node after the element.
+    end: usize,
+    /// Whether its end closes a block of text.
+    is_block: bool,
+    /// Whether it opened a kind of block.
+    has_kind: bool,
+    /// For a figure: how many nodes there were before it.
+    figure_from: Option<usize>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(tree: &'a FlatTree<'a>, base: &'a Url) -> Self {
+        let furniture = Furniture::new(tree);
+        let (nodes, text, open) = (Vec::new(), String::new(), Vec::new());
+        Self { tree, base, furniture, nodes, text, open, kinds: Vec::new() }
+    }
+
+    fn run(mut self) -> Vec<Node> {
+        let root = furniture::content_root(self.tree, &self.furniture);
+        if let Some(heading) = furniture::heading_before(self.tree, &self.furniture, root) {
+            self.visit(heading, self.tree.nodes[heading].end);
+        }
+        self.visit(root, self.tree.nodes[root].end);
+        drop_repeated_fallbacks(&mut self.nodes);
+        self.nodes
+    }
+
+    fn visit(&mut self, from: usize, end: usize) {
+        let mut i = from;
+        while i < end {
+            self.close_until(i);
+            i = match self.tree.nodes[i].kind {
+                FlatKind::Text(text) => {
+                    self.text.push_str(text);
+                    i + 1
+                }
+                FlatKind::Element(_) if i != from && self.furniture.is_furniture(self.tree, i) => {
+                    self.tree.nodes[i].end
+                }
+                FlatKind::Element(element) => self.enter(i, element),
+            };
+        }
+        self.close_until(end);
+        self.flush();
+    }
+
+    /// Enters an element; returns the index to go on at.
+    fn enter(&mut self, i: usize, element: &Element) -> usize {
+        let end = self.tree.nodes[i].end;
+        match element.name() {
+            "img" | "picture" => {
+                self.image(i, end);
+                return end;
+            }
+            "noscript" => {
+                self.noscript(i);
+                return end;
+            }
+            "table" if self.tree.is_data_table(i) => {
+                self.table(i, end);
+                return end;
+            }
+            // A line end inside a block; two of them end it.
+            "br" => {
+                if self.text.ends_with('\u{1}') {
+                    self.flush();
+                } else {
+                    self.text.push('\u{1}');
+                }
+                return end;
+            }
+            _ => {}
+        }
+        let kind = block_kind(element);
+        let is_block = kind.is_some() || is_block(element.name());
+        if is_block {
+            self.flush();
+        }
+        if let Some(kind) = kind {
+            self.kinds.push(kind);
+        }
+        let figure_from = (element.name() == "figure").then_some(self.nodes.len());
+        if is_block {
+            self.open.push(Open { end, is_block, has_kind: kind.is_some(), figure_from });
+        }
+        i + 1
+    }
+
+    /// Ends all elements that end at or before `i`.
+    fn close_until(&mut self, i: usize) {
+        while let Some(open) = self.open.pop_if(|open| open.end <= i) {
+            if open.is_block {
+                self.flush();
+            }
+            if open.has_kind {
+                self.kinds.pop();
+            }
+            if let Some(from) = open.figure_from {
+                captions_after_images(&mut self.nodes[from..]);
+            }
+        }
+    }
+
+    /// Closes the block of text that is open.
+    fn flush(&mut self) {
+        let text = std::mem::take(&mut self.text);
+        let kind = self.kinds.last().copied().unwrap_or(BlockKind::Paragraph);
+        self.push_text(kind, &text);
+    }
+
+    fn push_text(&mut self, kind: BlockKind, text: &str) {
+        let lines = text.split('\u{1}').map(joined).filter(|line| !line.is_empty());
+        let text = lines.collect::<Vec<_>>().join("\n");
+        if !text.is_empty() {
+            self.nodes.push(Node::Text { kind, text });
+        }
+    }
+
+    fn image(&mut self, i: usize, end: usize) {
+        let elements = (i..end).filter_map(|i| self.tree.element(i)).collect::<Vec<_>>();
+        if let Some(image) = img_tag::read(&elements, self.base) {
+            self.flush();
+            self.nodes.push(Node::Image(image));
+        }
+    }
+
+    /// Images that stand in for lazy ones where scripts do not run. With scripts on, the parser
+    /// gives the inside as text.
+    fn noscript(&mut self, i: usize) {
+        let inside = self.tree.text(i);
+        if !inside.contains('<') || nesting_depth(&inside) > DEPTH_MAX {
+            return;
+        }
+        let fragment = Html::parse_fragment(&inside);
+        let tree = FlatTree::new(&fragment);
+        let images = tree.elements().filter(|(_, element)| element.name() == "img");
+        for (_, element) in images {
+            if let Some(image) = img_tag::read(&[element], self.base) {
+                self.flush();
+                self.nodes.push(Node::Image(ImageNode { loading: Loading::NoScript, ..image }));
+            }
+        }
+    }
+
+    /// A table of values: cells joined by spaces, rows by line ends, its caption a block of its own.
+    fn table(&mut self, i: usize, end: usize) {
+        self.flush();
+        let (mut cells, mut at) = (String::new(), i + 1);
+        while at < end {
+            match self.tree.nodes[at].kind {
+                FlatKind::Text(text) => cells.push_str(text),
+                FlatKind::Element(element) => match element.name() {
+                    "caption" => {
+                        let caption = self.tree.text(at);
+                        self.push_text(BlockKind::Caption, &caption);
+                        at = self.tree.nodes[at].end;
+                        continue;
+                    }
+                    "tr" => cells.push('\u{1}'),
+                    name if is_block(name) || name == "br" => cells.push(' '),
+                    _ => {}
+                },
+            }
+            at += 1;
+        }
+        self.push_text(BlockKind::Table, &cells);
+    }
+}
+
+/// Removes images of `<noscript>` that the page shows anyway: the same address, or the place next to
+/// an image that a script would load.
+fn drop_repeated_fallbacks(nodes: &mut Vec<Node>) {
+    let loading = |node: Option<&Node>| match node {
+        Some(Node::Image(image)) => Some(image.loading),
+        _ => None,
+    };
+    let images = nodes.iter().filter_map(|node| match node {
+        Node::Image(image) if image.loading != Loading::NoScript => Some(&image.urls),
+        _ => None,
+    });
+    let shown: HashSet<&String> = images.flatten().collect();
+    let is_kept = |(i, node): (usize, &Node)| match node {
+        Node::Image(image) if image.loading == Loading::NoScript => {
+            let beside = [i.checked_sub(1), Some(i + 1)].map(|at| loading(nodes.get(at?)));
+            !beside.contains(&Some(Loading::Lazy))
+                && !image.urls.iter().any(|url| shown.contains(url))
+        }
+        _ => true,
+    };
+    let mut is_kept: Vec<bool> = nodes.iter().enumerate().map(is_kept).collect();
+    is_kept.reverse();
+    nodes.retain(|_| is_kept.pop().expect("there is one flag per node"));
+}
+
+/// Moves captions that lead a figure behind the images they speak of.
+fn captions_after_images(figure: &mut [Node]) {
+    let is_caption = |node: &&Node| matches!(node, Node::Text { kind: BlockKind::Caption, .. });
+    let captions = figure.iter().take_while(is_caption).count();
+    let after = figure[captions..].iter().take_while(|node| matches!(node, Node::Image(_))).count();
+    figure[..captions + after].rotate_left(captions);
+}
+
+fn block_kind(element: &Element) -> Option<BlockKind> {
+    match element.name() {
+        "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => Some(BlockKind::Heading),
+        "li" | "dt" | "dd" => Some(BlockKind::ListItem),
+        "figcaption" | "caption" => Some(BlockKind::Caption),
+        "p" | "div" | "span" if furniture::has_word(element, &["caption"]) => {
+            Some(BlockKind::Caption)
+        }
+        _ => None,
+    }
+}
+
+/// Elements that begin and end a block of text.
+fn is_block(name: &str) -> bool {
+    matches!(
+        name,
+        "address"
+            | "article"
+            | "aside"
+            | "blockquote"
+            | "body"
+            | "caption"
+            | "center"
+            | "dd"
+            | "details"
+            | "dialog"
+            | "dir"
+            | "div"
+            | "dl"
+            | "dt"
+            | "fieldset"
+            | "figcaption"
+            | "figure"
+            | "footer"
+            | "form"
+            | "h1"
+            | "h2"
+            | "h3"
+            | "h4"
+            | "h5"
+            | "h6"
+            | "header"
+            | "hgroup"
+            | "hr"
+            | "html"
+            | "legend"
+            | "li"
+            | "main"
+            | "menu"
+            | "nav"
+            | "ol"
+            | "optgroup"
+            | "p"
+            | "pre"
+            | "search"
+            | "section"
+            | "summary"
+            | "table"
+            | "tbody"
+            | "td"
+            | "tfoot"
+            | "th"
+            | "thead"
+            | "tr"
+            | "ul"
+    )
+}

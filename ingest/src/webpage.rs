@@ -1,0 +1,291 @@
+//! Nodes of a page and the image records of the archives to one interleaved document.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
+use flamingo_dataset::{ImageMeta, Interleaved, Row, Slot, WarcPlace, sha256_hex};
+use url::Url;
+
+use crate::archive::{self, Archive, Found, Place};
+use crate::error::IngestError;
+use crate::html::{self, BlockKind, Node, Page};
+use crate::http::{self, Head};
+use crate::image;
+use crate::img_tag::ImageNode;
+use crate::opt_out;
+use crate::outcome::Outcome;
+use crate::plan::{BuildPlan, DocumentPlan};
+use crate::reject::{DropReason, Origin, Stage};
+use crate::source::Source;
+use crate::split;
+use crate::warc::Record;
+
+/// The inputs and rules that every page needs.
+pub struct WebJob<'a> {
+    /// The archives.
+    pub sources: &'a [Arc<Source>],
+    /// What they hold.
+    pub archive: &'a Archive,
+    /// The rules.
+    pub plan: &'a BuildPlan,
+}
+
+impl WebJob<'_> {
+    /// Makes one document, or says why not.
+    ///
+    /// # Errors
+    /// When an archive cannot be read any more.
+    pub fn document(&self, found: &Found) -> Result<Outcome, IngestError> {
+        let (place, url) = match found {
+            Found::Page { place, url } => (*place, url),
+            Found::Dropped(reject) => return Ok(Outcome::dropped(reject.clone())),
+        };
+        let origin = archive::origin(&self.sources[place.source], place.offset, Some(url));
+        if let Some(drop) = split::check(&self.plan.split, url) {
+            return Ok(Outcome::dropped(drop.at(Stage::Split, &origin, None)));
+        }
+        let body = archive::read_body(self.sources, place, self.plan.archive.page_bytes_max)?;
+        let read = body.map_err(|drop| (Stage::Read, drop)).and_then(|(record, head, body)| {
+            let page = self.read_page(&head, &body, url)?;
+            Ok((record, page))
+        });
+        match read {
+            Ok((record, page)) => self.assemble(&record, url, page, &origin),
+            Err((stage, drop)) => Ok(Outcome::dropped(drop.at(stage, &origin, None))),
+        }
+    }
+
+    fn read_page(&self, head: &Head, body: &[u8], url: &str) -> Result<Page, (Stage, DropReason)> {
+        let rules = &self.plan.opt_out;
+        if let Some(drop) = opt_out::in_head(head, rules) {
+            return Err((Stage::OptOut, drop));
+        }
+        let address = Url::parse(url)
+            .map_err(|error| (Stage::Page, DropReason::detail("bad_url", error.to_string())))?;
+        let text = http::decode_text(head, body);
+        let page = html::read_page(&text, &address).map_err(|drop| (Stage::Page, drop))?;
+        match opt_out::in_meta(&page.robots, page.tdm_reservation.as_deref(), rules) {
+            Some(drop) => Err((Stage::OptOut, drop)),
+            None => Ok(page),
+        }
+    }
+
+    fn assemble(
+        &self,
+        record: &Record,
+        url: &str,
+        page: Page,
+        origin: &Origin,
+    ) -> Result<Outcome, IngestError> {
+        let mut outcome = Outcome::default();
+        let mut slots = Slots::default();
+        let mut seen = HashSet::new();
+        for node in page.nodes {
+            match node {
+                Node::Text { kind, text } => slots.push_text(kind, &text),
+                Node::Image(image) => match self.find_image(&image, &mut seen)? {
+                    Ok(slot) => slots.push_image(slot),
+                    Err((stage, drop)) => {
+                        outcome.rejects.push(drop.at(
+                            stage,
+                            origin,
+                            image.urls.first().map(String::as_str),
+                        ));
+                    }
+                },
+            }
+        }
+        let document = Interleaved {
+            doc_id: sha256_hex(url.as_bytes()),
+            url: url.to_owned(),
+            slots: slots.slots,
+            title: page.title,
+            lang: page.lang,
+            lang_score: None,
+            warc: Some(WarcPlace {
+                filename: origin.source.clone(),
+                offset: record.offset as i64,
+                length: record.length as i64,
+            }),
+            fetched_at_us: record.field("WARC-Date").and_then(microseconds),
+        };
+        let row = Row::Interleaved(document);
+        match check_document(&row, &self.plan.document) {
+            Ok(()) => outcome.row = Some(row),
+            Err(drop) => outcome.rejects.push(drop.at(Stage::Document, origin, None)),
+        }
+        Ok(outcome)
+    }
+
+    /// The image of a node, from the first of its addresses that the archives have.
+    fn find_image(
+        &self,
+        node: &ImageNode,
+        seen: &mut HashSet<Place>,
+    ) -> Result<Result<Slot, (Stage, DropReason)>, IngestError> {
+        if let Some(drop) = check_tag(node, self.plan) {
+            return Ok(Err((Stage::Image, drop)));
+        }
+        let redirects_max = self.plan.archive.redirects_max;
+        let mut first = None;
+        let mut found = None;
+        for url in &node.urls {
+            match self.archive.find(url, redirects_max) {
+                Ok(place) => {
+                    found = Some((url, place));
+                    break;
+                }
+                // A site that says no to one size of an image says no to the image.
+                Err((Stage::OptOut, drop)) => return Ok(Err((Stage::OptOut, drop))),
+                // Sites often list sizes that nobody fetched: what is known of another size says more.
+                Err(reason) if tells_more(first.as_ref()) => first = Some(reason),
+                Err(_) => {}
+            }
+        }
+        let Some((url, place)) = found else {
+            return Ok(Err(first.expect("an image has an address")));
+        };
+        if !seen.insert(place) {
+            return Ok(Err((Stage::Image, DropReason::because("repeated_image"))));
+        }
+        let rules = &self.plan.image;
+        let (head, body) = match archive::read_body(self.sources, place, rules.bytes_max)? {
+            Ok((_, head, body)) => (head, body),
+            Err(drop) => return Ok(Err((Stage::Image, drop))),
+        };
+        // A revisit leads to a record of another address, with headers of its own.
+        if let Some(drop) = opt_out::in_head(&head, &self.plan.opt_out) {
+            return Ok(Err((Stage::OptOut, drop)));
+        }
+        Ok(image::prepare(body, rules).map_err(|drop| (Stage::Image, drop)).map(|picture| {
+            let meta = ImageMeta {
+                url: Some(url.clone()),
+                alt: node.alt.clone(),
+                width: picture.size.0 as i32,
+                height: picture.size.1 as i32,
+                sha256: picture.sha256,
+                phash: picture.phash,
+                mime: picture.mime.to_owned(),
+            };
+            Slot::Image { image: picture.image, meta }
+        }))
+    }
+}
+
+/// Whether any reason says more than the one found so far.
+fn tells_more(found: Option<&(Stage, DropReason)>) -> bool {
+    found.is_none_or(|(_, drop)| drop.reason == "not_in_archive")
+}
+
+/// What the tag alone tells: furniture by its name or by the size at which it is shown.
+fn check_tag(node: &ImageNode, plan: &BuildPlan) -> Option<DropReason> {
+    let rules = &plan.image;
+    if let Some((width, height)) = node.shown
+        && width.min(height) < rules.side_min
+    {
+        let short = f64::from(width.min(height));
+        return Some(DropReason::limit("shown_too_small", short, f64::from(rules.side_min)));
+    }
+    let url = node.urls.first().and_then(|url| Url::parse(url).ok())?;
+    let path = url.path().to_lowercase();
+    let mut words = path.split(|c: char| !c.is_ascii_alphanumeric());
+    let banned = words.find(|word| rules.url_words_banned.iter().any(|banned| banned == word));
+    banned.map(|word| DropReason::detail("banned_word", word))
+}
+
+fn check_document(row: &Row, rules: &DocumentPlan) -> Result<(), DropReason> {
+    let within = |low: &'static str, high: &'static str, n: u64, min: u64, max: u64| {
+        if n < min {
+            Err(DropReason::limit(low, n as f64, min as f64))
+        } else if n > max {
+            Err(DropReason::limit(high, n as f64, max as f64))
+        } else {
+            Ok(())
+        }
+    };
+    let n_images = row.n_images() as u64;
+    let bytes = row.images().iter().map(|image| image.bytes.len() as u64).sum();
+    within("too_few_images", "too_many_images", n_images, rules.images_min, rules.images_max)?;
+    within(
+        "too_few_words",
+        "too_many_words",
+        row.words() as u64,
+        rules.words_min,
+        rules.words_max,
+    )?;
+    within("", "too_many_image_bytes", bytes, 0, rules.image_bytes_max)
+}
+
+/// Slots of a document: blocks of text between two images are one slot.
+#[derive(Default)]
+struct Slots {
+    slots: Vec<Slot>,
+    last_kind: Option<BlockKind>,
+}
+
+impl Slots {
+    /// Adds a block: an empty line before it, or only a line end between items of a list.
+    fn push_text(&mut self, kind: BlockKind, block: &str) {
+        let is_list = kind == BlockKind::ListItem && self.last_kind == Some(kind);
+        match self.slots.last_mut() {
+            Some(Slot::Text(text)) => {
+                text.push_str(if is_list { "\n" } else { "\n\n" });
+                text.push_str(block);
+            }
+            _ => self.slots.push(Slot::Text(block.to_owned())),
+        }
+        self.last_kind = Some(kind);
+    }
+
+    fn push_image(&mut self, slot: Slot) {
+        self.slots.push(slot);
+        self.last_kind = None;
+    }
+}
+
+/// Microseconds since 1970 of a date like `2026-05-04T10:20:34Z`.
+fn microseconds(date: &str) -> Option<i64> {
+    string_to_timestamp_nanos(date).ok().map(|nanoseconds| nanoseconds.div_euclid(1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::img_tag::Loading;
+
+    #[test]
+    fn blocks_between_images_are_one_slot() {
+        let mut slots = Slots::default();
+        for (kind, text) in [
+            (BlockKind::Heading, "h"),
+            (BlockKind::ListItem, "a"),
+            (BlockKind::ListItem, "b"),
+            (BlockKind::Paragraph, "p"),
+        ] {
+            slots.push_text(kind, text);
+        }
+        assert_eq!(slots.slots, [Slot::Text("h\n\na\nb\n\np".into())]);
+    }
+
+    #[test]
+    fn furniture_is_known_by_its_tag() {
+        let check = |url: &str, shown, expected: Option<&str>| {
+            let node =
+                ImageNode { urls: vec![url.into()], alt: None, shown, loading: Loading::Plain };
+            let reason = check_tag(&node, &BuildPlan::default()).map(|drop| drop.reason);
+            assert_eq!(reason, expected, "{url}");
+        };
+        check("https://a.example/logo.png", None, Some("banned_word"));
+        check("https://a.example/silicon.png", None, None);
+        check("https://icon.example/a.png", None, None);
+        check("https://a.example/a.png", Some((24, 300)), Some("shown_too_small"));
+        check("https://a.example/a.png", Some((320, 64)), None);
+    }
+
+    #[test]
+    fn dates_of_archives_are_read() {
+        assert_eq!(microseconds("1970-01-01T00:00:01.5Z"), Some(1_500_000));
+        assert_eq!(microseconds("yesterday"), None);
+    }
+}
