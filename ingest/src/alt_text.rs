@@ -1,0 +1,190 @@
+//! Rows of a list to pairs of an image and its alt-text (paper, section 2.4: ALIGN and LTIP).
+
+use std::path::{Component, Path};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flamingo_dataset::{ImageText, Row};
+
+use crate::error::IngestError;
+use crate::html::joined;
+use crate::image::{self, Picture};
+use crate::list::{ListItem, ListRow};
+use crate::outcome::Outcome;
+use crate::plan::{BuildPlan, CaptionPlan};
+use crate::reject::{DropReason, Origin, Stage};
+use crate::source::{Source, is_url};
+use crate::split;
+
+/// The inputs and rules that every pair needs.
+pub struct PairJob<'a> {
+    /// The lists.
+    pub sources: &'a [Arc<Source>],
+    /// Where the files of the lists lie; by default beside the list.
+    pub images: Option<&'a str>,
+    /// The rules.
+    pub plan: &'a BuildPlan,
+}
+
+impl PairJob<'_> {
+    /// Makes one pair, or says why not.
+    pub fn pair(&self, item: ListItem) -> Outcome {
+        let row = match item {
+            ListItem::Row(row) => row,
+            ListItem::Dropped(reject) => return Outcome::dropped(reject),
+        };
+        let list = &self.sources[row.list];
+        let origin = origin(list, &row);
+        match self.checked_pair(list, row) {
+            Ok(pair) => Outcome::kept(Row::ImageText(pair)),
+            Err((stage, drop)) => Outcome::dropped(drop.at(stage, &origin, None)),
+        }
+    }
+
+    fn checked_pair(&self, list: &Source, row: ListRow) -> Result<ImageText, (Stage, DropReason)> {
+        let key = key(list, &row);
+        let address = row.url.as_ref().or(row.file.as_ref()).unwrap_or(&key);
+        if let Some(drop) = split::check(&self.plan.split, address) {
+            return Err((Stage::Split, drop));
+        }
+        let caption = check_caption(row.caption.as_deref(), &self.plan.caption)
+            .map_err(|drop| (Stage::Caption, drop))?;
+        let bytes = self.bytes(list, &row).map_err(|drop| (Stage::Read, drop))?;
+        let picture =
+            image::prepare(bytes, &self.plan.image).map_err(|drop| (Stage::Image, drop))?;
+        Ok(pair(key, caption, row, picture))
+    }
+
+    /// The encoded image: from the row, else from its file.
+    fn bytes(&self, list: &Source, row: &ListRow) -> Result<Bytes, DropReason> {
+        match (&row.image, &row.file, &row.url) {
+            (Some(bytes), ..) => Ok(bytes.clone()),
+            (None, Some(file), _) => {
+                let root = self.images.unwrap_or_else(|| folder(list.input()));
+                read_file(root, file, self.plan.image.bytes_max)
+            }
+            (None, None, Some(_)) => Err(DropReason::because("not_fetched")),
+            (None, None, None) => Err(DropReason::because("no_image")),
+        }
+    }
+}
+
+fn pair(key: String, caption: String, row: ListRow, picture: Picture) -> ImageText {
+    ImageText {
+        key,
+        url: row.url,
+        caption,
+        image: flamingo_dataset::EncodedImage { path: row.file, ..picture.image },
+        width: picture.size.0 as i32,
+        height: picture.size.1 as i32,
+        original_width: picture.original_size.0 as i32,
+        original_height: picture.original_size.1 as i32,
+        sha256: picture.sha256,
+        phash: picture.phash,
+        source: row.source,
+        scores: Vec::new(),
+        warc: None,
+    }
+}
+
+/// Where a row of a list came from.
+pub(crate) fn origin(list: &Source, row: &ListRow) -> Origin {
+    Origin {
+        source: list.name().to_owned(),
+        offset: Some(row.row as i64),
+        url: row.url.clone().or_else(|| row.file.clone()),
+    }
+}
+
+/// The stable identifier of a row: the list's name and the row's number.
+pub(crate) fn key(list: &Source, row: &ListRow) -> String {
+    format!("{}:{:09}", list.name(), row.row)
+}
+
+/// The caption with its white space joined, if it keeps the rules.
+pub(crate) fn check_caption(
+    caption: Option<&str>,
+    rules: &CaptionPlan,
+) -> Result<String, DropReason> {
+    let caption = joined(caption.unwrap_or(""));
+    let chars = caption.chars().count() as u64;
+    let words = caption.split(' ').count() as u64;
+    if caption.is_empty() {
+        Err(DropReason::because("no_caption"))
+    } else if chars < rules.chars_min {
+        Err(DropReason::limit("short_caption", chars as f64, rules.chars_min as f64))
+    } else if words > rules.words_max {
+        Err(DropReason::limit("long_caption", words as f64, rules.words_max as f64))
+    } else {
+        Ok(caption)
+    }
+}
+
+/// The folder of a file, or the prefix of an object.
+pub(crate) fn folder(input: &str) -> &str {
+    input.rsplit_once('/').map_or(".", |(folder, _)| if folder.is_empty() { "/" } else { folder })
+}
+
+/// The place of a file that a list names, below `root`: a list must not lead out of it.
+pub(crate) fn place(root: &str, file: &str) -> Result<String, DropReason> {
+    let is_below = Path::new(file)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if !is_below || file.contains('\0') {
+        return Err(DropReason::detail("path_outside", file));
+    }
+    Ok(format!("{}/{file}", root.trim_end_matches('/')))
+}
+
+fn read_file(root: &str, file: &str, bytes_max: u64) -> Result<Bytes, DropReason> {
+    let place = place(root, file)?;
+    let source = open_file(&place)?;
+    if source.len() > bytes_max {
+        return Err(DropReason::limit("too_many_bytes", source.len() as f64, bytes_max as f64));
+    }
+    let bytes = source.read_all();
+    bytes.map(Bytes::from).map_err(|error| DropReason::detail("unreadable_file", error.to_string()))
+}
+
+/// Opens a file that a list names.
+pub(crate) fn open_file(place: &str) -> Result<Source, DropReason> {
+    if !is_url(place) && !Path::new(place).exists() {
+        return Err(DropReason::because("file_not_found"));
+    }
+    Source::open(place).map_err(|error| match error {
+        IngestError::InputRead { source, .. } => {
+            DropReason::detail("unreadable_file", source.to_string())
+        }
+        error => DropReason::detail("unreadable_file", error.to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captions_are_joined_and_measured() {
+        let rules = CaptionPlan { chars_min: 3, words_max: 2 };
+        assert_eq!(check_caption(Some(" a\n  b "), &rules).unwrap(), "a b");
+        let reason = |caption| check_caption(caption, &rules).unwrap_err().reason;
+        assert_eq!(reason(None), "no_caption");
+        assert_eq!(reason(Some(" \t")), "no_caption");
+        assert_eq!(reason(Some("ab")), "short_caption");
+        assert_eq!(reason(Some("a b c")), "long_caption");
+    }
+
+    #[test]
+    fn a_list_cannot_lead_out_of_its_folder() {
+        assert_eq!(place("root/", "a/./b.jpg").unwrap(), "root/a/./b.jpg");
+        for file in ["/etc/passwd", "../a.jpg", "a/../../b", "a\0b"] {
+            assert_eq!(place("root", file).unwrap_err().reason, "path_outside", "{file}");
+        }
+    }
+
+    #[test]
+    fn the_default_root_is_the_folder_of_the_list() {
+        assert_eq!((folder("a/b.csv"), folder("b.csv"), folder("/b.csv")), ("a", ".", "/"));
+        assert_eq!(folder("s3://bucket/x/b.csv"), "s3://bucket/x");
+    }
+}
