@@ -1,2 +1,161 @@
-//! ingest
-fn main() {}
+//! `flamingo-ingest`: web pages, image/alt-text pairs and clips to sharded Parquet corpora.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use flamingo_ingest::check::{self, Checked};
+use flamingo_ingest::error::IngestError;
+use flamingo_ingest::output::{Start, Totals};
+use flamingo_ingest::pipeline::{self, Job};
+use flamingo_ingest::plan::BuildPlan;
+use flamingo_ingest::report;
+
+/// Turns web pages, image/alt-text pairs and video clips into sharded Parquet corpora.
+///
+/// Example: flamingo-ingest webpages --input crawl.warc.gz --out corpora/pages
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes interleaved documents of the pages of web archives (.warc, .warc.gz), with the images
+    /// found in the same archives.
+    ///
+    /// Example: flamingo-ingest webpages --plan plan.toml --input crawl.warc.gz --out corpora/pages
+    Webpages(Common),
+    /// Makes pairs of lists of images with alt-texts (.csv, .tsv, .jsonl, each also .gz; .parquet).
+    ///
+    /// Example: flamingo-ingest alt-text --input pairs.csv --images photos --out corpora/pairs
+    AltText {
+        #[command(flatten)]
+        common: Common,
+        /// Where the files of the list lie [default: the folder of the list].
+        #[arg(long, value_name = "ROOT")]
+        images: Option<String>,
+    },
+    /// Makes rows of frames of video clips: of a folder with `clips.csv`, of a list, or of clips with
+    /// a .txt or .vtt file beside them.
+    ///
+    /// Example: flamingo-ingest video-text --input clips --out corpora/clips
+    VideoText(Common),
+    /// Reads everything in a corpus and compares it with its manifest.
+    ///
+    /// Example: flamingo-ingest check corpora/pages
+    Check {
+        /// Folder or address of the corpus.
+        corpus: String,
+    },
+    /// Writes report.html of a corpus again.
+    ///
+    /// Example: flamingo-ingest report corpora/pages
+    Report {
+        /// Folder or address of the corpus.
+        corpus: String,
+    },
+}
+
+#[derive(Args)]
+struct Common {
+    /// Rules of the run (TOML) [default: every rule's default].
+    #[arg(long, value_name = "PLAN")]
+    plan: Option<PathBuf>,
+    /// Files or folders to read.
+    #[arg(long, value_name = "URL", required = true, num_args = 1..)]
+    input: Vec<String>,
+    /// Folder or address of the new corpus.
+    #[arg(long, value_name = "CORPUS")]
+    out: String,
+    /// Go on with a run that was cut off; its bytes end up as if it never was.
+    #[arg(long)]
+    resume: bool,
+    /// Threads that work on items [default: one for each processor]. The result does not depend on it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    workers: Option<u16>,
+}
+
+impl Common {
+    fn job(self) -> Result<Job, IngestError> {
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Job {
+            plan: BuildPlan::load(self.plan.as_deref())?,
+            inputs: self.input,
+            out: self.out,
+            start: if self.resume { Start::Resume } else { Start::New },
+            workers: self.workers.map_or_else(processors, usize::from),
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), IngestError> {
+    let lines = match command {
+        Command::Webpages(common) => {
+            let job = common.job()?;
+            summary("documents", &job.out, &pipeline::webpages(&job)?)
+        }
+        Command::AltText { common, images } => {
+            let job = common.job()?;
+            summary("pairs", &job.out, &pipeline::alt_text(&job, images.as_deref())?)
+        }
+        Command::VideoText(common) => {
+            let job = common.job()?;
+            summary("clips", &job.out, &pipeline::video_text(&job)?)
+        }
+        Command::Check { corpus } => verdict(&corpus, check::check(&corpus)?),
+        Command::Report { corpus } => {
+            report::write(&corpus)?;
+            format!("{}/{}\n", corpus.trim_end_matches('/'), report::REPORT_FILE)
+        }
+    };
+    std::io::stdout().write_all(lines.as_bytes()).map_err(|source| IngestError::Stdout { source })
+}
+
+/// The last lines of a run: what there is now, and what was dropped, most frequent first.
+fn summary(noun: &str, out: &str, totals: &Totals) -> String {
+    let Totals { n_items, rows, images, shards, rejects } = totals;
+    let of = if *n_items > 0 { format!(" of {n_items} items") } else { String::new() };
+    let mut lines = format!("{out}: {rows} {noun}, {images} images, {shards} shards{of}\n");
+    let mut rejects: Vec<_> = rejects.iter().collect();
+    rejects.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+    for (rule, n) in rejects {
+        writeln!(lines, "rejected: {n} {rule}").expect("writing to a string does not fail");
+    }
+    lines
+}
+
+fn verdict(corpus: &str, checked: Checked) -> String {
+    let Checked { kind, rows, images, words, shards } = checked;
+    let kind = kind.name();
+    format!("{corpus}: ok, {kind}, {rows} rows, {images} images, {words} words, {shards} shards\n")
+}
+
+/// An error and its causes in one line.
+fn one_line(error: &IngestError) -> String {
+    let mut line = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Some errors repeat their cause in their own words.
+        if !line.ends_with(&text) {
+            write!(line, ": {text}").expect("writing to a string does not fail");
+        }
+        source = cause.source();
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,196 @@
+//! Why a whole run stops. A bad record never does: it becomes a [`crate::reject::Reject`].
+
+use std::path::PathBuf;
+
+use flamingo_dataset::CorpusError;
+
+/// Why a run could not start or go on. Each message names the file, key or folder.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IngestError {
+    /// The plan file could not be read.
+    #[error("cannot read plan {}", path.display())]
+    PlanRead {
+        /// The plan file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The plan is not TOML, or has an unknown key or a value of a wrong type.
+    #[error("plan {origin}: {message}")]
+    PlanParse {
+        /// The plan file.
+        origin: String,
+        /// The parser's message in one line, which names the key.
+        message: String,
+    },
+    /// A value of the plan is out of its range.
+    #[error("plan key `{key}` is {value}, expected {expected}")]
+    PlanValue {
+        /// Dotted key.
+        key: &'static str,
+        /// The value that was given.
+        value: String,
+        /// What would have been accepted.
+        expected: &'static str,
+    },
+    /// An input has a name that this kind of run does not read.
+    #[error("input {input} is not one of {expected}")]
+    InputKind {
+        /// The input as given.
+        input: String,
+        /// File kinds that are read.
+        expected: String,
+    },
+    /// An input folder holds nothing to read.
+    #[error("input folder {input} holds none of {expected}")]
+    InputEmpty {
+        /// The input as given.
+        input: String,
+        /// File kinds that are read.
+        expected: String,
+    },
+    /// An input could not be opened or read.
+    #[error("cannot read input {input}")]
+    InputRead {
+        /// The input as given.
+        input: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An input on an object store could not be read.
+    #[error("cannot read input {input}")]
+    InputFetch {
+        /// The input as given.
+        input: String,
+        /// What the store said.
+        source: Box<CorpusError>,
+    },
+    /// A list of images or clips lacks a column or cannot be parsed at all.
+    #[error("input {input}: {message}")]
+    InputFormat {
+        /// The input as given.
+        input: String,
+        /// What is wrong and what was expected.
+        message: String,
+    },
+    /// An archive ends inside a record.
+    #[error(
+        "archive {input} is cut off in the record at byte {offset}: expected a whole file, or \
+         `archive.cut_off = \"skip\"` in the plan"
+    )]
+    ArchiveCutOff {
+        /// The input as given.
+        input: String,
+        /// Where the record that is not whole begins.
+        offset: u64,
+    },
+    /// An archive without a single record.
+    #[error("input {input} is no WARC file: {reason} at byte 0")]
+    ArchiveForeign {
+        /// The input as given.
+        input: String,
+        /// What was found in place of a record.
+        reason: &'static str,
+    },
+    /// Every item of the input was dropped.
+    #[error("nothing was kept of {n_items} items, so no corpus was written: {reasons}")]
+    NothingKept {
+        /// Items of the input.
+        n_items: u64,
+        /// Reasons with their counts, and the first reject.
+        reasons: String,
+    },
+    /// The archives hold more records than one run indexes.
+    #[error(
+        "the inputs hold more than {limit} archive records, expected at most that many per run"
+    )]
+    TooManyRecords {
+        /// Most records that one run indexes.
+        limit: usize,
+    },
+    /// The output folder is there already.
+    #[error("output {out} exists, expected a new folder or --resume")]
+    OutputExists {
+        /// The output as given.
+        out: String,
+    },
+    /// The output folder is not the work of this program.
+    #[error(
+        "output {out} holds `{name}`, which no run of flamingo-ingest wrote: expected a run to resume"
+    )]
+    OutputForeign {
+        /// The output as given.
+        out: String,
+        /// A file found there.
+        name: String,
+    },
+    /// A resumed run differs from the one that was started.
+    #[error("output {out} was started with another {what}: expected {expected}, found {found}")]
+    ResumeMismatch {
+        /// The output as given.
+        out: String,
+        /// Which part differs: kind, plan or inputs.
+        what: &'static str,
+        /// What the first run had.
+        expected: String,
+        /// What this run has.
+        found: String,
+    },
+    /// A journal entry cannot be read.
+    #[error("journal entry {name} of {out} cannot be read: {message}")]
+    Journal {
+        /// The output as given.
+        out: String,
+        /// Name of the entry.
+        name: String,
+        /// The parser's message.
+        message: String,
+    },
+    /// The corpus could not be read or written.
+    #[error(transparent)]
+    Corpus(Box<CorpusError>),
+    /// A corpus does not keep its promises.
+    #[error("corpus {corpus}: {message}")]
+    CheckFailed {
+        /// The corpus as given.
+        corpus: String,
+        /// The first broken promise.
+        message: String,
+    },
+    /// The video library could not be started.
+    #[error("cannot start the video decoder: {message}")]
+    VideoDecoder {
+        /// The library's message.
+        message: String,
+    },
+    /// The terminal went away.
+    #[error("cannot write to standard output")]
+    Stdout {
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl From<CorpusError> for IngestError {
+    fn from(error: CorpusError) -> Self {
+        Self::Corpus(Box::new(error))
+    }
+}
+
+impl IngestError {
+    /// Process exit code: 2 for bad usage or configuration, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::PlanRead { .. }
+            | Self::PlanParse { .. }
+            | Self::PlanValue { .. }
+            | Self::InputKind { .. }
+            | Self::InputEmpty { .. }
+            | Self::OutputExists { .. }
+            | Self::OutputForeign { .. }
+            | Self::ResumeMismatch { .. } => 2,
+            _ => 1,
+        }
+    }
+}

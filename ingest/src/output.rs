@@ -1,0 +1,360 @@
+//! The output folder while a run works on it: parts that are published one by one, and the journal
+//! that lets a killed run go on.
+//!
+//! A part is a shard, its rejects and, written last, its journal entry, which says how many items
+//! of the input it covers. Where a part ends depends on the items only. A run that is resumed reads
+//! the journal, skips the items it covers and writes the next part again, byte for byte. The
+//! manifest is written once all parts are there; then the journal goes.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use flamingo_dataset::{
+    CorpusKind, CorpusStore, MANIFEST_FILE, Manifest, Row, ShardEntry, encode_shard, sha256_hex,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::IngestError;
+use crate::outcome::Outcome;
+use crate::plan::{BuildPlan, ShardPlan};
+use crate::reject::{self, Reject};
+use crate::report;
+use crate::source::is_url;
+
+/// The effective plan, beside the shards.
+pub const PLAN_FILE: &str = "plan.toml";
+/// What the run is, the first file it writes.
+const RUN_FILE: &str = "journal/run.json";
+/// Folder of the journal.
+const JOURNAL: &str = "journal";
+/// Folder of the rejects.
+pub const REJECTS: &str = "rejects";
+
+/// What a run is: two runs with the same identity write the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunIdentity {
+    /// Kind of the corpus.
+    pub kind: CorpusKind,
+    /// Hash of the effective plan.
+    pub plan_sha256: String,
+    /// Name and size of each input in order.
+    pub inputs: Vec<(String, u64)>,
+}
+
+/// One published part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JournalEntry {
+    /// Items of the input that it covers.
+    n_items: u64,
+    /// Its shard; none where all its items were dropped.
+    shard: Option<ShardEntry>,
+    /// Dropped records by stage and reason.
+    rejects: BTreeMap<String, u64>,
+}
+
+/// Numbers of a whole run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Items of the input.
+    pub n_items: u64,
+    /// Rows of the corpus.
+    pub rows: u64,
+    /// Images, or frames, of the corpus.
+    pub images: u64,
+    /// Shards of the corpus.
+    pub shards: u64,
+    /// Dropped records by `stage/reason`.
+    pub rejects: BTreeMap<String, u64>,
+}
+
+impl Totals {
+    /// What a finished corpus tells of its run.
+    pub fn of(manifest: &Manifest) -> Self {
+        let (rows, images) = (manifest.rows, manifest.images);
+        Self { rows, images, shards: manifest.shards.len() as u64, ..Self::default() }
+    }
+}
+
+/// A run's output.
+pub struct Output {
+    store: CorpusStore,
+    identity: RunIdentity,
+    limits: ShardPlan,
+    entries: Vec<JournalEntry>,
+    part: Part,
+    /// The first record that was dropped, for the message of a run that keeps nothing.
+    first_reject: Option<Reject>,
+}
+
+/// The part that is being filled.
+#[derive(Default)]
+struct Part {
+    n_items: u64,
+    rows: Vec<Row>,
+    bytes: u64,
+    rejects: Vec<Reject>,
+}
+
+/// Whether an output folder may have something in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It must be new or empty.
+    New,
+    /// It may hold a run that was cut off.
+    Resume,
+}
+
+/// What was found at the output.
+pub enum Opened {
+    /// Work to do.
+    Open(Box<Output>),
+    /// The corpus is finished already.
+    Finished(Manifest),
+}
+
+impl Output {
+    /// Makes the output folder, or opens one whose run was cut off.
+    ///
+    /// # Errors
+    /// When there is something else at the place, or the run there has another identity.
+    pub fn open(
+        out: &str,
+        start: Start,
+        identity: RunIdentity,
+        plan: &BuildPlan,
+    ) -> Result<Opened, IngestError> {
+        let store = CorpusStore::create(out)?;
+        let names = store.list("")?;
+        let exists = |name: &str| names.iter().any(|found| found == name);
+        if start == Start::New && !names.is_empty() {
+            return Err(IngestError::OutputExists { out: out.to_owned() });
+        }
+        let run: Option<RunIdentity> =
+            if exists(RUN_FILE) { Some(read_journal(&store, RUN_FILE)?) } else { None };
+        match run {
+            Some(run) => compare(out, &run, &identity)?,
+            None if exists(MANIFEST_FILE) => {
+                let manifest = Manifest::read(&store)?;
+                expect_same(out, "kind", manifest.kind.name(), identity.kind.name())?;
+                expect_same(out, "plan", &manifest.plan_sha256, &identity.plan_sha256)?;
+                return Ok(Opened::Finished(manifest));
+            }
+            None => match names.first() {
+                Some(name) => {
+                    let (out, name) = (out.to_owned(), name.clone());
+                    return Err(IngestError::OutputForeign { out, name });
+                }
+                None => write_json(&store, RUN_FILE, &identity)?,
+            },
+        }
+        sweep(out);
+        let plan_toml = Bytes::from(plan.to_toml(identity.kind));
+        store.put(PLAN_FILE, plan_toml)?;
+        let entries = read_entries(&store, &names)?;
+        let (limits, part) = (plan.shard.clone(), Part::default());
+        let output = Self { store, identity, limits, entries, part, first_reject: None };
+        Ok(Opened::Open(Box::new(output)))
+    }
+
+    /// Items of the input that are published already.
+    pub fn n_items_done(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.n_items).sum()
+    }
+
+    /// Numbers of what is published.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals { n_items: self.n_items_done(), ..Totals::default() };
+        for entry in &self.entries {
+            if let Some(shard) = &entry.shard {
+                totals.rows += shard.rows;
+                totals.images += shard.images;
+                totals.shards += 1;
+            }
+            for (reason, n) in &entry.rejects {
+                *totals.rejects.entry(reason.clone()).or_default() += n;
+            }
+        }
+        totals
+    }
+
+    /// Takes what became of the next item; publishes the part when it is full.
+    ///
+    /// # Errors
+    /// When the store refuses a write.
+    pub fn push(&mut self, outcome: Outcome) -> Result<(), IngestError> {
+        if self.first_reject.is_none() {
+            self.first_reject = outcome.rejects.first().cloned();
+        }
+        let part = &mut self.part;
+        part.n_items += 1;
+        part.bytes += outcome.row.as_ref().map_or(0, |row| row.stored_bytes() as u64);
+        part.rows.extend(outcome.row);
+        part.rejects.extend(outcome.rejects);
+        let is_full = part.rows.len() as u64 >= self.limits.rows_max
+            || part.bytes >= self.limits.bytes_max
+            || part.rejects.len() as u64 >= self.limits.rejects_max;
+        if is_full { self.publish() } else { Ok(()) }
+    }
+
+    /// Writes shard, rejects and journal entry of the part, in this order.
+    fn publish(&mut self) -> Result<(), IngestError> {
+        let part = std::mem::take(&mut self.part);
+        let shard = match part.rows.as_slice() {
+            [] => None,
+            rows => Some(self.write_shard(rows)?),
+        };
+        let i = self.entries.len();
+        if !part.rejects.is_empty() {
+            let bytes = reject::encode(&part.rejects);
+            self.store.put(&format!("{REJECTS}/part-{i:05}.parquet"), bytes.into())?;
+        }
+        let mut rejects = BTreeMap::new();
+        for reject in &part.rejects {
+            *rejects.entry(reject.rule()).or_default() += 1;
+        }
+        let entry = JournalEntry { n_items: part.n_items, shard, rejects };
+        write_json(&self.store, &entry_name(i), &entry)?;
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    fn write_shard(&self, rows: &[Row]) -> Result<ShardEntry, IngestError> {
+        let bytes = encode_shard(self.identity.kind, rows)?;
+        let i = self.entries.iter().filter(|entry| entry.shard.is_some()).count();
+        let entry = ShardEntry {
+            file: format!("shard-{i:05}.parquet"),
+            rows: rows.len() as u64,
+            images: rows.iter().map(|row| row.n_images() as u64).sum(),
+            words: rows.iter().map(|row| row.words() as u64).sum(),
+            bytes: bytes.len() as u64,
+            sha256: sha256_hex(&bytes),
+        };
+        self.store.put(&entry.file, bytes.into())?;
+        Ok(entry)
+    }
+
+    /// Publishes the last part, the manifest and the report, and removes the journal.
+    ///
+    /// # Errors
+    /// When the store refuses a write, or when nothing was kept: then nothing stays behind.
+    pub fn finish(mut self) -> Result<Totals, IngestError> {
+        if self.part.n_items > 0 {
+            self.publish()?;
+        }
+        let totals = self.totals();
+        if totals.rows == 0 {
+            return Err(self.give_up(&totals)?);
+        }
+        let shards = self.entries.iter().filter_map(|entry| entry.shard.clone()).collect();
+        let plan_sha256 = self.identity.plan_sha256.clone();
+        Manifest::new(self.identity.kind, plan_sha256, shards).write(&self.store)?;
+        report::write(self.store.location())?;
+        self.remove_journal()?;
+        Ok(totals)
+    }
+
+    /// Removes everything; the journal's first file goes last, so that a run that is killed here
+    /// can be resumed.
+    fn give_up(&self, totals: &Totals) -> Result<IngestError, IngestError> {
+        for name in self.store.list(REJECTS)? {
+            self.store.delete(&name)?;
+        }
+        self.store.delete(PLAN_FILE)?;
+        self.remove_journal()?;
+        if !is_url(self.store.location()) {
+            // A folder that cannot be removed does no harm.
+            let _ = std::fs::remove_dir(std::path::Path::new(self.store.location()).join(REJECTS));
+            let _ = std::fs::remove_dir(self.store.location());
+        }
+        let counts = totals.rejects.iter().map(|(rule, n)| format!("{n} {rule}"));
+        let mut reasons = counts.collect::<Vec<_>>().join(", ");
+        if let Some(first) = &self.first_reject {
+            reasons = format!("{reasons}; first: {first}");
+        }
+        if totals.n_items == 0 {
+            "the input is empty".clone_into(&mut reasons);
+        }
+        Ok(IngestError::NothingKept { n_items: totals.n_items, reasons })
+    }
+
+    fn remove_journal(&self) -> Result<(), IngestError> {
+        for i in (0..self.entries.len()).rev() {
+            self.store.delete(&entry_name(i))?;
+        }
+        self.store.delete(RUN_FILE)?;
+        if !is_url(self.store.location()) {
+            // Object stores have no folders; an empty one on a disk does no harm.
+            let _ = std::fs::remove_dir(std::path::Path::new(self.store.location()).join(JOURNAL));
+        }
+        Ok(())
+    }
+}
+
+fn entry_name(i: usize) -> String {
+    format!("{JOURNAL}/part-{i:05}.json")
+}
+
+/// The entries of a journal, from the first up to the first that is missing.
+fn read_entries(store: &CorpusStore, names: &[String]) -> Result<Vec<JournalEntry>, IngestError> {
+    let mut entries = Vec::new();
+    while names.contains(&entry_name(entries.len())) {
+        entries.push(read_journal(store, &entry_name(entries.len()))?);
+    }
+    Ok(entries)
+}
+
+fn read_journal<T: DeserializeOwned>(store: &CorpusStore, name: &str) -> Result<T, IngestError> {
+    serde_json::from_slice(&store.get(name)?).map_err(|error| IngestError::Journal {
+        out: store.location().to_owned(),
+        name: name.to_owned(),
+        message: error.to_string(),
+    })
+}
+
+fn write_json(store: &CorpusStore, name: &str, value: &impl Serialize) -> Result<(), IngestError> {
+    let json =
+        serde_json::to_vec_pretty(value).expect("numbers, strings and lists have a JSON form");
+    Ok(store.put(name, json.into())?)
+}
+
+fn compare(out: &str, run: &RunIdentity, now: &RunIdentity) -> Result<(), IngestError> {
+    let inputs = |run: &RunIdentity| {
+        let inputs = run.inputs.iter().map(|(name, bytes)| format!("{name} ({bytes} bytes)"));
+        inputs.collect::<Vec<_>>().join(", ")
+    };
+    expect_same(out, "kind", run.kind.name(), now.kind.name())?;
+    expect_same(out, "plan", &run.plan_sha256, &now.plan_sha256)?;
+    expect_same(out, "list of inputs", &inputs(run), &inputs(now))
+}
+
+fn expect_same(
+    out: &str,
+    what: &'static str,
+    expected: &str,
+    found: &str,
+) -> Result<(), IngestError> {
+    if expected == found {
+        return Ok(());
+    }
+    let (out, expected, found) = (out.to_owned(), expected.to_owned(), found.to_owned());
+    Err(IngestError::ResumeMismatch { out, what, expected, found })
+}
+
+/// Removes the temporary files of writes that were cut off: `NAME#NUMBER`, on a disk only.
+fn sweep(out: &str) {
+    if is_url(out) {
+        return;
+    }
+    let files = crate::source::walk(std::path::Path::new(out)).unwrap_or_default();
+    let is_temporary = |name: &str| {
+        name.rsplit_once('#')
+            .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    for file in files.iter().filter(|file| is_temporary(&file.to_string_lossy())) {
+        // One that stays is only disk space: no reader lists it.
+        let _ = std::fs::remove_file(file);
+    }
+}

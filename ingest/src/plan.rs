@@ -1,0 +1,453 @@
+//! `BuildPlan`: every rule of an ingest run, read from TOML.
+//!
+//! A plan may leave keys out; the effective plan, with every default spelled out, is written beside
+//! the corpus as `plan.toml`, holding only the sections that the kind of run reads. Paths and
+//! numbers of workers are not part of it: they never change a byte of the corpus.
+
+use std::path::Path;
+
+use flamingo_dataset::CorpusKind;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::IngestError;
+
+/// All rules of a run. Sections that a kind of run does not read are ignored by it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BuildPlan {
+    /// Web archives and their pages.
+    pub archive: ArchivePlan,
+    /// What sites say about training use.
+    pub opt_out: OptOutPlan,
+    /// Single images, in pages and in pairs.
+    pub image: ImagePlan,
+    /// Interleaved documents.
+    pub document: DocumentPlan,
+    /// Column names of lists of images or clips.
+    pub list: ListPlan,
+    /// Captions of images and clips.
+    pub caption: CaptionPlan,
+    /// Clips.
+    pub video: VideoPlan,
+    /// Training and held-out rows.
+    pub split: SplitPlan,
+    /// Sizes of the output files.
+    pub shard: ShardPlan,
+}
+
+/// Limits on archive records.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArchivePlan {
+    /// Largest page, in bytes after all content encodings are removed.
+    pub page_bytes_max: u64,
+    /// Most redirects followed inside the archives for one image.
+    pub redirects_max: u32,
+    /// What to do with an archive that ends inside a record.
+    pub cut_off: CutOff,
+}
+
+/// What to do with an archive that ends inside a record: most often a download that broke off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CutOff {
+    /// Stop before anything is written.
+    Fail,
+    /// Use the whole records; the last one becomes a reject.
+    Skip,
+}
+
+impl Default for ArchivePlan {
+    fn default() -> Self {
+        Self { page_bytes_max: 8 << 20, redirects_max: 5, cut_off: CutOff::Fail }
+    }
+}
+
+/// Which statements of a site keep its pages and images out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptOutPlan {
+    /// Directives of `X-Robots-Tag` and `<meta name="robots">` that mean no, in lower case.
+    pub directives: Vec<String>,
+    /// Whether `tdm-reservation: 1` (header or meta) means no.
+    pub tdm_reservation: bool,
+}
+
+impl Default for OptOutPlan {
+    fn default() -> Self {
+        Self { directives: vec!["noai".into(), "noimageai".into()], tdm_reservation: true }
+    }
+}
+
+/// Rules for one image. Numbers of the M3W filter (paper, appendix A.3.1) where it gives them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagePlan {
+    /// Largest encoded size in bytes.
+    pub bytes_max: u64,
+    /// Most pixels, read from the header before anything is decoded.
+    pub pixels_max: u64,
+    /// Shortest side in pixels. Paper: 64.
+    pub side_min: u32,
+    /// Largest ratio of long to short side. Paper: 3.
+    pub aspect_max: f64,
+    /// An image whose channels each span at most this much (of 255) is a single colour: dropped.
+    pub single_colour_tolerance: u8,
+    /// Longest side that is stored; larger images are shrunk to it and stored as JPEG. 0 keeps all.
+    pub stored_side_max: u32,
+    /// JPEG quality of shrunk images.
+    pub jpeg_quality: u8,
+    /// Formats that are kept, among jpeg, png, webp, gif, bmp and tiff.
+    pub formats: Vec<String>,
+    /// Words that, as a whole word of an image's path, mark furniture of a page (OBELICS' list).
+    pub url_words_banned: Vec<String>,
+}
+
+impl Default for ImagePlan {
+    fn default() -> Self {
+        let words = |list: &[&str]| list.iter().map(|&word| word.to_owned()).collect();
+        Self {
+            bytes_max: 20 << 20,
+            pixels_max: 50_000_000,
+            side_min: 64,
+            aspect_max: 3.0,
+            single_colour_tolerance: 2,
+            stored_side_max: 512,
+            jpeg_quality: 95,
+            formats: words(&["jpeg", "png", "webp", "gif", "bmp", "tiff"]),
+            url_words_banned: words(&["logo", "button", "icon", "plugin", "widget"]),
+        }
+    }
+}
+
+/// Rules for a whole interleaved document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DocumentPlan {
+    /// Fewest words of text.
+    pub words_min: u64,
+    /// Most words of text.
+    pub words_max: u64,
+    /// Fewest images. Paper: documents left without images are dropped.
+    pub images_min: u64,
+    /// Most images (OBELICS: 30).
+    pub images_max: u64,
+    /// Most bytes of all stored images together, so that a row fits a row group.
+    pub image_bytes_max: u64,
+}
+
+impl Default for DocumentPlan {
+    fn default() -> Self {
+        Self {
+            words_min: 1,
+            words_max: 100_000,
+            images_min: 1,
+            images_max: 30,
+            image_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// Column names of lists.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListPlan {
+    /// Column with the address of the image or clip.
+    pub url_column: String,
+    /// Column with the caption.
+    pub caption_column: String,
+    /// Column with the name of a file, relative to the image root.
+    pub file_column: String,
+    /// Column that names where a pair came from; lists may lack it.
+    pub source_column: String,
+    /// Column with the encoded image itself (Parquet only): bytes, or a struct with `bytes`.
+    pub image_column: String,
+}
+
+impl Default for ListPlan {
+    fn default() -> Self {
+        Self {
+            url_column: "url".into(),
+            caption_column: "caption".into(),
+            file_column: "file".into(),
+            source_column: "source".into(),
+            image_column: "image".into(),
+        }
+    }
+}
+
+/// Rules for captions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaptionPlan {
+    /// Fewest characters.
+    pub chars_min: u64,
+    /// Most words.
+    pub words_max: u64,
+}
+
+impl Default for CaptionPlan {
+    fn default() -> Self {
+        Self { chars_min: 1, words_max: 1000 }
+    }
+}
+
+/// Rules for clips and the frames taken from them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VideoPlan {
+    /// Frames taken per second of film. Paper: 1.
+    pub frames_per_second: f64,
+    /// Most frames per clip, from its start. Paper: 8.
+    pub frames_max: u32,
+    /// Largest file in bytes.
+    pub bytes_max: u64,
+    /// Most pixels of a frame, read from the stream's header before anything is decoded.
+    pub pixels_max: u64,
+    /// Shortest side of a frame in pixels.
+    pub side_min: u32,
+    /// Most frames decoded while looking for the wanted ones.
+    pub decoded_frames_max: u64,
+    /// Longest side of a stored frame; larger ones are shrunk. 0 keeps all.
+    pub stored_side_max: u32,
+    /// JPEG quality of the frames.
+    pub jpeg_quality: u8,
+}
+
+impl Default for VideoPlan {
+    fn default() -> Self {
+        Self {
+            frames_per_second: 1.0,
+            frames_max: 8,
+            bytes_max: 1 << 30,
+            pixels_max: 40_000_000,
+            side_min: 64,
+            decoded_frames_max: 20_000,
+            stored_side_max: 512,
+            jpeg_quality: 90,
+        }
+    }
+}
+
+/// Which rows are kept, by a hash of the row's key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SplitPlan {
+    /// Everything, or one side of the split.
+    pub keep: Keep,
+    /// How many of 1000 rows are held out.
+    pub held_out_permille: u32,
+    /// Changes which rows are held out.
+    pub seed: u64,
+}
+
+impl Default for SplitPlan {
+    fn default() -> Self {
+        Self { keep: Keep::All, held_out_permille: 0, seed: 0 }
+    }
+}
+
+/// A side of the split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// Every row.
+    All,
+    /// Rows that are not held out.
+    Train,
+    /// Held-out rows only.
+    HeldOut,
+}
+
+/// Sizes of the output files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShardPlan {
+    /// Most rows of a shard.
+    pub rows_max: u64,
+    /// A shard is closed once its rows hold this many bytes.
+    pub bytes_max: u64,
+    /// A part is closed once it holds this many rejects, which bounds the memory they take.
+    pub rejects_max: u64,
+}
+
+impl Default for ShardPlan {
+    fn default() -> Self {
+        Self { rows_max: 10_000, bytes_max: 256 << 20, rejects_max: 100_000 }
+    }
+}
+
+impl BuildPlan {
+    /// Reads and checks a plan file; without one, the defaults.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is not TOML, has an unknown key or a value out of range.
+    pub fn load(path: Option<&Path>) -> Result<Self, IngestError> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| IngestError::PlanRead { path: path.to_owned(), source })?;
+        let plan = Self::parse(&text, &path.display().to_string())?;
+        plan.validate()?;
+        Ok(plan)
+    }
+
+    fn parse(text: &str, origin: &str) -> Result<Self, IngestError> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
+            let place = line.map(|line| format!(" (line {line})")).unwrap_or_default();
+            let message = format!("{}{place}", error.message().replace('\n', " "));
+            IngestError::PlanParse { origin: origin.to_owned(), message }
+        })
+    }
+
+    /// The first value that is out of range, as an error that names its key.
+    ///
+    /// # Errors
+    /// When a value is out of range.
+    pub fn validate(&self) -> Result<(), IngestError> {
+        let known = |format: &String| FORMATS.contains(&format.as_str());
+        let quality = |value: u8| (1..=100).contains(&value);
+        let (image, video, split, shard) = (&self.image, &self.video, &self.split, &self.shard);
+        let unknown = image.formats.iter().find(|format| !known(format));
+        let rules: [Rule; 12] = [
+            (image.aspect_max >= 1.0, "image.aspect_max", text(&image.aspect_max), "at least 1"),
+            (image.bytes_max > 0, "image.bytes_max", text(&image.bytes_max), "at least 1"),
+            (image.pixels_max > 0, "image.pixels_max", text(&image.pixels_max), "at least 1"),
+            (
+                quality(image.jpeg_quality),
+                "image.jpeg_quality",
+                text(&image.jpeg_quality),
+                "1 to 100",
+            ),
+            (
+                unknown.is_none(),
+                "image.formats",
+                text(&unknown.map_or("", String::as_str)),
+                "names among jpeg, png, webp, gif, bmp and tiff",
+            ),
+            (
+                quality(video.jpeg_quality),
+                "video.jpeg_quality",
+                text(&video.jpeg_quality),
+                "1 to 100",
+            ),
+            (
+                video.frames_per_second > 0.0 && video.frames_per_second <= 1000.0,
+                "video.frames_per_second",
+                text(&video.frames_per_second),
+                "above 0 and at most 1000",
+            ),
+            (
+                (1..=FRAMES_MAX).contains(&video.frames_max),
+                "video.frames_max",
+                text(&video.frames_max),
+                "1 to 1024",
+            ),
+            (
+                split.held_out_permille <= 1000,
+                "split.held_out_permille",
+                text(&split.held_out_permille),
+                "at most 1000",
+            ),
+            (shard.rows_max > 0, "shard.rows_max", text(&shard.rows_max), "at least 1"),
+            (shard.bytes_max > 0, "shard.bytes_max", text(&shard.bytes_max), "at least 1"),
+            (shard.rejects_max > 0, "shard.rejects_max", text(&shard.rejects_max), "at least 1"),
+        ];
+        match rules.into_iter().find(|(holds, ..)| !holds) {
+            None => Ok(()),
+            Some((_, key, value, expected)) => Err(IngestError::PlanValue { key, value, expected }),
+        }
+    }
+
+    /// The effective plan of one kind of run as TOML: every default, only the sections it reads.
+    ///
+    /// # Panics
+    /// Never: every field has a TOML form.
+    pub fn to_toml(&self, kind: CorpusKind) -> String {
+        let mut table =
+            toml::Table::try_from(self).expect("a plan holds only numbers, strings and lists");
+        let unread: &[&str] = match kind {
+            CorpusKind::Interleaved => &["list", "caption", "video"],
+            CorpusKind::ImageText => &["archive", "opt_out", "document", "video"],
+            CorpusKind::VideoText => &["archive", "opt_out", "document", "image"],
+        };
+        table.retain(|section, _| !unread.contains(&section));
+        toml::to_string(&table).expect("a table of tables is TOML")
+    }
+
+    /// Hex SHA-256 of [`BuildPlan::to_toml`]: equal plans make equal corpora.
+    pub fn sha256(&self, kind: CorpusKind) -> String {
+        hex(&Sha256::digest(self.to_toml(kind)))
+    }
+}
+
+/// Whether a rule holds, its key, the value given, what is accepted.
+type Rule = (bool, &'static str, String, &'static str);
+
+/// Names of the image formats that can be decoded.
+const FORMATS: [&str; 6] = ["jpeg", "png", "webp", "gif", "bmp", "tiff"];
+
+/// Most frames of one clip; a row must fit a row group.
+const FRAMES_MAX: u32 = 1024;
+
+fn text(value: &impl ToString) -> String {
+    value.to_string()
+}
+
+/// Lower-case hex digits of `bytes`.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string does not fail");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_plan_is_the_default_and_survives_a_round_trip() {
+        let plan = BuildPlan::parse("", "plan.toml").unwrap();
+        assert_eq!(plan, BuildPlan::default());
+        plan.validate().unwrap();
+        for kind in [CorpusKind::Interleaved, CorpusKind::ImageText, CorpusKind::VideoText] {
+            let text = plan.to_toml(kind);
+            assert!(text.contains("held_out_permille = 0"), "{text}");
+            assert_eq!(BuildPlan::parse(&text, "effective").unwrap(), plan);
+        }
+    }
+
+    #[test]
+    fn sections_of_other_kinds_do_not_change_the_hash() {
+        let mut other = BuildPlan::default();
+        other.video.frames_max = 4;
+        let plan = BuildPlan::default();
+        assert_eq!(plan.sha256(CorpusKind::Interleaved), other.sha256(CorpusKind::Interleaved));
+        assert_ne!(plan.sha256(CorpusKind::VideoText), other.sha256(CorpusKind::VideoText));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = BuildPlan::parse("[image]\nside_mni = 3\n", "p.toml").unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("side_mni") && message.contains("line 2"), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named() {
+        let check = |toml: &str, key: &str| {
+            let error = BuildPlan::parse(toml, "p").unwrap().validate().unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        };
+        check("[image]\naspect_max = 0.5", "image.aspect_max");
+        check("[image]\nformats = [\"svg\"]", "image.formats");
+        check("[video]\nframes_per_second = 0.0", "video.frames_per_second");
+        check("[split]\nheld_out_permille = 1001", "split.held_out_permille");
+        check("[shard]\nrows_max = 0", "shard.rows_max");
+    }
+}

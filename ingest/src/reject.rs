@@ -1,0 +1,218 @@
+//! Dropped records: what was dropped, where it came from, which rule, and the measured value.
+//!
+//! A drop is a value, never an error: it is counted in the funnel and kept in `rejects/`, so that
+//! anyone can ask why a picture is not in the corpus without running the job again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+
+/// A constant, so that a file does not depend on the version of a library.
+const CREATED_BY: &str = "flamingo-ingest version 1";
+
+/// The step of the run at which something was dropped, in the order of the funnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Reading a record of an archive, or a row of a list.
+    Read,
+    /// Choosing between training and held-out rows.
+    Split,
+    /// What the site or the file says about its use in training.
+    OptOut,
+    /// A web page.
+    Page,
+    /// A caption.
+    Caption,
+    /// One image.
+    Image,
+    /// One clip.
+    Video,
+    /// The assembled document.
+    Document,
+}
+
+impl Stage {
+    /// Name in the rejects table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Split => "split",
+            Self::OptOut => "opt_out",
+            Self::Page => "page",
+            Self::Caption => "caption",
+            Self::Image => "image",
+            Self::Video => "video",
+            Self::Document => "document",
+        }
+    }
+}
+
+/// Why something was dropped: a rule's name and, where there is one, the measured value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DropReason {
+    /// Name of the rule in `snake_case`.
+    pub reason: &'static str,
+    /// The value that the rule looked at.
+    pub measured: Option<f64>,
+    /// The limit that the value broke.
+    pub limit: Option<f64>,
+    /// Words for the reader: a header line, a decoder's message.
+    pub detail: Option<String>,
+}
+
+impl DropReason {
+    /// A rule without a number.
+    pub fn because(reason: &'static str) -> Self {
+        Self { reason, measured: None, limit: None, detail: None }
+    }
+
+    /// A rule whose `measured` value broke its `limit`.
+    pub fn limit(reason: &'static str, measured: f64, limit: f64) -> Self {
+        Self { reason, measured: Some(measured), limit: Some(limit), detail: None }
+    }
+
+    /// A rule with an explanation.
+    pub fn detail(reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { detail: Some(detail.into()), ..Self::because(reason) }
+    }
+
+    /// The full reject, once it is known where the thing came from.
+    pub fn at(self, stage: Stage, origin: &Origin, url: Option<&str>) -> Reject {
+        Reject {
+            source: origin.source.clone(),
+            offset: origin.offset,
+            url: url.or(origin.url.as_deref()).map(str::to_owned),
+            stage,
+            drop: self,
+        }
+    }
+}
+
+/// Where a record came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// File name of the archive, list or clip.
+    pub source: String,
+    /// Byte offset in an archive, row number (from 0) in a list, none for a clip of a folder.
+    pub offset: Option<i64>,
+    /// Address of the page, image or clip.
+    pub url: Option<String>,
+}
+
+/// One dropped record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reject {
+    /// File name of the archive, list or clip.
+    pub source: String,
+    /// Byte offset in an archive, row number (from 0) in a list.
+    pub offset: Option<i64>,
+    /// Address of what was dropped.
+    pub url: Option<String>,
+    /// Where in the run.
+    pub stage: Stage,
+    /// Which rule, with its numbers.
+    pub drop: DropReason,
+}
+
+impl Reject {
+    /// Stage and reason in one word, under which it is counted.
+    pub fn rule(&self) -> String {
+        format!("{}/{}", self.stage.name(), self.drop.reason)
+    }
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.source)?;
+        if let Some(offset) = self.offset {
+            write!(f, " at {offset}")?;
+        }
+        if let Some(url) = &self.url {
+            write!(f, " ({url})")?;
+        }
+        write!(f, ": {}", self.drop.reason)?;
+        match (&self.drop.detail, self.drop.measured) {
+            (Some(detail), _) => write!(f, ", {detail}"),
+            (None, Some(measured)) => write!(f, ", {measured}"),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// Arrow schema of `rejects/part-NNNNN.parquet`; every column is nullable, as in the corpus.
+pub fn schema() -> SchemaRef {
+    let column = |name: &str, data_type| Field::new(name, data_type, true);
+    Arc::new(Schema::new(vec![
+        column("source", DataType::Utf8),
+        column("record_offset", DataType::Int64),
+        column("url", DataType::Utf8),
+        column("stage", DataType::Utf8),
+        column("reason", DataType::Utf8),
+        column("measured", DataType::Float64),
+        column("limit", DataType::Float64),
+        column("detail", DataType::Utf8),
+    ]))
+}
+
+/// The rejects as a Parquet file; equal rejects give equal bytes.
+///
+/// # Panics
+/// Never: the columns are of the file's schema and memory takes every write.
+pub fn encode(rejects: &[Reject]) -> Vec<u8> {
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_created_by(CREATED_BY.to_owned())
+        .build();
+    let mut file = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut file, schema(), Some(properties))
+        .expect("the schema has a Parquet form");
+    writer.write(&to_batch(rejects)).expect("the batch is of the writer's schema");
+    writer.close().expect("memory takes every write");
+    file
+}
+
+/// The rejects as one record batch of [`schema`].
+///
+/// # Panics
+/// Never: the columns are built from the same schema.
+pub fn to_batch(rejects: &[Reject]) -> RecordBatch {
+    let text = |value: fn(&Reject) -> Option<&str>| -> ArrayRef {
+        Arc::new(rejects.iter().map(value).collect::<StringArray>())
+    };
+    let number = |value: fn(&Reject) -> Option<f64>| -> ArrayRef {
+        Arc::new(rejects.iter().map(value).collect::<Float64Array>())
+    };
+    let columns = vec![
+        text(|r| Some(&r.source)),
+        Arc::new(rejects.iter().map(|r| r.offset).collect::<Int64Array>()),
+        text(|r| r.url.as_deref()),
+        text(|r| Some(r.stage.name())),
+        text(|r| Some(r.drop.reason)),
+        number(|r| r.drop.measured),
+        number(|r| r.drop.limit),
+        text(|r| r.drop.detail.as_deref()),
+    ];
+    RecordBatch::try_new(schema(), columns).expect("the columns are built from the same schema")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reject_keeps_place_rule_and_numbers() {
+        let origin = Origin { source: "a.warc".into(), offset: Some(7), url: Some("page".into()) };
+        let own = DropReason::limit("aspect", 4.0, 3.0).at(Stage::Image, &origin, Some("image"));
+        let inherited = DropReason::because("no_images").at(Stage::Document, &origin, None);
+        assert_eq!((own.url.as_deref(), inherited.url.as_deref()), (Some("image"), Some("page")));
+        let batch = to_batch(&[own, inherited]);
+        assert_eq!((batch.num_rows(), batch.num_columns()), (2, 8));
+        let measured = batch.column(5).as_any().downcast_ref::<Float64Array>().unwrap();
+        assert!((measured.value(0) - 4.0).abs() < f64::EPSILON);
+    }
+}
