@@ -40,7 +40,7 @@ impl ClipConfig {
     /// Names the first field that cannot.
     pub fn validate(&self) -> Result<(), ModelError> {
         self.vision.validate()?;
-        self.text.validate()?;
+        self.text.validate_at("text")?;
         check_positive("embedding", self.embedding)
     }
 }

@@ -35,10 +35,15 @@ impl LanguageConfig {
     /// # Errors
     /// Names the first field that cannot.
     pub fn validate(&self) -> Result<(), ModelError> {
-        check_positive("language.vocabulary", self.vocabulary)?;
-        check_positive("language.context", self.context)?;
-        check_positive("language.width", self.width)?;
-        check_heads("language.heads", self.heads, self.width)
+        self.validate_at("language")
+    }
+
+    /// As [`LanguageConfig::validate`], for the configuration under the key `table`.
+    pub(crate) fn validate_at(&self, table: &str) -> Result<(), ModelError> {
+        check_positive(&format!("{table}.vocabulary"), self.vocabulary)?;
+        check_positive(&format!("{table}.context"), self.context)?;
+        check_positive(&format!("{table}.width"), self.width)?;
+        check_heads(&format!("{table}.heads"), self.heads, self.width)
     }
 
     /// Checks tokens `[B, L]` against vocabulary and context; returns `B`.

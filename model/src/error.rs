@@ -70,7 +70,7 @@ pub enum ModelError {
     #[error("{field} is {value}, expected {expected}")]
     Config {
         /// The key.
-        field: &'static str,
+        field: String,
         /// Its value.
         value: String,
         /// What would work.

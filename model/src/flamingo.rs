@@ -12,11 +12,12 @@ use sha2::{Digest, Sha256};
 
 use crate::buffer::Buffer;
 use crate::checkpoint::{load_folder, model_folder, save_folder};
-use crate::clip::{ClipConfig, VISION_PREFIX, check_pixels};
+use crate::clip::{ClipConfig, VISION_PREFIX};
 use crate::decoder::LanguageConfig;
 use crate::error::ModelError;
 use crate::gated_xattn::{CrossAttentionConfig, GatedCrossAttention, MediaKeys};
-use crate::language_model::{LanguageModel, all_logits, targets};
+use crate::inputs::{Inputs, Latents, check_media};
+use crate::language_model::{LanguageModel, all_logits};
 use crate::ops::{self, MediaReads};
 use crate::params::{Declare, Params, Source, Trainable, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
@@ -65,32 +66,6 @@ impl FlamingoConfig {
         self.cross_attention.validate()?;
         self.language.validate()
     }
-}
-
-/// A batch of interleaved sequences.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Inputs {
-    /// `[B, L]`.
-    pub tokens: Vec<u32>,
-    /// `L`.
-    pub length: usize,
-    /// `[B, L]`: the image of its sequence that a token sees, -1 for none.
-    pub phi: Vec<i32>,
-    /// `[B, L]`: 1 where `tokens[l + 1]` is to be predicted from position l, else 0. Last positions are 0.
-    pub loss_mask: Vec<f32>,
-    /// `[M, F, 3, H, W]`: the images of all sequences one after the other, without padding.
-    pub pixels: Vec<f32>,
-    /// `F`.
-    pub n_frames: usize,
-    /// `[B]`: images of each sequence.
-    pub image_count: Vec<usize>,
-}
-
-/// What the resampler made of images: `[M, R, V]`. Cheap to clone; each image's part depends on that image alone.
-#[derive(Debug, Clone)]
-pub struct Latents {
-    pub(crate) matrix: Matrix,
-    pub(crate) n_images: usize,
 }
 
 /// The whole model.
@@ -226,7 +201,7 @@ impl Flamingo {
         scale: f32,
         gradients: Gradients,
     ) -> Result<(f32, Gradients), ModelError> {
-        let (targets, n) = self.check(inputs)?;
+        let (targets, n) = inputs.check(&self.config)?;
         let share = scale / n as f32;
         ops::on_pool(|| {
             let loss = self.loss(inputs, &targets, share, gradients.into_tape()?)?;
@@ -240,7 +215,7 @@ impl Flamingo {
     /// # Errors
     /// When the inputs do not fit the model or each other.
     pub fn loss_only(&self, inputs: &Inputs) -> Result<f32, ModelError> {
-        let (targets, n) = self.check(inputs)?;
+        let (targets, n) = inputs.check(&self.config)?;
         ops::on_pool(|| {
             let tape = NotRecording::default();
             Ok(value_of(&self.loss(inputs, &targets, 1.0 / n as f32, tape)?))
@@ -252,7 +227,7 @@ impl Flamingo {
     /// # Errors
     /// When the inputs do not fit the model or each other.
     pub fn token_nll(&self, inputs: &Inputs) -> Result<Vec<f32>, ModelError> {
-        let (targets, _) = self.check(inputs)?;
+        let (targets, _) = inputs.check(&self.config)?;
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
@@ -265,7 +240,7 @@ impl Flamingo {
     /// # Errors
     /// When the inputs do not fit the model or each other.
     pub fn predictions(&self, inputs: &Inputs) -> Result<Vec<u32>, ModelError> {
-        self.check(inputs)?;
+        inputs.check(&self.config)?;
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
             Ok(self.likeliest(&hidden))
@@ -277,7 +252,7 @@ impl Flamingo {
     /// # Errors
     /// When the inputs do not fit the model or each other.
     pub fn logits(&self, inputs: &Inputs) -> Result<Vec<f32>, ModelError> {
-        self.check(inputs)?;
+        inputs.check(&self.config)?;
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
@@ -292,7 +267,7 @@ impl Flamingo {
     pub fn latents(&self, pixels: &[f32], n_frames: usize) -> Result<Latents, ModelError> {
         let one = self.config.vision.n_pixel_values() * n_frames;
         let n_images = pixels.len().checked_div(one).unwrap_or(0);
-        self.check_media(pixels, n_images, n_frames)?;
+        check_media(pixels, n_images, n_frames, &self.config)?;
         ops::on_pool(|| {
             let matrix = self.resample(pixels, n_images, n_frames, NotRecording::default())?;
             Ok(Latents { matrix, n_images })
@@ -378,62 +353,10 @@ impl Flamingo {
         let (decoder, params) = self.language.parts();
         ops::cross_entropy(hidden, decoder.head(params), targets, share)
     }
-
-    /// Checks everything about a batch; returns what each position predicts and how many do, at least 1.
-    fn check(&self, inputs: &Inputs) -> Result<(Vec<Option<u32>>, usize), ModelError> {
-        let n = self.config.language.check_tokens(&inputs.tokens, inputs.length)?;
-        if inputs.image_count.len() != n {
-            return Err(ModelError::Input {
-                what: "image_count",
-                found: format!("{} values", inputs.image_count.len()),
-                expected: format!("{n}, one for each sequence"),
-            });
-        }
-        if inputs.phi.len() != inputs.tokens.len() {
-            return Err(ModelError::Input {
-                what: "phi",
-                found: format!("{} values", inputs.phi.len()),
-                expected: format!("{}, one for each token", inputs.tokens.len()),
-            });
-        }
-        for (phi, images) in inputs.phi.chunks(inputs.length).zip(&inputs.image_count) {
-            check_phi(phi, *images)?;
-        }
-        self.check_media(&inputs.pixels, inputs.image_count.iter().sum(), inputs.n_frames)?;
-        targets(&inputs.tokens, inputs.length, &inputs.loss_mask)
-    }
-
-    fn check_media(
-        &self,
-        pixels: &[f32],
-        n_images: usize,
-        n_frames: usize,
-    ) -> Result<(), ModelError> {
-        if n_frames == 0 {
-            return Err(ModelError::Input {
-                what: "n_frames",
-                found: "0".to_owned(),
-                expected: "at least 1".to_owned(),
-            });
-        }
-        check_pixels(pixels, &self.config.vision, Some(n_images * n_frames))
-    }
-}
-
-/// Checks that tokens see only images that are there.
-pub(crate) fn check_phi(phi: &[i32], n_images: usize) -> Result<(), ModelError> {
-    match phi.iter().find(|image| **image < -1 || **image >= n_images as i32) {
-        None => Ok(()),
-        Some(image) => Err(ModelError::Input {
-            what: "phi",
-            found: image.to_string(),
-            expected: format!("-1 or the number of one of {n_images} images"),
-        }),
-    }
 }
 
 fn check_same<C: PartialEq + std::fmt::Debug>(
-    field: &'static str,
+    field: &str,
     configured: &C,
     found: &C,
     folder: &Path,
@@ -442,51 +365,10 @@ fn check_same<C: PartialEq + std::fmt::Debug>(
         return Ok(());
     }
     Err(ModelError::Config {
-        field,
+        field: field.to_owned(),
         value: format!("{configured:?}"),
         expected: format!("{found:?}, the tower in {}", folder.display()),
     })
-}
-
-impl Inputs {
-    /// The image that each token sees, counted over the whole batch.
-    fn images_seen(&self) -> impl Iterator<Item = Option<usize>> + '_ {
-        let firsts = self.image_count.iter().scan(0, |next, n| {
-            let first = *next;
-            *next += n;
-            Some(first)
-        });
-        self.phi.chunks(self.length).zip(firsts).flat_map(|(phi, first)| {
-            phi.iter().map(move |image| usize::try_from(*image).ok().map(|image| first + image))
-        })
-    }
-}
-
-impl Latents {
-    /// No images.
-    pub fn none() -> Self {
-        Self { matrix: Matrix::constant(Buffer::from(Vec::new()), 1), n_images: 0 }
-    }
-
-    /// Number of images.
-    pub fn n_images(&self) -> usize {
-        self.n_images
-    }
-
-    /// The latents of several images one after the other, all made by one model.
-    ///
-    /// # Panics
-    /// If they come from models of different width.
-    pub fn join<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
-        let (mut values, mut width, mut n_images) = (Vec::new(), 1, 0);
-        for part in parts.into_iter().filter(|part| part.n_images > 0) {
-            assert!(n_images == 0 || width == part.matrix.width(), "latents of different models");
-            width = part.matrix.width();
-            n_images += part.n_images;
-            values.extend_from_slice(part.matrix.values());
-        }
-        Self { matrix: Matrix::constant(values.into(), width), n_images }
-    }
 }
 
 impl Trainable for Flamingo {

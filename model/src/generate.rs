@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::error::ModelError;
-use crate::flamingo::{Flamingo, Latents, check_phi};
+use crate::flamingo::Flamingo;
 use crate::gated_xattn::MediaKeys;
+use crate::inputs::{Latents, check_phi, check_phi_length};
 use crate::ops::{self, MediaReads, Past};
 use crate::tensor::{DeviceError, Matrix, NotRecording};
 
@@ -280,21 +281,14 @@ impl Flamingo {
 
     fn check_prompt(&self, prompt: &Prompt) -> Result<(), ModelError> {
         self.config.language.check_tokens(&prompt.tokens, prompt.tokens.len())?;
-        if prompt.phi.len() != prompt.tokens.len() {
-            return Err(ModelError::Input {
-                what: "phi",
-                found: format!("{} values", prompt.phi.len()),
-                expected: format!("{}, one for each token", prompt.tokens.len()),
-            });
-        }
-        let expected =
-            prompt.latents.n_images() * self.config.resampler.latents * self.config.vision.width;
-        let found = prompt.latents.matrix.values().len();
-        if found != expected {
+        check_phi_length(&prompt.phi, &prompt.tokens)?;
+        let (latents, width) = (self.config.resampler.latents, self.config.vision.width);
+        let (n, found) = (prompt.latents.n_images(), &prompt.latents.matrix);
+        if n > 0 && (found.width() != width || found.rows() != n * latents) {
             return Err(ModelError::Input {
                 what: "latents",
-                found: format!("{found} values"),
-                expected: format!("{expected}, as this model makes them"),
+                found: format!("{} rows of {} values", found.rows(), found.width()),
+                expected: format!("{latents} rows of {width} values for each of {n} images"),
             });
         }
         check_phi(&prompt.phi, prompt.latents.n_images())

@@ -157,15 +157,11 @@ impl FeedForward {
 }
 
 /// Checks that a width splits evenly into heads.
-pub(crate) fn check_heads(
-    field: &'static str,
-    heads: usize,
-    width: usize,
-) -> Result<(), ModelError> {
+pub(crate) fn check_heads(field: &str, heads: usize, width: usize) -> Result<(), ModelError> {
     check_positive(field, heads)?;
     if !width.is_multiple_of(heads) {
         return Err(ModelError::Config {
-            field,
+            field: field.to_owned(),
             value: heads.to_string(),
             expected: format!("a divisor of the width {width}"),
         });
@@ -174,10 +170,10 @@ pub(crate) fn check_heads(
 }
 
 /// Checks that a size is at least 1.
-pub(crate) fn check_positive(field: &'static str, value: usize) -> Result<(), ModelError> {
+pub(crate) fn check_positive(field: &str, value: usize) -> Result<(), ModelError> {
     if value == 0 {
         return Err(ModelError::Config {
-            field,
+            field: field.to_owned(),
             value: value.to_string(),
             expected: "at least 1".to_owned(),
         });

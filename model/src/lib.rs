@@ -31,25 +31,27 @@
 //! # Ok::<(), flamingo_model::ModelError>(())
 //! ```
 //!
-//! Reading order: [`error`] | `tensor` dfdx's types and ours | `buffer` | `ops` custom operations | [`params`] named
-//! parameters | [`checkpoint`] model folders | `layers` | `block` transformer block | `vision` | `decoder` |
-//! `clip` | `language_model` | `resampler` | `gated_xattn` | `flamingo` | `generate`.
+//! Reading order: `error` what can go wrong | `tensor` dfdx's types and ours | `buffer` recycled memory | `ops` custom
+//! operations | `params` named parameters | `checkpoint` model folders | `layers` affine map, norm, feed-forward |
+//! `block` transformer block | `vision` CLIP's tower | `decoder` GPT-2's | `clip` contrastive model | `language_model` |
+//! `resampler` | `gated_xattn` | `inputs` what Flamingo reads | `flamingo` the whole | `generate` writing and scoring.
 
 mod block;
 mod buffer;
-pub mod checkpoint;
+mod checkpoint;
 mod clip;
 mod decoder;
-pub mod error;
+mod error;
 mod flamingo;
 mod gated_xattn;
 mod generate;
 #[cfg(test)]
 mod golden;
+mod inputs;
 mod language_model;
 mod layers;
 mod ops;
-pub mod params;
+mod params;
 mod resampler;
 mod tensor;
 mod vision;
@@ -58,9 +60,10 @@ pub use checkpoint::{Tensors, model_folder, read_config};
 pub use clip::{Clip, ClipConfig, Pairs};
 pub use decoder::LanguageConfig;
 pub use error::ModelError;
-pub use flamingo::{Flamingo, FlamingoConfig, Inputs, Latents};
+pub use flamingo::{Flamingo, FlamingoConfig};
 pub use gated_xattn::CrossAttentionConfig;
 pub use generate::{Prompt, Scores};
+pub use inputs::{Inputs, Latents};
 pub use language_model::{LanguageModel, TextBatch};
 pub use ops::Activation;
 pub use params::{Parameter, Params, Trainable};

@@ -45,7 +45,7 @@ impl VisionConfig {
         check_positive("vision.patch_size", self.patch_size)?;
         if !self.image_size.is_multiple_of(self.patch_size) {
             return Err(ModelError::Config {
-                field: "vision.patch_size",
+                field: "vision.patch_size".to_owned(),
                 value: self.patch_size.to_string(),
                 expected: format!("a divisor of the image size {}", self.image_size),
             });

@@ -116,6 +116,10 @@ fn it_saves_loads_and_refuses_what_does_not_fit() {
     let error = Clip::new(&wrong, 0).unwrap_err().to_string();
     assert!(error.contains("vision.heads is 5, expected a divisor of the width 12"), "{error}");
     wrong = config();
+    wrong.text.width = 0;
+    let error = Clip::new(&wrong, 0).unwrap_err().to_string();
+    assert!(error.contains("text.width is 0, expected at least 1"), "{error}");
+    wrong = config();
     wrong.vision.patch_size = 3;
     let error = Clip::new(&wrong, 0).unwrap_err().to_string();
     assert!(error.contains("vision.patch_size is 3, expected a divisor"), "{error}");

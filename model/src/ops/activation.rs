@@ -95,11 +95,11 @@ pub(crate) fn activate<T: Record>(
     let mut out = Buffer::unset(x.values().len());
     out.par_chunks_mut(CHUNK)
         .zip(x.values().par_chunks(CHUNK))
-        .for_each(|(out, x)| wide(|| kind.values(out, x)));
+        .for_each(|(out, x)| wide!(kind.values(out, x)));
     record(out, x.width(), tape, x.wants_gradient(), move |mut grad, store| {
         grad.par_chunks_mut(CHUNK)
             .zip(x.values().par_chunks(CHUNK))
-            .for_each(|(g, x)| wide(|| kind.times_slope(g, x)));
+            .for_each(|(g, x)| wide!(kind.times_slope(g, x)));
         x.give_gradient(store, grad)
     })
 }

@@ -10,7 +10,7 @@ use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
 /// Adds `delta` to `sum`, element by element.
 pub(crate) fn add_to(sum: &mut [f32], delta: &[f32]) {
     let add = |(sum, delta): (&mut [f32], &[f32])| {
-        wide(|| sum.iter_mut().zip(delta).for_each(|(s, d)| *s += d));
+        wide!(sum.iter_mut().zip(delta).for_each(|(s, d)| *s += d));
     };
     if sum.len() <= CHUNK {
         return add((sum, delta));
@@ -25,7 +25,7 @@ pub(super) fn add_rows_to(sum: &mut [f32], x: &[f32]) {
         .par_chunks(width * super::rows_per_chunk(width))
         .map(|rows| {
             let mut sum = vec![0.0; width];
-            wide(|| {
+            wide!({
                 for row in rows.chunks_exact(width) {
                     sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
                 }
@@ -55,7 +55,7 @@ pub(crate) fn add_gated<T: Record>(
         .zip(x.values().par_chunks(CHUNK))
         .zip(y.values().par_chunks(CHUNK))
         .for_each(|((out, x), y)| {
-            wide(|| {
+            wide!({
                 for ((o, x), y) in out.iter_mut().zip(x).zip(y) {
                     *o = x + opening * y;
                 }
@@ -68,7 +68,7 @@ pub(crate) fn add_gated<T: Record>(
             let dots: Vec<f32> = grad_out
                 .par_chunks(CHUNK)
                 .zip(y.values().par_chunks(CHUNK))
-                .map(|(g, y)| wide(|| dot(g, y)))
+                .map(|(g, y)| wide!(dot(g, y)))
                 .collect();
             let dot: f64 = dots.iter().map(|d| f64::from(*d)).sum();
             sum[0] += dot as f32 * (1.0 - opening * opening);
@@ -76,7 +76,7 @@ pub(crate) fn add_gated<T: Record>(
         if y.wants_gradient() {
             let mut grad_y = Buffer::unset(grad_out.len());
             grad_y.par_chunks_mut(CHUNK).zip(grad_out.par_chunks(CHUNK)).for_each(|(gy, g)| {
-                wide(|| gy.iter_mut().zip(g).for_each(|(gy, g)| *gy = opening * g));
+                wide!(gy.iter_mut().zip(g).for_each(|(gy, g)| *gy = opening * g));
             });
             y.give_gradient(store, grad_y)?;
         }

@@ -213,7 +213,7 @@ impl Core {
         let mut scores = Buffer::unset(queries * keys);
         let target = Target::rows(&mut scores, keys);
         matmul_here(queries, self.size, keys, self.scale, q, k.t(), target);
-        wide(|| {
+        wide!({
             for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
                 let seen = match self.visible {
                     Visible::All => keys,
@@ -296,7 +296,7 @@ pub(super) fn softmax(row: &mut [f32]) {
 
 /// Turns gradients of weights (in `ds`) into gradients of scores, row by row.
 pub(super) fn softmax_backward(ds: &mut [f32], weights: &[f32], keys: usize) {
-    wide(|| {
+    wide!({
         for (ds, p) in ds.chunks_exact_mut(keys).zip(weights.chunks_exact(keys)) {
             let dot = dot(ds, p);
             ds.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot));

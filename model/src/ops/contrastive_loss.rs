@@ -1,6 +1,7 @@
 //! The two-term contrastive loss with learnt temperature (paper, appendix B.1.3; CLIP).
 
 use super::matmul::{Target, View, matmul};
+use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Scalar, Weight, record_loss};
 
@@ -104,7 +105,7 @@ fn add_term(
             *v = beta * cosine[at(i, j)];
         }
         let logits = row.clone();
-        super::wide::wide(|| super::attention::softmax(&mut row));
+        wide!(super::attention::softmax(&mut row));
         let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let log_sum = logits.iter().map(|v| (v - highest).exp()).sum::<f32>().ln() + highest;
         for j in 0..n {

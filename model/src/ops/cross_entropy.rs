@@ -105,7 +105,7 @@ fn losses(block: &[(usize, u32)], logits: &[f32]) -> Vec<f32> {
     let vocabulary = logits.len() / block.len();
     let at_a_time = super::rows_per_chunk(vocabulary);
     let rows = logits.par_chunks_exact(vocabulary).with_min_len(at_a_time).zip(block);
-    rows.map(|(row, (_, target))| wide(|| negative_log_probability(row, *target))).collect()
+    rows.map(|(row, (_, target))| wide!(negative_log_probability(row, *target))).collect()
 }
 
 #[expect(clippy::inline_always, reason = "must become part of the wide call around it")]
@@ -128,7 +128,7 @@ impl HeadGradients {
         let at_a_time = super::rows_per_chunk(vocabulary);
         logits.par_chunks_exact_mut(vocabulary).with_min_len(at_a_time).zip(block).for_each(
             |(row, (_, target))| {
-                wide(|| super::attention::softmax(row));
+                wide!(super::attention::softmax(row));
                 row[*target as usize] -= 1.0;
             },
         );

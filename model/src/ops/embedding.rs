@@ -26,7 +26,7 @@ pub(crate) fn embed_tokens<T: Record>(
         |(out, (token, place))| {
             let row = &rows[*token as usize * width..][..width];
             let place = &places[place * width..][..width];
-            wide(|| out.iter_mut().zip(row).zip(place).for_each(|((o, r), p)| *o = r + p));
+            wide!(out.iter_mut().zip(row).zip(place).for_each(|((o, r), p)| *o = r + p));
         },
     );
     drop((rows, places));

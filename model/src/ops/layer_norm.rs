@@ -34,7 +34,7 @@ pub(crate) fn layer_norm<T: Record>(
     let (gain, shift) = (scale.values(), bias.values());
     out.par_chunks_mut(chunk)
         .zip(x.values().par_chunks(chunk))
-        .for_each(|(out, x)| wide(|| forward_rows(out, x, &gain, &shift, epsilon)));
+        .for_each(|(out, x)| wide!(forward_rows(out, x, &gain, &shift, epsilon)));
     drop((gain, shift));
 
     let (scale, bias) = (scale.clone(), bias.clone());
@@ -47,7 +47,7 @@ pub(crate) fn layer_norm<T: Record>(
             .par_chunks_mut(chunk)
             .zip(x.values().par_chunks(chunk))
             .zip(grad_out.par_chunks(chunk))
-            .map(|((gx, x), g)| wide(|| backward_rows(gx, x, g, &gain, epsilon)))
+            .map(|((gx, x), g)| wide!(backward_rows(gx, x, g, &gain, epsilon)))
             .collect();
         drop(gain);
         scale.accumulate(store, |total| {

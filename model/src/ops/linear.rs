@@ -1,6 +1,7 @@
 //! Affine maps: `y = x W + b`, optionally onto a residual. A frozen `W` costs no weight gradient (dfdx's own product
 //! computes both gradients).
 
+use super::wide::wide;
 use rayon::prelude::*;
 
 use super::add::add_rows_to;
@@ -30,8 +31,11 @@ pub(crate) struct Kernel {
     pub(crate) outputs: usize,
 }
 
-/// Rows that one thread multiplies at a time.
-const ROWS_PER_PIECE: usize = 128;
+/// Rows that one thread multiplies at a time, of `n`: enough that arranging the kernel for the registers, which every
+/// product does anew, is a small part; few enough that many threads get some.
+fn rows_per_piece(n: usize) -> usize {
+    n.div_ceil(16).clamp(128, 1024)
+}
 
 /// `x` `[N, I]` times a kernel of `O` outputs, plus its bias: `[N, O]`.
 ///
@@ -83,9 +87,10 @@ impl Kernel {
         let weight = self.as_in_out(&weight, inputs);
         let bias = self.bias.as_ref().map(Weight::values);
         let mut out = Buffer::unset(x.rows() * outputs);
+        let at_a_time = rows_per_piece(x.rows());
         let piece = |(i, out): (usize, &mut [f32])| {
             let rows = out.len() / outputs;
-            let first = i * ROWS_PER_PIECE;
+            let first = i * at_a_time;
             start_rows(
                 out,
                 residual.map(|r| &r.values()[first * outputs..][..rows * outputs]),
@@ -96,7 +101,7 @@ impl Kernel {
             let target = Target { add, ..Target::rows(out, outputs) };
             matmul_here(rows, inputs, outputs, 1.0, x, weight, target);
         };
-        out.par_chunks_mut(ROWS_PER_PIECE * outputs).enumerate().for_each(piece);
+        out.par_chunks_mut(at_a_time * outputs).enumerate().for_each(piece);
         out
     }
 
@@ -105,9 +110,10 @@ impl Kernel {
         let outputs = self.outputs;
         let weight = self.weight.values();
         let back = self.as_in_out(&weight, inputs).t(); // [O, I]
-        let mut grad = Buffer::unset(grad_out.len() / outputs * inputs);
-        grad.par_chunks_mut(ROWS_PER_PIECE * inputs)
-            .zip(grad_out.par_chunks(ROWS_PER_PIECE * outputs))
+        let n = grad_out.len() / outputs;
+        let mut grad = Buffer::unset(n * inputs);
+        grad.par_chunks_mut(rows_per_piece(n) * inputs)
+            .zip(grad_out.par_chunks(rows_per_piece(n) * outputs))
             .for_each(|(grad, g)| {
                 let rows = grad.len() / inputs;
                 let g = View::rows(g, outputs);
@@ -149,7 +155,7 @@ fn start_rows(out: &mut [f32], residual: Option<&[f32]>, bias: Option<&[f32]>) {
     let Some(bias) = bias else { return };
     for row in out.chunks_exact_mut(bias.len()) {
         match residual {
-            Some(_) => super::wide::wide(|| row.iter_mut().zip(bias).for_each(|(o, b)| *o += b)),
+            Some(_) => wide!(row.iter_mut().zip(bias).for_each(|(o, b)| *o += b)),
             None => row.copy_from_slice(bias),
         }
     }

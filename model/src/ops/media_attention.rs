@@ -108,7 +108,7 @@ impl Run {
         let mut scores = Buffer::unset(n * self.latents);
         let target = Target::rows(&mut scores, self.latents);
         matmul_here(n, self.width / self.heads, self.latents, self.scale, q, k.t(), target);
-        wide(|| scores.chunks_exact_mut(self.latents).for_each(softmax));
+        wide!(scores.chunks_exact_mut(self.latents).for_each(softmax));
         scores
     }
 

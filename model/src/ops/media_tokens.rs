@@ -29,7 +29,7 @@ pub(crate) fn add_time<T: Record>(
         |(i, (out, features))| {
             let [(low, low_share), (high, high_share)] = mixes[i % frames];
             let (low, high) = (&rows[low * width..][..width], &rows[high * width..][..width]);
-            wide(|| {
+            wide!({
                 for (out, x) in out.chunks_exact_mut(width).zip(features.chunks_exact(width)) {
                     for (((o, x), a), b) in out.iter_mut().zip(x).zip(low).zip(high) {
                         *o = x + low_share * a + high_share * b;
@@ -57,7 +57,7 @@ pub(crate) fn add_time<T: Record>(
 
 fn sum_rows(x: &[f32], width: usize) -> Vec<f32> {
     let mut sum = vec![0.0; width];
-    wide(|| {
+    wide!({
         for row in x.chunks_exact(width) {
             sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
         }

@@ -45,7 +45,7 @@ pub(crate) fn mean_rows<T: Record>(
     for (out, span) in out.chunks_exact_mut(width).zip(&spans) {
         let share = 1.0 / span.len() as f32;
         for row in x.values()[span.start * width..span.end * width].chunks_exact(width) {
-            wide(|| out.iter_mut().zip(row).for_each(|(o, v)| *o += share * v));
+            wide!(out.iter_mut().zip(row).for_each(|(o, v)| *o += share * v));
         }
     }
     record(out, width, tape, x.wants_gradient(), move |grad_out, store| {
@@ -81,7 +81,7 @@ pub(crate) fn prepend_class<T: Record>(
         |(out, patches)| {
             out[..width].copy_from_slice(&class_row);
             out[width..].copy_from_slice(patches);
-            wide(|| out.iter_mut().zip(places.iter()).for_each(|(o, p)| *o += p));
+            wide!(out.iter_mut().zip(places.iter()).for_each(|(o, p)| *o += p));
         },
     );
     drop((class_row, places));

@@ -1,6 +1,6 @@
 //! Element-wise arithmetic in wide registers, chosen at run time, and the functions that need it.
 //!
-//! The compiler may only use what every x86-64 has; a loop inside [`wide`] is compiled a second time for AVX2. There is no
+//! The compiler may only use what every x86-64 has; a loop inside [`wide!`] is compiled a second time for AVX2. There is no
 //! fused multiply-add in these loops, so both versions give the same bits.
 
 #![expect(
@@ -8,9 +8,21 @@
     reason = "a loop must be inlined into the AVX2 version to become wide"
 )]
 
-/// Runs `work` compiled for the widest registers of this processor. `work` must be small or itself inlined.
+/// The value of an expression compiled for the widest registers of this processor. A macro, since the closure that it
+/// makes must be inlined into each version, which a caller would have to say every time.
+macro_rules! wide {
+    ($work:expr) => {
+        $crate::ops::wide::run_wide(
+            #[inline(always)]
+            || $work,
+        )
+    };
+}
+pub(crate) use wide;
+
+/// Runs `work` compiled for AVX2 where there is AVX2.
 #[inline]
-pub(crate) fn wide<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn run_wide<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         #[expect(
@@ -163,7 +175,7 @@ mod tests {
             )
         };
         let narrow = run();
-        assert_eq!(wide(run), narrow);
+        assert_eq!(run_wide(run), narrow);
         assert!((narrow.0 - narrow.1).abs() < 1e-4);
     }
 }

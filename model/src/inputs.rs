@@ -1,0 +1,134 @@
+//! What the whole model reads, and the checks at its edge.
+
+use crate::buffer::Buffer;
+use crate::clip::check_pixels;
+use crate::error::ModelError;
+use crate::flamingo::FlamingoConfig;
+use crate::language_model::targets;
+use crate::tensor::Matrix;
+
+/// A batch of interleaved sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inputs {
+    /// `[B, L]`.
+    pub tokens: Vec<u32>,
+    /// `L`.
+    pub length: usize,
+    /// `[B, L]`: the image of its sequence that a token sees, -1 for none.
+    pub phi: Vec<i32>,
+    /// `[B, L]`: 1 where `tokens[l + 1]` is to be predicted from position l, else 0. Last positions are 0.
+    pub loss_mask: Vec<f32>,
+    /// `[M, F, 3, H, W]`: the images of all sequences one after the other, without padding.
+    pub pixels: Vec<f32>,
+    /// `F`.
+    pub n_frames: usize,
+    /// `[B]`: images of each sequence.
+    pub image_count: Vec<usize>,
+}
+
+/// What the resampler made of images: `[M, R, V]`. Cheap to clone; each image's part depends on that image alone.
+#[derive(Debug, Clone)]
+pub struct Latents {
+    pub(crate) matrix: Matrix,
+    pub(crate) n_images: usize,
+}
+
+impl Inputs {
+    /// Checks everything about the batch; returns what each position predicts and how many do, at least 1.
+    pub(crate) fn check(
+        &self,
+        config: &FlamingoConfig,
+    ) -> Result<(Vec<Option<u32>>, usize), ModelError> {
+        let n = config.language.check_tokens(&self.tokens, self.length)?;
+        if self.image_count.len() != n {
+            return Err(ModelError::Input {
+                what: "image_count",
+                found: format!("{} values", self.image_count.len()),
+                expected: format!("{n}, one for each sequence"),
+            });
+        }
+        check_phi_length(&self.phi, &self.tokens)?;
+        for (phi, images) in self.phi.chunks(self.length).zip(&self.image_count) {
+            check_phi(phi, *images)?;
+        }
+        check_media(&self.pixels, self.image_count.iter().sum(), self.n_frames, config)?;
+        targets(&self.tokens, self.length, &self.loss_mask)
+    }
+
+    /// The image that each token sees, counted over the whole batch.
+    pub(crate) fn images_seen(&self) -> impl Iterator<Item = Option<usize>> + '_ {
+        let firsts = self.image_count.iter().scan(0, |next, n| {
+            let first = *next;
+            *next += n;
+            Some(first)
+        });
+        self.phi.chunks(self.length).zip(firsts).flat_map(|(phi, first)| {
+            phi.iter().map(move |image| usize::try_from(*image).ok().map(|image| first + image))
+        })
+    }
+}
+
+impl Latents {
+    /// No images.
+    pub fn none() -> Self {
+        Self { matrix: Matrix::constant(Buffer::from(Vec::new()), 1), n_images: 0 }
+    }
+
+    /// Number of images.
+    pub fn n_images(&self) -> usize {
+        self.n_images
+    }
+
+    /// The latents of several images one after the other. They must come from one model; latents that do not fit are
+    /// refused where they are used.
+    pub fn join<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let (mut values, mut width, mut n_images) = (Vec::new(), 1, 0);
+        for part in parts.into_iter().filter(|part| part.n_images > 0) {
+            width = part.matrix.width();
+            n_images += part.n_images;
+            values.extend_from_slice(part.matrix.values());
+        }
+        Self { matrix: Matrix::constant(values.into(), width), n_images }
+    }
+}
+
+/// Checks that `pixels` are `n_images` images or videos of `n_frames` frames.
+pub(crate) fn check_media(
+    pixels: &[f32],
+    n_images: usize,
+    n_frames: usize,
+    config: &FlamingoConfig,
+) -> Result<(), ModelError> {
+    if n_frames == 0 {
+        return Err(ModelError::Input {
+            what: "n_frames",
+            found: "0".to_owned(),
+            expected: "at least 1".to_owned(),
+        });
+    }
+    check_pixels(pixels, &config.vision, Some(n_images * n_frames))
+}
+
+/// Checks that every token has an entry in `phi`.
+pub(crate) fn check_phi_length(phi: &[i32], tokens: &[u32]) -> Result<(), ModelError> {
+    if phi.len() == tokens.len() {
+        return Ok(());
+    }
+    Err(ModelError::Input {
+        what: "phi",
+        found: format!("{} values", phi.len()),
+        expected: format!("{}, one for each token", tokens.len()),
+    })
+}
+
+/// Checks that tokens see only images that are there.
+pub(crate) fn check_phi(phi: &[i32], n_images: usize) -> Result<(), ModelError> {
+    match phi.iter().find(|image| **image < -1 || **image >= n_images as i32) {
+        None => Ok(()),
+        Some(image) => Err(ModelError::Input {
+            what: "phi",
+            found: image.to_string(),
+            expected: format!("-1 or the number of one of {n_images} images"),
+        }),
+    }
+}
