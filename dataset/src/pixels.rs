@@ -7,6 +7,7 @@ use std::io::Cursor;
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +26,7 @@ const DECODER_BYTES_MAX: u64 = 512 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fit {
-    /// The whole image, its aspect kept, centred and padded with the mean (paper appendix B.1.1).
+    /// The whole image, its aspect kept, centred and padded with the mean (paper appendix B.1.2).
     MeanPad,
     /// The largest centred square.
     CenterCrop,
@@ -104,7 +105,8 @@ fn decode(bytes: &[u8]) -> Result<RgbImage, CorpusError> {
     if u64::from(width) * u64::from(height) > PIXELS_MAX {
         return Err(failed(format!("{width} x {height} pixels, at most {PIXELS_MAX} are decoded")));
     }
-    let orientation = decoder.orientation().map_err(|e| failed(e.to_string()))?;
+    // Broken EXIF beside sound pixels is common on the web, and no reason to lose the image.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| failed(e.to_string()))?;
     image.apply_orientation(orientation);
     if image.width() == 0 || image.height() == 0 {

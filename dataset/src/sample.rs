@@ -3,7 +3,7 @@
 //! Letters: L tokens, N images at most, F frames of an image, H = W size of a frame.
 //! Everything random here is a pure function of (seed, epoch, row).
 //!
-//! Text form (paper section 3.2 and appendix A.3.1):
+//! Text form (paper section 2.4 and appendix B.1.2):
 //! - a page is `<BOS>`, its slots, `<EOC><EOS>`, with `<EOC>` before each `<image>` but a first one;
 //! - a pair or clip is `<BOS><image>caption<EOC><EOS>`.
 

@@ -26,11 +26,11 @@ const LIST_ELEMENT: &str = "element";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CorpusKind {
-    /// A web page: text and images in reading order (the paper's M3W, section 3.2.1).
+    /// A web page: text and images in reading order (the paper's M3W, section 2.4).
     Interleaved,
-    /// One image with its text (the paper's ALIGN and LTIP, section 3.2.2).
+    /// One image with its text (the paper's ALIGN and LTIP, section 2.4).
     ImageText,
-    /// The frames of one clip with its text (the paper's VTP, section 3.2.2).
+    /// The frames of one clip with its text (the paper's VTP, section 2.4).
     VideoText,
 }
 
