@@ -41,13 +41,6 @@ pub struct Estimate {
     pub stderr: f64,
 }
 
-impl Estimate {
-    /// Whether the whole interval lies above zero.
-    pub fn is_above_zero(&self) -> bool {
-        self.low > 0.0
-    }
-}
-
 /// The score of `terms` with its interval; none when the weights sum to zero.
 ///
 /// The draws are a function of (seed, resample, position): two scores over the same queries with

@@ -13,7 +13,7 @@ use crate::error::EvalError;
 use crate::prompt::{Prompt, Template};
 use crate::samples::Sample;
 use crate::subject::Subject;
-use crate::task::{Answer, Query, Task, ZeroShot};
+use crate::task::{Answer, Query, Task, TaskName, ZeroShot};
 
 /// Text-only shots that stand in for shots in the zero-shot setting (paper, appendix A.2).
 const TEXT_SHOTS: usize = 2;
@@ -34,7 +34,7 @@ impl Caption {
 
 impl Task for Caption {
     fn name(&self) -> &'static str {
-        "caption"
+        TaskName::Caption.name()
     }
 
     fn metric(&self) -> &'static str {

@@ -13,7 +13,7 @@ use crate::error::EvalError;
 use crate::prompt::{Prompt, Template};
 use crate::samples::Sample;
 use crate::subject::Subject;
-use crate::task::{Answer, Query, Task, ZeroShot};
+use crate::task::{Answer, Query, Task, TaskName, ZeroShot};
 
 /// The labelling task.
 pub struct Label {
@@ -56,7 +56,7 @@ impl Label {
 
 impl Task for Label {
     fn name(&self) -> &'static str {
-        "label"
+        TaskName::Label.name()
     }
 
     fn metric(&self) -> &'static str {

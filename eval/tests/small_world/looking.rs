@@ -7,7 +7,8 @@ use flamingo_eval::prompt::{ImagePlace, Prompt, Template};
 use flamingo_eval::subject::{LoadedModel, Reading, Subject, Taught};
 
 struct Scene {
-    world: World,
+    /// Keeps the files.
+    _world: World,
     model: LoadedModel,
     annotations: Annotations,
 }
@@ -17,7 +18,7 @@ impl Scene {
         let world = World::new();
         let model = LoadedModel::open(&world.path("run")).unwrap();
         let annotations = Annotations::open(world.path("caption").to_str().unwrap()).unwrap();
-        Self { world, model, annotations }
+        Self { _world: world, model, annotations }
     }
 
     fn subject(&self) -> Subject<'_> {
@@ -58,7 +59,6 @@ fn the_image_matters_and_each_is_looked_at_alike() {
     // Queries 3 and 4 share their image.
     let shared = totals(&[Some(3), Some(4)]);
     assert_eq!(shared[0].to_bits(), shared[1].to_bits());
-    assert!(scene.world.path("run").exists());
 }
 
 #[test]
@@ -83,15 +83,4 @@ fn ranking_agrees_with_reading_the_answer() {
         assert!((row[0] + reading.total()).abs() < 1e-3, "{row:?} {}", reading.total());
         assert!(row[1] > row[0], "the shorter answer is likelier here: {row:?}");
     }
-}
-
-#[test]
-fn generation_says_what_reading_ranks_first() {
-    let scene = Scene::new();
-    let subject = scene.subject();
-    let prompt = taught(&subject, &[Some(2)]).remove(0).prompt;
-    let text = subject.generate(std::slice::from_ref(&prompt), 6).unwrap().remove(0);
-    let answer = subject.tokenizer().encode(&text);
-    let reading = subject.read(&[Taught { prompt, answer }]).unwrap().remove(0);
-    assert!(reading.is_top.iter().all(|&top| top), "{text:?} {reading:?}");
 }

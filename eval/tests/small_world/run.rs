@@ -189,7 +189,11 @@ fn bad_input_is_named_in_one_line() {
     let parts = ["task.toml line 2", "unknown field `answers`", "candidates"];
     check_failure(&mut single(&run, &label, &out), 2, &parts);
     std::fs::write(&task, "candidates = [\"red\", \"green\"]\n").unwrap();
-    check_failure(&mut single(&run, &label, &out), 2, &["task.toml: `candidates`", "`square`"]);
+    check_failure(
+        &mut single(&run, &label, &out),
+        2,
+        &["task.toml: `candidates`", "`circle`", "query-1"],
+    );
 
     std::fs::write(run.join("checkpoints/step-2/model.safetensors"), "torn").unwrap();
     check_failure(&mut single(&run, &label, &out), 1, &["model.safetensors"]);

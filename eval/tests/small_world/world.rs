@@ -71,9 +71,9 @@ pub(crate) fn write_corpus(dir: &Path, rows: &[Row]) {
 
 /// Every fifth query has the image of the one before it.
 fn caption_row(i: usize, split: &str) -> Row {
-    let (colour, rgb) = COLOURS[i % COLOURS.len()];
-    let caption = format!("a {colour} {} number {i}", SHAPES[i % SHAPES.len()]);
     let image = if i % 5 == 4 { i - 1 } else { i };
+    let (colour, rgb) = COLOURS[image % COLOURS.len()];
+    let caption = format!("a {colour} {} number {i}", SHAPES[image % SHAPES.len()]);
     row(format!("{split}-{i}"), caption, &bmp(rgb, 40 + image as u8 + split.len() as u8), "full")
 }
 
