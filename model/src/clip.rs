@@ -97,7 +97,7 @@ impl Clip {
         let vision_projection = Linear::new(&mut declare, "vision_projection", from, to)?;
         let text_projection = Linear::new(&mut declare, "text_projection", config.text.width, to)?;
         let log_beta = declare.add("log_beta", &[1], Start::Constant(LOG_BETA_START))?;
-        let (params, _) = declare.finish();
+        let params = declare.finish();
         Ok(Self { config, params, vision, text, vision_projection, text_projection, log_beta })
     }
 
@@ -127,9 +127,8 @@ impl Clip {
     ) -> Result<(f32, Gradients), ModelError> {
         self.check_pairs(pairs)?;
         ops::on_pool(|| {
-            let loss = self.loss(pairs, smoothing, scale, gradients.into_tape()?)?;
-            let (loss, gradients) = differentiate(loss)?;
-            Ok((if scale == 0.0 { 0.0 } else { loss / scale }, gradients))
+            let loss = self.loss(pairs, smoothing, gradients.into_tape()?)?;
+            Ok(differentiate(loss, scale)?)
         })
     }
 
@@ -139,19 +138,18 @@ impl Clip {
     /// When the pairs do not fit the model.
     pub fn contrastive_loss(&self, pairs: &Pairs, smoothing: f32) -> Result<f32, ModelError> {
         self.check_pairs(pairs)?;
-        ops::on_pool(|| Ok(value_of(&self.loss(pairs, smoothing, 1.0, NotRecording::default())?)))
+        ops::on_pool(|| Ok(value_of(&self.loss(pairs, smoothing, NotRecording::default())?)))
     }
 
     fn loss<T: Record>(
         &self,
         pairs: &Pairs,
         smoothing: f32,
-        scale: f32,
         tape: T,
     ) -> Result<Scalar<T>, DeviceError> {
         let (texts, tape) = self.texts(&pairs.tokens, pairs.length, &pairs.lengths, tape)?.split();
         let images = self.images(&pairs.images, tape)?;
-        ops::contrastive_loss(images, texts, self.params.get(self.log_beta), smoothing, scale)
+        ops::contrastive_loss(images, texts, self.params.get(self.log_beta), smoothing)
     }
 
     /// Images `[B, 3, H, W]` to embeddings of length 1: `[B * E]`.

@@ -97,7 +97,7 @@ impl Flamingo {
         check_same("vision", &config.vision, &clip.vision, vision_from)?;
         let (language_config, language): (LanguageConfig, Source) = load_folder(language_from)?;
         check_same("language", &config.language, &language_config, language_from)?;
-        Ok(Self::from_sources(config.clone(), vision, language, Source::Random { seed })?.0)
+        Self::from_sources(config.clone(), vision, language, Source::Random { seed })
     }
 
     /// The model in a folder that [`Flamingo::save`] or a run wrote.
@@ -118,7 +118,7 @@ impl Flamingo {
         let (vision, language) =
             (part(VISION_PREFIX), part(crate::language_model::LANGUAGE_PREFIX));
         let rest = part("");
-        Ok(Self::from_sources(config, vision, language, rest)?.0)
+        Self::from_sources(config, vision, language, rest)
     }
 
     fn from_sources(
@@ -126,11 +126,11 @@ impl Flamingo {
         vision: Source,
         language: Source,
         rest: Source,
-    ) -> Result<(Self, Source), ModelError> {
+    ) -> Result<Self, ModelError> {
         config.validate()?;
         let mut declare = Declare::new(vision, Training::Frozen);
         let vision = Vision::new(&mut declare, VISION_PREFIX, &config.vision)?;
-        let (vision_params, _) = declare.finish();
+        let vision_params = declare.finish();
         let language =
             LanguageModel::from_source(config.language.clone(), language, Training::Frozen)?;
         let mut declare = Declare::new(rest, Training::Trained);
@@ -149,10 +149,8 @@ impl Flamingo {
                 )
             })
             .collect::<Result<_, _>>()?;
-        let (params, rest) = declare.finish();
-        let model =
-            Self { config, vision_params, vision, language, params, resampler, cross_attention };
-        Ok((model, rest))
+        let params = declare.finish();
+        Ok(Self { config, vision_params, vision, language, params, resampler, cross_attention })
     }
 
     /// Writes `config.json` and `model.safetensors`, all towers included, into an existing folder.
@@ -202,11 +200,9 @@ impl Flamingo {
         gradients: Gradients,
     ) -> Result<(f32, Gradients), ModelError> {
         let (targets, n) = inputs.check(&self.config)?;
-        let share = scale / n as f32;
         ops::on_pool(|| {
-            let loss = self.loss(inputs, &targets, share, gradients.into_tape()?)?;
-            let (loss, gradients) = differentiate(loss)?;
-            Ok((if scale == 0.0 { 0.0 } else { loss / scale }, gradients))
+            let loss = self.loss(inputs, &targets, 1.0 / n as f32, gradients.into_tape()?)?;
+            Ok(differentiate(loss, scale)?)
         })
     }
 

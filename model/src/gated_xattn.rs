@@ -17,7 +17,7 @@ use crate::tensor::{DeviceError, Matrix, Record};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CrossAttentionConfig {
-    /// A block stands before language model layers 0, `every`, `2 every` … Paper: 1 (3B), 4 (9B), 7 (80B).
+    /// A block stands before language model layers 0, `every`, `2 every` and so on Paper: 1 (3B), 4 (9B), 7 (80B).
     pub every: usize,
     /// Heads.
     pub heads: usize,

@@ -102,7 +102,7 @@ fn check_gated_cross_attention(case: &Case, activation: Activation) {
     let config = CrossAttentionConfig { every: 1, heads: 4, head_dim: 16, activation };
     let mut declare = Declare::new(case.source(), Training::Trained);
     let block = GatedCrossAttention::new(&mut declare, "", 48, 40, &config).unwrap();
-    let (p, _) = declare.finish();
+    let p = declare.finish();
     let outputs = case.tensors("outputs");
     let (x, y) = (variable(&case.input("x"), 40), variable(&case.input("y"), 48));
     // 2 sequences of 12 tokens with 3 images each.
@@ -144,7 +144,7 @@ fn the_resampler_equals_the_papers_figure_and_interpolates_time() {
         };
         let mut declare = Declare::new(case.source(), Training::Trained);
         let resampler = Resampler::new(&mut declare, "", 40, &config).unwrap();
-        let (p, _) = declare.finish();
+        let p = declare.finish();
         let features = variable(&case.input("features"), 40);
         let traced = features.clone().with(Recording::default());
         let out = resampler.forward(&p, traced, 2, frames).unwrap();
@@ -169,8 +169,8 @@ fn the_contrastive_loss_equals_pytorch_with_and_without_smoothing() {
         let log_beta = Weight::trained(start.clone()).unwrap();
         let (image, text) = (variable(&case.input("image"), 16), variable(&case.input("text"), 16));
         let traced = image.clone().with(Recording::default());
-        let loss = ops::contrastive_loss(traced, text.clone(), &log_beta, smoothing, 1.0).unwrap();
-        let (loss, mut grads) = differentiate(loss).unwrap();
+        let loss = ops::contrastive_loss(traced, text.clone(), &log_beta, smoothing).unwrap();
+        let (loss, mut grads) = differentiate(loss, 1.0).unwrap();
         let error = compare("loss", &[loss], outputs.get(&format!("loss.{suffix}")).unwrap());
         eprintln!("contrastive loss, smoothing {suffix}: {error:.1e}");
         for (name, x) in [("image", image), ("text", text)] {
@@ -225,7 +225,7 @@ fn patch_rows_equal_clips_with_either_activation() {
         let source = Source::Stored { tensors, path: case.0.clone() };
         let mut declare = Declare::new(source, Training::Frozen);
         let vision = Vision::new(&mut declare, "", &config).unwrap();
-        let (p, _) = declare.finish();
+        let p = declare.finish();
         let features = vision.features(&p, &case.input("pixels")).unwrap();
         let outputs = case.tensors("outputs");
         let expected = outputs.get("patch_tokens_before_ln_post").unwrap();

@@ -59,7 +59,7 @@ impl LanguageModel {
         config.validate()?;
         let mut declare = Declare::new(source, training);
         let decoder = Decoder::new(&mut declare, LANGUAGE_PREFIX, &config)?;
-        Ok(Self { config, params: declare.finish().0, decoder })
+        Ok(Self { config, params: declare.finish(), decoder })
     }
 
     /// Writes `config.json` and `model.safetensors`.
@@ -91,11 +91,9 @@ impl LanguageModel {
         gradients: Gradients,
     ) -> Result<(f32, Gradients), ModelError> {
         let (targets, n) = batch.targets(&self.config)?;
-        let share = scale / n as f32;
         ops::on_pool(|| {
-            let loss = self.loss(batch, &targets, share, gradients.into_tape()?)?;
-            let (loss, gradients) = differentiate(loss)?;
-            Ok((if scale == 0.0 { 0.0 } else { loss / scale }, gradients))
+            let loss = self.loss(batch, &targets, 1.0 / n as f32, gradients.into_tape()?)?;
+            Ok(differentiate(loss, scale)?)
         })
     }
 

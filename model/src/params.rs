@@ -190,9 +190,9 @@ impl Declare {
         Ok(ParamId(self.params.list.len() - 1))
     }
 
-    /// The parameters, and what they came from.
-    pub(crate) fn finish(self) -> (Params, Source) {
-        (self.params, self.source)
+    /// The parameters declared.
+    pub(crate) fn finish(self) -> Params {
+        self.params
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use dfdx::prelude::{
     Backward, NoneTape, OwnedTape, PutTape, Rank0, SplitTape, Tape, Tensor, TensorFromVec, Trace,
+    TryMul,
 };
 
 use crate::buffer::Buffer;
@@ -188,10 +189,13 @@ pub(crate) fn record_loss<T: Record>(
     Ok(out.put_tape(tape))
 }
 
-/// Runs the tape of a loss backwards: the loss's value and the gradients.
-pub(crate) fn differentiate(loss: Scalar<Recording>) -> Result<(f32, Gradients), DeviceError> {
+/// Runs the tape of `scale * loss` backwards: the loss's own value and the gradients.
+pub(crate) fn differentiate(
+    loss: Scalar<Recording>,
+    scale: f32,
+) -> Result<(f32, Gradients), DeviceError> {
     let value = value_of(&loss);
-    Ok((value, Gradients(loss.try_backward()?)))
+    Ok((value, Gradients(loss.try_mul(scale)?.try_backward()?)))
 }
 
 /// The value of a loss.

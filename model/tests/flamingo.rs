@@ -206,6 +206,11 @@ fn gradients_accumulate_over_batches() {
     let once = model.step(&inputs(), 1.0, Gradients::default()).unwrap().1;
     let mut twice = model.step(&inputs(), 0.5, once).unwrap().1;
     let mut once = model.step(&inputs(), 1.0, Gradients::default()).unwrap().1;
+    assert_eq!(
+        model.step(&inputs(), 0.25, Gradients::default()).unwrap().0.to_bits(),
+        model.loss_only(&inputs()).unwrap().to_bits(),
+        "the reported loss is not scaled"
+    );
     let name = "cross_attention.1.attn.k.weight";
     let (a, b) =
         (gradient(&model, &mut once, name).unwrap(), gradient(&model, &mut twice, name).unwrap());

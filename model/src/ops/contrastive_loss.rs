@@ -5,7 +5,7 @@ use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Scalar, Weight, record_loss};
 
-/// `scale * (text-to-image + image-to-text)`, each the mean cross-entropy of `exp(log_beta) * cosine`.
+/// Text-to-image plus image-to-text, each the mean cross-entropy of `exp(log_beta) * cosine`.
 ///
 /// `images`, `texts` `[B, E]`: row i of each belong together. They are normalised here. `smoothing` spreads that share of
 /// the target evenly over all rows. The tape comes with `images`.
@@ -17,7 +17,6 @@ pub(crate) fn contrastive_loss<T: Record>(
     texts: Matrix,
     log_beta: &Weight,
     smoothing: f32,
-    scale: f32,
 ) -> Result<Scalar<T>, DeviceError> {
     let (images, tape) = images.split();
     let (n, width) = (images.rows(), images.width());
@@ -34,11 +33,10 @@ pub(crate) fn contrastive_loss<T: Record>(
         loss += add_term(&cosine, beta, n, smoothing, axis, &mut gradient);
     }
     let log_beta = log_beta.clone();
-    record_loss(loss as f32 * scale, tape, move |grad_out, store| {
-        let factor = grad_out * scale;
+    record_loss(loss as f32, tape, move |grad_out, store| {
         let dot: f64 =
             gradient.iter().zip(&cosine).map(|(g, c)| f64::from(*g) * f64::from(*c)).sum();
-        log_beta.accumulate(store, |sum| sum[0] += factor * beta * dot as f32)?;
+        log_beta.accumulate(store, |sum| sum[0] += grad_out * beta * dot as f32)?;
         let g = View::rows(&gradient, n);
         for (x, g, other, unit, norm) in [
             (&images, g, &text_unit, &image_unit, &image_norm),
@@ -46,7 +44,7 @@ pub(crate) fn contrastive_loss<T: Record>(
         ] {
             let mut grad = Buffer::unset(n * width);
             let other = View::rows(other, width);
-            matmul(n, n, width, factor * beta, g, other, Target::rows(&mut grad, width));
+            matmul(n, n, width, grad_out * beta, g, other, Target::rows(&mut grad, width));
             unit_rows_backward(&mut grad, unit, norm, width);
             x.give_gradient(store, grad)?;
         }
@@ -130,16 +128,14 @@ mod tests {
             let matrix = |v: &[f32]| Matrix::constant(v.to_vec().into(), 3);
             let log_beta = Weight::Frozen(vec![log_beta].into());
             let images = matrix(images).with(NotRecording::default());
-            f64::from(value_of(
-                &contrastive_loss(images, matrix(texts), &log_beta, 0.1, 0.5).unwrap(),
-            ))
+            f64::from(value_of(&contrastive_loss(images, matrix(texts), &log_beta, 0.1).unwrap()))
         };
         let i = Matrix::variable(images.clone().into(), 3).unwrap();
         let t = Matrix::variable(texts.clone().into(), 3).unwrap();
         let log_beta = Weight::trained(vec![0.7]).unwrap();
         let traced = i.clone().with(Recording::default());
-        let out = contrastive_loss(traced, t.clone(), &log_beta, 0.1, 0.5).unwrap();
-        let (_, mut grads) = differentiate(out).unwrap();
+        let out = contrastive_loss(traced, t.clone(), &log_beta, 0.1).unwrap();
+        let (_, mut grads) = differentiate(out, 1.0).unwrap();
         let h = 1e-2_f32;
         let near = |got: f32, up: f64, down: f64| {
             let expected = (up - down) / f64::from(2.0 * h);

@@ -194,7 +194,7 @@ mod tests {
         let tape = crate::tensor::Recording::default();
         let only: [Option<u32>; 4] = [None, None, Some(0), None];
         let loss = cross_entropy(hidden.clone().with(tape), &head, &only, 1.0).unwrap();
-        let (loss, mut grads) = differentiate(loss).unwrap();
+        let (loss, mut grads) = differentiate(loss, 1.0).unwrap();
         assert!((loss - each[2]).abs() < 1e-6);
         assert!(each[1].to_bits() == 0);
 

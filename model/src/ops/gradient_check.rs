@@ -26,7 +26,7 @@ pub(crate) fn gradients_of_ramp(out: Matrix<Recording>) -> (Matrix, Gradients) {
     let loss = record_loss(0.0, tape, move |_, store| {
         seeded.give_gradient(store, ramp(seeded.values().len()).into())
     });
-    (out, differentiate(loss.unwrap()).unwrap().1)
+    (out, differentiate(loss.unwrap(), 1.0).unwrap().1)
 }
 
 /// Runs `taped` once on tape, and `plain` for central differences on every value of `inputs` and of `params`.
