@@ -177,9 +177,21 @@ fn rename(from: &Path, to: &Path) -> Result<(), ModelError> {
 pub(crate) fn load_folder<T: serde::de::DeserializeOwned>(
     folder: &Path,
 ) -> Result<(T, Source), ModelError> {
+    let (config, tensors, path) = read_folder(folder)?;
+    Ok((config, Source::Stored { tensors, path }))
+}
+
+/// As [`load_folder`]: the configuration, the tensors, and the path of the weights.
+///
+/// # Errors
+/// When the folder is neither, or a file in it cannot be read.
+pub(crate) fn read_folder<T: serde::de::DeserializeOwned>(
+    folder: &Path,
+) -> Result<(T, Tensors, PathBuf), ModelError> {
     let folder = model_folder(folder)?;
     let config = read_json(&folder.join(CONFIG_FILE))?;
-    Ok((config, Source::read(&folder.join(WEIGHTS_FILE))?))
+    let path = folder.join(WEIGHTS_FILE);
+    Ok((config, Tensors::read(&path)?, path))
 }
 
 /// The configuration in a model folder, or in the newest checkpoint of a run's folder.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::buffer::Buffer;
-use crate::checkpoint::{load_folder, model_folder, save_folder};
+use crate::checkpoint::{load_folder, read_folder, save_folder};
 use crate::clip::{ClipConfig, VISION_PREFIX};
 use crate::decoder::LanguageConfig;
 use crate::error::ModelError;
@@ -105,12 +105,7 @@ impl Flamingo {
     /// # Errors
     /// When the folder does not hold a whole model.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (config, Source::Stored { mut tensors, path }) = load_folder(folder)? else {
-            return Err(ModelError::NotARun {
-                path: model_folder(folder)?,
-                expected: "`model.safetensors`",
-            });
-        };
+        let (config, mut tensors, path) = read_folder(folder)?;
         let mut part = |prefix: &str| Source::Stored {
             tensors: tensors.split_off(prefix),
             path: path.clone(),

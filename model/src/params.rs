@@ -3,7 +3,7 @@
 //! A module declares its parameters once and keeps their [`ParamId`]s; forward passes look the weights up in a
 //! [`Params`]. So there is one walk over all parameters, and whether a tower is frozen is decided where it is loaded.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::checkpoint::Tensors;
 use crate::error::ModelError;
@@ -127,16 +127,6 @@ pub(crate) enum Source {
         /// Where they came from, for messages.
         path: PathBuf,
     },
-}
-
-impl Source {
-    /// Reads a weights file.
-    ///
-    /// # Errors
-    /// When the file cannot be read or is not a safetensors file of f32 tensors.
-    pub(crate) fn read(path: &Path) -> Result<Self, ModelError> {
-        Ok(Self::Stored { tensors: Tensors::read(path)?, path: path.to_path_buf() })
-    }
 }
 
 /// Whether gradients are wanted.
