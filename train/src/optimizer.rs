@@ -76,12 +76,13 @@ pub struct AdamW {
     moments: BTreeMap<String, Moments>,
 }
 
-/// The numbers of one update, as torch rounds them.
+/// The numbers of one update, as torch rounds them: each from f64 once.
 #[derive(Debug, Clone, Copy)]
 struct Coefficients {
     clip: f32,
     keep: f32,
     first: f32,
+    second_keep: f32,
     second: f32,
     step_size: f32,
     second_correction_sqrt: f32,
@@ -206,7 +207,8 @@ fn coefficients(
         clip: (config.clip_norm / (norm + NORM_EPSILON)).min(1.0) as f32,
         keep: (1.0 - lr * weight_decay) as f32,
         first: (1.0 - config.beta1) as f32,
-        second: config.beta2 as f32,
+        second_keep: config.beta2 as f32,
+        second: (1.0 - config.beta2) as f32,
         step_size: (lr / first_correction) as f32,
         second_correction_sqrt: second_correction.sqrt() as f32,
         epsilon: config.epsilon as f32,
@@ -240,7 +242,7 @@ fn update_chunk(
         let gradient = gradient * with.clip;
         *value *= with.keep;
         *first += with.first * (gradient - *first);
-        *second = *second * with.second + (1.0 - with.second) * gradient * gradient;
+        *second = *second * with.second_keep + with.second * gradient * gradient;
         let spread = second.sqrt() / with.second_correction_sqrt + with.epsilon;
         *value -= with.step_size * (*first / spread);
     }

@@ -9,41 +9,45 @@ fn losses(world: &World, run: &str, dataset: &str) -> (f64, f64) {
     (loss(&lines[0]), loss(lines.last().unwrap()))
 }
 
+/// Arguments that fix the augmentations and the learning rate, and set the number of steps.
+fn by_heart(steps: &'static str) -> Vec<&'static str> {
+    let sets = [
+        "data.pairs.flip_probability=0.0",
+        "data.pairs.space_prefix_probability=0.0",
+        "optimizer.schedule=\"constant\"",
+        "checkpoint_every=100",
+        steps,
+    ];
+    sets.into_iter().flat_map(|set| ["--set", set]).collect()
+}
+
 #[test]
 fn a_single_batch_is_learned_by_heart_in_every_stage() {
     let world = World::new();
-    let still = [
-        "--set",
-        "data.pairs.flip_probability=0.0",
-        "--set",
-        "data.pairs.space_prefix_probability=0.0",
-    ];
-    let steps = |n: &'static str| {
-        [&still[..], &["--set", n, "--set", "optimizer.schedule=\"constant\""]].concat()
-    };
 
     // Six pairs: a model that knows nothing loses ln 6 in each of the two directions.
-    world.train("contrastive", CONTRASTIVE, "vision", &steps("steps=80")).expect_success();
+    world.train("contrastive", CONTRASTIVE, "vision", &by_heart("steps=80")).expect_success();
     let (first, last) = losses(&world, "vision", "pairs");
     assert!(first > 3.0 && last < 0.5, "contrastive: {first} to {last}");
 
-    let only_pairs = only_dataset(LANGUAGE, "pairs").replace("batch = 2", "batch = 6");
-    world.train("language", &only_pairs, "language", &steps("steps=80")).expect_success();
-    let (first, last) = losses(&world, "language", "pairs");
-    // Which of six colours comes cannot be known from the text: about ln 6 in 7 or more tokens.
-    assert!(first > 5.0 && last < 0.6, "language: {first} to {last}");
+    let whole = LANGUAGE.replacen("batch = 2", "batch = 6", 1);
+    world.train("language", &whole, "language", &by_heart("steps=200")).expect_success();
+    let (first, last) = losses(&world, "language", "pages");
+    assert!(first > 5.0 && last < 0.4, "language: {first} to {last}");
 
-    let only_pairs = only_dataset(FLAMINGO, "pairs").replace("batch = 3", "batch = 6");
-    world.train("flamingo", &only_pairs, "flamingo", &steps("steps=120")).expect_success();
+    // Which of six colours comes in the five tokens after `a` only the image tells: a blind model cannot lose less
+    // than ln 6 / 5 nats per token, 0.36.
+    let only_pairs = only_pairs(FLAMINGO).replace("batch = 3", "batch = 6");
+    world.train("flamingo", &only_pairs, "flamingo", &by_heart("steps=100")).expect_success();
     let (first, last) = losses(&world, "flamingo", "pairs");
-    assert!(last < 0.1 && last < 0.5 * first, "flamingo: {first} to {last}");
+    assert!(first > 0.36 && last < 0.25, "flamingo: {first} to {last}");
 }
 
-/// The config with one of its datasets.
-fn only_dataset(config: &str, name: &str) -> String {
+/// The config without its other datasets.
+fn only_pairs(config: &str) -> String {
     let mut parts = config.split("[[data]]");
     let head = parts.next().unwrap();
-    let part = parts.find(|part| part.contains(&format!("name = \"{name}\""))).unwrap();
+    let part = parts.find(|part| part.contains("name = \"pairs\"")).unwrap();
     format!("{head}[[data]]{part}")
 }
 

@@ -45,7 +45,7 @@ fn bad_configs_name_file_and_key() {
     let size = CONTRASTIVE.replace("image_size = 16", "image_size = 24");
     check(&world, "contrastive", &size, &[], 2, &["`model.vision.image_size` is 24"]);
     let no_image = FLAMINGO.replace("[image]", "[imagee]");
-    check(&world, "flamingo", &no_image, &[], 2, &["flamingo.toml line 13", "`imagee`"]);
+    check(&world, "flamingo", &no_image, &[], 2, &["flamingo.toml line 12", "`imagee`"]);
 }
 
 #[test]
