@@ -1,4 +1,4 @@
-//! `CIDEr`-D (Vedantam et al. 2015) as pycocoevalcap computes it, oddities included.
+//! CIDEr-D (Vedantam et al. 2015) as pycocoevalcap computes it, oddities included.
 //!
 //! Raw counts instead of term frequencies; document frequency over the references of the images at
 //! hand, so that scores depend on the set; clipped counts; a Gaussian penalty on the difference of
@@ -25,7 +25,7 @@ pub struct CaptionPair<'a> {
     pub references: Vec<&'a str>,
 }
 
-/// `CIDEr`-D of each image; the score of the set is their mean.
+/// CIDEr-D of each image; the score of the set is their mean.
 pub fn cider_d(pairs: &[CaptionPair<'_>]) -> Vec<f64> {
     let mut vocabulary = Vocabulary::default();
     let counted: Vec<CountedPair> = pairs.iter().map(|pair| vocabulary.count(pair)).collect();

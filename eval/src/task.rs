@@ -77,9 +77,9 @@ pub trait Task {
 /// The tasks there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum TaskName {
-    /// Describe the image; free text, scored by `CIDEr`-D.
+    /// Describe the image in free text.
     Caption,
-    /// Choose one of the candidates; scored by accuracy.
+    /// Choose one of some candidates.
     Label,
 }
 

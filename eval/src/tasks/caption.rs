@@ -1,4 +1,4 @@
-//! Captioning: free text, compared with what people wrote by `CIDEr`-D.
+//! Captioning: free text, compared with what people wrote by CIDEr-D.
 //!
 //! Rows of the query corpus with equal images are the references of one query. The paper decodes
 //! with a beam of 3; this takes the most likely token at each step.
