@@ -145,3 +145,70 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(step: u64) -> State {
+        State { step, cursor: Cursor { step }, frozen_sha256: None, corpora_sha256: Vec::new() }
+    }
+
+    fn write_step(run: &Path, step: u64) {
+        let moments = Tensors::default();
+        let save_model = |folder: &Path| {
+            std::fs::write(folder.join("config.json"), "{}").unwrap();
+            Ok(())
+        };
+        write(run, &state(step), &moments, save_model, 2).unwrap();
+    }
+
+    fn names(run: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(run.join(FOLDER)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_a_crash_leaves_behind_is_written_over() {
+        let run = tempfile::tempdir().unwrap();
+        assert!(Checkpoint::latest(run.path()).unwrap().is_none());
+        write_step(run.path(), 1);
+        for name in [UNFINISHED, "step-2"] {
+            let folder = run.path().join(FOLDER).join(name);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join("torn"), "").unwrap();
+        }
+        assert_eq!(Checkpoint::latest(run.path()).unwrap().unwrap().state, state(1));
+        write_step(run.path(), 2);
+        let latest = Checkpoint::latest(run.path()).unwrap().unwrap();
+        assert_eq!(latest.state, state(2));
+        assert!(!latest.folder.join("torn").exists());
+        write_step(run.path(), 10);
+        assert_eq!(names(run.path()), ["step-10", "step-2"]);
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_saved_leaves_the_last_checkpoint() {
+        let run = tempfile::tempdir().unwrap();
+        write_step(run.path(), 1);
+        let full = |folder: &Path| {
+            std::fs::write(folder.join("model.safetensors"), "half").unwrap();
+            Err(ModelError::NotARun { path: folder.to_path_buf(), expected: "room" })
+        };
+        write(run.path(), &state(2), &Tensors::default(), full, 2).unwrap_err();
+        assert_eq!(Checkpoint::latest(run.path()).unwrap().unwrap().state, state(1));
+        write_step(run.path(), 2);
+        assert_eq!(names(run.path()), ["step-1", "step-2"]);
+    }
+
+    #[test]
+    fn a_latest_that_names_nothing_is_an_error() {
+        let run = tempfile::tempdir().unwrap();
+        std::fs::write(run.path().join(LATEST), "../elsewhere\n").unwrap();
+        let error = Checkpoint::latest(run.path()).unwrap_err().to_string();
+        assert!(error.ends_with("names `../elsewhere`, expected `step-N`"), "{error}");
+    }
+}

@@ -262,3 +262,23 @@ fn leaves(table: &Table) -> BTreeMap<String, String> {
     collect("", &Value::Table(table.clone()), &mut into);
     into
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_named_by_its_path() {
+        let check = |was: &str, now: &str, expected: Option<(&str, &str, &str)>| {
+            let found =
+                first_difference(&toml::from_str(was).unwrap(), &toml::from_str(now).unwrap());
+            let found = found.as_ref().map(|(key, was, now)| (&key[..], &was[..], &now[..]));
+            assert_eq!(found, expected);
+        };
+        check("a = 1\nb = [1, 2]", "b = [1, 2]\na = 1", None);
+        check("a = 1\nb.c = 2", "a = 1\nb.c = 3", Some(("b.c", "2", "3")));
+        check("a = 1", "", Some(("a", "1", "missing")));
+        let pairs = "[[data]]\nname = 'pairs'\nbatch = 1\n";
+        check(pairs, &pairs.replace('1', "2"), Some(("data.pairs.batch", "1", "2")));
+    }
+}

@@ -65,6 +65,10 @@ impl Stage for Language {
         self.0.step(&inputs::text(batch), weight, gradients).map_err(TrainError::model("run"))
     }
 
+    fn n_images(&self, _batch: &Batch) -> u64 {
+        0
+    }
+
     fn model(&self) -> &dyn Trainable {
         &self.0
     }

@@ -50,6 +50,11 @@ pub trait Stage {
     /// When the disk cannot be written.
     fn save(&self, folder: &Path) -> Result<(), ModelError>;
 
+    /// Images and clips of a batch that the stage looks at.
+    fn n_images(&self, batch: &Batch) -> u64 {
+        batch.image_count.iter().sum::<usize>() as u64
+    }
+
     /// What a run logs about the model besides its loss.
     fn observe(&self) -> BTreeMap<String, f64> {
         BTreeMap::new()
@@ -101,6 +106,9 @@ pub fn train(mut run: Run) -> Result<(), TrainError> {
     let mut done = run.folder.step();
     let mut log = MetricsLog::open(&run.folder.path, done)?;
     let mut progress = Progress::start(done, run.stop_after);
+    if done > 0 {
+        progress.note(&format!("going on after step {done}"));
+    }
     let frozen_sha256 = run.stage.frozen_sha256();
     note_frozen("start", frozen_sha256.as_deref(), &progress);
 
@@ -132,7 +140,7 @@ pub fn train(mut run: Run) -> Result<(), TrainError> {
             lr,
             grad_norm,
             tokens: batches.iter().map(n_predicted).sum(),
-            images: batches.iter().map(n_images).sum(),
+            images: batches.iter().map(|batch| run.stage.n_images(batch)).sum(),
             seconds: clock.elapsed().as_secs_f64(),
             data_wait_seconds,
             skipped_rows: batches.iter().map(|batch| batch.skipped).sum(),
@@ -232,10 +240,6 @@ fn save(run: &Run, step: u64, frozen_sha256: Option<String>) -> Result<(), Train
 
 fn n_predicted(batch: &Batch) -> u64 {
     batch.loss_mask.iter().filter(|mask| **mask > 0.0).count() as u64
-}
-
-fn n_images(batch: &Batch) -> u64 {
-    batch.image_count.iter().sum::<usize>() as u64
 }
 
 /// The single values of a model whose names `wanted` chooses, after `view`, under `group` and their names.

@@ -94,8 +94,26 @@ fn a_fresh_flamingo_is_its_language_model_and_the_frozen_half_stays() {
     assert!(gates.values().all(|gate| gate.as_f64().unwrap() > 0.0), "{gates:?}");
     let last = lines.last().unwrap();
     assert_eq!(last["images"].as_u64(), Some(2 * 2 + 3 + 1));
+    let text_alone = &metrics(&world.path("language"))[0];
+    assert_eq!(text_alone["images"].as_u64(), Some(0));
     let objective = last["losses"]["pages"].as_f64().unwrap()
         + 0.2 * last["losses"]["pairs"].as_f64().unwrap()
         + 0.03 * last["losses"]["clips"].as_f64().unwrap();
     assert!((objective - last["loss"].as_f64().unwrap()).abs() < 1e-9);
+}
+
+#[test]
+fn a_mixture_may_take_turns_or_merge_its_rows() {
+    let world = World::new();
+    let datasets = |mode: &str| {
+        let set = format!("mixture=\"{mode}\"");
+        let steps = ["--set", &set, "--set", "steps=3"];
+        world.train("language", LANGUAGE, mode, &steps).expect_success();
+        let lines = metrics(&world.path(mode));
+        let names = lines.iter().map(|line| line["losses"].as_object().unwrap().keys().cloned());
+        names.map(Vec::from_iter).collect::<Vec<_>>()
+    };
+    assert_eq!(datasets("accumulate"), [["pages", "pairs"]; 3]);
+    assert_eq!(datasets("round_robin"), [["pages"], ["pairs"], ["pages"]]);
+    assert_eq!(datasets("merged"), [["merged"]; 3]);
 }
