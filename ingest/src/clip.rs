@@ -84,8 +84,10 @@ fn open_decoder(stream: &Stream<'_>, rules: &VideoPlan) -> Result<decoder::Video
     // Clips are shared among threads; frames that grow in the middle of a clip are refused, too.
     options.set("threads", "1");
     options.set("max_pixels", &rules.pixels_max.to_string());
-    let opened = context.decoder().open_with(options).and_then(decoder::Opened::video);
-    opened.map_err(bad)
+    let codec = decoder::find(context.id())
+        .ok_or_else(|| DropReason::detail("no_decoder", context.id().name()))?;
+    let opened = context.decoder().open_as_with(codec, options);
+    opened.and_then(decoder::Opened::video).map_err(bad)
 }
 
 fn check_size((width, height): (u32, u32), rules: &VideoPlan) -> Result<(), DropReason> {

@@ -66,7 +66,17 @@ pub enum IngestError {
         /// What the store said.
         source: Box<CorpusError>,
     },
-    /// A list of images or clips lacks a column or cannot be parsed at all.
+    /// A list of images or clips lacks a column.
+    #[error("input {input} has the columns `{found}`, expected {expected}")]
+    InputColumns {
+        /// The input as given.
+        input: String,
+        /// The columns it has.
+        found: String,
+        /// The columns it needs.
+        expected: String,
+    },
+    /// A list of images or clips cannot be parsed.
     #[error("input {input}: {message}")]
     InputFormat {
         /// The input as given.
@@ -187,6 +197,7 @@ impl IngestError {
             | Self::PlanValue { .. }
             | Self::InputKind { .. }
             | Self::InputEmpty { .. }
+            | Self::InputColumns { .. }
             | Self::OutputExists { .. }
             | Self::OutputForeign { .. }
             | Self::ResumeMismatch { .. } => 2,

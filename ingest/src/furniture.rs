@@ -169,3 +169,34 @@ pub(crate) fn heading_before(tree: &FlatTree, furniture: &Furniture, root: usize
     let is_inside = tree.elements().any(|(i, e)| e.name() == "h1" && range.contains(&i));
     (first < root && !is_inside && !furniture.is_furniture(tree, first)).then_some(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use scraper::Html;
+
+    use super::*;
+
+    #[test]
+    fn words_are_whole_and_of_any_case() {
+        let check = |html: &str, expected: bool| {
+            let html = Html::parse_fragment(html);
+            let tree = FlatTree::new(&html);
+            let (_, element) = tree.elements().find(|(_, e)| e.name() == "div").unwrap();
+            assert_eq!(has_word(element, &WORDS), expected, "{html:?}");
+        };
+        check("<div class='top Nav-bar'>", true);
+        check("<div id=Site_Footer>", true);
+        check("<div class='canvas adjective download'>", false);
+        check("<div title=menu>", false);
+    }
+
+    #[test]
+    fn the_largest_part_of_a_page_is_never_furniture() {
+        let html = Html::parse_document("<div class=sidebar>most of the text</div><p>rest</p>");
+        let tree = FlatTree::new(&html);
+        let furniture = Furniture::new(&tree);
+        assert!(
+            tree.elements().all(|(i, e)| e.name() == "head" || !furniture.is_furniture(&tree, i))
+        );
+    }
+}

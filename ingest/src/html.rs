@@ -444,3 +444,130 @@ fn is_block(name: &str) -> bool {
             | "ul"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The content of a page in one line: `# heading`, `- item`, `| table`, `^ caption`, `[image]`.
+    fn read(html: &str) -> String {
+        let url = Url::parse("https://a.example/b/").unwrap();
+        let page = read_page(html, &url).unwrap();
+        let show = |node: &Node| match node {
+            Node::Text { kind: BlockKind::Heading, text } => format!("# {text}"),
+            Node::Text { kind: BlockKind::Paragraph, text } => text.clone(),
+            Node::Text { kind: BlockKind::ListItem, text } => format!("- {text}"),
+            Node::Text { kind: BlockKind::Table, text } => format!("| {text}"),
+            Node::Text { kind: BlockKind::Caption, text } => format!("^ {text}"),
+            Node::Image(image) => {
+                format!("[{}]", image.urls[0].trim_start_matches("https://a.example/b/"))
+            }
+        };
+        page.nodes.iter().map(show).collect::<Vec<_>>().join(" / ")
+    }
+
+    fn check(html: &str, expected: &str) {
+        assert_eq!(read(html), expected, "{html}");
+    }
+
+    #[test]
+    fn text_and_images_keep_their_order() {
+        check("<h1>T</h1><p>a <b>b</b>\n c<p>d<img src=x.jpg>e", "# T / a b c / d / [x.jpg] / e");
+        check("<ul><li>one<li><p>two</p></ul>", "- one / - two");
+        check("<dl><dt>t<dd>d</dl>", "- t / - d");
+        check("a<br>b<br><br>c", "a\nb / c");
+        check("<pre>  x\n y</pre>", "x y");
+        check("", "");
+    }
+
+    #[test]
+    fn captions_follow_their_images() {
+        let after = "[x.jpg] / ^ c / t";
+        check("<figure><img src=x.jpg><figcaption>c</figcaption></figure>t", after);
+        check("<figure><figcaption>c</figcaption><img src=x.jpg></figure>t", after);
+        check("<div><img src=x.jpg><p class=wp-caption-text>c</p></div>t", after);
+        check(
+            "<figure><figure><img src=x.jpg><figcaption>c</figcaption></figure>\
+             <figure><img src=y.jpg><figcaption>d</figcaption></figure></figure>",
+            "[x.jpg] / ^ c / [y.jpg] / ^ d",
+        );
+    }
+
+    #[test]
+    fn tables_of_values_are_text_and_tables_of_layout_are_not() {
+        check(
+            "<table><caption>c</caption><tr><th>a<th>b<tr><td><p>1</p><td>2</table>",
+            "^ c / | a b\n1 2",
+        );
+        check("<table><tr><td><h2>h</h2>p<td><img src=x.jpg></table>", "# h / p / [x.jpg]");
+    }
+
+    #[test]
+    fn furniture_is_left_out() {
+        let content = "<p>This paragraph is the content of the page and longer than the rest.</p>";
+        let expected = "This paragraph is the content of the page and longer than the rest.";
+        for furniture in [
+            "<nav><a href=/>home</a></nav>",
+            "<header><img src=logo.png>Site</header>",
+            "<footer>(c)</footer>",
+            "<aside>see also</aside>",
+            "<div class='Share-Buttons'><img src=bird.png></div>",
+            "<div id=cookie_banner>we use cookies</div>",
+            "<div role=navigation>menu</div>",
+            "<section class=comments><p>first!</p></section>",
+            "<p hidden>x</p><p style='color:red; DISPLAY : none'>x</p><p aria-hidden=true>x</p>",
+            "<ul><li><a href=a>one</a><li><a href=b>two</a><li><a href=c>three</a></ul>",
+            "<script>x</script><style>x</style><template>x</template><select><option>x</select>",
+            "<!-- x --><button>x</button><svg><text>x</text></svg><iframe src=x></iframe>",
+        ] {
+            check(&format!("{furniture}{content}{furniture}"), expected);
+        }
+        check(&format!("<div class=with-sidebar>{content}</div>"), expected);
+    }
+
+    #[test]
+    fn the_heading_before_the_main_part_is_kept() {
+        let main = "<main><p>A paragraph that is long enough to be most of the page.</p></main>";
+        check(
+            &format!("<div>teaser</div><h1>T</h1>{main}<p>after</p>"),
+            "# T / A paragraph that is long enough to be most of the page.",
+        );
+    }
+
+    #[test]
+    fn lazy_images_are_there_once() {
+        let noscript = "<noscript><img src=x.jpg></noscript>";
+        check(&format!("<img src='data:,' data-src=x.jpg>{noscript}"), "[x.jpg]");
+        check(&format!("{noscript}<img src='data:,' data-src=x.jpg>"), "[x.jpg]");
+        check(&format!("<img data-src=x-300.jpg>{noscript}"), "[x-300.jpg]");
+        check(&format!("a{noscript}b"), "a / [x.jpg] / b");
+        check(
+            "<picture><source srcset=x.webp><img src=x.jpg></picture><picture></picture>",
+            "[x.webp]",
+        );
+    }
+
+    #[test]
+    fn the_head_is_read() {
+        let html = "<html lang=EN><title> A\n title </title><base href=/c/><base href=/d/>\
+                    <meta name=Robots content=noai><meta name=tdm-reservation content=1>\
+                    <img src=x.jpg>";
+        let page = read_page(html, &Url::parse("https://a.example/b/").unwrap()).unwrap();
+        assert_eq!((page.title.as_deref(), page.lang.as_deref()), (Some("A title"), Some("en")));
+        assert_eq!((page.robots, page.tdm_reservation), (vec!["noai".into()], Some("1".into())));
+        let Node::Image(image) = &page.nodes[0] else { panic!("{:?}", page.nodes) };
+        assert_eq!(image.urls, ["https://a.example/c/x.jpg"]);
+    }
+
+    #[test]
+    fn hostile_nesting_is_refused_before_it_is_parsed() {
+        let url = Url::parse("https://a.example/").unwrap();
+        let reason = |html: &str| read_page(html, &url).map_err(|drop| drop.reason);
+        assert_eq!(reason(&"<div>".repeat(1_000_000)), Err("nested_too_deep"));
+        assert_eq!(reason(&"<table><tr><td>".repeat(100_000)), Err("nested_too_deep"));
+        assert!(reason(&"<p><li>text<br>".repeat(10_000)).is_ok());
+        assert!(reason(&"<div><!-- <div><div> --></div>".repeat(10_000)).is_ok());
+        assert!(reason(&format!("<script>{}</script>", "'<div>'".repeat(10_000))).is_ok());
+        assert!(reason(&"<b><div>".repeat(400)).is_ok());
+    }
+}

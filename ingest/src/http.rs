@@ -261,7 +261,7 @@ mod tests {
             assert_eq!(decode_text(&head(lines), body), expected, "{lines}");
         };
         check("Content-Type: text/html", "é".as_bytes(), "é");
-        check("Content-Type: text/html", b"\xe9\x93", "é“");
+        check("Content-Type: text/html", b"\xe9\x93.", "é“.");
         check("Content-Type: text/html; Charset=\"iso-8859-1\"", b"\xe9", "é");
         check("Content-Type: text/html; charset=iso-8859-1", b"\xef\xbb\xbf\xc3\xa9", "é");
         check(

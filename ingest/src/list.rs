@@ -67,10 +67,10 @@ pub fn check(
 ) -> Result<(), IngestError> {
     for source in sources {
         let Some(found) = header(source)? else { continue };
-        let wrong = |expected: String| {
-            let found = found.join("`, `");
-            let message = format!("it has the columns `{found}`, expected {expected}");
-            IngestError::InputFormat { input: source.input().to_owned(), message }
+        let wrong = |expected: String| IngestError::InputColumns {
+            input: source.input().to_owned(),
+            found: found.join("`, `"),
+            expected,
         };
         if !columns.iter().any(|column| found.contains(column)) {
             let names: Vec<_> = columns.iter().map(|column| format!("`{column}`")).collect();
@@ -338,10 +338,7 @@ mod tests {
         let message =
             |columns: &[&String]| check(&sources, &plan, columns).unwrap_err().to_string();
         let missing = message(&[&plan.file_column]);
-        assert!(
-            missing.ends_with("it has the columns `url`, `text`, expected `file`"),
-            "{missing}"
-        );
+        assert!(missing.ends_with("has the columns `url`, `text`, expected `file`"), "{missing}");
         let missing = message(&[&plan.url_column]);
         assert!(missing.ends_with("expected `caption`"), "{missing}");
     }

@@ -1,0 +1,13 @@
+//! The promises of the program, by running it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and print what they measured"
+)]
+
+mod bad_input;
+mod openstax;
+mod pairs_and_clips;
+mod program;
+mod resume;

@@ -1,0 +1,186 @@
+//! Real pairs and clips, row by row.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+
+use flamingo_dataset::{Corpus, ImageText, Row, VideoText};
+
+use crate::program::{folder, real, run, succeed};
+
+fn rows(out: &str) -> Vec<Row> {
+    Corpus::open(out).unwrap().scan().collect::<Result<_, _>>().unwrap()
+}
+
+fn pairs(out: &str) -> Vec<ImageText> {
+    let pair = |row| match row {
+        Row::ImageText(pair) => pair,
+        other => panic!("{other:?}"),
+    };
+    rows(out).into_iter().map(pair).collect()
+}
+
+fn clips(out: &str) -> Vec<VideoText> {
+    let clip = |row| match row {
+        Row::VideoText(clip) => clip,
+        other => panic!("{other:?}"),
+    };
+    rows(out).into_iter().map(clip).collect()
+}
+
+#[test]
+fn the_figures_of_a_book_become_pairs() {
+    let Some(data) = real("openstax-warc/astronomy.csv") else { return };
+    let Some(images) = real("interleaved/openstax-astronomy") else { return };
+    let (_folder, out) = folder();
+    let out = format!("{out}/pairs");
+    let (list, images) = (data.to_str().unwrap(), images.to_str().unwrap());
+    let lines = succeed(&["alt-text", "--input", list, "--images", images, "--out", &out]);
+    println!("{lines}");
+    let pairs = pairs(&out);
+    let mut reader = csv::Reader::from_path(&data).unwrap();
+    let n_rows = reader.records().count();
+    let n_rejected: usize = lines
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("rejected: ")?.split(' ').next()?.parse::<usize>().ok()
+        })
+        .sum();
+    assert_eq!(pairs.len() + n_rejected, n_rows);
+    assert!(pairs.len() as f64 > 0.85 * n_rows as f64, "{lines}");
+    let keys: HashSet<_> = pairs.iter().map(|pair| &pair.key).collect();
+    assert_eq!(keys.len(), pairs.len());
+    for pair in &pairs {
+        assert!(pair.url.is_some() && pair.image.path.is_some() && !pair.caption.is_empty());
+        assert_eq!((pair.width, pair.height), (pair.original_width, pair.original_height));
+        // The files are small enough to be kept as they are.
+        let file =
+            std::fs::read(format!("{images}/{}", pair.image.path.as_ref().unwrap())).unwrap();
+        assert_eq!(pair.image.bytes, file);
+    }
+    succeed(&["check", &out]);
+}
+
+#[test]
+fn both_sides_of_a_split_are_the_whole() {
+    let Some(data) = real("openstax-warc/astronomy.csv") else { return };
+    let Some(images) = real("interleaved/openstax-astronomy") else { return };
+    let (_folder, root) = folder();
+    let keys = |keep: &str| {
+        let (plan, out) = (format!("{root}/{keep}.toml"), format!("{root}/{keep}"));
+        let text = format!("[split]\nkeep = \"{keep}\"\nheld_out_permille = 200\nseed = 1\n");
+        std::fs::write(&plan, text).unwrap();
+        let (list, images) = (data.to_str().unwrap(), images.to_str().unwrap());
+        succeed(&["alt-text", "--plan", &plan, "--input", list, "--images", images, "--out", &out]);
+        pairs(&out).into_iter().map(|pair| pair.key).collect::<HashSet<_>>()
+    };
+    let (all, train, held_out) = (keys("all"), keys("train"), keys("held-out"));
+    assert!(train.is_disjoint(&held_out) && !held_out.is_empty());
+    assert_eq!(train.len() + held_out.len(), all.len());
+}
+
+#[test]
+fn real_clips_become_frames_one_second_apart() {
+    let (Some(mdn), Some(juicer)) = (real("video/mdn"), real("video/data-juicer")) else { return };
+    let (_folder, root) = folder();
+    let out = format!("{root}/mdn");
+    let lines = succeed(&["video-text", "--input", mdn.to_str().unwrap(), "--out", &out]);
+    // Three clips have no caption; the others have subtitles beside them.
+    assert!(lines.contains("rejected: 3 caption/no_caption"), "{lines}");
+    let found = clips(&out);
+    let name = |clip: &VideoText| clip.key.split_once(':').unwrap().1.to_owned();
+    let names: Vec<_> = found.iter().map(name).collect();
+    assert_eq!(names, ["friday.mp4", "stream-of-water.mp4", "stream-of-water.webm"]);
+    let friday = &found[0];
+    assert!(
+        friday.caption.starts_with("Hildy! How are you? Tell me, is the lord of the universe in?")
+    );
+    check_clips(&found);
+
+    // The same files through a list.
+    let list = format!("{root}/clips.csv");
+    let files = ["video1.mp4", "video3.mp4", "video4.mp4", "video5.mp4"];
+    let mut text = String::from("file,caption,url\n");
+    for file in files {
+        std::fs::copy(juicer.join(file), format!("{root}/{file}")).unwrap();
+        writeln!(text, "{file},\"a caption, of {file}\",https://a.example/{file}").unwrap();
+    }
+    text += "t-rex.mp4,a sound,\nabsent.mp4,nothing,\n,no file,https://a.example/x\n";
+    std::fs::copy(mdn.join("t-rex-roar.mp3"), format!("{root}/t-rex.mp4")).unwrap();
+    std::fs::write(&list, text).unwrap();
+    let out = format!("{root}/juicer");
+    let lines = succeed(&["video-text", "--input", &root, "--out", &out]);
+    for reason in ["1 read/file_not_found", "1 read/not_fetched"] {
+        assert!(lines.contains(&format!("rejected: {reason}\n")), "{lines}");
+    }
+    assert!(lines.contains("rejected: 1 video/"), "a sound is no clip: {lines}");
+    let found = clips(&out);
+    assert_eq!(found.len(), files.len(), "{lines}");
+    assert_eq!(found[0].caption, "a caption, of video1.mp4");
+    assert_eq!(found[0].url.as_deref(), Some("https://a.example/video1.mp4"));
+    check_clips(&found);
+    succeed(&["check", &out]);
+}
+
+fn check_clips(clips: &[VideoText]) {
+    for clip in clips {
+        println!("{} {} {} ms {:?}", clip.key, clip.codec, clip.duration_ms, clip.frame_ms);
+        assert_eq!(clip.frames.len(), clip.frame_ms.len());
+        let seconds = (clip.duration_ms / 1000) as usize;
+        assert!(clip.frames.len() >= seconds.min(8) && clip.frames.len() <= 8, "{clip:?}");
+        for (i, &ms) in clip.frame_ms.iter().enumerate() {
+            let target = 1000 * i as i32;
+            assert!((target - 8..target + 150).contains(&ms), "{:?}", clip.frame_ms);
+        }
+        let image = image::load_from_memory(&clip.frames[0].bytes).unwrap();
+        assert_eq!((image.width() as i32, image.height() as i32), (clip.width, clip.height));
+        assert!(
+            ["h264", "vp8", "vp9", "hevc", "av1"].contains(&clip.codec.as_str()),
+            "{}",
+            clip.codec
+        );
+    }
+}
+
+#[test]
+fn broken_clips_are_refused_one_by_one() {
+    let Some(bad) = real("bad/mp4parse") else { return };
+    let (_folder, root) = folder();
+    let mut list = String::from("file,caption\n");
+    let mut n = 0;
+    for entry in std::fs::read_dir(&bad).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        std::fs::copy(&path, format!("{root}/{name}")).unwrap();
+        writeln!(list, "{name},a clip").unwrap();
+        n += 1;
+    }
+    std::fs::write(format!("{root}/clips.csv"), list).unwrap();
+    let out = format!("{root}/out");
+    let output = run(&["video-text", "--input", &format!("{root}/clips.csv"), "--out", &out]);
+    let lines = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    println!("{n} files: {lines}");
+    assert!(
+        lines.contains("video/no_video_stream") && lines.contains("video/bad_video"),
+        "{lines}"
+    );
+    succeed(&["check", &out]);
+}
+
+#[test]
+fn a_made_up_web_becomes_three_corpora() {
+    let (_folder, root) = folder();
+    let size =
+        flamingo_fixtures::web::WebSize { pages: 6, pairs: 5, clips: 3, support: 1, queries: 1 };
+    flamingo_fixtures::web::write(std::path::Path::new(&format!("{root}/web")), &size, 2).unwrap();
+    for (command, input, n) in [
+        ("webpages", "pages.warc.gz", 6),
+        ("alt-text", "pairs.parquet", 5),
+        ("video-text", "clips", 3),
+    ] {
+        let out = format!("{root}/{command}");
+        let lines = succeed(&[command, "--input", &format!("{root}/web/{input}"), "--out", &out]);
+        assert_eq!(rows(&out).len(), n, "{lines}");
+        succeed(&["check", &out]);
+    }
+}
