@@ -59,11 +59,7 @@ if [ -z "$pages" ] || [ -z "$pairs" ] || [ -z "$videos" ]; then
   step "a made-up web"
   size=(--pages 2500 --pairs 6000 --clips 200 --queries 300)
   [ -z "$quick" ] || size=(--pages 60 --pairs 200 --clips 12 --queries 20)
-  if [ ! -e "$web/done" ]; then
-    rm -rf "$web"
-    "$bin/flamingo-fixtures" web --out "$web" --seed 0 "${size[@]}"
-    touch "$web/done"
-  fi
+  [ -e "$web" ] || "$bin/flamingo-fixtures" web --out "$web" --seed 0 "${size[@]}"
 fi
 
 # corpus NAME COMMAND ARGUMENTS...: makes a corpus, or goes on with one that was cut off.
@@ -129,6 +125,6 @@ report    $out/scores/report.html           (open it in a browser)
 
 Next, on your own data:
   $bin/flamingo-ingest webpages --plan configs/plan-webpages.toml --input crawl.warc.gz --out corpora/mine
-  $bin/flamingo-train flamingo --config configs/flamingo.toml --out runs/mine
+  $bin/flamingo-train flamingo --config configs/flamingo.toml --root $out --out runs/mine
   $bin/flamingo-eval run --task caption --annotations $tasks/caption --model runs/mine --shots 0,4,8 --out runs/mine-scores
 TEXT

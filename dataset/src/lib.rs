@@ -7,7 +7,7 @@
 //!
 //! A [`Loader`] draws from several corpora at once. What a step holds is a pure function of
 //! manifest, seed and step, so a run resumes from one number and threads change nothing. This crate
-//! knows no model: it ends at [`Batch`] and [`EncodedPrompt`].
+//! knows no model: it ends at [`Batch`].
 //!
 //! ```
 //! use std::sync::Arc;
@@ -81,7 +81,7 @@
 //! `shard_reader` and `row_view` (and back), `corpus` (rows by number). Examples: [`media_mask`]
 //! (which image a token may see), `tokenizer`, `pixels`, `sample` (a row to an example). Batches:
 //! `permutation` and `keyed_random` (order without state), `batch`, `mixture` (what a step holds),
-//! `loader` (reading ahead). For others: [`prompt`] (evaluation), [`report`] (HTML pages), `digest`,
+//! `loader` (reading ahead). For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
 //! `error`.
 
 mod batch;
@@ -89,6 +89,7 @@ mod columns;
 mod corpus;
 mod digest;
 mod document;
+mod durable;
 mod error;
 mod keyed_random;
 mod loader;
@@ -97,7 +98,6 @@ pub mod media_mask;
 mod mixture;
 mod permutation;
 mod pixels;
-pub mod prompt;
 pub mod report;
 mod row_view;
 mod sample;
@@ -114,13 +114,13 @@ pub use document::{
     EncodedImage, IMAGE_MARK, ImageMeta, ImageText, Interleaved, JoinedText, Row, Slot, VideoText,
     WarcPlace,
 };
+pub use durable::write_durably;
 pub use error::CorpusError;
 pub use loader::{Cursor, Loader};
 pub use manifest::{MANIFEST_FILE, Manifest, ShardEntry};
 pub use media_mask::Attend;
 pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode};
 pub use pixels::{Augment, Fit, ImageConfig, image_pixels};
-pub use prompt::{EncodedPrompt, Piece, encode_prompt};
 pub use sample::{Example, LossMask, SampleConfig, SampleKey, example};
 pub use schema::{CorpusKind, SCHEMA_VERSION, schema};
 pub use shard_writer::encode_shard;

@@ -36,7 +36,8 @@ pub struct MixtureEntry {
     pub corpus: String,
     /// Sequences per step, `b_m`.
     pub batch: usize,
-    /// Weight of the loss, the paper's lambda (section 2.4). The loader only checks it.
+    /// Weight of the loss, the paper's lambda (section 2.4). The loader only checks it; 0 is watched and
+    /// not learned.
     pub weight: f64,
     /// How rows become examples.
     pub sample: SampleConfig,
@@ -216,8 +217,8 @@ fn check_entries(entries: &[MixtureEntry], mode: MixtureMode) -> Result<(), Corp
         if entry.batch == 0 {
             return Err(setting(entry, "batch", "is 0, at least 1 expected".to_owned()));
         }
-        if !(entry.weight.is_finite() && entry.weight > 0.0) {
-            let problem = format!("is {}, a positive number expected", entry.weight);
+        if !(entry.weight.is_finite() && entry.weight >= 0.0) {
+            let problem = format!("is {}, a number from 0 on expected", entry.weight);
             return Err(setting(entry, "weight", problem));
         }
         if let Some((field, problem)) = entry.sample.problem() {

@@ -9,6 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::sha256_u64;
 use crate::keyed_random::KeyedRandom;
 use crate::media_mask::{SEES_NONE, phi};
 use crate::pixels::{Augment, ImageConfig, image_pixels};
@@ -20,9 +21,9 @@ use crate::{Attend, CorpusError, EncodedImage, Interleaved, Row, Slot, Tokenizer
 pub enum LossMask {
     /// Every token of text.
     All,
-    /// Only tokens predicted from a position that sees an image: text before the first image is
-    /// read and not predicted.
-    AfterFirstImage,
+    /// Only tokens predicted from a position that sees an image: text before the first image (or, on a
+    /// page that looks ahead, after the last one) is read and not predicted.
+    SeeingAnImage,
 }
 
 /// How rows of one dataset become examples.
@@ -31,7 +32,8 @@ pub enum LossMask {
 pub struct SampleConfig {
     /// Tokens L of an example. Paper: 256 for pages, 32 for pairs and clips.
     pub tokens: usize,
-    /// Most images N of an example. Paper: 5 for pages, 1 for pairs and clips.
+    /// Most images N of an example. Paper: 5 for pages, 1 for pairs and clips. With 0 the example is
+    /// text: marks stay where they are, and no image is decoded.
     pub images: usize,
     /// Frames F of each image: 1, or for clips up to 8 in the paper.
     pub frames: usize,
@@ -55,7 +57,6 @@ impl SampleConfig {
     pub fn problem(&self) -> Option<(&'static str, String)> {
         let counts = [
             ("tokens", self.tokens, 2),
-            ("images", self.images, 1),
             ("frames", self.frames, 1),
             ("image.size", self.image.size, 1),
         ];
@@ -108,6 +109,7 @@ pub struct Example {
 /// Purposes that draw from streams of their own, so that one does not shift another.
 const TEXT_STREAM: u64 = 1;
 const IMAGE_STREAM: u64 = 2;
+const ATTEND_STREAM: u64 = 3;
 
 /// Makes the example of `row` that `key` names.
 ///
@@ -123,8 +125,7 @@ pub fn example(
     let (window, attend) = match row {
         Row::Interleaved(page) => {
             let window = cut(&page_tokens(page, tokenizer), config, tokenizer, &mut random);
-            let next = random.chance(config.next_image_probability);
-            (window, if next { Attend::Next } else { Attend::Previous })
+            (window, attend(page, config, key.seed))
         }
         Row::ImageText(pair) => {
             let tokens = caption_tokens(&pair.caption, config, tokenizer, &mut random);
@@ -137,8 +138,9 @@ pub fn example(
     };
     let mut tokens = window.tokens;
     tokens.resize(config.tokens, tokenizer.pad_id());
-    let phi = phi(&tokens, tokenizer.image_id(), attend);
-    let loss_mask = loss_mask(&tokens, config.loss, tokenizer);
+    let seen = phi(&tokens, tokenizer.image_id(), attend);
+    let loss_mask = loss_mask(&tokens, &seen, config.loss, tokenizer);
+    let phi = if config.images == 0 { vec![SEES_NONE; tokens.len()] } else { seen };
     let images = pixels_of(row, window.first_image, window.n_images, config, key)?;
     Ok(Example { tokens, phi, loss_mask, images })
 }
@@ -193,11 +195,11 @@ fn caption_tokens(
 /// A caption is never cut at its start; a long one loses its end.
 fn from_start(mut tokens: Vec<u32>, config: &SampleConfig) -> Window {
     tokens.truncate(config.tokens);
-    Window { tokens, first_image: 0, n_images: 1 }
+    Window { tokens, first_image: 0, n_images: config.images.min(1) }
 }
 
-/// A random window of L tokens, which ends before the mark of image N + 1. A shorter page is taken
-/// whole. Images whose marks were cut off are gone.
+/// A random window of L tokens, which ends before the mark of image N + 1, if images are wanted at
+/// all. A shorter page is taken whole. Images whose marks were cut off are gone.
 fn cut(
     tokens: &[u32],
     config: &SampleConfig,
@@ -208,7 +210,10 @@ fn cut(
     let start = random.below(tokens.len().saturating_sub(config.tokens) + 1);
     let end = tokens.len().min(start + config.tokens);
     let marks = (start..end).filter(|&l| is_mark(&&tokens[l]));
-    let end = marks.clone().nth(config.images).unwrap_or(end);
+    let end = match config.images {
+        0 => end,
+        n_images => marks.clone().nth(n_images).unwrap_or(end),
+    };
     Window {
         tokens: tokens[start..end].to_vec(),
         first_image: tokens[..start].iter().filter(is_mark).count(),
@@ -216,15 +221,21 @@ fn cut(
     }
 }
 
-fn loss_mask(tokens: &[u32], rule: LossMask, tokenizer: &Tokenizer) -> Vec<f32> {
-    let seen = phi(tokens, tokenizer.image_id(), Attend::Previous);
+/// Whether a page's text looks ahead or back: chosen once per document, so that every epoch and every
+/// corpus that holds the document chooses the same (paper appendix A.3.2).
+fn attend(page: &Interleaved, config: &SampleConfig, seed: u64) -> Attend {
+    let mut random = KeyedRandom::new(&[seed, sha256_u64(page.doc_id.as_bytes()), ATTEND_STREAM]);
+    if random.chance(config.next_image_probability) { Attend::Next } else { Attend::Previous }
+}
+
+fn loss_mask(tokens: &[u32], seen: &[i32], rule: LossMask, tokenizer: &Tokenizer) -> Vec<f32> {
     let mut mask = vec![0.0; tokens.len()];
     for l in 0..tokens.len().saturating_sub(1) {
         let next = tokens[l + 1];
         let is_text = next != tokenizer.image_id() && next != tokenizer.pad_id();
         let counts = match rule {
             LossMask::All => true,
-            LossMask::AfterFirstImage => seen[l] != SEES_NONE,
+            LossMask::SeeingAnImage => seen[l] != SEES_NONE,
         };
         mask[l] = f32::from(u8::from(is_text && counts));
     }
@@ -238,6 +249,9 @@ fn pixels_of(
     config: &SampleConfig,
     key: SampleKey,
 ) -> Result<Vec<Vec<f32>>, CorpusError> {
+    if n_images == 0 {
+        return Ok(Vec::new());
+    }
     let stored = row.images();
     let images: Vec<&[&EncodedImage]> = match row {
         Row::VideoText(_) if stored.is_empty() => {
@@ -264,7 +278,7 @@ fn augment(config: &SampleConfig, random: &mut KeyedRandom) -> Augment {
 
 /// Pixels `[F, 3, H, W]` of `n_frames` frames spread evenly over `frames`; a clip with fewer shows
 /// some of them more than once, a still image stands still.
-pub(crate) fn frames_pixels(
+fn frames_pixels(
     frames: &[&EncodedImage],
     n_frames: usize,
     config: &ImageConfig,
@@ -452,9 +466,12 @@ mod tests {
         let made = make(&page("xiy"), &config(10, 9), 0);
         assert_eq!(spelled(&made.tokens), "BxCIyCEPPP");
         assert_eq!(made.loss_mask, [1., 1., 0., 1., 1., 1., 0., 0., 0., 0.]);
-        let after = SampleConfig { loss: LossMask::AfterFirstImage, ..config(10, 9) };
+        let after = SampleConfig { loss: LossMask::SeeingAnImage, ..config(10, 9) };
         let made = make(&page("xiy"), &after, 0);
         assert_eq!(made.loss_mask, [0., 0., 0., 1., 1., 1., 0., 0., 0., 0.]);
+        let ahead = SampleConfig { next_image_probability: 1.0, ..after };
+        let made = make(&page("xiy"), &ahead, 0);
+        assert_eq!(made.loss_mask, [1., 1., 0., 1., 0., 0., 0., 0., 0., 0.]);
     }
 
     #[test]
@@ -467,9 +484,16 @@ mod tests {
     #[test]
     fn the_next_image_is_seen_as_often_as_asked() {
         let half = SampleConfig { next_image_probability: 0.5, ..config(8, 9) };
-        let row = page("xi");
-        let next = (0..400).filter(|&n| make(&row, &half, n).phi[0] == 0).count();
+        let looks_ahead = |document: usize, number| {
+            let Row::Interleaved(mut page) = page("xi") else { unreachable!() };
+            page.doc_id = document.to_string();
+            make(&Row::Interleaved(page), &half, number).phi[0] == 0
+        };
+        let next = (0..400).filter(|&document| looks_ahead(document, 0)).count();
         assert!((160..240).contains(&next), "{next} of 400");
+        let always =
+            |document| (0..9).all(|n| looks_ahead(document, n) == looks_ahead(document, 0));
+        assert!((0..20).all(always), "a document chooses once, whatever the row and epoch");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow::array::{Array, StructArray};
@@ -66,12 +67,12 @@ impl Shard {
 
     /// Row `row_idx` of the shard.
     pub(crate) fn read(&self, row_idx: u64) -> Result<Row, CorpusError> {
-        let (group, start) = self.group_of(row_idx);
+        let (group, start) = self.group_of(row_idx)?;
         let place = (row_idx - start) as usize;
         let selection = RowSelection::from(vec![RowSelector::skip(place), RowSelector::select(1)]);
         let pages = self.fetch(self.page_ranges(group, &selection)?)?;
         let mut rows = self.decode(group, pages, Some(selection), row_idx)?;
-        Ok(rows.swap_remove(0))
+        rows.pop().ok_or_else(|| self.damaged(format!("its pages lack row {row_idx}")))
     }
 
     /// All rows of one row group, in order.
@@ -88,16 +89,16 @@ impl Shard {
     }
 
     /// The row group that holds a row, and the first row of that group.
-    fn group_of(&self, row_idx: u64) -> (usize, u64) {
+    fn group_of(&self, row_idx: u64) -> Result<(usize, u64), CorpusError> {
         let mut start = 0;
         for (group, meta) in self.metadata.metadata().row_groups().iter().enumerate() {
             let end = start + meta.num_rows() as u64;
             if row_idx < end {
-                return (group, start);
+                return Ok((group, start));
             }
             start = end;
         }
-        unreachable!("the corpus asks only for rows that its manifest counts");
+        Err(self.damaged(format!("its row groups hold {start} rows, row {row_idx} is wanted")))
     }
 
     /// Ranges of the pages that hold the selected rows of a row group.
@@ -107,8 +108,7 @@ impl Shard {
         selection: &RowSelection,
     ) -> Result<Vec<Range<u64>>, CorpusError> {
         let Some(index) = self.metadata.metadata().offset_index() else {
-            let source = ParquetError::General("the file has no offset index".to_owned());
-            return Err(self.broken(source));
+            return Err(self.damaged("it has no offset index".to_owned()));
         };
         let columns = self.metadata.metadata().row_group(group).columns();
         let mut ranges = Vec::new();
@@ -132,7 +132,22 @@ impl Shard {
     }
 
     /// Rows of a row group from its fetched pages; `row_idx` is the first of them in the shard.
+    ///
+    /// The decoders index by what they read, so damaged pages may make them panic: that is an error of
+    /// these pages like any other.
     fn decode(
+        &self,
+        group: usize,
+        pages: FetchedRanges,
+        selection: Option<RowSelection>,
+        row_idx: u64,
+    ) -> Result<Vec<Row>, CorpusError> {
+        let decode = || self.decode_pages(group, pages, selection, row_idx);
+        catch_unwind(AssertUnwindSafe(decode))
+            .unwrap_or_else(|_| Err(self.damaged(format!("row {row_idx} cannot be decoded"))))
+    }
+
+    fn decode_pages(
         &self,
         group: usize,
         pages: FetchedRanges,
@@ -163,6 +178,10 @@ impl Shard {
 
     fn name(&self) -> String {
         self.store.name_of(&self.file)
+    }
+
+    fn damaged(&self, problem: String) -> CorpusError {
+        self.broken(ParquetError::General(problem))
     }
 
     fn broken(&self, source: ParquetError) -> CorpusError {

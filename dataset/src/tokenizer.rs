@@ -4,15 +4,13 @@
 //! `<image>` is encoded as those characters, so that text from the web cannot forge a mark.
 
 use std::collections::HashSet;
-use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
-use crate::CorpusError;
+use crate::{CorpusError, write_durably};
 
 /// The special tokens in the order of their ids in a tokenizer trained here.
 const SPECIAL_TOKENS: [&str; 5] = ["<PAD>", "<BOS>", "<EOS>", "<image>", "<EOC>"];
@@ -80,7 +78,7 @@ impl Tokenizer {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), CorpusError> {
         let name = path.as_ref().display().to_string();
         let json = self.bpe.to_string(true).map_err(|e| failed(&name, e.to_string()))?;
-        write_whole(path.as_ref(), json.as_bytes()).map_err(|e| failed(&name, e.to_string()))
+        write_durably(path.as_ref(), json.as_bytes()).map_err(|e| failed(&name, e.to_string()))
     }
 
     fn from_json(name: &str, json: &[u8]) -> Result<Self, CorpusError> {
@@ -154,23 +152,6 @@ fn byte_level() -> ByteLevel {
 
 fn failed(path: &str, problem: String) -> CorpusError {
     CorpusError::Tokenizer { path: path.to_owned(), problem }
-}
-
-/// Temporary name in the same folder, sync, rename.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let unique = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}-{}.partial", unique.0, unique.1));
-    let partial = path.with_file_name(name);
-    let written = std::fs::File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        // The error that matters is the first one.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written
 }
 
 #[cfg(test)]

@@ -146,6 +146,30 @@ fn a_batch_has_the_shape_it_states() {
 }
 
 #[test]
+fn without_images_a_row_is_its_text_with_all_marks() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut entries = three_corpora(folder.path());
+    // Not an image at all: it would not decode.
+    let Row::ImageText(mut broken) = pair(0) else { unreachable!("pairs are image_text rows") };
+    broken.image.bytes = Bytes::from_static(b"no image");
+    let broken = [Row::ImageText(broken)];
+    entries[1].corpus =
+        write_corpus(&folder.path().join("broken"), CorpusKind::ImageText, &[&broken]);
+    for entry in &mut entries {
+        entry.sample.images = 0;
+    }
+    entries[0].sample.tokens = 200;
+    let batches = mixture(&entries, MixtureMode::Accumulate).step(0).unwrap();
+    for (batch, marks_expected) in batches.iter().zip([2, 4, 1]) {
+        assert!(batch.pixels.is_empty() && batch.skipped == 0);
+        assert!(batch.phi.iter().all(|&phi| phi == -1));
+        assert_eq!(batch.image_count, vec![0; batch.size]);
+        let marks = batch.tokens.iter().filter(|&&token| token == 3).count();
+        assert!(marks >= marks_expected, "{}: {marks} marks", batch.name);
+    }
+}
+
+#[test]
 fn round_robin_gives_each_dataset_its_turn() {
     let folder = tempfile::tempdir().unwrap();
     let entries = three_corpora(folder.path());

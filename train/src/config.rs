@@ -131,22 +131,15 @@ impl<M> RunConfig<M> {
 }
 
 impl DataConfig {
-    /// Most images that the loader is asked for: for text alone, as many as there can be marks, so that none ends
-    /// the text early.
-    fn loader_images(&self) -> usize {
-        if self.images == 0 { self.tokens } else { self.images }
-    }
-
     fn to_mixture(&self, image: &ImageConfig, corpus: String) -> MixtureEntry {
         MixtureEntry {
             name: self.name.clone(),
             corpus,
             batch: self.batch,
-            // The loader never uses the weight but refuses 0, which here means: watched, not learned.
-            weight: self.weight.max(f64::MIN_POSITIVE),
+            weight: self.weight,
             sample: SampleConfig {
                 tokens: self.tokens,
-                images: self.loader_images(),
+                images: self.images,
                 frames: self.frames,
                 next_image_probability: self.next_image_probability,
                 space_prefix_probability: self.space_prefix_probability,
