@@ -50,6 +50,18 @@ pub enum IngestError {
         /// File kinds that are read.
         expected: String,
     },
+    /// One input is given twice.
+    #[error("input {input} is given twice, expected each input once")]
+    InputRepeated {
+        /// The input as given the second time.
+        input: String,
+    },
+    /// Clips that do not lie on a disk.
+    #[error("input {input} is an address: expected clips, or a list of clips, on a local disk")]
+    InputRemote {
+        /// The input as given.
+        input: String,
+    },
     /// An input could not be opened or read.
     #[error("cannot read input {input}")]
     InputRead {
@@ -140,7 +152,7 @@ pub enum IngestError {
     ResumeMismatch {
         /// The output as given.
         out: String,
-        /// Which part differs: kind, plan or inputs.
+        /// Which part differs, e.g. plan or input.
         what: &'static str,
         /// What the first run had.
         expected: String,
@@ -197,6 +209,8 @@ impl IngestError {
             | Self::PlanValue { .. }
             | Self::InputKind { .. }
             | Self::InputEmpty { .. }
+            | Self::InputRepeated { .. }
+            | Self::InputRemote { .. }
             | Self::InputColumns { .. }
             | Self::OutputExists { .. }
             | Self::OutputForeign { .. }

@@ -20,7 +20,8 @@
 //! [`opt_out`] who says no, [`html`] a page to nodes with [`img_tag`], [`webpage`] nodes to a
 //! document. Pairs: [`list`] rows, [`alt_text`]. Clips: [`clip`] frames, [`video_text`]. All:
 //! [`image`] checked and shrunk, [`split`] held-out rows, [`outcome`] and [`reject`] what became of
-//! an item, [`ordered`] threads, [`output`] parts and the journal, [`report`], [`check`].
+//! an item, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and the journal,
+//! [`report`], [`check`].
 
 pub mod alt_text;
 pub mod archive;
@@ -31,6 +32,7 @@ mod flat_tree;
 mod furniture;
 pub mod html;
 pub mod http;
+pub mod identity;
 pub mod image;
 pub mod img_tag;
 pub mod list;

@@ -85,12 +85,17 @@ impl Common {
         let processors = || std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Job {
             plan: BuildPlan::load(self.plan.as_deref())?,
-            inputs: self.input,
-            out: self.out,
+            inputs: self.input.iter().map(|input| without_scheme(input)).collect(),
+            out: without_scheme(&self.out),
             start: if self.resume { Start::Resume } else { Start::New },
             workers: self.workers.map_or_else(processors, usize::from),
         })
     }
+}
+
+/// A local path where an address says `file://`; other addresses stay as they are.
+fn without_scheme(location: &str) -> String {
+    location.strip_prefix("file://").unwrap_or(location).to_owned()
 }
 
 fn main() -> ExitCode {
@@ -111,6 +116,7 @@ fn run(command: Command) -> Result<(), IngestError> {
         }
         Command::AltText { common, images } => {
             let job = common.job()?;
+            let images = images.as_deref().map(without_scheme);
             summary("pairs", &job.out, &pipeline::alt_text(&job, images.as_deref())?)
         }
         Command::VideoText(common) => {
@@ -128,9 +134,11 @@ fn run(command: Command) -> Result<(), IngestError> {
 
 /// The last lines of a run: what there is now, and what was dropped, most frequent first.
 fn summary(noun: &str, out: &str, totals: &Totals) -> String {
-    let Totals { n_items, rows, images, shards, rejects } = totals;
+    let Totals { n_items, rows, images, shards, rejects, was_finished } = totals;
     let of = if *n_items > 0 { format!(" of {n_items} items") } else { String::new() };
-    let mut lines = format!("{out}: {rows} {noun}, {images} images, {shards} shards{of}\n");
+    let already = if *was_finished { "complete already, " } else { "" };
+    let mut lines =
+        format!("{out}: {already}{rows} {noun}, {images} images, {shards} shards{of}\n");
     let mut rejects: Vec<_> = rejects.iter().collect();
     rejects.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
     for (rule, n) in rejects {

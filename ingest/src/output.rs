@@ -3,19 +3,21 @@
 //!
 //! A part is a shard, its rejects and, written last, its journal entry, which says how many items
 //! of the input it covers. Where a part ends depends on the items only. A run that is resumed reads
-//! the journal, skips the items it covers and writes the next part again, byte for byte. The
-//! manifest is written once all parts are there; then the journal goes.
+//! the journal, skips the items it covers and writes the next part again, byte for byte. Manifest
+//! and report are written once all parts are there; then the journal goes, its first entry first:
+//! a manifest without that entry is a finished corpus. What the run is stays beside it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use bytes::Bytes;
 use flamingo_dataset::{
-    CorpusKind, CorpusStore, MANIFEST_FILE, Manifest, Row, ShardEntry, encode_shard, sha256_hex,
+    CorpusStore, MANIFEST_FILE, Manifest, Row, ShardEntry, encode_shard, sha256_hex,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::IngestError;
+use crate::identity::RunIdentity;
 use crate::outcome::Outcome;
 use crate::plan::{BuildPlan, ShardPlan};
 use crate::reject::{self, Reject};
@@ -24,24 +26,12 @@ use crate::source::is_url;
 
 /// The effective plan, beside the shards.
 pub const PLAN_FILE: &str = "plan.toml";
-/// What the run is, the first file it writes.
-const RUN_FILE: &str = "journal/run.json";
+/// What the run is: the first file it writes, and the last one that a run that gives up removes.
+pub const RUN_FILE: &str = "run.json";
 /// Folder of the journal.
 const JOURNAL: &str = "journal";
 /// Folder of the rejects.
 pub const REJECTS: &str = "rejects";
-
-/// What a run is: two runs with the same identity write the same bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunIdentity {
-    /// Kind of the corpus.
-    pub kind: CorpusKind,
-    /// Hash of the effective plan.
-    pub plan_sha256: String,
-    /// Name and size of each input in order.
-    pub inputs: Vec<(String, u64)>,
-}
 
 /// One published part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,13 +58,16 @@ pub struct Totals {
     pub shards: u64,
     /// Dropped records by `stage/reason`.
     pub rejects: BTreeMap<String, u64>,
+    /// Whether the corpus was finished before this run.
+    pub was_finished: bool,
 }
 
 impl Totals {
     /// What a finished corpus tells of its run.
     pub fn of(manifest: &Manifest) -> Self {
         let (rows, images) = (manifest.rows, manifest.images);
-        Self { rows, images, shards: manifest.shards.len() as u64, ..Self::default() }
+        let shards = manifest.shards.len() as u64;
+        Self { rows, images, shards, was_finished: true, ..Self::default() }
     }
 }
 
@@ -132,31 +125,48 @@ impl Output {
         if start == Start::New && !names.is_empty() {
             return Err(IngestError::OutputExists { out: out.to_owned() });
         }
-        let run: Option<RunIdentity> =
-            if exists(RUN_FILE) { Some(read_journal(&store, RUN_FILE)?) } else { None };
-        match run {
-            Some(run) => compare(out, &run, &identity)?,
-            None if exists(MANIFEST_FILE) => {
-                let manifest = Manifest::read(&store)?;
-                expect_same(out, "kind", manifest.kind.name(), identity.kind.name())?;
-                expect_same(out, "plan", &manifest.plan_sha256, &identity.plan_sha256)?;
-                return Ok(Opened::Finished(manifest));
+        let is_new = match names.first() {
+            None => true,
+            Some(_) if exists(RUN_FILE) => {
+                read_journal::<RunIdentity>(&store, RUN_FILE)?.expect(out, &identity)?;
+                false
             }
-            None => match names.first() {
-                Some(name) => {
-                    let (out, name) = (out.to_owned(), name.clone());
-                    return Err(IngestError::OutputForeign { out, name });
-                }
-                None => write_json(&store, RUN_FILE, &identity)?,
-            },
-        }
+            Some(name) => {
+                let (out, name) = (out.to_owned(), name.clone());
+                return Err(IngestError::OutputForeign { out, name });
+            }
+        };
         sweep(out);
-        let plan_toml = Bytes::from(plan.to_toml(identity.kind));
-        store.put(PLAN_FILE, plan_toml)?;
         let entries = read_entries(&store, &names)?;
+        let is_finished = exists(MANIFEST_FILE) && entries.is_empty();
         let (limits, part) = (plan.shard.clone(), Part::default());
         let output = Self { store, identity, limits, entries, part, first_reject: None };
-        Ok(Opened::Open(Box::new(output)))
+        if is_finished {
+            output.remove_journal()?;
+            return Ok(Opened::Finished(Manifest::read(&output.store)?));
+        }
+        match output.write_head(plan, is_new) {
+            Ok(()) => Ok(Opened::Open(Box::new(output))),
+            Err(error) => Err(output.abandon(error)),
+        }
+    }
+
+    /// Writes what does not depend on the items.
+    fn write_head(&self, plan: &BuildPlan, is_new: bool) -> Result<(), IngestError> {
+        if is_new {
+            write_json(&self.store, RUN_FILE, &self.identity)?;
+        }
+        Ok(self.store.put(PLAN_FILE, plan.to_toml(self.identity.kind).into())?)
+    }
+
+    /// What a run does that ends in `error`: published parts stay, to be resumed; where there are
+    /// none, nothing stays.
+    pub fn abandon(self, error: IngestError) -> IngestError {
+        if self.entries.is_empty() {
+            // The first error says more than one on the way out.
+            let _ = self.remove_all();
+        }
+        error
     }
 
     /// Items of the input that are published already.
@@ -241,34 +251,27 @@ impl Output {
     /// # Errors
     /// When the store refuses a write, or when nothing was kept: then nothing stays behind.
     pub fn finish(mut self) -> Result<Totals, IngestError> {
-        if self.part.n_items > 0 {
-            self.publish()?;
+        if self.part.n_items > 0
+            && let Err(error) = self.publish()
+        {
+            return Err(self.abandon(error));
         }
         let totals = self.totals();
         if totals.rows == 0 {
-            return Err(self.give_up(&totals)?);
+            self.remove_all()?;
+            return Err(self.nothing_kept(&totals));
         }
         let shards = self.entries.iter().filter_map(|entry| entry.shard.clone()).collect();
         let plan_sha256 = self.identity.plan_sha256.clone();
+        // The report is made from a corpus that can be opened. A run that is killed between the two
+        // still has its journal, so it is resumed and writes both again.
         Manifest::new(self.identity.kind, plan_sha256, shards).write(&self.store)?;
         report::write(self.store.location())?;
         self.remove_journal()?;
         Ok(totals)
     }
 
-    /// Removes everything; the journal's first file goes last, so that a run that is killed here
-    /// can be resumed.
-    fn give_up(&self, totals: &Totals) -> Result<IngestError, IngestError> {
-        for name in self.store.list(REJECTS)? {
-            self.store.delete(&name)?;
-        }
-        self.store.delete(PLAN_FILE)?;
-        self.remove_journal()?;
-        if !is_url(self.store.location()) {
-            // A folder that cannot be removed does no harm.
-            let _ = std::fs::remove_dir(std::path::Path::new(self.store.location()).join(REJECTS));
-            let _ = std::fs::remove_dir(self.store.location());
-        }
+    fn nothing_kept(&self, totals: &Totals) -> IngestError {
         let counts = totals.rejects.iter().map(|(rule, n)| format!("{n} {rule}"));
         let mut reasons = counts.collect::<Vec<_>>().join(", ");
         if let Some(first) = &self.first_reject {
@@ -277,19 +280,37 @@ impl Output {
         if totals.n_items == 0 {
             "the input is empty".clone_into(&mut reasons);
         }
-        Ok(IngestError::NothingKept { n_items: totals.n_items, reasons })
+        IngestError::NothingKept { n_items: totals.n_items, reasons }
+    }
+
+    /// Removes everything. The journal's first entry goes first and what the run is goes last, so
+    /// that a run that is killed here can be resumed.
+    fn remove_all(&self) -> Result<(), IngestError> {
+        self.remove_journal()?;
+        for name in self.store.list("")?.iter().filter(|name| *name != RUN_FILE) {
+            self.store.delete(name)?;
+        }
+        self.store.delete(RUN_FILE)?;
+        sweep(self.store.location());
+        self.remove_folders(&[REJECTS, ""]);
+        Ok(())
     }
 
     fn remove_journal(&self) -> Result<(), IngestError> {
-        for i in (0..self.entries.len()).rev() {
-            self.store.delete(&entry_name(i))?;
+        for name in self.store.list(JOURNAL)? {
+            self.store.delete(&name)?;
         }
-        self.store.delete(RUN_FILE)?;
-        if !is_url(self.store.location()) {
-            // Object stores have no folders; an empty one on a disk does no harm.
-            let _ = std::fs::remove_dir(std::path::Path::new(self.store.location()).join(JOURNAL));
-        }
+        self.remove_folders(&[JOURNAL]);
         Ok(())
+    }
+
+    /// Removes empty folders on a disk; object stores have none. One that stays does no harm.
+    fn remove_folders(&self, names: &[&str]) {
+        if !is_url(self.store.location()) {
+            for name in names {
+                let _ = std::fs::remove_dir(Path::new(self.store.location()).join(name));
+            }
+        }
     }
 }
 
@@ -320,35 +341,12 @@ fn write_json(store: &CorpusStore, name: &str, value: &impl Serialize) -> Result
     Ok(store.put(name, json.into())?)
 }
 
-fn compare(out: &str, run: &RunIdentity, now: &RunIdentity) -> Result<(), IngestError> {
-    let inputs = |run: &RunIdentity| {
-        let inputs = run.inputs.iter().map(|(name, bytes)| format!("{name} ({bytes} bytes)"));
-        inputs.collect::<Vec<_>>().join(", ")
-    };
-    expect_same(out, "kind", run.kind.name(), now.kind.name())?;
-    expect_same(out, "plan", &run.plan_sha256, &now.plan_sha256)?;
-    expect_same(out, "list of inputs", &inputs(run), &inputs(now))
-}
-
-fn expect_same(
-    out: &str,
-    what: &'static str,
-    expected: &str,
-    found: &str,
-) -> Result<(), IngestError> {
-    if expected == found {
-        return Ok(());
-    }
-    let (out, expected, found) = (out.to_owned(), expected.to_owned(), found.to_owned());
-    Err(IngestError::ResumeMismatch { out, what, expected, found })
-}
-
 /// Removes the temporary files of writes that were cut off: `NAME#NUMBER`, on a disk only.
 fn sweep(out: &str) {
     if is_url(out) {
         return;
     }
-    let files = crate::source::walk(std::path::Path::new(out)).unwrap_or_default();
+    let files = crate::source::walk(Path::new(out)).unwrap_or_default();
     let is_temporary = |name: &str| {
         name.rsplit_once('#')
             .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))

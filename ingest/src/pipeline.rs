@@ -9,10 +9,11 @@ use flamingo_dataset::{CorpusKind, CorpusStore};
 use crate::alt_text::PairJob;
 use crate::archive::Archive;
 use crate::error::IngestError;
+use crate::identity::RunIdentity;
 use crate::list;
 use crate::ordered::ordered_map;
 use crate::outcome::Outcome;
-use crate::output::{Opened, Output, RunIdentity, Start, Totals};
+use crate::output::{Opened, Output, Start, Totals};
 use crate::plan::BuildPlan;
 use crate::progress::Progress;
 use crate::source::{self, Source};
@@ -44,14 +45,14 @@ pub struct Job {
 pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
     job.check_out()?;
     let files = source::expand(&job.inputs, ARCHIVE_SUFFIXES)?;
-    let sources = open(&files)?;
+    let sources = source::open_all(&files)?;
     let mut progress = Progress::new("records", None, 0);
     let archive = Archive::index(&sources, &job.plan, || progress.step())?;
     progress.finish();
     let web = WebJob { sources: &sources, archive: &archive, plan: &job.plan };
     let pages = archive.found.iter().map(Ok);
-    let run =
-        Run { kind: CorpusKind::Interleaved, noun: "pages", n_items: Some(archive.found.len()) };
+    let (kind, n_items) = (CorpusKind::Interleaved, Some(archive.found.len()));
+    let run = Run { kind, noun: "pages", n_items, images: None };
     job.run(&run, &sources, pages, |found| web.document(found))
 }
 
@@ -62,14 +63,14 @@ pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
 /// When an input or the output cannot be used.
 pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> {
     job.check_out()?;
-    let sources = open(&source::expand(&job.inputs, list::SUFFIXES)?)?;
+    let sources = source::open_all(&source::expand(&job.inputs, list::SUFFIXES)?)?;
     list::check(
         &sources,
         &job.plan.list,
         &[&job.plan.list.file_column, &job.plan.list.url_column, &job.plan.list.image_column],
     )?;
     let pairs = PairJob { sources: &sources, images, plan: &job.plan };
-    let run = Run { kind: CorpusKind::ImageText, noun: "pairs", n_items: None };
+    let run = Run { kind: CorpusKind::ImageText, noun: "pairs", n_items: None, images };
     job.run(&run, &sources, list::rows(&sources, &job.plan.list), |row| Ok(pairs.pair(row)))
 }
 
@@ -80,25 +81,23 @@ pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> 
 pub fn video_text(job: &Job) -> Result<Totals, IngestError> {
     job.check_out()?;
     let inputs = video_text::expand(&job.inputs)?;
-    let sources = open(&inputs)?;
+    let sources = source::open_all(&inputs)?;
     let lists = sources.iter().filter(|source| list::is_list(source.input())).cloned();
     list::check(&lists.collect::<Vec<_>>(), &job.plan.list, &[&job.plan.list.file_column])?;
     let clips = ClipJob::new(&sources, &job.plan)?;
-    let run = Run { kind: CorpusKind::VideoText, noun: "clips", n_items: None };
+    let run = Run { kind: CorpusKind::VideoText, noun: "clips", n_items: None, images: None };
     job.run(&run, &sources, clips.items(), |item| Ok(clips.clip(item)))
 }
 
-fn open(files: &[String]) -> Result<Vec<Arc<Source>>, IngestError> {
-    files.iter().map(|file| Source::open(file).map(Arc::new)).collect()
-}
-
 /// What differs between kinds of runs.
-struct Run {
+struct Run<'a> {
     kind: CorpusKind,
     /// What an item is called, in the plural.
     noun: &'static str,
     /// How many there are, where that is known before.
     n_items: Option<usize>,
+    /// Where the files of the lists lie, where it was given.
+    images: Option<&'a str>,
 }
 
 impl Job {
@@ -119,27 +118,27 @@ impl Job {
 
     fn run<T: Send>(
         &self,
-        run: &Run,
+        run: &Run<'_>,
         sources: &[Arc<Source>],
         items: impl Iterator<Item = Result<T, IngestError>> + Send,
         work: impl Fn(T) -> Result<Outcome, IngestError> + Sync,
     ) -> Result<Totals, IngestError> {
-        let identity = RunIdentity {
-            kind: run.kind,
-            plan_sha256: self.plan.sha256(run.kind),
-            inputs: sources.iter().map(|s| (s.name().to_owned(), s.len())).collect(),
-        };
+        let plan_sha256 = self.plan.sha256(run.kind);
+        let identity = RunIdentity::new(run.kind, plan_sha256, run.images, sources)?;
         let mut output = match Output::open(&self.out, self.start, identity, &self.plan)? {
             Opened::Finished(manifest) => return Ok(Totals::of(&manifest)),
             Opened::Open(output) => output,
         };
         let done = output.n_items_done();
         let mut progress = Progress::new(run.noun, run.n_items.map(|n| n as u64), done);
-        ordered_map(items.skip(done as usize), self.workers, work, |outcome| {
+        let worked = ordered_map(items.skip(done as usize), self.workers, work, |outcome| {
             progress.step();
             output.push(outcome)
-        })?;
+        });
         progress.finish();
-        output.finish()
+        match worked {
+            Ok(()) => output.finish(),
+            Err(error) => Err(output.abandon(error)),
+        }
     }
 }

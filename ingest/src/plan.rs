@@ -6,9 +6,8 @@
 
 use std::path::Path;
 
-use flamingo_dataset::CorpusKind;
+use flamingo_dataset::{CorpusKind, sha256_hex};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::error::IngestError;
 
@@ -378,7 +377,7 @@ impl BuildPlan {
 
     /// Hex SHA-256 of [`BuildPlan::to_toml`]: equal plans make equal corpora.
     pub fn sha256(&self, kind: CorpusKind) -> String {
-        hex(&Sha256::digest(self.to_toml(kind)))
+        sha256_hex(self.to_toml(kind).as_bytes())
     }
 }
 
@@ -393,15 +392,6 @@ const FRAMES_MAX: u32 = 1024;
 
 fn text(value: &impl ToString) -> String {
     value.to_string()
-}
-
-/// Lower-case hex digits of `bytes`.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -3,12 +3,16 @@
 //! Archives are walked once and then visited record by record, by several threads at a time, so a
 //! source is shared and reading it changes nothing.
 
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use flamingo_dataset::{CorpusError, CorpusStore};
+use flamingo_dataset::{CorpusError, CorpusStore, sha256_hex};
+use sha2::{Digest, Sha256};
 
 use crate::error::IngestError;
 
@@ -16,6 +20,10 @@ use crate::error::IngestError;
 const DISK_CHUNK: usize = 256 << 10;
 /// Bytes asked from an object store at a time: large, since every request costs a round trip.
 const STORE_CHUNK: usize = 4 << 20;
+/// Bytes at each end of a file that are part of its fingerprint.
+const FINGERPRINT_BYTES: u64 = 64 << 10;
+/// Most files of one folder, so that a wrong folder is an error before it fills the memory.
+const FILES_MAX: usize = 10_000_000;
 
 /// One input file.
 pub struct Source {
@@ -79,7 +87,43 @@ impl Source {
         Ok(bytes)
     }
 
-    /// The last part of the path: what a corpus calls this input, wherever it lay.
+    /// Hex SHA-256 of the file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn sha256(&self) -> io::Result<String> {
+        let (mut reader, mut digest) = (self.reader(0), Sha256::new());
+        loop {
+            let bytes = reader.fill_buf()?;
+            if bytes.is_empty() {
+                break;
+            }
+            digest.update(bytes);
+            let n = bytes.len();
+            reader.consume(n);
+        }
+        Ok(digest.finalize().iter().fold(String::new(), |mut hex, byte| {
+            write!(hex, "{byte:02x}").expect("writing to a string does not fail");
+            hex
+        }))
+    }
+
+    /// Hex SHA-256 of both ends of the file: with the length it tells files apart at the cost of two
+    /// small reads.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn fingerprint(&self) -> io::Result<String> {
+        let edge = self.len.min(FINGERPRINT_BYTES);
+        let mut bytes = vec![0; 2 * edge as usize];
+        let (head, tail) = bytes.split_at_mut(edge as usize);
+        self.read_at(0, head)?;
+        self.read_at(self.len - edge, tail)?;
+        Ok(sha256_hex(&bytes))
+    }
+
+    /// The last part of the path: what a corpus calls this input, wherever it lay. Inputs that share
+    /// it have their number in front, see [`open_all`].
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -189,6 +233,42 @@ impl Read for SourceReader<'_> {
     }
 }
 
+/// Opens all inputs of a run and gives those that share a name their number in front (`2/a.csv`), so
+/// that the keys of a corpus are unique.
+///
+/// # Errors
+/// When an input is there twice or cannot be read.
+pub fn open_all(inputs: &[String]) -> Result<Vec<Arc<Source>>, IngestError> {
+    let mut seen = HashSet::new();
+    let mut n_named = HashMap::<String, usize>::new();
+    for input in inputs {
+        if !seen.insert(place(input)) {
+            return Err(IngestError::InputRepeated { input: input.clone() });
+        }
+        *n_named.entry(file_name(input)).or_default() += 1;
+    }
+    let open = |(i, input): (usize, &String)| {
+        let mut source = Source::open(input)?;
+        if n_named[&source.name] > 1 {
+            source.name = format!("{i}/{}", source.name);
+        }
+        Ok(Arc::new(source))
+    };
+    inputs.iter().enumerate().map(open).collect()
+}
+
+/// The one place of an input that may be spelled in several ways. Links are kept: two of them may
+/// lead to the same bytes on purpose.
+fn place(input: &str) -> PathBuf {
+    let path = Path::new(input);
+    if is_url(input) {
+        return path.to_owned();
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new(".")).canonicalize();
+    folder.map_or_else(|_| path.to_owned(), |folder| folder.join(file_name(input)))
+}
+
 /// Whether an input names an object store rather than a path.
 pub fn is_url(input: &str) -> bool {
     input.split_once("://").is_some_and(|(scheme, _)| {
@@ -201,47 +281,51 @@ pub fn is_url(input: &str) -> bool {
 ///
 /// # Errors
 /// When an input is missing, is a file of another kind, or is a folder without such files.
-pub fn expand(
-    inputs: &[String],
-    suffixes: &'static [&'static str],
-) -> Result<Vec<String>, IngestError> {
-    let expected = || suffixes.join(", ");
+pub fn expand(inputs: &[String], suffixes: &[&str]) -> Result<Vec<String>, IngestError> {
     let mut files = Vec::new();
     for input in inputs {
-        let path = Path::new(input);
-        if is_url(input) || !path.is_dir() {
-            if !is_url(input) {
-                File::open(path)
-                    .map_err(|source| IngestError::InputRead { input: input.clone(), source })?;
-            }
-            if !has_suffix(input, suffixes) {
-                return Err(IngestError::InputKind { input: input.clone(), expected: expected() });
-            }
+        if !is_url(input) && Path::new(input).is_dir() {
+            files.extend(expand_folder(input, suffixes)?);
+        } else if has_suffix(input, suffixes) {
+            // That there is such a file is found out when it is opened.
             files.push(input.clone());
-            continue;
-        }
-        let found = walk(path)
-            .map_err(|source| IngestError::InputRead { input: input.clone(), source })?
-            .into_iter()
-            .map(|file| file.to_string_lossy().into_owned())
-            .filter(|file| has_suffix(file, suffixes));
-        let before = files.len();
-        files.extend(found);
-        if files.len() == before {
-            return Err(IngestError::InputEmpty { input: input.clone(), expected: expected() });
+        } else {
+            let expected = suffixes.join(", ");
+            return Err(IngestError::InputKind { input: input.clone(), expected });
         }
     }
     Ok(files)
 }
 
-/// Every file below `folder`, sorted by path.
+fn expand_folder(folder: &str, suffixes: &[&str]) -> Result<Vec<String>, IngestError> {
+    let files = walk(Path::new(folder))
+        .map_err(|source| IngestError::InputRead { input: folder.to_owned(), source })?;
+    let files = files.iter().map(|file| file.to_string_lossy().into_owned());
+    let files: Vec<_> = files.filter(|file| has_suffix(file, suffixes)).collect();
+    if files.is_empty() {
+        let expected = suffixes.join(", ");
+        return Err(IngestError::InputEmpty { input: folder.to_owned(), expected });
+    }
+    Ok(files)
+}
+
+/// Every file below `folder`, sorted by path. Links to files are followed, links to folders are not:
+/// they may lead in a circle.
 pub(crate) fn walk(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder)? {
-            let path = entry?.path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
+            let entry = entry?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else if !path.is_dir() {
+                files.push(path);
+            }
+            if files.len() + folders.len() > FILES_MAX {
+                return Err(io::Error::other(format!("it holds more than {FILES_MAX} files")));
+            }
         }
     }
     files.sort();
@@ -307,8 +391,48 @@ mod tests {
             assert!(error.to_string().contains(part), "{error}");
         };
         check(path("notes.txt"), 2, "notes.txt");
-        check(path("absent.warc"), 1, "absent.warc");
         std::fs::remove_file(path("deep/a.WARC.gz")).unwrap();
         check(path("deep"), 2, "deep");
+    }
+
+    #[test]
+    fn a_folder_that_leads_in_a_circle_is_walked_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("a.warc"), "x").unwrap();
+        std::os::unix::fs::symlink(folder.path(), path("circle")).unwrap();
+        std::os::unix::fs::symlink(path("a.warc"), path("b.warc")).unwrap();
+        assert_eq!(walk(folder.path()).unwrap(), [path("a.warc"), path("b.warc")]);
+    }
+
+    #[test]
+    fn inputs_of_one_name_are_told_apart_and_one_given_twice_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::create_dir(path("b")).unwrap();
+        for name in ["a.csv", "b/a.csv", "c.csv"] {
+            std::fs::write(path(name), "x").unwrap();
+        }
+        let sources = open_all(&["a.csv", "b/a.csv", "c.csv"].map(path)).unwrap();
+        let names: Vec<_> = sources.iter().map(|source| source.name()).collect();
+        assert_eq!(names, ["0/a.csv", "1/a.csv", "c.csv"]);
+        let error = open_all(&["a.csv", "b/../a.csv"].map(path)).err().unwrap();
+        assert_eq!(error.exit_code(), 2, "{error}");
+    }
+
+    #[test]
+    fn a_fingerprint_sees_both_ends_and_a_digest_everything() {
+        let mut bytes = vec![7; 3 * FINGERPRINT_BYTES as usize];
+        let (_folder, before) = source(&bytes);
+        let last = bytes.len() - 1;
+        let middle = bytes.len() / 2;
+        bytes[middle] = 8;
+        let (_folder, changed) = source(&bytes);
+        assert_eq!(changed.fingerprint().unwrap(), before.fingerprint().unwrap());
+        assert_ne!(changed.sha256().unwrap(), before.sha256().unwrap());
+        assert_eq!(changed.sha256().unwrap(), sha256_hex(&bytes));
+        bytes[last] = 8;
+        let (_folder, changed) = source(&bytes);
+        assert_ne!(changed.fingerprint().unwrap(), before.fingerprint().unwrap());
     }
 }

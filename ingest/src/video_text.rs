@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flamingo_dataset::{EncodedImage, Row, VideoText};
-use sha2::{Digest, Sha256};
 
 use crate::alt_text::{self, check_caption};
 use crate::clip::{self, Clip};
@@ -16,9 +15,9 @@ use crate::error::IngestError;
 use crate::image::encode_jpeg;
 use crate::list::{self, ListItem};
 use crate::outcome::Outcome;
-use crate::plan::{BuildPlan, hex};
+use crate::plan::BuildPlan;
 use crate::reject::{DropReason, Origin, Stage};
-use crate::source::{self, Source};
+use crate::source::{self, Source, is_url};
 use crate::split;
 use crate::subtitles;
 
@@ -31,37 +30,17 @@ const CLIP_SUFFIXES: &[&str] = &[
 const FOLDER_LIST: &str = "clips.csv";
 /// Largest file of a caption, in bytes.
 const CAPTION_BYTES_MAX: u64 = 1 << 20;
-/// Bytes of a clip that are hashed at a time.
-const HASH_CHUNK: usize = 1 << 20;
 
 /// Files that `inputs` name: lists and clips as they are, a folder as its `clips.csv` or, where it
 /// has none, all clips in it, sorted by path.
 ///
 /// # Errors
-/// When an input is missing, of another kind, or an empty folder.
+/// When an input is an address, is of another kind, or is an empty folder.
 pub fn expand(inputs: &[String]) -> Result<Vec<String>, IngestError> {
-    const SUFFIXES: &[&str] = &[
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".webm",
-        ".mkv",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ogv",
-        ".3gp",
-        ".ts",
-        ".flv",
-        ".wmv",
-        ".csv",
-        ".csv.gz",
-        ".tsv",
-        ".tsv.gz",
-        ".jsonl",
-        ".jsonl.gz",
-        ".parquet",
-    ];
+    if let Some(input) = inputs.iter().find(|input| is_url(input)) {
+        return Err(IngestError::InputRemote { input: input.clone() });
+    }
+    let suffixes = [CLIP_SUFFIXES, list::SUFFIXES].concat();
     let mut files = Vec::new();
     for input in inputs {
         let listed = Path::new(input).join(FOLDER_LIST);
@@ -70,7 +49,7 @@ pub fn expand(inputs: &[String]) -> Result<Vec<String>, IngestError> {
         } else if Path::new(input).is_dir() {
             files.extend(source::expand(std::slice::from_ref(input), CLIP_SUFFIXES)?);
         } else {
-            files.extend(source::expand(std::slice::from_ref(input), SUFFIXES)?);
+            files.extend(source::expand(std::slice::from_ref(input), &suffixes)?);
         }
     }
     Ok(files)
@@ -182,7 +161,9 @@ impl<'a> ClipJob<'a> {
             .map_err(|drop| (Stage::Caption, drop))?;
         let clip = clip::read_clip(&candidate.path, &self.plan.video)
             .map_err(|drop| (Stage::Video, drop))?;
-        let sha256 = hash(&file).map_err(read)?;
+        let sha256 = file.sha256();
+        let sha256 = sha256
+            .map_err(|error| read(DropReason::detail("unreadable_file", error.to_string())))?;
         Ok(self.row(candidate, caption, &clip, sha256))
     }
 
@@ -220,20 +201,6 @@ fn caption_beside(clip: &Path) -> Option<String> {
         Some(text)
     };
     read("txt").or_else(|| read("vtt").map(|text| subtitles::text(&text)))
-}
-
-fn hash(file: &Source) -> Result<String, DropReason> {
-    let unreadable =
-        |error: std::io::Error| DropReason::detail("unreadable_file", error.to_string());
-    let mut reader = file.reader(0);
-    let (mut digest, mut chunk) = (Sha256::new(), vec![0; HASH_CHUNK]);
-    loop {
-        let n = reader.read(&mut chunk).map_err(unreadable)?;
-        if n == 0 {
-            return Ok(hex(&digest.finalize()));
-        }
-        digest.update(&chunk[..n]);
-    }
 }
 
 #[cfg(test)]

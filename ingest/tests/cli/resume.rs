@@ -66,7 +66,7 @@ impl Made {
             sleep(Duration::from_micros(kill * 7919 % 3000));
             child.kill().unwrap();
             child.wait().unwrap();
-            n_inside += u64::from(journal.join("run.json").exists());
+            n_inside += u64::from(journal.join("part-00000.json").exists());
         }
         n_inside
     }
@@ -116,28 +116,59 @@ fn clips_survive_kills_bit_for_bit() {
     check("video-text", "clips", &make(1, 1, 10));
 }
 
+/// Resumes the run at `out` in another way, which must be refused because of `what`.
+fn refuse(arguments: &[&str], what: &str) {
+    let output = run(&[arguments, &["--resume"]].concat());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+    assert!(message.contains(&format!("started with another {what}")), "{message}");
+}
+
 #[test]
 fn another_plan_or_input_is_not_resumed() {
-    let made = make(8, 1, 0);
-    let out = format!("{}/out", made.root);
-    let mut killed = false;
-    for ms in 1..200 {
-        let arguments = made.arguments("webpages", "pages.warc.gz", "out", &["--resume"]);
-        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        let mut child = ingest(&arguments).stdout(Stdio::null()).spawn().unwrap();
-        sleep(Duration::from_millis(ms));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        killed = Path::new(&out).join("journal/run.json").exists();
-        if killed || Path::new(&out).join("manifest.json").exists() {
-            break;
-        }
-    }
-    let other = format!("{}/other.toml", made.root);
+    let made = make(8, 3, 0);
+    let path = |name: &str| format!("{}/{name}", made.root);
+    let (out, list, images) = (path("out"), path("pairs.csv"), path("web"));
+    let plan = path("plan.toml");
+    let other = path("other.toml");
     std::fs::write(&other, "[image]\nside_min = 65\n").unwrap();
-    let input = format!("{}/web/pages.warc.gz", made.root);
-    let output = run(&["webpages", "--plan", &other, "--input", &input, "--out", &out, "--resume"]);
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{message}");
-    assert!(message.contains("started with another plan"), "{message} (killed: {killed})");
+    flamingo_fixtures::web::write(
+        Path::new(&path("more")),
+        &WebSize { pages: 9, pairs: 1, clips: 0, support: 1, queries: 1 },
+        5,
+    )
+    .unwrap();
+    let (pages, more) = (path("web/pages.warc.gz"), path("more/pages.warc.gz"));
+    fn pages_of<'a>(plan: &'a str, input: &'a str, out: &'a str) -> [&'a str; 7] {
+        ["webpages", "--plan", plan, "--input", input, "--out", out]
+    }
+    // The run is finished: what it was made of counts all the same.
+    succeed(&pages_of(&plan, &pages, &out));
+    refuse(&pages_of(&other, &pages, &out), "plan");
+    refuse(&pages_of(&plan, &more, &out), "input");
+    let lines = succeed(&[&pages_of(&plan, &pages, &out)[..], &["--resume"]].concat());
+    assert!(lines.contains("complete already, 8 documents"), "{lines}");
+    // A run that was cut off: one byte of a list changes, its size does not.
+    std::fs::write(&list, "file,caption\na.jpg,one\nb.jpg,two\n").unwrap();
+    let out = path("cut");
+    std::fs::create_dir(&out).unwrap();
+    let pairs = ["alt-text", "--input", &list, "--images", &images, "--out", &out];
+    std::fs::write(path("web/a.jpg"), picture()).unwrap();
+    std::fs::write(path("web/b.jpg"), picture()).unwrap();
+    succeed(&pairs);
+    std::fs::remove_file(format!("{out}/manifest.json")).unwrap();
+    std::fs::write(&list, "file,caption\na.jpg,one\nb.jpg,TWO\n").unwrap();
+    refuse(&pairs, "input");
+    std::fs::write(&list, "file,caption\na.jpg,one\nb.jpg,two\n").unwrap();
+    refuse(&["alt-text", "--input", &list, "--out", &out], "folder of images");
+    // The same list elsewhere is the same input.
+    let copy = path("more/pairs.csv");
+    std::fs::copy(&list, &copy).unwrap();
+    succeed(&["alt-text", "--input", &copy, "--images", &images, "--out", &out, "--resume"]);
+    succeed(&["check", &out]);
+}
+
+fn picture() -> Vec<u8> {
+    use flamingo_fixtures::{image, scene::Scene};
+    image::jpeg(Scene::random(1, 1), image::SIZE, 1)
 }
