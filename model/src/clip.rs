@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{load_folder, save_folder};
 use crate::decoder::{Decoder, LanguageConfig};
 use crate::error::ModelError;
-use crate::layers::{Linear, check_positive};
+use crate::layers::Linear;
+use crate::limits::{WIDTH_MAX, check_size};
 use crate::ops;
 use crate::params::{Declare, ParamId, Params, Source, Start, Trainable, Training};
 use crate::tensor::{
@@ -41,7 +42,7 @@ impl ClipConfig {
     pub fn validate(&self) -> Result<(), ModelError> {
         self.vision.validate()?;
         self.text.validate_at("text")?;
-        check_positive("embedding", self.embedding)
+        check_size("embedding", self.embedding, WIDTH_MAX)
     }
 }
 
@@ -239,7 +240,7 @@ pub(crate) fn check_pixels(
 ) -> Result<(), ModelError> {
     let one = config.n_pixel_values();
     let fits = match images {
-        Some(n) => pixels.len() == n * one,
+        Some(n) => n.checked_mul(one) == Some(pixels.len()),
         None => !pixels.is_empty() && pixels.len().is_multiple_of(one),
     };
     if fits {

@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::{Block, BlockSize};
 use crate::error::ModelError;
-use crate::layers::{LayerNorm, NORM_EPSILON, check_heads, check_positive};
+use crate::layers::{LayerNorm, NORM_EPSILON};
+use crate::limits::{
+    CONTEXT_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, check_at_most, check_heads, check_size,
+    check_tower,
+};
 use crate::ops::{self, Activation, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record, Weight};
@@ -40,10 +44,12 @@ impl LanguageConfig {
 
     /// As [`LanguageConfig::validate`], for the configuration under the key `table`.
     pub(crate) fn validate_at(&self, table: &str) -> Result<(), ModelError> {
-        check_positive(&format!("{table}.vocabulary"), self.vocabulary)?;
-        check_positive(&format!("{table}.context"), self.context)?;
-        check_positive(&format!("{table}.width"), self.width)?;
-        check_heads(&format!("{table}.heads"), self.heads, self.width)
+        check_size(&format!("{table}.vocabulary"), self.vocabulary, VOCABULARY_MAX)?;
+        check_size(&format!("{table}.context"), self.context, CONTEXT_MAX)?;
+        check_size(&format!("{table}.width"), self.width, WIDTH_MAX)?;
+        check_at_most(&format!("{table}.layers"), self.layers, LAYERS_MAX)?;
+        check_heads(&format!("{table}.heads"), self.heads, self.width)?;
+        check_tower(table, self.width, self.layers, self.vocabulary + self.context)
     }
 
     /// Checks tokens `[B, L]` against vocabulary and context; returns `B`.

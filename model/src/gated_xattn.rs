@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
-use crate::layers::{FeedForward, LayerNorm, Linear, NORM_EPSILON, check_positive};
+use crate::layers::{FeedForward, LayerNorm, Linear, NORM_EPSILON};
+use crate::limits::{LAYERS_MAX, check_free_heads, check_size};
 use crate::ops::{self, Activation, MediaReads};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record};
@@ -33,9 +34,8 @@ impl CrossAttentionConfig {
     /// # Errors
     /// Names the first field that cannot.
     pub fn validate(&self) -> Result<(), ModelError> {
-        check_positive("cross_attention.every", self.every)?;
-        check_positive("cross_attention.heads", self.heads)?;
-        check_positive("cross_attention.head_dim", self.head_dim)
+        check_size("cross_attention.every", self.every, LAYERS_MAX)?;
+        check_free_heads("cross_attention", self.heads, self.head_dim)
     }
 }
 

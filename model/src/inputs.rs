@@ -106,7 +106,7 @@ pub(crate) fn check_media(
             expected: "at least 1".to_owned(),
         });
     }
-    check_pixels(pixels, &config.vision, Some(n_images * n_frames))
+    check_pixels(pixels, &config.vision, Some(n_images.saturating_mul(n_frames)))
 }
 
 /// Checks that every token has an entry in `phi`.

@@ -155,28 +155,3 @@ impl FeedForward {
         ops::activate(x, self.activation)
     }
 }
-
-/// Checks that a width splits evenly into heads.
-pub(crate) fn check_heads(field: &str, heads: usize, width: usize) -> Result<(), ModelError> {
-    check_positive(field, heads)?;
-    if !width.is_multiple_of(heads) {
-        return Err(ModelError::Config {
-            field: field.to_owned(),
-            value: heads.to_string(),
-            expected: format!("a divisor of the width {width}"),
-        });
-    }
-    Ok(())
-}
-
-/// Checks that a size is at least 1.
-pub(crate) fn check_positive(field: &str, value: usize) -> Result<(), ModelError> {
-    if value == 0 {
-        return Err(ModelError::Config {
-            field: field.to_owned(),
-            value: value.to_string(),
-            expected: "at least 1".to_owned(),
-        });
-    }
-    Ok(())
-}

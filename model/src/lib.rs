@@ -50,6 +50,7 @@ mod golden;
 mod inputs;
 mod language_model;
 mod layers;
+mod limits;
 mod ops;
 mod params;
 mod resampler;

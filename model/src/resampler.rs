@@ -5,7 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
-use crate::layers::{FeedForward, LayerNorm, Linear, NORM_EPSILON, check_positive};
+use crate::layers::{FeedForward, LayerNorm, Linear, NORM_EPSILON};
+use crate::limits::{
+    FRAMES_MAX, LATENTS_MAX, LAYERS_MAX, check_at_most, check_free_heads, check_size,
+};
 use crate::ops::{self, Activation, AttentionShape, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record};
@@ -35,10 +38,10 @@ impl ResamplerConfig {
     /// # Errors
     /// Names the first field that cannot.
     pub fn validate(&self) -> Result<(), ModelError> {
-        check_positive("resampler.latents", self.latents)?;
-        check_positive("resampler.heads", self.heads)?;
-        check_positive("resampler.head_dim", self.head_dim)?;
-        check_positive("resampler.frames", self.frames)
+        check_size("resampler.latents", self.latents, LATENTS_MAX)?;
+        check_at_most("resampler.layers", self.layers, LAYERS_MAX)?;
+        check_free_heads("resampler", self.heads, self.head_dim)?;
+        check_size("resampler.frames", self.frames, FRAMES_MAX)
     }
 }
 

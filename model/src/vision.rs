@@ -9,7 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::block::{Block, BlockSize};
 use crate::buffer::Buffer;
 use crate::error::ModelError;
-use crate::layers::{LayerNorm, Linear, NORM_EPSILON, check_heads, check_positive};
+use crate::layers::{LayerNorm, Linear, NORM_EPSILON};
+use crate::limits::{
+    IMAGE_SIZE_MAX, LAYERS_MAX, PATCHES_MAX, WIDTH_MAX, check_at_most, check_heads, check_size,
+    check_tower,
+};
 use crate::ops::{self, Activation, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record};
@@ -41,8 +45,8 @@ impl VisionConfig {
     /// # Errors
     /// Names the first field that cannot.
     pub fn validate(&self) -> Result<(), ModelError> {
-        check_positive("vision.image_size", self.image_size)?;
-        check_positive("vision.patch_size", self.patch_size)?;
+        check_size("vision.image_size", self.image_size, IMAGE_SIZE_MAX)?;
+        check_size("vision.patch_size", self.patch_size, IMAGE_SIZE_MAX)?;
         if !self.image_size.is_multiple_of(self.patch_size) {
             return Err(ModelError::Config {
                 field: "vision.patch_size".to_owned(),
@@ -50,8 +54,12 @@ impl VisionConfig {
                 expected: format!("a divisor of the image size {}", self.image_size),
             });
         }
-        check_positive("vision.width", self.width)?;
-        check_heads("vision.heads", self.heads, self.width)
+        check_at_most("vision patches of an image", self.n_patches(), PATCHES_MAX)?;
+        check_size("vision.width", self.width, WIDTH_MAX)?;
+        check_at_most("vision.layers", self.layers, LAYERS_MAX)?;
+        check_heads("vision.heads", self.heads, self.width)?;
+        let patch_rows = CHANNELS * self.patch_size * self.patch_size;
+        check_tower("vision", self.width, self.layers, self.n_patches() + 1 + patch_rows)
     }
 
     /// Patches of one image.
