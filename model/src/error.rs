@@ -84,6 +84,20 @@ pub enum ModelError {
         /// The file that was looked for.
         expected: &'static str,
     },
+    /// A run's `latest` does not name a checkpoint.
+    #[error("{} holds `{found}`, expected `step-N`", path.display())]
+    Latest {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+    },
+    /// The model gives numbers that cannot be compared, as diverged weights do.
+    #[error("the {what} of the model are not finite")]
+    NotFinite {
+        /// Which numbers: `logits`, `log-likelihoods`.
+        what: &'static str,
+    },
     /// An input does not fit the model or itself.
     #[error("input {what} is {found}, expected {expected}")]
     Input {

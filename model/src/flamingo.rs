@@ -25,6 +25,10 @@ use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
 };
 use crate::vision::{Vision, VisionConfig};
+use crate::weights_file::le_bytes;
+
+/// Values whose bytes are made and hashed at once.
+const HASHED_AT_ONCE: usize = 1 << 14;
 
 /// Shape of the whole model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,8 +176,8 @@ impl Flamingo {
         let frozen = self.params().into_iter().flat_map(Params::iter);
         for parameter in frozen.filter(|parameter| !parameter.weight.is_trained()) {
             digest.update(format!("{} {:?}\n", parameter.name, parameter.shape));
-            for value in parameter.weight.values().iter() {
-                digest.update(value.to_le_bytes());
+            for block in parameter.weight.values().chunks(HASHED_AT_ONCE) {
+                digest.update(le_bytes(block));
             }
         }
         let mut text = String::new();
@@ -229,12 +233,12 @@ impl Flamingo {
     /// The likeliest next token at every position: `[B * L]`.
     ///
     /// # Errors
-    /// When the inputs do not fit the model or each other.
+    /// When the inputs do not fit the model or each other, or a logit is not finite.
     pub fn predictions(&self, inputs: &Inputs) -> Result<Vec<u32>, ModelError> {
         inputs.check(&self.config)?;
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
-            Ok(self.likeliest(&hidden))
+            self.likeliest(&hidden)
         })
     }
 
@@ -266,10 +270,15 @@ impl Flamingo {
     }
 
     /// The likeliest token of each row of `hidden`, the first among equals.
-    pub(crate) fn likeliest(&self, hidden: &Matrix) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// When a logit is not finite.
+    pub(crate) fn likeliest(&self, hidden: &Matrix) -> Result<Vec<u32>, ModelError> {
         let (decoder, params) = self.language.parts();
         let mut all = Vec::with_capacity(hidden.rows());
+        let mut finite = true;
         ops::each_logits(hidden, decoder.head(params), |_, logits| {
+            finite &= logits.iter().all(|logit| logit.is_finite());
             let mut best = 0;
             for (token, logit) in logits.iter().enumerate() {
                 if *logit > logits[best] {
@@ -278,7 +287,7 @@ impl Flamingo {
             }
             all.push(best as u32);
         });
-        all
+        finite.then_some(all).ok_or(ModelError::NotFinite { what: "logits" })
     }
 
     /// The cross-attention block that stands before layer `layer` of the language model, if any.

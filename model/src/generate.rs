@@ -64,7 +64,7 @@ impl Flamingo {
     /// end of the model's context. New tokens see the image that the prompt's last token sees.
     ///
     /// # Errors
-    /// When a prompt does not fit the model.
+    /// When a prompt does not fit the model, or a logit is not finite.
     pub fn generate_greedy(
         &self,
         prompts: &[Prompt],
@@ -77,7 +77,7 @@ impl Flamingo {
     /// Scores of every prompt's own tokens.
     ///
     /// # Errors
-    /// When a prompt does not fit the model.
+    /// When a prompt does not fit the model, or a logit is not finite.
     pub fn score(&self, prompts: &[Prompt]) -> Result<Vec<Scores>, ModelError> {
         self.in_groups(prompts, |group| {
             let (media, mut sequences) = self.begin(group)?;
@@ -86,7 +86,7 @@ impl Flamingo {
                 group.iter().flat_map(|prompt| following(&prompt.tokens)).collect();
             let (decoder, params) = self.language.parts();
             let nll = ops::token_losses(&hidden, decoder.head(params), &targets);
-            let likeliest = self.likeliest(&hidden);
+            let likeliest = self.likeliest(&hidden)?;
             let mut first = 0;
             Ok(group
                 .iter()
@@ -106,7 +106,8 @@ impl Flamingo {
     /// once. An answer's tokens see the image that the prompt's last token sees.
     ///
     /// # Errors
-    /// When prompt and answer do not fit the model together, or an answer is empty.
+    /// When prompt and answer do not fit the model together, an answer is empty, or a log-likelihood
+    /// is not finite.
     pub fn rank(&self, prompt: &Prompt, answers: &[Vec<u32>]) -> Result<Vec<f32>, ModelError> {
         self.check_prompt(prompt)?;
         for answer in answers {
@@ -114,13 +115,13 @@ impl Flamingo {
             self.config.language.check_tokens(answer, answer.len())?;
             self.check_length(length)?;
         }
-        ops::on_pool(|| Ok(self.log_likelihoods(prompt, answers)?))
+        ops::on_pool(|| self.log_likelihoods(prompt, answers))
     }
 
     fn in_groups<R: Send>(
         &self,
         prompts: &[Prompt],
-        work: impl Fn(&[Prompt]) -> Result<Vec<R>, DeviceError> + Sync,
+        work: impl Fn(&[Prompt]) -> Result<Vec<R>, ModelError> + Sync,
     ) -> Result<Vec<R>, ModelError> {
         prompts.iter().try_for_each(|prompt| self.check_prompt(prompt))?;
         ops::on_pool(|| {
@@ -137,7 +138,7 @@ impl Flamingo {
         prompts: &[Prompt],
         tokens_max: usize,
         stop: u32,
-    ) -> Result<Vec<Vec<u32>>, DeviceError> {
+    ) -> Result<Vec<Vec<u32>>, ModelError> {
         let (media, mut sequences) = self.begin(prompts)?;
         let mut written = vec![Vec::new(); prompts.len()];
         if tokens_max == 0 {
@@ -149,7 +150,7 @@ impl Flamingo {
         let mut going: Vec<usize> = (0..prompts.len()).collect();
         loop {
             let mut next = Vec::with_capacity(going.len());
-            for (who, token) in going.iter().zip(self.likeliest(&hidden)) {
+            for (who, token) in going.iter().zip(self.likeliest(&hidden)?) {
                 let full = sequences[*who].length == self.config.language.context;
                 if token != stop {
                     written[*who].push(token);
@@ -179,7 +180,7 @@ impl Flamingo {
         &self,
         prompt: &Prompt,
         answers: &[Vec<u32>],
-    ) -> Result<Vec<f32>, DeviceError> {
+    ) -> Result<Vec<f32>, ModelError> {
         let one = std::slice::from_ref(prompt);
         let (media, mut sequences) = self.begin(one)?;
         let hidden = self.read(&media, readings(&mut sequences, one))?;
@@ -219,7 +220,8 @@ impl Flamingo {
             }
             all.extend(sums);
         }
-        Ok(all)
+        let finite = all.iter().all(|sum| sum.is_finite());
+        finite.then_some(all).ok_or(ModelError::NotFinite { what: "log-likelihoods" })
     }
 
     /// Empty sequences for the prompts, and their images. Prompts that share their latents share the projected media.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 
-use crate::checkpoint::Tensors;
 use crate::gated_xattn::{CrossAttentionConfig, GatedCrossAttention};
 use crate::language_model::LanguageModel;
 use crate::ops::gradient_check::gradients_of_ramp;
@@ -16,6 +15,7 @@ use crate::params::{Declare, Params, Source, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
 use crate::tensor::{Gradients, Matrix, NotRecording, Recording, Weight, differentiate};
 use crate::vision::{Vision, VisionConfig};
+use crate::weights_file::Tensors;
 use crate::{LanguageConfig, TextBatch, Trainable};
 
 /// Relative error allowed in every comparison; f32 sums in another order stay well below.

@@ -56,8 +56,9 @@ mod params;
 mod resampler;
 mod tensor;
 mod vision;
+mod weights_file;
 
-pub use checkpoint::{Tensors, model_folder, read_config};
+pub use checkpoint::{model_folder, read_config};
 pub use clip::{Clip, ClipConfig, Pairs};
 pub use decoder::LanguageConfig;
 pub use error::ModelError;
@@ -71,3 +72,4 @@ pub use params::{Parameter, Params, Trainable};
 pub use resampler::ResamplerConfig;
 pub use tensor::{DeviceError, Gradients, Weight};
 pub use vision::VisionConfig;
+pub use weights_file::Tensors;

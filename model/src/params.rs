@@ -3,11 +3,14 @@
 //! A module declares its parameters once and keeps their [`ParamId`]s; forward passes look the weights up in a
 //! [`Params`]. So there is one walk over all parameters, and whether a tower is frozen is decided where it is loaded.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
-use crate::checkpoint::Tensors;
+use safetensors::{Dtype, View};
+
 use crate::error::ModelError;
-use crate::tensor::{Gradients, Weight};
+use crate::tensor::{DeviceError, Gradients, Weight};
+use crate::weights_file::{Tensors, le_bytes};
 
 /// A parameter of one [`Params`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,24 @@ impl Parameter {
     /// Number of values.
     pub fn n_values(&self) -> usize {
         self.shape.iter().product()
+    }
+}
+
+impl View for &Parameter {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        le_bytes(&self.weight.values()).into()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of::<f32>() * self.n_values()
     }
 }
 
@@ -169,7 +190,7 @@ impl Declare {
     ) -> Result<ParamId, ModelError> {
         let name = name.into();
         let values = match &mut self.source {
-            Source::Random { seed } => draw(*seed, &name, shape.iter().product(), start),
+            Source::Random { seed } => draw(*seed, &name, shape.iter().product(), start)?,
             Source::Stored { tensors, path } => tensors.take(&name, shape, path)?,
         };
         let weight = match self.training {
@@ -186,14 +207,18 @@ impl Declare {
     }
 }
 
-fn draw(seed: u64, name: &str, n: usize, start: Start) -> Vec<f32> {
+/// The values that a parameter starts with; an error where memory cannot hold them.
+fn draw(seed: u64, name: &str, n: usize, start: Start) -> Result<Vec<f32>, DeviceError> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(n).map_err(|_| DeviceError::OutOfMemory)?;
     match start {
-        Start::Constant(value) => vec![value; n],
+        Start::Constant(value) => values.resize(n, value),
         Start::Normal(deviation) => {
             let key = name.bytes().fold(seed, |key, byte| mix(key ^ u64::from(byte)));
-            (0..n as u64).map(|i| deviation * normal(key, i)).collect()
+            values.extend((0..n as u64).map(|i| deviation * normal(key, i)));
         }
     }
+    Ok(values)
 }
 
 /// `SplitMix64`'s output function: a bijection that looks random.
@@ -221,12 +246,13 @@ mod tests {
 
     #[test]
     fn draws_are_normal_and_depend_on_the_name_only() {
-        let draws = draw(7, "a.weight", 20_000, Start::Normal(2.0));
+        let draw = |name, n| draw(7, name, n, Start::Normal(2.0)).unwrap();
+        let draws = draw("a.weight", 20_000);
         let mean = draws.iter().sum::<f32>() / 20_000.0;
         let variance = draws.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / 20_000.0;
         assert!(mean.abs() < 0.05, "{mean}");
         assert!((variance - 4.0).abs() < 0.15, "{variance}");
-        assert_eq!(draws[..10], draw(7, "a.weight", 10, Start::Normal(2.0)));
-        assert_ne!(draws[..10], draw(7, "b.weight", 10, Start::Normal(2.0)));
+        assert_eq!(draws[..10], draw("a.weight", 10));
+        assert_ne!(draws[..10], draw("b.weight", 10));
     }
 }

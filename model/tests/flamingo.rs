@@ -364,6 +364,26 @@ fn ranking_equals_the_scores_of_prompt_and_answer_together() {
 }
 
 #[test]
+fn weights_that_diverged_are_an_error_and_not_token_0() {
+    let mut model = opened();
+    change(&mut model, |name, values| {
+        if name == "cross_attention.1.ffw_gate" {
+            values.fill(f32::NAN);
+        }
+    });
+    let prompts = prompts(&model);
+    let errors = [
+        model.generate_greedy(&prompts, 3, 0).unwrap_err(),
+        model.score(&prompts).unwrap_err(),
+        model.predictions(&inputs()).unwrap_err(),
+        model.rank(&prompts[0], &[vec![3], vec![5, 6]]).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, ModelError::NotFinite { .. }), "{error}");
+    }
+}
+
+#[test]
 fn padding_of_length_and_images_does_not_change_results() {
     let model = opened();
     let batch = inputs();
