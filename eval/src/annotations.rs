@@ -5,39 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use flamingo_dataset::{Corpus, CorpusKind, CorpusStore, EncodedImage, Row};
-use serde::{Deserialize, Serialize};
+use flamingo_dataset::{Corpus, CorpusKind, EncodedImage, Row};
 
 use crate::error::EvalError;
-
-/// Name of the settings file in an annotations folder.
-pub const TASK_FILE: &str = "task.toml";
-
-/// Settings of a benchmark, from its `task.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TaskConfig {
-    /// Text between an image and its caption. Paper, appendix B.1.5: `Output:`.
-    pub prompt: String,
-    /// Words of the captions that only the image tells; the controls count how many are right.
-    pub content_words: Vec<String>,
-    /// Answers to choose from; empty: the distinct captions of the support examples.
-    pub candidates: Vec<String>,
-    /// Tokens after which a caption without `<EOC>` is cut. The paper gives no limit, Open Flamingo
-    /// takes 20 of a larger vocabulary.
-    pub max_new_tokens: usize,
-}
-
-impl Default for TaskConfig {
-    fn default() -> Self {
-        Self {
-            prompt: "Output:".into(),
-            content_words: Vec::new(),
-            candidates: Vec::new(),
-            max_new_tokens: 32,
-        }
-    }
-}
+use crate::task_file::TaskConfig;
 
 /// One image with its text, without the image's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,41 +97,9 @@ impl Annotations {
     /// When one of the corpora or `task.toml` cannot be read or is not what it should be.
     pub fn open(location: &str) -> Result<Self, EvalError> {
         let at = location.trim_end_matches('/');
-        let config = read_config(at)?;
+        let config = TaskConfig::read(at)?;
         let support = Split::open(&format!("{at}/support"))?;
         let query = Split::open(&format!("{at}/query"))?;
         Ok(Self { location: location.to_owned(), support, query, config })
     }
-}
-
-fn read_config(location: &str) -> Result<TaskConfig, EvalError> {
-    let store = CorpusStore::open(location)?;
-    let file = format!("{location}/{TASK_FILE}");
-    if !store.exists(TASK_FILE)? {
-        return Ok(TaskConfig::default());
-    }
-    let text = String::from_utf8_lossy(&store.get(TASK_FILE)?).into_owned();
-    let config: TaskConfig =
-        toml::from_str(&text).map_err(|error| toml_error(&file, &text, &error))?;
-    let setting =
-        |key, found, expected| EvalError::Setting { file: file.clone(), key, found, expected };
-    if config.max_new_tokens == 0 {
-        return Err(setting("max_new_tokens", "0".into(), "at least 1"));
-    }
-    if config.candidates.len() == 1 {
-        return Err(setting(
-            "candidates",
-            format!("{:?}", config.candidates),
-            "none or at least two",
-        ));
-    }
-    Ok(config)
-}
-
-/// One line that names the file, the line and what was expected.
-pub(crate) fn toml_error(file: &str, text: &str, error: &toml::de::Error) -> EvalError {
-    let line =
-        error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    let file = line.map_or_else(|| file.to_owned(), |line| format!("{file} line {line}"));
-    EvalError::Toml { file, problem: error.message().replace('\n', ", ") }
 }

@@ -8,7 +8,7 @@ use crate::error::EvalError;
 use crate::evaluate::{Evaluation, Plan};
 use crate::report::report_html;
 use crate::results::results_json;
-use crate::settings::write_atomically;
+use crate::settings::write_whole;
 use crate::subject::{LoadedModel, Subject};
 use crate::table::{control_table, score_table};
 use crate::task::TaskName;
@@ -42,7 +42,8 @@ pub struct Command {
 /// Runs the benchmarks and returns their tables as text.
 ///
 /// # Errors
-/// When the model or a benchmark cannot be read, the output folder holds samples made with other
+/// When the model or a benchmark cannot be read, a benchmark has too few support examples, the
+/// output folder holds samples made with other
 /// settings, the model fails, or the disk does.
 pub fn run(command: &Command) -> Result<String, EvalError> {
     let model = LoadedModel::open(&command.model)?;
@@ -51,25 +52,28 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
         let annotations = Annotations::open(&benchmark.annotations)?;
         opened.push((benchmark.task.on(&annotations)?, annotations));
     }
+    let plans = opened.iter().map(|(task, annotations)| Plan {
+        task: task.as_ref(),
+        annotations,
+        shots: &command.shots,
+        limit: command.limit,
+        seed: command.seed,
+        out: &command.out,
+    });
+    let plans = plans.map(|plan| Ok((plan.choose_shots()?, plan)));
+    let plans = plans.collect::<Result<Vec<_>, EvalError>>()?;
     std::fs::create_dir_all(&command.out).map_err(EvalError::file("create", &command.out))?;
     let mut evaluations: Vec<(Evaluation, &Annotations)> = Vec::new();
-    for (task, annotations) in &opened {
-        let plan = Plan {
-            task: task.as_ref(),
-            annotations,
-            shots: &command.shots,
-            limit: command.limit,
-            seed: command.seed,
-            out: &command.out,
-        };
-        evaluations.push((plan.run(&Subject::new(&model, annotations))?, annotations));
+    for (shown, plan) in &plans {
+        let subject = Subject::new(&model, plan.annotations);
+        evaluations.push((plan.run(&subject, shown)?, plan.annotations));
     }
     let pairs: Vec<_> =
         evaluations.iter().map(|(evaluation, files)| (evaluation, *files)).collect();
     let report = report_html(&model.folder, &pairs)?;
     let all: Vec<&Evaluation> = pairs.iter().map(|(evaluation, _)| *evaluation).collect();
-    write_atomically(&command.out.join("report.html"), &report)?;
-    write_atomically(&command.out.join("results.json"), &results_json(&all, RESAMPLES))?;
+    write_whole(&command.out.join("report.html"), &report)?;
+    write_whole(&command.out.join("results.json"), &results_json(&all, RESAMPLES))?;
     Ok(tables(&all))
 }
 

@@ -9,7 +9,7 @@ use flamingo_model::ModelError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
-    /// The folder given as model is neither a run nor a checkpoint of one.
+    /// The folder given as model lacks a part of a run.
     #[error("{} is not a run folder of flamingo-train: {problem}", path.display())]
     NotARun {
         /// The folder as given.
@@ -17,6 +17,9 @@ pub enum EvalError {
         /// What was looked for.
         problem: String,
     },
+    /// The folder given as model names no checkpoint.
+    #[error(transparent)]
+    NoModel(ModelError),
     /// A file could not be read or written.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -153,8 +156,22 @@ impl EvalError {
         move |source| Self::Model { path, source }
     }
 
+    /// A TOML file that cannot be taken: names the line and what was expected.
+    pub(crate) fn toml(file: &str, text: &str, error: &toml::de::Error) -> Self {
+        let line =
+            error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let file = line.map_or_else(|| file.to_owned(), |line| format!("{file} line {line}"));
+        Self::Toml { file, problem: error.message().replace('\n', ", ") }
+    }
+
     /// Whether the user's settings are at fault, rather than the input or the machine.
     pub fn is_bad_config(&self) -> bool {
-        matches!(self, Self::Toml { .. } | Self::Setting { .. } | Self::OtherSettings { .. })
+        matches!(
+            self,
+            Self::Toml { .. }
+                | Self::Setting { .. }
+                | Self::FewExamples { .. }
+                | Self::OtherSettings { .. }
+        )
     }
 }

@@ -36,6 +36,12 @@ pub struct Plan<'a> {
     pub out: &'a Path,
 }
 
+/// Support examples shown in one round: for each query, indices in the order in which they are shown.
+pub struct ShownShots {
+    n_shots: usize,
+    by_query: Vec<Vec<usize>>,
+}
+
 /// What became of one benchmark.
 pub struct Evaluation {
     /// Name of the task.
@@ -88,21 +94,40 @@ pub struct Scored {
 }
 
 impl Plan<'_> {
-    /// Evaluates a model, going on from samples that are there already.
+    /// Chooses the shots of all rounds, so that too many fail before the first answer is made.
+    ///
+    /// # Errors
+    /// When there are fewer support examples than shots.
+    pub fn choose_shots(&self) -> Result<Vec<ShownShots>, EvalError> {
+        let all = self.task.queries(self.annotations);
+        let queries = self.asked(&all);
+        let rounds = self.shots.iter().map(|&n_shots| {
+            let by_query = queries.iter().map(|query| self.shown(query, n_shots));
+            Ok(ShownShots { n_shots, by_query: by_query.collect::<Result<_, _>>()? })
+        });
+        rounds.collect()
+    }
+
+    /// Evaluates a model with the shots that were chosen, going on from samples that are there
+    /// already.
     ///
     /// # Errors
     /// When a file or image cannot be read or written, the output folder holds samples made with
     /// other settings, or the model fails.
-    pub fn run(&self, subject: &Subject<'_>) -> Result<Evaluation, EvalError> {
+    pub fn run(
+        &self,
+        subject: &Subject<'_>,
+        chosen: &[ShownShots],
+    ) -> Result<Evaluation, EvalError> {
         let name = self.task.name();
         let settings = Settings::new(name, self.annotations, subject.sha256(), self.seed);
         settings.claim(&self.out.join(format!("settings_{name}.json")))?;
         let all = self.task.queries(self.annotations);
-        let queries = &all[..self.limit.unwrap_or(all.len()).min(all.len())];
+        let queries = self.asked(&all);
         let mut rounds: Vec<Round> = Vec::new();
-        for &n_shots in self.shots {
-            let outcome = self.round(subject, queries, n_shots, &rounds)?;
-            rounds.push(Round { n_shots, outcome });
+        for shown in chosen {
+            let outcome = self.round(subject, queries, shown, &rounds)?;
+            rounds.push(Round { n_shots: shown.n_shots, outcome });
         }
         let controls = self.controls(subject, &all, queries.len())?;
         Ok(Evaluation {
@@ -120,14 +145,13 @@ impl Plan<'_> {
         &self,
         subject: &Subject<'_>,
         queries: &[Query],
-        n_shots: usize,
+        shown: &ShownShots,
         before: &[Round],
     ) -> Result<Outcome, EvalError> {
-        let shown = queries.iter().map(|query| self.shown(query, n_shots));
-        let shown = shown.collect::<Result<Vec<_>, _>>()?;
+        let (n_shots, shown) = (shown.n_shots, &shown.by_query);
         let prompts: Vec<Prompt> = queries
             .iter()
-            .zip(&shown)
+            .zip(shown)
             .map(|(query, shots)| self.prompt(subject, query, shots, n_shots))
             .collect();
         let answer = self.task.answer_tokens_max(subject.tokenizer());
@@ -143,6 +167,11 @@ impl Plan<'_> {
             Ok(asked.map(|((query, shots), answer)| self.sample(query, shots, answer)).collect())
         })?;
         Ok(Outcome::Scored(self.scored(samples, before)))
+    }
+
+    /// The queries that are asked, of all that there are.
+    fn asked<'q>(&self, all: &'q [Query]) -> &'q [Query] {
+        &all[..self.limit.unwrap_or(all.len()).min(all.len())]
     }
 
     fn sample(&self, query: &Query, shots: &[usize], answer: Answer) -> Sample {

@@ -15,14 +15,16 @@
 //! assert!((cider_d(&pairs)[0] - 10.0).abs() < 1e-9);
 //! ```
 //!
-//! In reading order: [`task`] what a benchmark must say, [`tasks`] the benchmarks, [`annotations`]
-//! their files, [`shots`] which examples are shown, [`prompt`] the layout, [`inputs`] from prompts
-//! to what the model takes, [`subject`] the model under test, [`evaluate`] one benchmark, [`command`] all of them,
-//! [`controls`], [`cider`] on [`ptb_tokenize`], [`bootstrap`] on [`draw`], [`samples`] and
-//! [`settings`] for going on, [`results`], [`table`] and [`report`] for what comes out.
+//! In reading order: [`task`] what a benchmark must say, [`caption`] and [`label`] the benchmarks,
+//! [`annotations`] and [`task_file`] their files, [`shots`] which examples are shown, [`prompt`] the
+//! layout, [`inputs`] from prompts to what the model takes, [`run_folder`] and [`subject`] the model
+//! under test, [`evaluate`] one benchmark, [`command`] all of them, [`controls`], [`cider`] on
+//! [`ptb_tokenize`], [`bootstrap`] on [`draw`], [`samples`] and [`settings`] for going on,
+//! [`results`], [`table`] and [`report`] for what comes out.
 
 pub mod annotations;
 pub mod bootstrap;
+pub mod caption;
 pub mod cider;
 pub mod command;
 pub mod controls;
@@ -30,6 +32,7 @@ pub mod draw;
 pub mod error;
 pub mod evaluate;
 pub mod inputs;
+pub mod label;
 mod progress;
 pub mod prompt;
 pub mod ptb_tokenize;
@@ -42,5 +45,5 @@ pub mod shots;
 pub mod subject;
 pub mod table;
 pub mod task;
-pub mod tasks;
+pub mod task_file;
 pub mod words;

@@ -9,9 +9,6 @@ use serde_json::{Map, Value, json};
 use crate::bootstrap::Estimate;
 use crate::evaluate::{Evaluation, Outcome, Round};
 
-/// Raised whenever a task's rules change so that its scores do.
-const TASK_VERSION: u32 = 1;
-
 /// The filter of all scores: answers are taken as they are.
 const FILTER: &str = "none";
 
@@ -101,7 +98,7 @@ impl Results {
         let mut config = json!(evaluation.settings);
         config["num_fewshot"] = n_shots.into();
         self.configs.insert(name.clone(), config);
-        self.versions.insert(name.clone(), TASK_VERSION.into());
+        self.versions.insert(name.clone(), evaluation.settings.task_version.into());
         self.n_shot.insert(name.clone(), n_shots.into());
         self.higher_is_better.insert(name.clone(), better);
         let counts = json!({

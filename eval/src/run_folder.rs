@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use flamingo_dataset::{ImageConfig, sha256_hex};
+use flamingo_model::model_folder;
 use serde::Deserialize;
 
-use crate::annotations::toml_error;
 use crate::error::EvalError;
 
 /// Files of a checkpoint that serve training alone.
@@ -50,16 +50,11 @@ impl RunFolder {
         if !path.is_dir() {
             return Err(not_a_run("no such folder".to_owned()));
         }
-        let (run, checkpoint) = if path.join("latest").is_file() {
-            let latest = read(&path.join("latest"))?;
-            (path.to_path_buf(), path.join("checkpoints").join(latest.trim()))
-        } else if path.join("config.json").is_file() {
-            let parent = path.canonicalize().map_err(EvalError::file("read", path))?;
-            let run = parent.ancestors().nth(2).unwrap_or(path);
-            (run.to_path_buf(), path.to_path_buf())
-        } else {
-            return Err(not_a_run("no file `latest` or `config.json` in it".to_owned()));
-        };
+        let checkpoint = model_folder(path).map_err(EvalError::NoModel)?;
+        let whole = checkpoint.canonicalize().map_err(EvalError::file("read", &checkpoint))?;
+        // A checkpoint is RUN/checkpoints/step-N.
+        let run = if checkpoint == path { whole.ancestors().nth(2) } else { Some(path) };
+        let run = run.unwrap_or(path).to_path_buf();
         for file in
             [run.join("tokenizer.json"), run.join("config.toml"), checkpoint.join("config.json")]
         {
@@ -70,7 +65,7 @@ impl RunFolder {
         let file = run.join("config.toml");
         let text = read(&file)?;
         let config: RunConfig = toml::from_str(&text)
-            .map_err(|error| toml_error(&file.display().to_string(), &text, &error))?;
+            .map_err(|error| EvalError::toml(&file.display().to_string(), &text, &error))?;
         let built_from = built_from(&run, &config.model);
         Ok(Self { run, checkpoint, image: config.image, built_from })
     }
@@ -203,7 +198,7 @@ mod tests {
     fn what_is_missing_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let error = |path: &Path| RunFolder::open(path).unwrap_err().to_string();
-        assert!(error(dir.path()).contains("no file `latest` or `config.json` in it"));
+        assert!(error(dir.path()).contains("no `latest` and no `config.json`"));
         assert!(error(&dir.path().join("nowhere")).contains("no such folder"));
         let path = run(dir.path());
         std::fs::write(path.join("config.toml"), "steps = 3\n").unwrap();

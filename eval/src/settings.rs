@@ -2,17 +2,24 @@
 
 use std::path::Path;
 
+use flamingo_dataset::write_durably;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::annotations::{Annotations, TaskConfig};
+use crate::annotations::Annotations;
 use crate::error::EvalError;
+use crate::task_file::TaskConfig;
+
+/// Raised whenever a task's rules change so that its answers or scores do.
+pub const TASK_VERSION: u32 = 1;
 
 /// Everything that decides a sample, but not which queries and shot counts are asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Name of the task.
     pub task: String,
+    /// [`TASK_VERSION`] of the program that made them.
+    pub task_version: u32,
     /// Seed of the choice of shots, of the shuffled images and of the intervals.
     pub seed: u64,
     /// Digest of the model's weights, config and tokenizer.
@@ -31,6 +38,7 @@ impl Settings {
     pub fn new(task: &str, annotations: &Annotations, model_sha256: &str, seed: u64) -> Self {
         Self {
             task: task.to_owned(),
+            task_version: TASK_VERSION,
             seed,
             model_sha256: model_sha256.to_owned(),
             support_sha256: annotations.support.sha256(),
@@ -49,7 +57,7 @@ impl Settings {
     pub fn claim(&self, path: &Path) -> Result<(), EvalError> {
         let now = serde_json::to_value(self).expect("settings are texts and numbers");
         if !path.exists() {
-            return write_atomically(path, &format!("{now:#}\n"));
+            return write_whole(path, &format!("{now:#}\n"));
         }
         let text = std::fs::read(path).map_err(EvalError::file("read", path))?;
         let was: Value = serde_json::from_slice(&text).map_err(|source| EvalError::Sample {
@@ -71,10 +79,8 @@ impl Settings {
 }
 
 /// Writes a whole file or nothing.
-pub(crate) fn write_atomically(path: &Path, text: &str) -> Result<(), EvalError> {
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, text).map_err(EvalError::file("write", &partial))?;
-    std::fs::rename(&partial, path).map_err(EvalError::file("write", path))
+pub(crate) fn write_whole(path: &Path, text: &str) -> Result<(), EvalError> {
+    write_durably(path, text.as_bytes()).map_err(EvalError::file("write", path))
 }
 
 #[cfg(test)]
@@ -87,6 +93,7 @@ mod tests {
         let path = dir.path().join("settings_label.json");
         let settings = Settings {
             task: "label".into(),
+            task_version: TASK_VERSION,
             seed: 0,
             model_sha256: "m".into(),
             support_sha256: "s".into(),
@@ -98,6 +105,9 @@ mod tests {
         let other = Settings { seed: 1, ..settings.clone() };
         let error = other.claim(&path).unwrap_err().to_string();
         assert!(error.contains("`seed` 0, now 1"), "{error}");
+        let other = Settings { task_version: TASK_VERSION + 1, ..settings.clone() };
+        let error = other.claim(&path).unwrap_err().to_string();
+        assert!(error.contains("`task_version` 1, now 2"), "{error}");
         let config = TaskConfig { prompt: "shows:".into(), ..TaskConfig::default() };
         let error = Settings { config, ..settings }.claim(&path).unwrap_err().to_string();
         assert!(error.contains("`prompt` \"Output:\", now \"shows:\""), "{error}");

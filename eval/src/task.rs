@@ -4,11 +4,12 @@
 use flamingo_dataset::Tokenizer;
 
 use crate::annotations::{Annotations, Example};
+use crate::caption::Caption;
 use crate::error::EvalError;
+use crate::label::Label;
 use crate::prompt::{Prompt, Template};
 use crate::samples::Sample;
 use crate::subject::Subject;
-use crate::tasks::{Caption, Label};
 
 /// What a query is shown when no shots are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

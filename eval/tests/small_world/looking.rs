@@ -5,6 +5,7 @@ use crate::world::World;
 use flamingo_eval::annotations::Annotations;
 use flamingo_eval::prompt::{ImagePlace, Prompt, Template};
 use flamingo_eval::subject::{LoadedModel, Reading, Subject, Taught};
+use flamingo_model::{Flamingo, Gradients, Trainable};
 
 struct Scene {
     /// Keeps the files.
@@ -15,7 +16,27 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        Self::of(World::new())
+    }
+
+    /// The same model with all gates at 0.
+    fn with_closed_gates() -> Self {
         let world = World::new();
+        let checkpoint = world.path("run/checkpoints/step-2");
+        let mut model = Flamingo::load(&checkpoint).unwrap();
+        for params in model.params_mut() {
+            let close = |name: &str, _: &[usize], values: &mut [f32], _: &[f32]| {
+                if name.ends_with("_gate") {
+                    values.fill(0.0);
+                }
+            };
+            params.update(&mut Gradients::default(), close).unwrap();
+        }
+        model.save(&checkpoint).unwrap();
+        Self::of(world)
+    }
+
+    fn of(world: World) -> Self {
         let model = LoadedModel::open(&world.path("run")).unwrap();
         let annotations = Annotations::open(world.path("caption").to_str().unwrap()).unwrap();
         Self { _world: world, model, annotations }
@@ -63,10 +84,18 @@ fn the_image_matters_and_each_is_looked_at_alike() {
 
 #[test]
 fn closed_gates_hide_the_image() {
-    let scene = Scene::new();
-    let subject = scene.subject();
-    let nll = subject.nll_with_closed_gates(&taught(&subject, &[Some(0), Some(1)])).unwrap();
-    assert_eq!(nll[0].to_bits(), nll[1].to_bits());
+    let (open, closed) = (Scene::new(), Scene::with_closed_gates());
+    let (open, closed) = (open.subject(), closed.subject());
+    let taught = taught(&open, &[Some(0), Some(1)]);
+    let without = open.nll_with_closed_gates(&taught).unwrap();
+    let readings = closed.read(&taught).unwrap();
+    assert_eq!(readings[0], readings[1]);
+    for ((without, reading), seeing) in
+        without.iter().zip(&readings).zip(open.read(&taught).unwrap())
+    {
+        assert!((without - reading.total()).abs() < 1e-4, "{without} {}", reading.total());
+        assert!((without - seeing.total()).abs() > 1e-3, "{without} {}", seeing.total());
+    }
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! The command line on a small world: what it writes, that it goes on where it was killed, and what
 //! it says about bad input.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::world::{self, World};
 use serde_json::Value;
+
+/// What `Child::kill` sends.
+const SIGKILL: i32 = 9;
 
 fn command(world: &World, out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
@@ -105,7 +109,7 @@ fn a_killed_evaluation_goes_on_to_the_same_bytes() {
         std::thread::yield_now();
     }
     child.kill().unwrap();
-    child.wait().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(SIGKILL), "it ended before it was killed");
     succeed(&mut command(&world, &killed));
     assert_eq!(files(&killed), expected);
 
@@ -181,8 +185,8 @@ fn bad_input_is_named_in_one_line() {
     check_failure(&mut single(&label, &label, &out), 1, &["label is not a run", "`latest`"]);
     check_failure(&mut single(&run, &run, &out), 1, &["run/support"]);
     let many = &mut single(&run, &label, &out);
-    check_failure(many.args(["--shots", "13"]), 1, &["query-0", "12 support", "13 shots"]);
-    assert!(!out.join("results.json").exists());
+    check_failure(many.args(["--shots", "13"]), 2, &["query-0", "12 support", "13 shots"]);
+    assert!(!out.exists(), "too many shots fail before the first round");
 
     let task = label.join("task.toml");
     std::fs::write(&task, "prompt = \"shows:\"\nanswers = []\n").unwrap();
@@ -194,6 +198,9 @@ fn bad_input_is_named_in_one_line() {
         2,
         &["task.toml: `candidates`", "`circle`", "query-1"],
     );
+
+    std::fs::write(&task, "candidates = [\"red\", \"green\", \"red\"]\n").unwrap();
+    check_failure(&mut single(&run, &label, &out), 2, &["`candidates`", "`red` twice"]);
 
     std::fs::write(run.join("checkpoints/step-2/model.safetensors"), "torn").unwrap();
     check_failure(&mut single(&run, &label, &out), 1, &["model.safetensors"]);

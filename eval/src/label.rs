@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 
 use flamingo_dataset::Tokenizer;
 
-use crate::annotations::{Annotations, Example, TASK_FILE};
+use crate::annotations::{Annotations, Example};
 use crate::error::EvalError;
 use crate::prompt::{Prompt, Template};
 use crate::samples::Sample;
 use crate::subject::Subject;
 use crate::task::{Answer, Query, Task, TaskName, ZeroShot};
+use crate::task_file::TASK_FILE;
 
 /// The labelling task.
 pub struct Label {

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use flamingo_dataset::Tokenizer;
 
-use crate::annotations::{Annotations, Example, TaskConfig};
+use crate::annotations::{Annotations, Example};
 use crate::cider::{CaptionPair, cider_d};
 use crate::error::EvalError;
 use crate::prompt::{Prompt, Template};
 use crate::samples::Sample;
 use crate::subject::Subject;
 use crate::task::{Answer, Query, Task, TaskName, ZeroShot};
+use crate::task_file::TaskConfig;
 
 /// Text-only shots that stand in for shots in the zero-shot setting (paper, appendix A.2).
 const TEXT_SHOTS: usize = 2;
