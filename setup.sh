@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the build needs and the machine lacks: FFmpeg's development files, clang, pkg-config.
-# Called by demo.sh and test.sh; safe to run again.
+# With `--tests` also what the checks in Python need. Called by demo.sh and test.sh; safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -19,8 +19,8 @@ needs=(
   "libavformat-dev|pkg-config --exists libavformat"
   "libavutil-dev|pkg-config --exists libavutil"
   "libswscale-dev|pkg-config --exists libswscale"
-  "python3-venv|python3 -c 'import venv, ensurepip'"
 )
+[ "${1-}" != --tests ] || needs+=("python3-venv|python3 -c 'import venv, ensurepip'")
 missing=()
 for need in "${needs[@]}"; do
   bash -c "${need#*|}" >/dev/null 2>&1 || missing+=("${need%%|*}")

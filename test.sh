@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
 step "set-up"
-./setup.sh
+./setup.sh --tests
 
 step "format"
 cargo fmt --all --check
