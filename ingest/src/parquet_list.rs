@@ -1,5 +1,9 @@
 //! Lists in Parquet, with the images inside or beside. Only the columns that a plan names are read,
-//! a few rows at a time.
+//! a few rows at a time, or one at a time where rows hold images.
+//!
+//! A page of a column is decompressed as a whole, so it is the least that is in memory at a time.
+//! The format allows it 2 GiB; the Parquet library shows no page's size before it reads the page, so
+//! only its compressed size is limited here.
 
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,8 +23,11 @@ use crate::list::{Items, ListItem, ListRow, broken};
 use crate::plan::ListPlan;
 use crate::source::Source;
 
-/// Rows decoded at a time: each may hold an image of many megabytes.
+/// Rows decoded at a time where they hold texts only.
 const BATCH_ROWS: usize = 32;
+/// Most bytes that are read at once, a compressed page or a footer: writers close pages at about
+/// 1 MB, or with the one value that is larger.
+const READ_BYTES_MAX: usize = 256 << 20;
 
 /// A source as the Parquet reader wants it.
 #[derive(Clone)]
@@ -57,6 +64,11 @@ impl ChunkReader for File {
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
         if start.saturating_add(length as u64) > self.0.len() {
             return Err(ParquetError::EOF(format!("{length} bytes at {start} are not there")));
+        }
+        if length > READ_BYTES_MAX {
+            let message =
+                format!("a page or footer of {length} bytes, expected at most {READ_BYTES_MAX}");
+            return Err(ParquetError::General(message));
         }
         let mut bytes = vec![0; length];
         self.0.reader_of(start, length as u64).read_exact(&mut bytes)?;
@@ -130,7 +142,9 @@ fn reader(source: &Arc<Source>, plan: &ListPlan) -> Result<ParquetRecordBatchRea
         let roots = fields.filter(|(_, field)| wanted.contains(&field.name())).map(|(i, _)| i);
         ProjectionMask::roots(builder.parquet_schema(), roots)
     };
-    let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
+    let has_images = builder.schema().field_with_name(&plan.image_column).is_ok();
+    let batch_rows = if has_images { 1 } else { BATCH_ROWS };
+    let builder = builder.with_projection(mask).with_batch_size(batch_rows);
     no_panic(source, || builder.build())
 }
 
@@ -251,6 +265,18 @@ mod tests {
             }
             assert_eq!(columns(&source).unwrap(), ["n", "caption", "image"]);
         }
+    }
+
+    #[test]
+    fn rows_with_images_are_decoded_one_by_one() {
+        let captions: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "c"]));
+        let images: ArrayRef = Arc::new(BinaryArray::from_vec(vec![b"x", b"y", b"z"]));
+        let first = |columns| {
+            let (_folder, source) = write(columns);
+            reader(&source, &ListPlan::default()).unwrap().next().unwrap().unwrap().num_rows()
+        };
+        assert_eq!(first(vec![("caption", Arc::clone(&captions))]), 3);
+        assert_eq!(first(vec![("caption", captions), ("image", images)]), 1);
     }
 
     #[test]
