@@ -1,15 +1,18 @@
-//! Whether a corpus keeps its promises: checksums, counts, the columns of the media mask, and
-//! images that decode.
+//! Whether a corpus keeps its promises: checksums, counts, its plan, the columns that follow from
+//! its slots, and images that decode and are what is said of them.
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int16Type, Int32Type};
 use flamingo_dataset::media_mask::phi_of_marks;
-use flamingo_dataset::{Attend, Corpus, CorpusError, CorpusKind, CorpusStore, IMAGE_MARK, Row};
+use flamingo_dataset::{
+    Attend, Corpus, CorpusError, CorpusKind, CorpusStore, IMAGE_MARK, Row, Slot, sha256_hex,
+};
 use image::{ImageReader, Limits};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::error::IngestError;
+use crate::output::PLAN_FILE;
 
 /// Most bytes that the decoder of one image may take.
 const DECODER_BYTES_MAX: u64 = 1 << 30;
@@ -39,6 +42,10 @@ pub fn check(location: &str) -> Result<Checked, IngestError> {
     let corpus = Corpus::open(location)?;
     corpus.verify()?;
     let failed = |message| IngestError::CheckFailed { corpus: location.to_owned(), message };
+    let plan = sha256_hex(&CorpusStore::open(location)?.get(PLAN_FILE)?);
+    if plan != corpus.manifest().plan_sha256 {
+        return Err(failed(format!("{PLAN_FILE} is not the plan that the manifest names")));
+    }
     let (mut rows, mut images, mut words) = (0, 0, 0);
     for row in corpus.scan() {
         let row = row?;
@@ -64,8 +71,8 @@ pub fn check(location: &str) -> Result<Checked, IngestError> {
 }
 
 fn check_row(row: &Row) -> Result<(), String> {
-    for (i, image) in row.images().into_iter().enumerate() {
-        check_image(&image.bytes).map_err(|problem| format!("image {i}: {problem}"))?;
+    for (i, (bytes, told)) in images(row).into_iter().enumerate() {
+        check_image(bytes, told).map_err(|problem| format!("image {i}: {problem}"))?;
     }
     match row {
         Row::VideoText(clip) if clip.frames.len() != clip.frame_ms.len() => {
@@ -79,13 +86,53 @@ fn check_row(row: &Row) -> Result<(), String> {
     }
 }
 
-fn check_image(bytes: &[u8]) -> Result<(), String> {
+/// What a row says of an image.
+#[derive(Debug, Clone, Copy)]
+struct Told<'a> {
+    size: (i32, i32),
+    /// None for a frame: its row has the hash of the clip.
+    sha256: Option<&'a str>,
+}
+
+/// The images of a row with what the row says of each.
+fn images(row: &Row) -> Vec<(&[u8], Told<'_>)> {
+    match row {
+        Row::Interleaved(document) => {
+            let images = document.slots.iter().filter_map(|slot| match slot {
+                Slot::Image { image, meta } => {
+                    let (size, sha256) = ((meta.width, meta.height), Some(meta.sha256.as_str()));
+                    Some((&image.bytes[..], Told { size, sha256 }))
+                }
+                Slot::Text(_) => None,
+            });
+            images.collect()
+        }
+        Row::ImageText(pair) => {
+            let (size, sha256) = ((pair.width, pair.height), Some(pair.sha256.as_str()));
+            vec![(&pair.image.bytes, Told { size, sha256 })]
+        }
+        Row::VideoText(clip) => {
+            let told = Told { size: (clip.width, clip.height), sha256: None };
+            clip.frames.iter().map(|frame| (&frame.bytes[..], told)).collect()
+        }
+    }
+}
+
+fn check_image(bytes: &[u8], told: Told<'_>) -> Result<(), String> {
     let reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
     let mut reader = reader.map_err(|error| error.to_string())?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(DECODER_BYTES_MAX);
     reader.limits(limits);
-    reader.decode().map(drop).map_err(|error| error.to_string())
+    let image = reader.decode().map_err(|error| error.to_string())?;
+    let size = (image.width() as i32, image.height() as i32);
+    if size != told.size {
+        return Err(format!("its size is {size:?}, its row says {:?}", told.size));
+    }
+    match told.sha256 {
+        Some(told) if told != sha256_hex(bytes) => Err(format!("its sha256 is not {told}")),
+        _ => Ok(()),
+    }
 }
 
 /// Compares the columns of the media mask with the slots they are made from.
@@ -131,15 +178,29 @@ fn check_mask(batch: &RecordBatch, i: usize) -> Result<(), String> {
             return Err(format!("`{name}` does not follow from its slots"));
         }
     }
-    let text: Vec<char> = batch["text"].as_string::<i32>().value(i).chars().collect();
-    let offsets = list("image_char_offset");
-    let offsets = offsets.as_primitive::<Int32Type>().values();
-    let is_mark = |&offset: &i32| {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        text.get(from..)
-            .is_some_and(|rest| rest.iter().copied().take(IMAGE_MARK.len()).eq(IMAGE_MARK.chars()))
-    };
-    if offsets.len() != marks.iter().filter(|mark| **mark).count() || !offsets.iter().all(is_mark) {
+    check_text(batch, i, &marks)
+}
+
+/// Compares the joined text and the places of its marks with the slots.
+fn check_text(batch: &RecordBatch, i: usize, marks: &[bool]) -> Result<(), String> {
+    let list = |name: &str| batch[name].as_list::<i32>().value(i);
+    let texts = list("texts");
+    let texts = texts.as_string::<i32>();
+    let (mut joined, mut offsets, mut n_chars) = (String::new(), Vec::new(), 0);
+    for (slot, &is_image) in marks.iter().enumerate() {
+        let is_after_text = slot > 0 && !marks[slot - 1];
+        let glue = if is_after_text && !is_image { "\n" } else { "" };
+        let piece = if is_image { IMAGE_MARK } else { texts.value(slot) };
+        if is_image {
+            offsets.push(n_chars);
+        }
+        joined.extend([glue, piece]);
+        n_chars += (glue.len() + piece.chars().count()) as i32;
+    }
+    if batch["text"].as_string::<i32>().value(i) != joined {
+        return Err("`text` is not its slots joined".to_owned());
+    }
+    if list("image_char_offset").as_primitive::<Int32Type>().values() != &offsets[..] {
         return Err("`image_char_offset` does not point at its image marks".to_owned());
     }
     Ok(())
