@@ -1,8 +1,8 @@
 //! What the archives of a run hold: which record has which address, and what each page needs to
 //! find its images. Built by one walk over all inputs, before any page is read.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::error::IngestError;
 use crate::http::{self, Head};
+use crate::image;
 use crate::opt_out;
 use crate::plan::{BuildPlan, CutOff, OptOutPlan};
 use crate::reject::{DropReason, Origin, Reject, Stage};
@@ -19,6 +20,8 @@ use crate::warc::{self, Damage, Record};
 
 /// Bytes of a block that are read for the index: enough for the head of a response.
 const HEAD_BYTES: usize = 64 << 10;
+/// Most bytes that the beginning of a compressed body may grow to when a page is looked for in it.
+const SNIFF_BYTES_MAX: u64 = 64 << 20;
 /// Most records of one run: each takes about 300 bytes of memory.
 const RECORDS_MAX: usize = 20_000_000;
 
@@ -76,7 +79,7 @@ pub enum Found {
         /// Its address, as the archive has it.
         url: String,
     },
-    /// A damaged record, or a page that is there twice.
+    /// A damaged record, an answer that cannot be read, or a page that is there twice.
     Dropped(Reject),
 }
 
@@ -141,11 +144,25 @@ impl Archive {
     }
 
     fn add(&mut self, i: usize, source: &Source, record: &Record, rules: &OptOutPlan) {
-        let Some((head, _)) = response(record) else { return };
-        let Some(target) = record.target() else { return };
+        if let Err(drop) = self.add_answer(i, source, record, rules) {
+            let origin = origin(source, record.offset, record.target());
+            self.found.push(Found::Dropped(drop.at(Stage::Read, &origin, None)));
+        }
+    }
+
+    fn add_answer(
+        &mut self,
+        i: usize,
+        source: &Source,
+        record: &Record,
+        rules: &OptOutPlan,
+    ) -> Result<(), DropReason> {
+        let Some(response) = response(record) else { return Ok(()) };
+        let (head, body) = response?;
+        let target = record.target().ok_or_else(|| DropReason::because("no_target_uri"))?;
         let place = Place { source: i, offset: record.offset, length: record.length };
         let kind = self.answer_kind(record, &head, place);
-        let is_page = matches!(head.media_type().as_str(), "text/html" | "application/xhtml+xml");
+        let is_page = is_page(&head, body);
         match &kind {
             // An image that is a web page is found out when the image is wanted.
             AnswerKind::Body if is_page => {
@@ -169,6 +186,7 @@ impl Archive {
                 }
             }
         }
+        Ok(())
     }
 
     fn answer_kind(&mut self, record: &Record, head: &Head, place: Place) -> AnswerKind {
@@ -188,11 +206,13 @@ impl Archive {
         }
     }
 
-    /// Turns pages whose address has another record into rejects: the first one is kept.
+    /// Turns pages whose address has an earlier page into rejects. Records of other types do not
+    /// count: an address may give a page to browsers and something else to scripts.
     fn drop_repeated_pages(&mut self, sources: &[Arc<Source>]) {
+        let mut seen = HashSet::new();
         for found in &mut self.found {
             let Found::Page { place, url } = found else { continue };
-            if self.answers.get(&key(url)).is_some_and(|answer| answer.place != *place) {
+            if !seen.insert(key(url)) {
                 let origin = origin(&sources[place.source], place.offset, Some(url));
                 let drop = DropReason::because("repeated_page");
                 *found = Found::Dropped(drop.at(Stage::Page, &origin, None));
@@ -263,15 +283,30 @@ fn key(url: &str) -> String {
     parsed.into()
 }
 
-/// Head and body of a record that answers a request; none for other records.
-pub fn response(record: &Record) -> Option<(Head, &[u8])> {
+/// Whether an answer is a web page: by its type, else by its first bytes.
+fn is_page(head: &Head, body: &[u8]) -> bool {
+    match head.media_type().as_str() {
+        "text/html" | "application/xhtml+xml" => true,
+        "" => {
+            http::decode_body(head, body, SNIFF_BYTES_MAX).is_ok_and(|body| image::is_html(&body))
+        }
+        _ => false,
+    }
+}
+
+/// Head and body of a record that answers a request, or why it has none; nothing for other records.
+pub fn response(record: &Record) -> Option<Result<(Head, &[u8]), DropReason>> {
     match record.kind() {
-        "response" | "revisit" => http::parse_head(&record.block),
+        // Answers of name servers are stored as responses, too.
+        "response" if record.target().is_some_and(|target| target.starts_with("dns:")) => None,
+        // A repeated answer may be stored without its head.
+        "revisit" if record.block.is_empty() => Some(Ok((Head::default(), &[]))),
+        "response" | "revisit" => Some(http::parse_head(&record.block)),
         // A file that was stored without a conversation around it.
         "resource" => {
             let content_type = record.field("Content-Type").unwrap_or("").to_owned();
             let headers = vec![("Content-Type".to_owned(), content_type)];
-            Some((Head { status: 200, headers }, &record.block))
+            Some(Ok((Head { status: 200, headers }, &record.block)))
         }
         _ => None,
     }
@@ -309,10 +344,62 @@ fn open_body(
     }
     let block = std::mem::take(&mut record.block);
     let with_block = Record { block, ..record };
-    let Some((head, body)) = response(&with_block) else {
-        return Err(DropReason::because("not_a_response"));
-    };
+    let response = response(&with_block);
+    let (head, body) = response.ok_or_else(|| DropReason::because("not_a_response"))??;
     let body = http::decode_body(&head, body, bytes_max)?;
     let body = Bytes::from(body.into_owned());
     Ok((with_block, head, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(target: &str, http: &str) -> String {
+        format!(
+            "WARC/1.1\r\nWARC-Type: response\r\nWARC-Target-URI: {target}\r\n\
+             Content-Length: {}\r\n\r\n{http}\r\n\r\n",
+            http.len()
+        )
+    }
+
+    /// What the walk finds: addresses of pages, reasons of what is dropped.
+    fn index(records: &[String]) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.warc");
+        std::fs::write(&path, records.concat()).unwrap();
+        let sources = [Arc::new(Source::open(path.to_str().unwrap()).unwrap())];
+        let archive = Archive::index(&sources, &BuildPlan::default(), || ()).unwrap();
+        let show = |found: &Found| match found {
+            Found::Page { url, .. } => url.clone(),
+            Found::Dropped(reject) => reject.rule(),
+        };
+        archive.found.iter().map(show).collect()
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_read_has_its_reject() {
+        let long = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n<html>", "a".repeat(HEAD_BYTES));
+        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n<html>", "A: b\r\n".repeat(257));
+        let check = |http: &str, expected: &str| {
+            assert_eq!(index(&[response("http://a/", http)]), [expected]);
+        };
+        check(&long, "read/head_not_whole");
+        check(&many, "read/too_many_headers");
+        check("garbage\r\n\r\n<html>", "read/bad_http_head");
+        check("HTTP/1.1 200 OK\r\n\r\n<!doctype html><p>no type", "http://a/");
+        assert!(index(&[response("dns:a.example", "20260101\n1.2.3.4")]).is_empty());
+    }
+
+    #[test]
+    fn the_first_page_of_an_address_is_kept() {
+        let answer = |media_type: &str| {
+            response(
+                "http://a/",
+                &format!("HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\n\r\nx"),
+            )
+        };
+        let records = ["application/json", "text/html", "text/html"].map(answer);
+        assert_eq!(index(&records), ["http://a/", "page/repeated_page"]);
+    }
 }

@@ -45,9 +45,11 @@ impl Head {
     }
 }
 
-/// Reads a response's head; the bytes after it are the body. None where it is no HTTP response or
-/// its head is not complete.
-pub fn parse_head(response: &[u8]) -> Option<(Head, &[u8])> {
+/// Reads a response's head; the bytes after it are the body.
+///
+/// # Errors
+/// When it is no HTTP response, has too many header lines, or its head is not complete.
+pub fn parse_head(response: &[u8]) -> Result<(Head, &[u8]), DropReason> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Response::new(&mut headers);
     let status = httparse::ParserConfig::default()
@@ -56,13 +58,30 @@ pub fn parse_head(response: &[u8]) -> Option<(Head, &[u8])> {
         .allow_multiple_spaces_in_response_status_delimiters(true)
         .ignore_invalid_headers_in_responses(true)
         .parse_response(&mut parsed, response);
-    let Ok(httparse::Status::Complete(length)) = status else { return None };
+    let length = match status {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => {
+            let bytes = response.len() as f64;
+            return Err(DropReason {
+                measured: Some(bytes),
+                ..DropReason::because("head_not_whole")
+            });
+        }
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(DropReason {
+                limit: Some(HEADERS_MAX as f64),
+                ..DropReason::because("too_many_headers")
+            });
+        }
+        Err(error) => return Err(DropReason::detail("bad_http_head", error.to_string())),
+    };
     let text = |value: &[u8]| {
         let text = String::from_utf8_lossy(value);
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     };
+    let status = parsed.code.ok_or_else(|| DropReason::because("bad_http_head"))?;
     let headers = parsed.headers.iter().map(|h| (h.name.to_owned(), text(h.value))).collect();
-    Some((Head { status: parsed.code?, headers }, &response[length..]))
+    Ok((Head { status, headers }, &response[length..]))
 }
 
 /// The body without chunks and content encodings, at most `bytes_max` bytes.
@@ -211,8 +230,12 @@ mod tests {
         assert_eq!((head.status, body), (301, &b"rest"[..]));
         assert_eq!(head.header("X-Folded"), Some("one two"));
         assert_eq!(head.header("location"), Some("/a b"));
-        assert_eq!(parse_head(b"GET / HTTP/1.1\r\n\r\n"), None);
-        assert_eq!(parse_head(b"HTTP/1.1 200 OK\r\nA: b\r\n"), None);
+        let reason = |response: &[u8]| parse_head(response).unwrap_err().reason;
+        assert_eq!(reason(b"GET / HTTP/1.1\r\n\r\n"), "bad_http_head");
+        assert_eq!(reason(b"HTTP/1.1 200 OK\r\nA: b\r\n"), "head_not_whole");
+        let many = "A: b\r\n".repeat(HEADERS_MAX + 1);
+        let many = format!("HTTP/1.1 200 OK\r\n{many}\r\n");
+        assert_eq!(reason(many.as_bytes()), "too_many_headers");
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub enum Damage {
     NotWarc,
     /// The header is too long, not text, or lacks a length.
     BadHeader,
+    /// The header says more bytes than there are, and other records follow.
+    BadLength,
     /// A gzip member holds more than one record, so that records cannot be found by offset.
     NotPerRecord,
 }
@@ -72,6 +74,7 @@ impl Damage {
             Self::BadGzip => "bad_gzip",
             Self::NotWarc => "not_a_warc_record",
             Self::BadHeader => "bad_warc_header",
+            Self::BadLength => "bad_content_length",
             Self::NotPerRecord => "gzip_not_per_record",
         }
     }
@@ -103,6 +106,10 @@ impl Iterator for Records<'_> {
             Ok(Err(damage)) => match next_start(self.source, offset + 1) {
                 Ok(start) => {
                     self.reader = self.source.reader(start.unwrap_or(self.source.len()));
+                    // What lacks its end in front of another record is no end of the file.
+                    let is_followed = start.is_some_and(|start| has_header(self.source, start));
+                    let is_length = damage == Damage::Truncated && is_followed;
+                    let damage = if is_length { Damage::BadLength } else { damage };
                     Some(Ok(Err((offset, damage))))
                 }
                 Err(error) => Some(Err(error)),
@@ -306,6 +313,18 @@ fn opens(source: &Source, offset: u64) -> bool {
     member.read_exact(&mut first).is_ok() && first == *WARC_MAGIC
 }
 
+/// Whether a whole record header is at `offset`: a text about archives may hold its first bytes.
+fn has_header(source: &Source, offset: u64) -> bool {
+    let mut reader = source.reader_of(offset, HEADER_MAX as u64);
+    let is_gzip = reader.fill_buf().is_ok_and(|bytes| bytes.starts_with(&GZIP_MAGIC));
+    let header = if is_gzip {
+        read_header(&mut io::BufReader::new(GzDecoder::new(reader)))
+    } else {
+        read_header(&mut reader)
+    };
+    matches!(header, Ok(Some(_)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -391,6 +410,23 @@ mod tests {
             assert_eq!(targets, ["http://a/", "http://c/"]);
             assert_eq!(seen[1].clone().unwrap_err().0, records[0].len() as u64, "{seen:?}");
         }
+    }
+
+    #[test]
+    fn a_length_beyond_the_end_is_a_cut_only_in_the_last_record() {
+        let (a, b) = (record("http://a/", b"one"), record("http://b/", b"two"));
+        let long = String::from_utf8(a).unwrap().replace("Length: 3", "Length: 99999");
+        let targets = |bytes: &[u8]| walk(bytes, 100).into_iter().map(|r| r.map(|(_, t, _)| t));
+        for (a, b) in [(long.clone().into_bytes(), b.clone()), (gzip(long.as_bytes()), gzip(&b))] {
+            let seen: Vec<_> = targets(&[a.clone(), b].concat()).collect();
+            assert_eq!(seen, [Err((0, Damage::BadLength)), Ok("http://b/".into())]);
+            let seen: Vec<_> = targets(&a).collect();
+            assert_eq!(seen, [Err((0, Damage::Truncated))]);
+        }
+        // A page about archives that is cut off.
+        let page = record("http://a/", b"first come the bytes WARC/1.1 and then\n");
+        let seen: Vec<_> = targets(&page[..page.len() - 6]).collect();
+        assert_eq!(seen[0], Err((0, Damage::Truncated)));
     }
 
     #[test]
