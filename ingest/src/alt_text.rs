@@ -10,7 +10,7 @@ use crate::error::IngestError;
 use crate::html::joined;
 use crate::image::{self, Picture};
 use crate::list::{ListItem, ListRow};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, without_panic};
 use crate::plan::{BuildPlan, CaptionPlan};
 use crate::reject::{DropReason, Origin, Stage};
 use crate::source::{Source, is_url};
@@ -35,7 +35,8 @@ impl PairJob<'_> {
         };
         let list = &self.sources[row.list];
         let origin = origin(list, &row);
-        match self.checked_pair(list, row) {
+        let pair = without_panic(|| self.checked_pair(list, row));
+        match pair.unwrap_or_else(|drop| Err((Stage::Image, drop))) {
             Ok(pair) => Outcome::kept(Row::ImageText(pair)),
             Err((stage, drop)) => Outcome::dropped(drop.at(stage, &origin, None)),
         }

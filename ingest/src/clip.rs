@@ -17,7 +17,7 @@ use ffmpeg::{Dictionary, Packet, Rational, frame, media};
 use ffmpeg_next as ffmpeg;
 use image::RgbImage;
 
-use crate::image::fit;
+use crate::image::{SIDE_MAX, fit};
 use crate::plan::VideoPlan;
 use crate::reject::DropReason;
 
@@ -210,8 +210,8 @@ impl<'a> Wanted<'a> {
     fn upright_rgb(&mut self, decoded: &frame::Video) -> Result<RgbImage, DropReason> {
         let bad = |error: ffmpeg::Error| DropReason::detail("bad_video", error.to_string());
         let (width, height) = (decoded.width(), decoded.height());
-        let shown = (square_pixels(width, decoded.aspect_ratio()), height);
-        let (to_width, to_height) = fit(shown, self.rules.stored_side_max);
+        let (to_width, to_height) =
+            stored_size((width, height), decoded.aspect_ratio(), self.rules)?;
         let is_same = self.scaler.as_ref().is_some_and(|scaler| {
             let input = scaler.input();
             (input.format, input.width, input.height) == (decoded.format(), width, height)
@@ -241,6 +241,24 @@ impl<'a> Wanted<'a> {
             .ok_or_else(|| DropReason::detail("bad_video", "a frame is not whole"))?;
         Ok(turned(rgb, self.turn))
     }
+}
+
+/// The size at which a frame of this size and shape of pixels is stored.
+fn stored_size(
+    (width, height): (u32, u32),
+    pixel: Rational,
+    rules: &VideoPlan,
+) -> Result<(u32, u32), DropReason> {
+    let (width, height) = fit((square_pixels(width, pixel), height), rules.stored_side_max);
+    let (pixels, long) = (u64::from(width) * u64::from(height), width.max(height));
+    // Pixels that are not square can make a frame up to four times as wide.
+    if pixels > rules.pixels_max {
+        return Err(DropReason::limit("too_many_pixels", pixels as f64, rules.pixels_max as f64));
+    }
+    if long > SIDE_MAX {
+        return Err(DropReason::limit("too_large", f64::from(long), f64::from(SIDE_MAX)));
+    }
+    Ok((width, height))
 }
 
 /// The width at which a frame is shown on square pixels, at most four times its own.
@@ -307,6 +325,16 @@ mod tests {
         assert_eq!(square_pixels(720, Rational::new(16, 15)), 768);
         assert_eq!(square_pixels(720, Rational::new(0, 1)), 720);
         assert_eq!(square_pixels(720, Rational::new(1000, 1)), 720);
+    }
+
+    #[test]
+    fn a_frame_is_measured_as_it_is_stored() {
+        let rules = |stored_side_max| VideoPlan { stored_side_max, ..VideoPlan::default() };
+        let wide = Rational::new(4, 1);
+        let reason = |size| stored_size(size, wide, &rules(0)).unwrap_err().reason;
+        assert_eq!(reason((20_000, 64)), "too_large");
+        assert_eq!(reason((8_000, 4_000)), "too_many_pixels");
+        assert_eq!(stored_size((20_000, 100), wide, &rules(800)), Ok((800, 1)));
     }
 
     #[test]

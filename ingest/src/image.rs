@@ -20,7 +20,7 @@ use crate::reject::DropReason;
 /// Bytes that a decoder may take for each pixel it may decode: four channels of two bytes, twice.
 const DECODER_BYTES_PER_PIXEL: u64 = 16;
 /// Longest side that a JPEG can have.
-const SIDE_MAX: u32 = 65_535;
+pub(crate) const SIDE_MAX: u32 = 65_535;
 /// Columns and rows of the perceptual hash: each bit compares two cells that lie side by side.
 const HASH_COLUMNS: usize = 9;
 const HASH_ROWS: usize = 8;
@@ -69,7 +69,7 @@ pub fn prepare(bytes: Bytes, rules: &ImagePlan) -> Result<Picture, DropReason> {
         (bytes, format.to_mime_type(), original_size)
     } else {
         let rgb = shrink(rgb, rules.stored_side_max);
-        (Bytes::from(encode_jpeg(&rgb, rules.jpeg_quality)), "image/jpeg", rgb.dimensions())
+        (Bytes::from(encode_jpeg(&rgb, rules.jpeg_quality)?), "image/jpeg", rgb.dimensions())
     };
     let sha256 = sha256_hex(&bytes);
     let image = EncodedImage { bytes, path: None };
@@ -97,14 +97,22 @@ fn check_format(bytes: &[u8], rules: &ImagePlan) -> Result<ImageFormat, DropReas
 
 /// What a file that is no image looks like.
 fn name_of_other(bytes: &[u8]) -> &'static str {
-    let window = String::from_utf8_lossy(&bytes[..bytes.len().min(PAGE_WINDOW)]).to_lowercase();
-    let has = |tag: &str| window.contains(tag);
     match () {
         () if bytes.is_empty() => "empty_file",
-        () if has("<!doctype html") || has("<html") || has("<head") || has("<body") => "html_page",
-        () if has("<svg") => "unsupported_format",
+        () if is_html(bytes) => "html_page",
+        () if has_tag(bytes, &["<svg"]) => "unsupported_format",
         () => "not_an_image",
     }
+}
+
+/// Whether a file begins like a web page.
+pub(crate) fn is_html(bytes: &[u8]) -> bool {
+    has_tag(bytes, &["<!doctype html", "<html", "<head", "<body"])
+}
+
+fn has_tag(bytes: &[u8], tags: &[&str]) -> bool {
+    let window = String::from_utf8_lossy(&bytes[..bytes.len().min(PAGE_WINDOW)]).to_lowercase();
+    tags.iter().any(|tag| window.contains(tag))
 }
 
 fn decode(
@@ -217,14 +225,18 @@ pub fn fit((width, height): (u32, u32), side_max: u32) -> (u32, u32) {
 
 /// The image as a JPEG file.
 ///
-/// # Panics
-/// When a side is longer than a JPEG allows, which the rules of images and clips exclude.
-pub fn encode_jpeg(rgb: &RgbImage, quality: u8) -> Vec<u8> {
+/// # Errors
+/// When a side is longer than a JPEG allows.
+pub fn encode_jpeg(rgb: &RgbImage, quality: u8) -> Result<Vec<u8>, DropReason> {
+    let long = rgb.width().max(rgb.height());
+    if long > SIDE_MAX {
+        return Err(DropReason::limit("too_large", f64::from(long), f64::from(SIDE_MAX)));
+    }
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, quality)
         .encode_image(rgb)
-        .expect("an image within the limits of a plan fits a JPEG, and memory takes every write");
-    bytes
+        .map_err(|error| DropReason::detail("not_encoded", error.to_string()))?;
+    Ok(bytes)
 }
 
 /// The 64-bit difference hash (dHash): mean brightness of 9 x 8 cells, one bit for each pair of
@@ -356,6 +368,15 @@ mod tests {
         assert!(distance(&wave(1.7)) >= 16);
         assert_eq!(difference_hash(&gradient(900, 800)), u64::MAX);
         assert_eq!(difference_hash(&gradient(1, 1)), 0);
+    }
+
+    #[test]
+    fn a_side_that_no_jpeg_can_have_is_refused() {
+        assert!(encode_jpeg(&RgbImage::new(SIDE_MAX, 1), 90).is_ok());
+        assert_eq!(
+            encode_jpeg(&RgbImage::new(SIDE_MAX + 1, 1), 90).unwrap_err().reason,
+            "too_large"
+        );
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What became of one item of the input.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use flamingo_dataset::Row;
 
-use crate::reject::Reject;
+use crate::reject::{DropReason, Reject};
 
 /// The row an item gave, if any, and everything that was dropped on the way.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -22,5 +24,32 @@ impl Outcome {
     /// An item that gave a row and lost nothing.
     pub fn kept(row: Row) -> Self {
         Self { row: Some(row), rejects: Vec::new() }
+    }
+}
+
+/// The result of `work` on one item. A panic in it, which is a mistake of this program or of a
+/// decoder, costs the item and not the run.
+///
+/// # Errors
+/// When `work` panics.
+pub fn without_panic<T>(work: impl FnOnce() -> T) -> Result<T, DropReason> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        DropReason::detail("internal_error", text.unwrap_or("a panic without words"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_reason() {
+        assert_eq!(without_panic(|| 3).unwrap(), 3);
+        let sides: Vec<u32> = Vec::new();
+        let drop = without_panic(|| sides[0]).unwrap_err();
+        assert_eq!(drop.reason, "internal_error");
+        assert!(drop.detail.unwrap().contains("out of bounds"));
     }
 }

@@ -14,7 +14,7 @@ use crate::clip::{self, Clip};
 use crate::error::IngestError;
 use crate::image::encode_jpeg;
 use crate::list::{self, ListItem};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, without_panic};
 use crate::plan::BuildPlan;
 use crate::reject::{DropReason, Origin, Stage};
 use crate::source::{self, Source, is_url};
@@ -136,9 +136,9 @@ impl<'a> ClipJob<'a> {
                 (origin, Ok(Candidate { key, path, url, caption, address }))
             }
         };
-        let row = candidate
-            .map_err(|drop| (Stage::Read, drop))
-            .and_then(|candidate| self.read(candidate));
+        let row = candidate.map_err(|drop| (Stage::Read, drop)).and_then(|candidate| {
+            without_panic(|| self.read(candidate)).map_err(|drop| (Stage::Video, drop))?
+        });
         match row {
             Ok(row) => Outcome::kept(Row::VideoText(row)),
             Err((stage, drop)) => Outcome::dropped(drop.at(stage, &origin, None)),
@@ -164,21 +164,26 @@ impl<'a> ClipJob<'a> {
         let sha256 = file.sha256();
         let sha256 = sha256
             .map_err(|error| read(DropReason::detail("unreadable_file", error.to_string())))?;
-        Ok(self.row(candidate, caption, &clip, sha256))
+        self.row(candidate, caption, &clip, sha256).map_err(|drop| (Stage::Video, drop))
     }
 
-    fn row(&self, candidate: Candidate, caption: String, clip: &Clip, sha256: String) -> VideoText {
-        let quality = self.plan.video.jpeg_quality;
-        let frames = clip
-            .frames
-            .iter()
-            .map(|frame| EncodedImage { bytes: encode_jpeg(frame, quality).into(), path: None });
+    fn row(
+        &self,
+        candidate: Candidate,
+        caption: String,
+        clip: &Clip,
+        sha256: String,
+    ) -> Result<VideoText, DropReason> {
+        let encode = |frame| {
+            let bytes = encode_jpeg(frame, self.plan.video.jpeg_quality)?;
+            Ok(EncodedImage { bytes: bytes.into(), path: None })
+        };
         let (width, height) = clip.frames[0].dimensions();
-        VideoText {
+        Ok(VideoText {
             key: candidate.key,
             url: candidate.url,
             caption,
-            frames: frames.collect(),
+            frames: clip.frames.iter().map(encode).collect::<Result<_, _>>()?,
             frame_ms: clip.frame_ms.clone(),
             start_ms: 0,
             end_ms: clip.duration_ms,
@@ -187,7 +192,7 @@ impl<'a> ClipJob<'a> {
             height: height as i32,
             codec: clip.codec.clone(),
             sha256,
-        }
+        })
     }
 }
 

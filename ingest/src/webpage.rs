@@ -14,7 +14,7 @@ use crate::http::{self, Head};
 use crate::image;
 use crate::img_tag::ImageNode;
 use crate::opt_out;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, without_panic};
 use crate::plan::{BuildPlan, DocumentPlan};
 use crate::reject::{DropReason, Origin, Stage};
 use crate::source::Source;
@@ -42,8 +42,13 @@ impl WebJob<'_> {
             Found::Dropped(reject) => return Ok(Outcome::dropped(reject.clone())),
         };
         let origin = archive::origin(&self.sources[place.source], place.offset, Some(url));
+        without_panic(|| self.page(place, url, &origin))
+            .unwrap_or_else(|drop| Ok(Outcome::dropped(drop.at(Stage::Page, &origin, None))))
+    }
+
+    fn page(&self, place: Place, url: &str, origin: &Origin) -> Result<Outcome, IngestError> {
         if let Some(drop) = split::check(&self.plan.split, url) {
-            return Ok(Outcome::dropped(drop.at(Stage::Split, &origin, None)));
+            return Ok(Outcome::dropped(drop.at(Stage::Split, origin, None)));
         }
         let body = archive::read_body(self.sources, place, self.plan.archive.page_bytes_max)?;
         let read = body.map_err(|drop| (Stage::Read, drop)).and_then(|(record, head, body)| {
@@ -51,8 +56,8 @@ impl WebJob<'_> {
             Ok((record, page))
         });
         match read {
-            Ok((record, page)) => self.assemble(&record, url, page, &origin),
-            Err((stage, drop)) => Ok(Outcome::dropped(drop.at(stage, &origin, None))),
+            Ok((record, page)) => self.assemble(&record, url, page, origin),
+            Err((stage, drop)) => Ok(Outcome::dropped(drop.at(stage, origin, None))),
         }
     }
 
