@@ -12,6 +12,7 @@ use url::Url;
 use crate::flat_tree::{FlatKind, FlatTree};
 use crate::furniture::{self, Furniture};
 use crate::img_tag::{self, ImageNode, Loading};
+use crate::nesting;
 use crate::reject::DropReason;
 
 /// Deepest nesting of elements. Browsers stop at 512; the parser's time grows with depth times size.
@@ -66,7 +67,7 @@ pub struct Page {
 /// # Errors
 /// When elements are nested deeper than any browser shows.
 pub fn read_page(html: &str, url: &Url) -> Result<Page, DropReason> {
-    let depth = nesting_depth(html);
+    let depth = nesting::depth(html, DEPTH_MAX);
     if depth > DEPTH_MAX {
         return Err(DropReason::limit("nested_too_deep", depth as f64, DEPTH_MAX as f64));
     }
@@ -76,51 +77,6 @@ pub fn read_page(html: &str, url: &Url) -> Result<Page, DropReason> {
     let base = base_url(&tree, url);
     page.nodes = Walk::new(&tree, &base).run();
     Ok(page)
-}
-
-/// An estimate of the deepest nesting from the text alone, so that no tree is built of a hostile page.
-fn nesting_depth(html: &str) -> usize {
-    let bytes = html.as_bytes();
-    let (mut depth, mut deepest, mut at) = (0_usize, 0, 0);
-    while let Some(step) = bytes[at..].iter().position(|&byte| byte == b'<') {
-        at += step + 1;
-        let rest = &bytes[at..];
-        if rest.starts_with(b"!--") {
-            at += find(rest, b"-->").unwrap_or(rest.len());
-            continue;
-        }
-        let is_end = rest.first() == Some(&b'/');
-        let name = &rest[usize::from(is_end)..];
-        let length = name.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
-        let name = name[..length].to_ascii_lowercase();
-        if name.is_empty() || closes_itself(&name) {
-            continue;
-        }
-        if is_end {
-            depth = depth.saturating_sub(1);
-        } else if matches!(name.as_slice(), b"script" | b"style" | b"textarea" | b"title") {
-            at += find(rest, b"</").unwrap_or(rest.len());
-        } else {
-            depth += 1;
-            deepest = deepest.max(depth);
-        }
-    }
-    deepest
-}
-
-/// Elements without an end, and those that the next of their kind ends: leaving their end out is
-/// common and nests nothing.
-fn closes_itself(name: &[u8]) -> bool {
-    const NAMES: [&[u8]; 29] = [
-        b"a", b"area", b"base", b"body", b"br", b"col", b"dd", b"dt", b"embed", b"head", b"hr",
-        b"html", b"img", b"input", b"li", b"link", b"meta", b"option", b"p", b"param", b"source",
-        b"tbody", b"td", b"th", b"thead", b"tr", b"track", b"wbr", b"path",
-    ];
-    NAMES.contains(&name)
-}
-
-fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
-    bytes.windows(what.len()).position(|window| window == what)
 }
 
 fn read_head(tree: &FlatTree) -> Page {
@@ -305,7 +261,7 @@ impl<'a> Walk<'a> {
     /// gives the inside as text.
     fn noscript(&mut self, i: usize) {
         let inside = self.tree.text(i);
-        if !inside.contains('<') || nesting_depth(&inside) > DEPTH_MAX {
+        if !inside.contains('<') || nesting::depth(&inside, DEPTH_MAX) > DEPTH_MAX {
             return;
         }
         let fragment = Html::parse_fragment(&inside);
@@ -565,6 +521,8 @@ mod tests {
         let reason = |html: &str| read_page(html, &url).map_err(|drop| drop.reason);
         assert_eq!(reason(&"<div>".repeat(1_000_000)), Err("nested_too_deep"));
         assert_eq!(reason(&"<table><tr><td>".repeat(100_000)), Err("nested_too_deep"));
+        assert_eq!(reason(&"<q></z>".repeat(40_000)), Err("nested_too_deep"));
+        assert_eq!(reason(&"<q><div></q>".repeat(40_000)), Err("nested_too_deep"));
         assert!(reason(&"<p><li>text<br>".repeat(10_000)).is_ok());
         assert!(reason(&"<div><!-- <div><div> --></div>".repeat(10_000)).is_ok());
         assert!(reason(&format!("<script>{}</script>", "'<div>'".repeat(10_000))).is_ok());

@@ -36,6 +36,7 @@ pub mod identity;
 pub mod image;
 pub mod img_tag;
 pub mod list;
+mod nesting;
 pub mod opt_out;
 pub mod ordered;
 pub mod outcome;

@@ -124,6 +124,10 @@ fn refuse(arguments: &[&str], what: &str) {
     assert!(message.contains(&format!("started with another {what}")), "{message}");
 }
 
+fn pages_of<'a>(plan: &'a str, input: &'a str, out: &'a str) -> [&'a str; 7] {
+    ["webpages", "--plan", plan, "--input", input, "--out", out]
+}
+
 #[test]
 fn another_plan_or_input_is_not_resumed() {
     let made = make(8, 3, 0);
@@ -139,9 +143,6 @@ fn another_plan_or_input_is_not_resumed() {
     )
     .unwrap();
     let (pages, more) = (path("web/pages.warc.gz"), path("more/pages.warc.gz"));
-    fn pages_of<'a>(plan: &'a str, input: &'a str, out: &'a str) -> [&'a str; 7] {
-        ["webpages", "--plan", plan, "--input", input, "--out", out]
-    }
     // The run is finished: what it was made of counts all the same.
     succeed(&pages_of(&plan, &pages, &out));
     refuse(&pages_of(&other, &pages, &out), "plan");
