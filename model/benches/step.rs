@@ -1,8 +1,10 @@
-//! Times training steps and generation of tiny models, the sizes of the demo: median milliseconds and estimated GFLOP/s.
+//! Times training steps and generation of tiny models, the sizes of the demo: median milliseconds
+//! and estimated GFLOP/s.
 //!
-//! `cargo bench -p flamingo-model` runs all, `cargo bench -p flamingo-model -- clip` those whose name contains `clip`.
-//! The estimate counts the products of the linear layers and of attention: 2 per multiply-add, three times the
-//! forward pass for trained parts, twice for frozen parts that gradients pass through, once for the vision tower.
+//! `cargo bench -p flamingo-model` runs all, `cargo bench -p flamingo-model -- clip` those whose
+//! name contains `clip`. The estimate counts the products of the linear layers and of attention: 2
+//! per multiply-add, three times the forward pass for trained parts, twice for frozen parts that
+//! gradients pass through, once for the vision tower.
 #![expect(clippy::print_stdout, reason = "a bench reports on standard output")]
 
 use std::path::Path;

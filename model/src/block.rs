@@ -1,5 +1,5 @@
-//! The pre-norm transformer block of GPT-2 and CLIP, shared by every tower: attention, then feed-forward, each after a layer
-//! norm and onto a residual. Names and kernel layout are GPT-2's.
+//! The pre-norm transformer block of GPT-2 and CLIP, shared by every tower: attention, then
+//! feed-forward, each after a layer norm and onto a residual. Names and kernel layout are GPT-2's.
 
 use crate::error::ModelError;
 use crate::layers::{FEED_FORWARD_WIDENING, LayerNorm, Linear, NORM_EPSILON};
@@ -33,8 +33,9 @@ pub(crate) struct Block {
 impl Block {
     /// Declares a block under `name`, which ends in a dot.
     ///
-    /// Kernels start normal with deviation `1 / sqrt(inputs)`; those that feed the residual are divided by
-    /// `sqrt(2 layers)` as in GPT-2, so that the residual's size does not grow with depth.
+    /// Kernels start normal with deviation `1 / sqrt(inputs)`; those that feed the residual are
+    /// divided by `sqrt(2 layers)` as in GPT-2, so that the residual's size does not grow with
+    /// depth.
     pub(crate) fn new(
         declare: &mut Declare,
         name: &str,
@@ -67,7 +68,8 @@ impl Block {
         (0..size.layers).map(|i| Self::new(declare, &format!("{name}{i}."), size)).collect()
     }
 
-    /// `[N, D]` to `[N, D]`; `attend` turns queries, keys and values `[N, 3 D]` into what is read `[N, D]`.
+    /// `[N, D]` to `[N, D]`; `attend` turns queries, keys and values `[N, 3 D]` into what is read
+    /// `[N, D]`.
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,
@@ -75,7 +77,8 @@ impl Block {
         attend: impl FnOnce(Matrix<T>) -> Result<Matrix<T>, DeviceError>,
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let qkv = self.to_qkv.forward(p, self.norm_1.forward(p, x.clone().with(tape))?)?; // [N, 3 D]
+        let qkv = self.norm_1.forward(p, x.clone().with(tape))?; // [N, D]
+        let qkv = self.to_qkv.forward(p, qkv)?; // [N, 3 D]
         let x = self.to_out.forward_onto(p, attend(qkv)?, x)?; // [N, D]
         let (x, tape) = x.split();
         let hidden = self.up.forward(p, self.norm_2.forward(p, x.clone().with(tape))?)?; // [N, 4 D]

@@ -1,8 +1,8 @@
 //! Buffers of f32 that are used again.
 //!
-//! A training step makes and drops the same few hundred large buffers every time. Getting them from the system
-//! and clearing them costs as much as the small matrix products between them, so a dropped buffer is kept for
-//! the next request of its length.
+//! A training step makes and drops the same few hundred large buffers every time. Getting them from
+//! the system and clearing them costs as much as the small matrix products between them, so a
+//! dropped buffer is kept for the next request of its length.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};

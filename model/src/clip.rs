@@ -1,5 +1,5 @@
-//! The contrastive model that makes the vision tower (paper, appendix B.1.3; CLIP): an image and a text tower, each projected
-//! to one embedding, and a learnt temperature.
+//! The contrastive model that makes the vision tower (paper, appendix B.1.3; CLIP): an image and a
+//! text tower, each projected to one embedding, and a learnt temperature.
 
 use std::path::Path;
 
@@ -115,7 +115,8 @@ impl Clip {
         &self.config
     }
 
-    /// Adds to `gradients` those of `scale` times the two-term loss with label `smoothing`; returns the loss itself.
+    /// Adds to `gradients` those of `scale` times the two-term loss with label `smoothing`; returns
+    /// the loss itself.
     ///
     /// # Errors
     /// When the pairs do not fit the model.
@@ -165,7 +166,8 @@ impl Clip {
         })
     }
 
-    /// Texts `[B, L]`, of which `lengths` `[B]` are real tokens, to embeddings of length 1: `[B * E]`.
+    /// Texts `[B, L]`, of which `lengths` `[B]` are real tokens, to embeddings of length 1:
+    /// `[B * E]`.
     ///
     /// # Errors
     /// When the texts do not fit the model.
@@ -188,8 +190,8 @@ impl Clip {
         self.vision_projection.forward(&self.params, x) // [B, E]
     }
 
-    /// The mean over each text's real tokens, as in the paper (appendix B.1.3). The tower is causal like CLIP's, so padding at
-    /// the end cannot change them.
+    /// The mean over each text's real tokens, as in the paper (appendix B.1.3). The tower is causal
+    /// like CLIP's, so padding at the end cannot change them.
     fn texts<T: Record>(
         &self,
         tokens: &[u32],

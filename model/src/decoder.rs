@@ -1,4 +1,5 @@
-//! The decoder that language model and text tower share: GPT-2's (pre-norm blocks, learned positions).
+//! The decoder that language model and text tower share: GPT-2's (pre-norm blocks, learned
+//! positions).
 //!
 //! Letters: `B` sequences, `L` tokens, `D` width.
 
@@ -142,7 +143,8 @@ impl Decoder {
         self.norm.forward(p, x)
     }
 
-    /// `tokens` `[B, L]` to states after the last norm: `[B * L, D]`. `between(i, x)` may change the states before block i.
+    /// `tokens` `[B, L]` to states after the last norm: `[B * L, D]`. `between(i, x)` may change
+    /// the states before block i.
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,

@@ -1,7 +1,8 @@
-//! The whole model: frozen vision tower and language model, and between them, trained, the Perceiver resampler and the
-//! gated cross-attention blocks (paper, section 2 and figure 3).
+//! The whole model: frozen vision tower and language model, and between them, trained, the
+//! Perceiver resampler and the gated cross-attention blocks (paper, section 2 and figure 3).
 //!
-//! Letters: `B` sequences, `L` tokens, `M` images or videos, `F` frames, `P` patches, `R` latents, `V` visual width.
+//! Letters: `B` sequences, `L` tokens, `M` images or videos, `F` frames, `P` patches, `R` latents,
+//! `V` visual width.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -85,8 +86,9 @@ pub struct Flamingo {
 }
 
 impl Flamingo {
-    /// A model on the frozen towers in two folders, a contrastive and a language model or run, with fresh
-    /// resampler and cross-attention. Its gates are closed, so that it begins as the language model.
+    /// A model on the frozen towers in two folders, a contrastive and a language model or run, with
+    /// fresh resampler and cross-attention. Its gates are closed, so that it begins as the language
+    /// model.
     ///
     /// # Errors
     /// When the configuration cannot work, or a folder does not hold the tower that it describes.
@@ -170,7 +172,8 @@ impl Flamingo {
         &self.language
     }
 
-    /// SHA-256 over names, shapes and values of all frozen parameters, in hexadecimal: equal before and after training.
+    /// SHA-256 over names, shapes and values of all frozen parameters, in hexadecimal: equal before
+    /// and after training.
     pub fn frozen_sha256(&self) -> String {
         let mut digest = Sha256::new();
         let frozen = self.params().into_iter().flat_map(Params::iter);
@@ -187,8 +190,8 @@ impl Flamingo {
         text
     }
 
-    /// Adds to `gradients` those of `scale` times the mean loss over the predicted tokens; returns the mean loss itself, in
-    /// nats per token.
+    /// Adds to `gradients` those of `scale` times the mean loss over the predicted tokens; returns
+    /// the mean loss itself, in nats per token.
     ///
     /// # Errors
     /// When the inputs do not fit the model or each other.
@@ -255,7 +258,8 @@ impl Flamingo {
         })
     }
 
-    /// The latents of `pixels` `[M, F, 3, H, W]`, so that images which are read often are resampled once.
+    /// The latents of `pixels` `[M, F, 3, H, W]`, so that images which are read often are resampled
+    /// once.
     ///
     /// # Errors
     /// When the pixels are not whole images of the model's size.

@@ -1,7 +1,8 @@
-//! GATED XATTN-DENSE: a cross-attention to the media and a feed-forward, each behind a tanh gate, put before a frozen
-//! language model block (paper, section 2.2 and appendix A.1.2).
+//! GATED XATTN-DENSE: a cross-attention to the media and a feed-forward, each behind a tanh gate,
+//! put before a frozen language model block (paper, section 2.2 and appendix A.1.2).
 //!
-//! Letters: `B` sequences, `L` tokens, `D` text width, `M` images, `R` latents per image, `V` visual width.
+//! Letters: `B` sequences, `L` tokens, `D` text width, `M` images, `R` latents per image, `V`
+//! visual width.
 
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ use crate::tensor::{DeviceError, Matrix, Record};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CrossAttentionConfig {
-    /// A block stands before language model layers 0, `every`, `2 every` and so on Paper: 1 (3B), 4 (9B), 7 (80B).
+    /// A block stands before language model layers 0, `every`, `2 every` and so on. Paper: 1 (3B),
+    /// 4 (9B), 7 (80B).
     pub every: usize,
     /// Heads.
     pub heads: usize,
@@ -99,7 +101,8 @@ impl GatedCrossAttention {
         Ok((MediaKeys { k, v }, tape))
     }
 
-    /// Adds to text states `y` `[B * L, D]` what each token reads from its image, then the gated feed-forward.
+    /// Adds to text states `y` `[B * L, D]` what each token reads from its image, then the gated
+    /// feed-forward.
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,

@@ -1,7 +1,8 @@
 //! Reading prompts and writing on: greedy generation, scores of given text, ranking of answers.
 //!
-//! Sequences of different lengths are laid one after the other, without padding. Each keeps its keys and values, so a new
-//! token costs one token's work, and the media of a prompt are projected once.
+//! Sequences of different lengths are laid one after the other, without padding. Each keeps its
+//! keys and values, so a new token costs one token's work, and the media of a prompt are projected
+//! once.
 
 use std::sync::Arc;
 
@@ -60,8 +61,9 @@ struct Reading<'a> {
 }
 
 impl Flamingo {
-    /// The likeliest continuation of every prompt, token by token, until `stop` (not included), `tokens_max` tokens, or the
-    /// end of the model's context. New tokens see the image that the prompt's last token sees.
+    /// The likeliest continuation of every prompt, token by token, until `stop` (not included),
+    /// `tokens_max` tokens, or the end of the model's context. New tokens see the image that the
+    /// prompt's last token sees.
     ///
     /// # Errors
     /// When a prompt does not fit the model, or a logit is not finite.
@@ -102,12 +104,13 @@ impl Flamingo {
         })
     }
 
-    /// The log-likelihood of each of `answers` after `prompt`: the sum over the answer's tokens, in nats. The prompt is read
-    /// once. An answer's tokens see the image that the prompt's last token sees.
+    /// The log-likelihood of each of `answers` after `prompt`: the sum over the answer's tokens, in
+    /// nats. The prompt is read once. An answer's tokens see the image that the prompt's last token
+    /// sees.
     ///
     /// # Errors
-    /// When prompt and answer do not fit the model together, an answer is empty, or a log-likelihood
-    /// is not finite.
+    /// When prompt and answer do not fit the model together, an answer is empty, or a
+    /// log-likelihood is not finite.
     pub fn rank(&self, prompt: &Prompt, answers: &[Vec<u32>]) -> Result<Vec<f32>, ModelError> {
         self.check_prompt(prompt)?;
         for answer in answers {
@@ -189,7 +192,8 @@ impl Flamingo {
         let (decoder, params) = self.language.parts();
         let mut all = Vec::with_capacity(answers.len());
         for group in answers.chunks(PROMPTS_AT_ONCE) {
-            // The first token of an answer follows from the prompt, the others from the answer itself.
+            // The first token of an answer follows from the prompt, the others from the answer
+            // itself.
             let firsts =
                 Matrix::constant(Buffer::from(last.values().repeat(group.len())), last.width());
             let targets: Vec<Option<u32>> = group.iter().map(|a| a.first().copied()).collect();
@@ -224,7 +228,8 @@ impl Flamingo {
         finite.then_some(all).ok_or(ModelError::NotFinite { what: "log-likelihoods" })
     }
 
-    /// Empty sequences for the prompts, and their images. Prompts that share their latents share the projected media.
+    /// Empty sequences for the prompts, and their images. Prompts that share their latents share
+    /// the projected media.
     fn begin(&self, prompts: &[Prompt]) -> Result<(Media, Vec<Sequence>), DeviceError> {
         let mut distinct: Vec<(&Latents, usize)> = Vec::new();
         let mut n_images = 0;
@@ -248,7 +253,8 @@ impl Flamingo {
         Ok((Media { keys }, sequences))
     }
 
-    /// Reads new tokens; returns their states after the last norm, sequence after sequence: `[sum of lengths, D]`.
+    /// Reads new tokens; returns their states after the last norm, sequence after sequence:
+    /// `[sum of lengths, D]`.
     fn read(&self, media: &Media, mut new: Vec<Reading>) -> Result<Matrix, DeviceError> {
         let counts: Vec<usize> = new.iter().map(|reading| reading.tokens.len()).collect();
         let placed = new

@@ -1,6 +1,8 @@
-//! The model's parts against tiny models of its peers in PyTorch, read from `shared/data/golden` beside the checkout.
+//! The model's parts against tiny models of its peers in PyTorch, read from `shared/data/golden`
+//! beside the checkout.
 //!
-//! Where the folder is absent, a test prints one line and passes. Tolerances are relative to the largest expected value.
+//! Where the folder is absent, a test prints one line and passes. Tolerances are relative to the
+//! largest expected value.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -234,8 +236,9 @@ fn patch_rows_equal_clips_with_either_activation() {
     }
 }
 
-/// Hugging Face's CLIP names and layouts to ours: queries, keys and values in one kernel, kernels `[in, out]`. The golden
-/// feed-forward is only twice as wide as its ends; hidden units with zero weights make up the other half.
+/// Hugging Face's CLIP names and layouts to ours: queries, keys and values in one kernel, kernels
+/// `[in, out]`. The golden feed-forward is only twice as wide as its ends; hidden units with zero
+/// weights make up the other half.
 fn from_clip_names(theirs: &Tensors) -> Tensors {
     let mut ours = Tensors::default();
     let get = |name: &str| theirs.get(&format!("vision_model.{name}")).unwrap().to_vec();

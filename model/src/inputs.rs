@@ -16,7 +16,8 @@ pub struct Inputs {
     pub length: usize,
     /// `[B, L]`: the image of its sequence that a token sees, -1 for none.
     pub phi: Vec<i32>,
-    /// `[B, L]`: 1 where `tokens[l + 1]` is to be predicted from position l, else 0. Last positions are 0.
+    /// `[B, L]`: 1 where `tokens[l + 1]` is to be predicted from position l, else 0. Last positions
+    /// are 0.
     pub loss_mask: Vec<f32>,
     /// `[M, F, 3, H, W]`: the images of all sequences one after the other, without padding.
     pub pixels: Vec<f32>,
@@ -26,7 +27,8 @@ pub struct Inputs {
     pub image_count: Vec<usize>,
 }
 
-/// What the resampler made of images: `[M, R, V]`. Cheap to clone; each image's part depends on that image alone.
+/// What the resampler made of images: `[M, R, V]`. Cheap to clone; each image's part depends on
+/// that image alone.
 #[derive(Debug, Clone)]
 pub struct Latents {
     pub(crate) matrix: Matrix,
@@ -34,7 +36,8 @@ pub struct Latents {
 }
 
 impl Inputs {
-    /// Checks everything about the batch; returns what each position predicts and how many do, at least 1.
+    /// Checks everything about the batch; returns what each position predicts and how many do, at
+    /// least 1.
     pub(crate) fn check(
         &self,
         config: &FlamingoConfig,
@@ -79,8 +82,8 @@ impl Latents {
         self.n_images
     }
 
-    /// The latents of several images one after the other. They must come from one model; latents that do not fit are
-    /// refused where they are used.
+    /// The latents of several images one after the other. They must come from one model; latents
+    /// that do not fit are refused where they are used.
     pub fn join<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
         let (mut values, mut width, mut n_images) = (Vec::new(), 1, 0);
         for part in parts.into_iter().filter(|part| part.n_images > 0) {

@@ -11,7 +11,8 @@ use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
 };
 
-/// Prefix of the language model's parameters, in its own checkpoints and in Flamingo's; Hugging Face's for GPT-2.
+/// Prefix of the language model's parameters, in its own checkpoints and in Flamingo's; Hugging
+/// Face's for GPT-2.
 pub(crate) const LANGUAGE_PREFIX: &str = "transformer.";
 
 /// A batch of text.
@@ -21,7 +22,8 @@ pub struct TextBatch {
     pub tokens: Vec<u32>,
     /// `L`.
     pub length: usize,
-    /// `[B, L]`: 1 where `tokens[l + 1]` is to be predicted from position l, else 0. Last positions are 0.
+    /// `[B, L]`: 1 where `tokens[l + 1]` is to be predicted from position l, else 0. Last positions
+    /// are 0.
     pub loss_mask: Vec<f32>,
 }
 
@@ -79,8 +81,8 @@ impl LanguageModel {
         (&self.decoder, &self.params)
     }
 
-    /// Adds to `gradients` those of `scale` times the mean loss over the predicted tokens; returns the mean loss itself, in
-    /// nats per token.
+    /// Adds to `gradients` those of `scale` times the mean loss over the predicted tokens; returns
+    /// the mean loss itself, in nats per token.
     ///
     /// # Errors
     /// When the batch does not fit the model.
@@ -183,7 +185,8 @@ impl TextBatch {
     }
 }
 
-/// The token that each position of `tokens` `[B, L]` is to predict, and how many do, at least 1 so that it can divide.
+/// The token that each position of `tokens` `[B, L]` is to predict, and how many do, at least 1 so
+/// that it can divide.
 pub(crate) fn targets(
     tokens: &[u32],
     length: usize,

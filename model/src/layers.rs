@@ -106,7 +106,8 @@ pub(crate) const FEED_FORWARD_WIDENING: usize = 4;
 /// Epsilon of the layer norms of resampler and gated cross-attention; the paper does not state one.
 pub(crate) const NORM_EPSILON: f32 = 1e-5;
 
-/// Norm, up, activation, down, without biases (paper, appendix A.1): `NAME.norm`, `NAME.up`, `NAME.down`.
+/// Norm, up, activation, down, without biases (paper, appendix A.1): `NAME.norm`, `NAME.up`,
+/// `NAME.down`.
 #[derive(Debug, Clone)]
 pub(crate) struct FeedForward {
     norm: LayerNorm,

@@ -1,26 +1,32 @@
-//! Flamingo (arXiv 2204.14198) on dfdx: everything between pixels and tokens on one side and a loss on the other.
+//! Flamingo (arXiv 2204.14198) on dfdx: everything between pixels and tokens on one side and a loss
+//! on the other.
 //!
-//! Three models come out of this crate, one for each stage of training. [`Clip`] learns images and their texts by contrast
-//! and leaves a vision tower; [`LanguageModel`] learns text; [`Flamingo`] freezes both and learns to connect them:
-//! a Perceiver resampler turns any number of image features into a few latents, and gated cross-attention lets each token
-//! of the text read the latents of one image. Frozen weights are plain buffers that no gradient is computed for.
+//! Three models come out of this crate, one for each stage of training. [`Clip`] learns images and
+//! their texts by contrast and leaves a vision tower; [`LanguageModel`] learns text; [`Flamingo`]
+//! freezes both and learns to connect them: a Perceiver resampler turns any number of image
+//! features into a few latents, and gated cross-attention lets each token of the text read the
+//! latents of one image. Frozen weights are plain buffers that no gradient is computed for.
 //!
-//! A model is a value: `step` takes a batch and the gradients so far and returns the loss and the sums, and
-//! [`Params::update`] lets an optimizer change the weights. Inputs are checked once, at the edge, and answered with a
-//! [`ModelError`]; inside, everything is a row-major matrix. All sums run in an order that depends on the shapes
-//! alone, so results are the same bit by bit whatever the number of threads.
+//! A model is a value: `step` takes a batch and the gradients so far and returns the loss and the
+//! sums, and [`Params::update`] lets an optimizer change the weights. Inputs are checked once, at
+//! the edge, and answered with a [`ModelError`]; inside, everything is a row-major matrix. All sums
+//! run in an order that depends on the shapes alone, so results are the same bit by bit whatever
+//! the number of threads.
 //!
-//! Shape letters: `B` sequences, `L` tokens, `D` text width, `M` images or videos, `F` frames, `P` patches, `R` latents,
-//! `V` visual width, `H` heads, `K` width of one head.
+//! Shape letters: `B` sequences, `L` tokens, `D` text width, `M` images or videos, `F` frames, `P`
+//! patches, `R` latents, `V` visual width, `H` heads, `K` width of one head.
 //!
 //! ```
-//! use flamingo_model::{Activation, Gradients, LanguageConfig, LanguageModel, TextBatch, Trainable};
+//! use flamingo_model::{
+//!     Activation, Gradients, LanguageConfig, LanguageModel, TextBatch, Trainable,
+//! };
 //!
 //! let config = LanguageConfig {
 //!     vocabulary: 16, context: 8, width: 8, layers: 1, heads: 2, activation: Activation::GeluTanh,
 //! };
 //! let mut model = LanguageModel::new(&config, 1)?;
-//! let batch = TextBatch { tokens: vec![1, 2, 3, 4], length: 4, loss_mask: vec![1.0, 1.0, 1.0, 0.0] };
+//! let batch =
+//!     TextBatch { tokens: vec![1, 2, 3, 4], length: 4, loss_mask: vec![1.0, 1.0, 1.0, 0.0] };
 //! let (before, mut gradients) = model.step(&batch, 1.0, Gradients::default())?;
 //! for params in model.params_mut() {
 //!     params.update(&mut gradients, |_name, _shape, values, gradient| {
@@ -31,10 +37,12 @@
 //! # Ok::<(), flamingo_model::ModelError>(())
 //! ```
 //!
-//! Reading order: `error` what can go wrong | `tensor` dfdx's types and ours | `buffer` recycled memory | `ops` custom
-//! operations | `params` named parameters | `checkpoint` model folders | `layers` affine map, norm, feed-forward |
-//! `block` transformer block | `vision` CLIP's tower | `decoder` GPT-2's | `clip` contrastive model | `language_model` |
-//! `resampler` | `gated_xattn` | `inputs` what Flamingo reads | `flamingo` the whole | `generate` writing and scoring.
+//! Reading order: `error` what can go wrong | `limits` of configurations | `tensor` dfdx's types and
+//! ours | `buffer` recycled memory | `ops` custom operations | `params` named parameters |
+//! `weights_file` tensors on disk | `checkpoint` model folders | `layers` affine map, norm,
+//! feed-forward | `block` transformer block | `vision` CLIP's tower | `decoder` GPT-2's | `clip`
+//! contrastive model | `language_model` | `resampler` | `gated_xattn` | `inputs` what Flamingo reads
+//! | `flamingo` the whole | `generate` writing and scoring.
 
 mod block;
 mod buffer;

@@ -1,7 +1,8 @@
 //! Named parameters: made from a seed or from a file, counted, updated and saved in one place.
 //!
-//! A module declares its parameters once and keeps their [`ParamId`]s; forward passes look the weights up in a
-//! [`Params`]. So there is one walk over all parameters, and whether a tower is frozen is decided where it is loaded.
+//! A module declares its parameters once and keeps their [`ParamId`]s; forward passes look the
+//! weights up in a [`Params`]. So there is one walk over all parameters, and whether a tower is
+//! frozen is decided where it is loaded.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -74,7 +75,8 @@ impl Params {
         self.list.iter().map(Parameter::n_values).sum()
     }
 
-    /// Gives `update` every trained parameter with its values and gradient, and keeps the values that it leaves.
+    /// Gives `update` every trained parameter with its values and gradient, and keeps the values
+    /// that it leaves.
     ///
     /// # Errors
     /// When the device is out of memory.

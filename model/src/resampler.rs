@@ -1,4 +1,5 @@
-//! The Perceiver resampler: any number of visual features to a fixed number of latents (paper, section 2.1, figure 5).
+//! The Perceiver resampler: any number of visual features to a fixed number of latents (paper,
+//! section 2.1, figure 5).
 //!
 //! Letters: `M` images or videos, `F` frames, `P` features per frame, `R` latents, `V` width.
 

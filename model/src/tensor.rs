@@ -1,12 +1,14 @@
 //! Names for dfdx's types, and the only file that spells its generics.
 //!
-//! What is dfdx's: the tape, the store of gradients, trained weights and the loss. dfdx hides the buffers of its tensors,
-//! so a custom operation on them would copy every input. Activations therefore live in shared buffers of our
-//! own; a one-element dfdx tensor is the key under which the store holds an activation's gradient.
+//! What is dfdx's: the tape, the store of gradients, trained weights and the loss. dfdx hides the
+//! buffers of its tensors, so a custom operation on them would copy every input. Activations
+//! therefore live in shared buffers of our own; a one-element dfdx tensor is the key under which
+//! the store holds an activation's gradient.
 //!
-//! Every activation is a [`Matrix`] `[rows, width]` in row-major order: batch, time and heads are folded into the rows,
-//! and each operation is told how to read them. A [`Weight`] is either trained (a dfdx tensor that the tape
-//! knows) or frozen (a plain buffer, for which no gradient is ever computed or stored).
+//! Every activation is a [`Matrix`] `[rows, width]` in row-major order: batch, time and heads are
+//! folded into the rows, and each operation is told how to read them. A [`Weight`] is either
+//! trained (a dfdx tensor that the tape knows) or frozen (a plain buffer, for which no gradient is
+//! ever computed or stored).
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -147,8 +149,9 @@ impl<T> Matrix<T> {
 
 /// Makes an operation's output and puts its backward pass on the tape.
 ///
-/// `wanted` says whether any input or weight of the operation takes a gradient; if not, nothing is recorded. `backward`
-/// gets the gradient of the output by value: the operation that made a matrix is the last to read its gradient.
+/// `wanted` says whether any input or weight of the operation takes a gradient; if not, nothing is
+/// recorded. `backward` gets the gradient of the output by value: the operation that made a matrix
+/// is the last to read its gradient.
 pub(crate) fn record<T: Record>(
     values: Buffer,
     width: usize,

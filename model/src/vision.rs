@@ -1,7 +1,8 @@
-//! CLIP's vision transformer (Radford and others, 2021): patches, a class row, learned positions, pre-norm blocks.
+//! CLIP's vision transformer (Radford and others, 2021): patches, a class row, learned positions,
+//! pre-norm blocks.
 //!
-//! The paper's own encoder is an NFNet-F6; CLIP's ViT-L/14 is its ablation (table 3) and what the peers use.
-//! Letters: `M` images, `P` patches per image, `V` width.
+//! The paper's own encoder is an NFNet-F6; CLIP's ViT-L/14 is its ablation (table 3) and what the
+//! peers use. Letters: `M` images, `P` patches per image, `V` width.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -123,7 +124,8 @@ impl Vision {
         })
     }
 
-    /// Pixels `[M, 3, H, W]` to the states after the last block: `[M * (1 + P), V]`, class row first.
+    /// Pixels `[M, 3, H, W]` to the states after the last block: `[M * (1 + P), V]`, class row
+    /// first.
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,
@@ -132,7 +134,8 @@ impl Vision {
     ) -> Result<Matrix<T>, DeviceError> {
         let patches = unfold(pixels, &self.config); // [M * P, 3 p p]
         let x = self.patch_embedding.forward(p, patches.with(tape))?; // [M * P, V]
-        let x = ops::prepend_class(x, p.get(self.class), p.get(self.positions))?; // [M * (1 + P), V]
+        let (class, positions) = (p.get(self.class), p.get(self.positions));
+        let x = ops::prepend_class(x, class, positions)?; // [M * (1 + P), V]
         let mut x = self.norm_before.forward(p, x)?;
         let length = 1 + self.config.n_patches();
         for block in &self.blocks {
@@ -142,8 +145,8 @@ impl Vision {
         Ok(x)
     }
 
-    /// Patch rows of pixels `[M, 3, H, W]`, the class row dropped and before the last norm, as the resampler reads them:
-    /// `[M * P, V]`.
+    /// Patch rows of pixels `[M, 3, H, W]`, the class row dropped and before the last norm, as the
+    /// resampler reads them: `[M * P, V]`.
     pub(crate) fn features(&self, p: &Params, pixels: &[f32]) -> Result<Matrix, DeviceError> {
         let x = self.forward(p, pixels, crate::tensor::NotRecording::default())?;
         let length = 1 + self.config.n_patches();
@@ -152,8 +155,8 @@ impl Vision {
 
     /// The mean of each image's patch rows after the last norm: `[M, V]`.
     ///
-    /// The paper pools its encoder by the mean (appendix B.1.3), where CLIP takes the class row. The mean makes every patch
-    /// row useful by itself, which is what the resampler needs.
+    /// The paper pools its encoder by the mean (appendix B.1.3), where CLIP takes the class row.
+    /// The mean makes every patch row useful by itself, which is what the resampler needs.
     pub(crate) fn pool<T: Record>(
         &self,
         p: &Params,

@@ -122,7 +122,8 @@ pub(crate) fn le_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// Writes tensors to a file and waits until they are on disk. Bytes are made of one tensor at a time.
+/// Writes tensors to a file and waits until they are on disk. Bytes are made of one tensor at a
+/// time.
 ///
 /// # Errors
 /// When the file cannot be written; there is none then.

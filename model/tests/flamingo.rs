@@ -34,7 +34,8 @@ fn language() -> LanguageConfig {
     }
 }
 
-/// Fresh towers in `folder`, and a Flamingo on them with a cross-attention block before layers 0 and 2.
+/// Fresh towers in `folder`, and a Flamingo on them with a cross-attention block before layers 0
+/// and 2.
 fn fresh(folder: &Path) -> Flamingo {
     let (v, l) = (folder.join("vision"), folder.join("language"));
     std::fs::create_dir_all(&v).unwrap();
@@ -78,7 +79,8 @@ fn noise(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(|i| (((i + 31 * seed) * 7919 % 1009) as f32 / 504.5) - 1.0).collect()
 }
 
-/// Two sequences of 6 tokens: two images (the first seen from position 1, the second from 4), and one.
+/// Two sequences of 6 tokens: two images (the first seen from position 1, the second from 4), and
+/// one.
 fn inputs() -> Inputs {
     Inputs {
         tokens: vec![1, 3, 5, 7, 3, 9, 1, 2, 3, 11, 13, 0],

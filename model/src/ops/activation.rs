@@ -31,7 +31,8 @@ const QUICK_SLOPE: f32 = 1.702;
 
 #[expect(clippy::inline_always, reason = "must become part of the wide loop around it")]
 impl Activation {
-    /// Writes the activation of every `x`. The choice is made once per chunk, so that each loop can be wide.
+    /// Writes the activation of every `x`. The choice is made once per chunk, so that each loop can
+    /// be wide.
     #[inline(always)]
     fn values(self, out: &mut [f32], x: &[f32]) {
         match self {

@@ -38,7 +38,8 @@ pub(super) fn add_rows_to(sum: &mut [f32], x: &[f32]) {
     }
 }
 
-/// `x + tanh(gate) * y` with one learnt scalar `gate` (paper, section 2.2): at 0 the result is `x`. The tape comes with `y`.
+/// `x + tanh(gate) * y` with one learnt scalar `gate` (paper, section 2.2): at 0 the result is `x`.
+/// The tape comes with `y`.
 ///
 /// # Errors
 /// When the device fails.

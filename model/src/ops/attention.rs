@@ -29,8 +29,8 @@ pub(crate) struct AttentionShape {
     pub(crate) heads: usize,
 }
 
-/// Attention within sequences of `length` rows of `qkv` `[B * length, 3 D]`, which holds queries, keys and values side by
-/// side: `[B * length, D]`. Scores are scaled by `1 / sqrt(D / heads)`.
+/// Attention within sequences of `length` rows of `qkv` `[B * length, 3 D]`, which holds queries,
+/// keys and values side by side: `[B * length, D]`. Scores are scaled by `1 / sqrt(D / heads)`.
 ///
 /// # Errors
 /// When the device fails.
@@ -129,8 +129,9 @@ fn thirds(qkv: &Matrix, row: usize) -> [View<'_>; 3] {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Past(Vec<f32>);
 
-/// Causal attention of new rows `qkv` `[sum of counts, 3 D]` of several sequences, each to its own past and to itself;
-/// the new keys and values are added to the past. `counts` says how many rows belong to each past, in order.
+/// Causal attention of new rows `qkv` `[sum of counts, 3 D]` of several sequences, each to its own
+/// past and to itself; the new keys and values are added to the past. `counts` says how many rows
+/// belong to each past, in order.
 pub(crate) fn continue_attention(
     qkv: &Matrix,
     pasts: &mut [&mut Past],
@@ -190,7 +191,8 @@ impl Spread {
     }
 }
 
-/// One sequence's attention. Views `q`, `k`, `v` start at the sequence's first row and its first head's column.
+/// One sequence's attention. Views `q`, `k`, `v` start at the sequence's first row and its first
+/// head's column.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Core {
     shape: AttentionShape,
@@ -250,7 +252,8 @@ impl Core {
 
     /// Per head the gradients of `q` `[queries, size]`, `k` and `v` `[keys, size]`.
     ///
-    /// With weights `p`: `dv = p' g`, `dp = g v'`, `ds = p * (dp - sum(dp * p))`, `dq = ds k * scale`, `dk = ds' q * scale`.
+    /// With weights `p`: `dv = p' g`, `dp = g v'`, `ds = p * (dp - sum(dp * p))`,
+    /// `dq = ds k * scale`, `dk = ds' q * scale`.
     fn backward(&self, g: View, [q, k, v]: [View; 3], spread: Spread) -> Vec<[Buffer; 3]> {
         let AttentionShape { queries, keys, heads } = self.shape;
         let size = self.size;

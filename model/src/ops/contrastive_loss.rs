@@ -7,8 +7,8 @@ use crate::tensor::{DeviceError, Matrix, Record, Scalar, Weight, record_loss};
 
 /// Text-to-image plus image-to-text, each the mean cross-entropy of `exp(log_beta) * cosine`.
 ///
-/// `images`, `texts` `[B, E]`: row i of each belong together. They are normalised here. `smoothing` spreads that share of
-/// the target evenly over all rows. The tape comes with `images`.
+/// `images`, `texts` `[B, E]`: row i of each belong together. They are normalised here. `smoothing`
+/// spreads that share of the target evenly over all rows. The tape comes with `images`.
 ///
 /// # Errors
 /// When the device fails.

@@ -1,7 +1,8 @@
 //! Next-token loss straight from hidden states, without ever holding all logits.
 //!
-//! Logits are made a block of rows at a time. Since the loss is the end of the graph, their gradient is turned
-//! into the hidden states' gradient in the same pass and only scaled when the tape runs backwards.
+//! Logits are made a block of rows at a time. Since the loss is the end of the graph, their
+//! gradient is turned into the hidden states' gradient in the same pass and only scaled when the
+//! tape runs backwards.
 
 use rayon::prelude::*;
 
@@ -79,7 +80,8 @@ fn rows_with_target(targets: &[Option<u32>]) -> Vec<(usize, u32)> {
     targets.iter().enumerate().filter_map(|(i, t)| t.map(|t| (i, t))).collect()
 }
 
-/// Calls `visit` with blocks of (row, target), their hidden states `[block, D]` and their logits `[block, V]`.
+/// Calls `visit` with blocks of (row, target), their hidden states `[block, D]` and their logits
+/// `[block, V]`.
 fn walk_logits(
     hidden: &Matrix,
     head: &[f32],
@@ -167,7 +169,8 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        // A [1, 1] matrix stands for the scalar, so that the shared check can weigh it; its weight is -1.
+        // A [1, 1] matrix stands for the scalar, so that the shared check can weigh it; its weight
+        // is -1.
         fn as_matrix<T: Record>(loss: Scalar<T>) -> Matrix<T> {
             let (loss, tape) = loss.split_tape();
             record(vec![value_of(&loss)].into(), 1, tape, true, move |grad, store| {

@@ -29,10 +29,12 @@ pub(crate) fn gradients_of_ramp(out: Matrix<Recording>) -> (Matrix, Gradients) {
     (out, differentiate(loss.unwrap(), 1.0).unwrap().1)
 }
 
-/// Runs `taped` once on tape, and `plain` for central differences on every value of `inputs` and of `params`.
+/// Runs `taped` once on tape, and `plain` for central differences on every value of `inputs` and of
+/// `params`.
 ///
 /// # Panics
-/// If a gradient differs by more than `tolerance` relative to the largest gradient of the same input.
+/// If a gradient differs by more than `tolerance` relative to the largest gradient of the same
+/// input.
 pub(crate) fn check(
     inputs: &[(Vec<f32>, usize)],
     params: &[Vec<f32>],

@@ -78,7 +78,8 @@ fn forward_rows(out: &mut [f32], x: &[f32], gain: &[f32], shift: &[f32], epsilon
 
 /// Backward of a chunk of rows: writes `grad_x`, returns the chunk's sums for scale and bias.
 ///
-/// With `n = (x - mean) / std` and `h = grad * gain`: `grad_x = (h - mean(h) - n * mean(h * n)) / std`.
+/// With `n = (x - mean) / std` and `h = grad * gain`:
+/// `grad_x = (h - mean(h) - n * mean(h * n)) / std`.
 #[expect(clippy::inline_always, reason = "must become part of the wide call around it")]
 #[inline(always)]
 fn backward_rows(

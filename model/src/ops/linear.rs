@@ -1,5 +1,5 @@
-//! Affine maps: `y = x W + b`, optionally onto a residual. A frozen `W` costs no weight gradient (dfdx's own product
-//! computes both gradients).
+//! Affine maps: `y = x W + b`, optionally onto a residual. A frozen `W` costs no weight gradient
+//! (dfdx's own product computes both gradients).
 
 use super::wide::wide;
 use rayon::prelude::*;
@@ -31,8 +31,9 @@ pub(crate) struct Kernel {
     pub(crate) outputs: usize,
 }
 
-/// Rows that one thread multiplies at a time, of `n`: enough that arranging the kernel for the registers, which every
-/// product does anew, is a small part; few enough that many threads get some.
+/// Rows that one thread multiplies at a time, of `n`: enough that arranging the kernel for the
+/// registers, which every product does anew, is a small part; few enough that many threads get
+/// some.
 fn rows_per_piece(n: usize) -> usize {
     n.div_ceil(16).clamp(128, 1024)
 }

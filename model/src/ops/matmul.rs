@@ -64,7 +64,8 @@ impl<'a> Target<'a> {
 /// Products below this many multiplications are not worth waking other threads for.
 const PARALLEL_FROM: usize = 1 << 18;
 
-/// `target = scale * a b` (or `+=`), with `a` `[m, k]` and `b` `[k, n]`, on all threads if it is large.
+/// `target = scale * a b` (or `+=`), with `a` `[m, k]` and `b` `[k, n]`, on all threads if it is
+/// large.
 ///
 /// # Panics
 /// If a matrix reaches beyond its slice: a bug in the calling operation.
@@ -105,8 +106,8 @@ fn product(
     assert!(last < out.len(), "product reaches beyond its slice");
     let parallelism = if threads == 1 { Parallelism::None } else { Parallelism::Rayon(threads) };
     #[expect(unsafe_code, reason = "gemm takes raw pointers")]
-    // SAFETY: the three assertions above bound every element that is read or written; the target is borrowed mutably,
-    // so it overlaps neither factor.
+    // SAFETY: the three assertions above bound every element that is read or written; the target is
+    // borrowed mutably, so it overlaps neither factor.
     unsafe {
         gemm::gemm(
             m,

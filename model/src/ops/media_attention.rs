@@ -1,8 +1,10 @@
-//! Cross-attention from text to media: each token sees the latents of exactly one image or video, or of none.
+//! Cross-attention from text to media: each token sees the latents of exactly one image or video,
+//! or of none.
 //!
-//! The paper masks a full product of all tokens with all latents (appendix A.1.1). A token sees one image at most, so the
-//! same result comes from the products of each run of tokens with its own image's latents: the work does not grow
-//! with the number of images. A token that sees none gets exactly zero.
+//! The paper masks a full product of all tokens with all latents (appendix A.1.1). A token sees one
+//! image at most, so the same result comes from the products of each run of tokens with its own
+//! image's latents: the work does not grow with the number of images. A token that sees none gets
+//! exactly zero.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,7 +27,8 @@ pub(crate) struct MediaReads {
 }
 
 impl MediaReads {
-    /// Every row of text sees the image that `images` gives, if any. `latents` is the number per image.
+    /// Every row of text sees the image that `images` gives, if any. `latents` is the number per
+    /// image.
     pub(crate) fn new(images: impl Iterator<Item = Option<usize>>, latents: usize) -> Self {
         let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
         for (row, image) in images.enumerate() {
@@ -133,7 +136,8 @@ impl Run {
         out
     }
 
-    /// Gradients of the run's rows of `q` `[n, D]` and, from this run, of its image's `k` and `v` `[R, D]`.
+    /// Gradients of the run's rows of `q` `[n, D]` and, from this run, of its image's `k` and `v`
+    /// `[R, D]`.
     fn backward(
         &self,
         rows: &Range<usize>,
@@ -168,7 +172,8 @@ mod tests {
     use super::*;
     use crate::ops::gradient_check::{check, pseudo_random};
 
-    /// Two sequences of 4 tokens with 2 and 1 images of 3 latents; two tokens see none, one image is seen by two runs.
+    /// Two sequences of 4 tokens with 2 and 1 images of 3 latents; two tokens see none, one image
+    /// is seen by two runs.
     fn reads() -> Arc<MediaReads> {
         let images = [None, Some(0), Some(1), Some(0), Some(2), Some(2), None, Some(2)];
         Arc::new(MediaReads::new(images.into_iter(), 3))

@@ -1,4 +1,5 @@
-//! Rows of the Perceiver resampler: time embeddings, repeated latents, keys made of features and latents.
+//! Rows of the Perceiver resampler: time embeddings, repeated latents, keys made of features and
+//! latents.
 
 use rayon::prelude::*;
 
@@ -6,9 +7,11 @@ use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
 
-/// Adds time embedding `f` to the rows of frame `f`: `features` `[M * frames * tokens, D]`, `time` `[trained, D]`.
+/// Adds time embedding `f` to the rows of frame `f`: `features` `[M * frames * tokens, D]`, `time`
+/// `[trained, D]`.
 ///
-/// With more frames than were trained, the embeddings are interpolated linearly, both ends aligned (paper, appendix B.1.4).
+/// With more frames than were trained, the embeddings are interpolated linearly, both ends aligned
+/// (paper, appendix B.1.4).
 ///
 /// # Errors
 /// When the device fails.
@@ -93,7 +96,8 @@ pub(crate) fn repeat_latents<T: Record>(
     })
 }
 
-/// Per image, its `features` `[M * S, D]` followed by its `latents` `[M * R, D]`: `[M * (S + R), D]`.
+/// Per image, its `features` `[M * S, D]` followed by its `latents` `[M * R, D]`:
+/// `[M * (S + R), D]`.
 ///
 /// # Errors
 /// When the device fails.

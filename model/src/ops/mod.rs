@@ -1,10 +1,11 @@
-//! Custom differentiable operations, one file each: forward, backward, and a gradient check against finite differences
-//! or against dfdx's own operations.
+//! Custom differentiable operations, one file each: forward, backward, and a gradient check against
+//! finite differences or against dfdx's own operations.
 //!
-//! dfdx 0.13.0 computes both gradients of every product, and its soft-max and layer norm on the CPU are tens of times
-//! slower than PyTorch's; so the model's operations are coarse, run on plain slices on all cores, and hang
-//! themselves on dfdx's tape. Work is cut into pieces whose size depends on the shapes alone, and sums over pieces
-//! run in their order, so that results do not depend on the number of threads, bit by bit.
+//! dfdx 0.13.0 computes both gradients of every product, and its soft-max and layer norm on the CPU
+//! are tens of times slower than PyTorch's; so the model's operations are coarse, run on plain
+//! slices on all cores, and hang themselves on dfdx's tape. Work is cut into pieces whose size
+//! depends on the shapes alone, and sums over pieces run in their order, so that results do not
+//! depend on the number of threads, bit by bit.
 //!
 //! The tape travels with an operation's first argument; the others come without.
 
@@ -37,8 +38,8 @@ pub(crate) use media_attention::{MediaReads, media_attention};
 pub(crate) use media_tokens::{add_time, repeat_latents, with_latents};
 pub(crate) use rows::{mean_rows, pick_rows, prepend_class};
 
-/// Elements that one thread takes at a time in element-wise loops: small enough for its cache, large enough that
-/// waking the thread pays.
+/// Elements that one thread takes at a time in element-wise loops: small enough for its cache,
+/// large enough that waking the thread pays.
 const CHUNK: usize = 1 << 14;
 
 /// Rows of `width` values that one thread takes at a time: about [`CHUNK`] elements.
@@ -46,7 +47,8 @@ fn rows_per_chunk(width: usize) -> usize {
     (CHUNK / width).max(1)
 }
 
-/// Runs `work` on a thread of the pool, so that the parallel loops inside need not wake one to begin.
+/// Runs `work` on a thread of the pool, so that the parallel loops inside need not wake one to
+/// begin.
 pub(crate) fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| work())
 }

@@ -1,15 +1,17 @@
 //! Element-wise arithmetic in wide registers, chosen at run time, and the functions that need it.
 //!
-//! The compiler may only use what every x86-64 has; a loop inside [`wide!`] is compiled a second time for AVX2. There is no
-//! fused multiply-add in these loops, so both versions give the same bits.
+//! The compiler may only use what every x86-64 has; a loop inside [`wide!`] is compiled a second
+//! time for AVX2. There is no fused multiply-add in these loops, so both versions give the same
+//! bits.
 
 #![expect(
     clippy::inline_always,
     reason = "a loop must be inlined into the AVX2 version to become wide"
 )]
 
-/// The value of an expression compiled for the widest registers of this processor. A macro, since the closure that it
-/// makes must be inlined into each version, which a caller would have to say every time.
+/// The value of an expression compiled for the widest registers of this processor. A macro, since
+/// the closure that it makes must be inlined into each version, which a caller would have to say
+/// every time.
 macro_rules! wide {
     ($work:expr) => {
         $crate::ops::wide::run_wide(
