@@ -1,9 +1,9 @@
 //! Percentile bootstrap over queries: how far a score would move with other queries of the same
 //! kind.
 //!
-//! Every score here is a ratio of sums over queries. For a mean the denominators are 1; for nats per
-//! token they are token counts; for corpus `CIDEr` the summands are the scores per image with the
-//! document frequencies of the whole set, which stay frozen while images are drawn.
+//! Every score here is a ratio of sums over queries. For a mean the denominators are 1; for nats
+//! per token they are token counts; for corpus `CIDEr` the summands are the scores per image with
+//! the document frequencies of the whole set, which stay frozen while images are drawn.
 
 use serde::{Deserialize, Serialize};
 

@@ -125,7 +125,8 @@ pub enum EvalError {
     },
     /// The output folder holds samples made with other settings.
     #[error(
-        "{} holds samples made with `{key}` {was}, now {now}; choose another --out or remove the folder",
+        "{} holds samples made with `{key}` {was}, now {now}; choose another --out or \
+         remove the folder",
         path.display()
     )]
     OtherSettings {

@@ -36,7 +36,8 @@ pub struct Plan<'a> {
     pub out: &'a Path,
 }
 
-/// Support examples shown in one round: for each query, indices in the order in which they are shown.
+/// Support examples shown in one round: for each query, indices in the order in which they are
+/// shown.
 pub struct ShownShots {
     n_shots: usize,
     by_query: Vec<Vec<usize>>,

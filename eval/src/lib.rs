@@ -16,10 +16,10 @@
 //! ```
 //!
 //! In reading order: [`task`] what a benchmark must say, [`caption`] and [`label`] the benchmarks,
-//! [`annotations`] and [`task_file`] their files, [`shots`] which examples are shown, [`prompt`] the
-//! layout, [`inputs`] from prompts to what the model takes, [`run_folder`] and [`subject`] the model
-//! under test, [`evaluate`] one benchmark, [`command`] all of them, [`controls`], [`cider`] on
-//! [`ptb_tokenize`], [`bootstrap`] on [`draw`], [`samples`] and [`settings`] for going on,
+//! [`annotations`] and [`task_file`] their files, [`shots`] which examples are shown, [`prompt`]
+//! the layout, [`inputs`] from prompts to what the model takes, [`run_folder`] and [`subject`] the
+//! model under test, [`evaluate`] one benchmark, [`command`] all of them, [`controls`], [`cider`]
+//! on [`ptb_tokenize`], [`bootstrap`] on [`draw`], [`samples`] and [`settings`] for going on,
 //! [`results`], [`table`] and [`report`] for what comes out.
 
 pub mod annotations;

@@ -1,5 +1,5 @@
-//! `flamingo-eval`: parses the command line, runs the benchmarks, prints their tables, sets the exit
-//! code.
+//! `flamingo-eval`: parses the command line, runs the benchmarks, prints their tables, sets the
+//! exit code.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -30,7 +30,8 @@ enum Action {
     ///
     /// An evaluation that was cut off goes on when the same command is given again.
     #[command(after_help = "Example:\n  \
-        flamingo-eval run --model runs/flamingo --task caption --annotations tasks/caption \\\n      \
+        flamingo-eval run --model runs/flamingo \\\n      \
+        --task caption --annotations tasks/caption \\\n      \
         --task label --annotations tasks/label --shots 0,4,8 --out runs/scores")]
     Run(RunArgs),
     /// Lists the tasks with what they ask and how they are scored.

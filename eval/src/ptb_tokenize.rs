@@ -1,5 +1,5 @@
-//! Penn Treebank tokens of a caption, as the official caption metrics see them: `CoreNLP` 3.4.1 with
-//! `-preserveLines -lowerCase`, after which pycocoevalcap drops the punctuation tokens.
+//! Penn Treebank tokens of a caption, as the official caption metrics see them: `CoreNLP` 3.4.1
+//! with `-preserveLines -lowerCase`, after which pycocoevalcap drops the punctuation tokens.
 //!
 //! The lexer is a list of rules; at each position the longest match wins, and the earlier rule wins
 //! a tie. A rule may look ahead: then what it saw counts for the contest, but is not consumed.

@@ -1,5 +1,5 @@
-//! `report.html`: scores, controls, loss curves and a few queries with all that the model saw, in one
-//! file that needs no network.
+//! `report.html`: scores, controls, loss curves and a few queries with all that the model saw, in
+//! one file that needs no network.
 
 use flamingo_dataset::EncodedImage;
 use flamingo_dataset::report::Page;

@@ -1,5 +1,5 @@
-//! A run of `flamingo-train` as an evaluation reads it: which checkpoint, which tokenizer, how images
-//! become pixels, and how the losses went.
+//! A run of `flamingo-train` as an evaluation reads it: which checkpoint, which tokenizer, how
+//! images become pixels, and how the losses went.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,8 @@ fn read(path: &Path) -> Result<String, EvalError> {
     std::fs::read_to_string(path).map_err(EvalError::file("read", path))
 }
 
-/// Paths in a config start from the working directory of its run; a run beside this one is tried too.
+/// Paths in a config start from the working directory of its run; a run beside this one is tried
+/// too.
 fn built_from(run: &Path, model: &ModelConfig) -> Vec<(String, PathBuf)> {
     let stages = [("vision", &model.vision), ("language", &model.language)];
     let found = stages.into_iter().filter_map(|(stage, place)| {
@@ -150,7 +151,8 @@ mod tests {
     use super::*;
 
     const CONFIG: &str = "steps = 3\n[image]\nsize = 8\nfit = \"squash\"\nmean = [0.5, 0.5, 0.5]\n\
-                          std = [0.5, 0.5, 0.5]\n[model]\nvision = \"vision\"\nlanguage = \"gone\"\n";
+                          std = [0.5, 0.5, 0.5]\n[model]\nvision = \"vision\"\n\
+                          language = \"gone\"\n";
 
     fn run(dir: &Path) -> PathBuf {
         let run = dir.join("flamingo");
@@ -211,7 +213,8 @@ mod tests {
     #[test]
     fn curves_are_one_per_dataset_and_skip_torn_lines() {
         let dir = tempfile::tempdir().unwrap();
-        let lines = "{\"step\":1,\"losses\":{\"a\":2.0,\"b\":3.0}}\n{\"step\":2,\"losses\":{\"a\":1.0}}\n{\"st";
+        let lines = "{\"step\":1,\"losses\":{\"a\":2.0,\"b\":3.0}}\n\
+                     {\"step\":2,\"losses\":{\"a\":1.0}}\n{\"st";
         std::fs::write(dir.path().join("metrics.jsonl"), lines).unwrap();
         let expected: Vec<Curve> =
             vec![("a".into(), vec![(1.0, 2.0), (2.0, 1.0)]), ("b".into(), vec![(1.0, 3.0)])];

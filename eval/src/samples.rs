@@ -1,4 +1,5 @@
-//! `samples_*.jsonl`: what was found for each query, one JSON object a line, written as it is found.
+//! `samples_*.jsonl`: what was found for each query, one JSON object a line, written as it is
+//! found.
 //!
 //! A file left by a killed evaluation is continued: a torn last line is cut off, queries that have
 //! their line are not asked again.

@@ -1,8 +1,8 @@
 //! Which support examples a query is shown.
 //!
 //! Every support example gets a random number that depends on (seed, query, example) alone, and the
-//! smallest numbers win. So the choice does not depend on other queries, on a limit, on the batch or
-//! on threads; and the 4 shots of a query are among its 8.
+//! smallest numbers win. So the choice does not depend on other queries, on a limit, on the batch
+//! or on threads; and the 4 shots of a query are among its 8.
 
 use crate::annotations::Example;
 use crate::draw::{mix, mix_text};

@@ -132,7 +132,7 @@ impl<'a> Subject<'a> {
         let prompts = self.with_latents(prompts)?;
         let rows = prompts.iter().map(|prompt| {
             let row = self.model.flamingo.rank(prompt, answers).map_err(self.failed())?;
-            row.iter().zip(answers).map(|(value, answer)| self.finite(*value, answer)).collect()
+            Ok(row.into_iter().map(f64::from).collect())
         });
         rows.collect()
     }
@@ -149,14 +149,12 @@ impl<'a> Subject<'a> {
             // Token l + 1 is predicted at position l.
             let from = taught.prompt.tokens.len() - 1;
             let said = scores.likeliest[from..].iter().zip(&taught.answer);
-            let reading = Reading {
+            Reading {
                 nll: scores.nll[from..].to_vec(),
                 is_top: said.map(|(said, token)| said == token).collect(),
-            };
-            self.finite(-reading.nll.iter().sum::<f32>(), &taught.answer)?;
-            Ok(reading)
+            }
         });
-        readings.collect()
+        Ok(readings.collect())
     }
 
     /// Loss in nats of each given answer under the language model alone, as with closed gates.

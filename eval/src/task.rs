@@ -97,10 +97,12 @@ impl TaskName {
     pub fn about(self) -> &'static str {
         match self {
             Self::Caption => {
-                "describe the image: greedy text up to <EOC>, CIDEr-D; rows of one image are its references"
+                "describe the image: greedy text up to <EOC>, CIDEr-D; rows of one \
+                 image are its references"
             }
             Self::Label => {
-                "choose a candidate by log-likelihood, accuracy; shots have the `source` of the query"
+                "choose a candidate by log-likelihood, accuracy; shots have the `source` \
+                 of the query"
             }
         }
     }

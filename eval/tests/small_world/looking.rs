@@ -1,11 +1,10 @@
-//! What the evaluation asks of the model: the image matters, closed gates hide it, and ranking agrees
-//! with reading.
+//! What the evaluation asks of the model: the image matters, closed gates hide it, and ranking
+//! agrees with reading.
 
 use crate::world::World;
 use flamingo_eval::annotations::Annotations;
 use flamingo_eval::prompt::{ImagePlace, Prompt, Template};
 use flamingo_eval::subject::{LoadedModel, Reading, Subject, Taught};
-use flamingo_model::{Flamingo, Gradients, Trainable};
 
 struct Scene {
     /// Keeps the files.
@@ -22,17 +21,7 @@ impl Scene {
     /// The same model with all gates at 0.
     fn with_closed_gates() -> Self {
         let world = World::new();
-        let checkpoint = world.path("run/checkpoints/step-2");
-        let mut model = Flamingo::load(&checkpoint).unwrap();
-        for params in model.params_mut() {
-            let close = |name: &str, _: &[usize], values: &mut [f32], _: &[f32]| {
-                if name.ends_with("_gate") {
-                    values.fill(0.0);
-                }
-            };
-            params.update(&mut Gradients::default(), close).unwrap();
-        }
-        model.save(&checkpoint).unwrap();
+        world.set_gates(0.0);
         Self::of(world)
     }
 

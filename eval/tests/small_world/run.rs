@@ -216,6 +216,17 @@ fn an_image_that_is_none_is_named_by_its_key() {
 }
 
 #[test]
+fn a_model_that_diverged_is_never_scored() {
+    let world = World::new();
+    world.set_gates(f32::NAN);
+    let out = world.path("out");
+    check_failure(&mut command(&world, &out), 1, &["step-2", "logits", "not finite"]);
+    let label = &mut single(&world.path("run"), &world.path("label"), &out);
+    check_failure(label, 1, &["step-2", "log-likelihoods", "not finite"]);
+    assert!(!out.join("results.json").exists());
+}
+
+#[test]
 fn other_settings_are_never_mixed() {
     let world = World::new();
     let (run, label, out) = (world.path("run"), world.path("label"), world.path("out"));

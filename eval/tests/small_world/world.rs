@@ -43,6 +43,21 @@ impl World {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+
+    /// Saves the model again with this value in all gates.
+    pub(crate) fn set_gates(&self, gate: f32) {
+        let checkpoint = self.path("run/checkpoints/step-2");
+        let mut model = Flamingo::load(&checkpoint).unwrap();
+        for params in model.params_mut() {
+            let set = |name: &str, _: &[usize], values: &mut [f32], _: &[f32]| {
+                if name.ends_with("_gate") {
+                    values.fill(gate);
+                }
+            };
+            params.update(&mut Gradients::default(), set).unwrap();
+        }
+        model.save(&checkpoint).unwrap();
+    }
 }
 
 fn write_benchmark(dir: &Path, task: &str, row: fn(usize, &str) -> Row) {
@@ -121,7 +136,8 @@ fn write_run(run: &Path) {
     tokenizer.save(run.join("tokenizer.json")).unwrap();
     std::fs::write(run.join("latest"), "step-2\n").unwrap();
     let config = "seed = 0\nsteps = 2\n\n[image]\nsize = 8\nfit = \"squash\"\n\
-                  mean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n\n[model]\nvision = \"vision\"\n";
+                  mean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n\n[model]\n\
+                  vision = \"vision\"\n";
     std::fs::write(run.join("config.toml"), config).unwrap();
     let metrics =
         "{\"step\":1,\"losses\":{\"pages\":3.5}}\n{\"step\":2,\"losses\":{\"pages\":3.0}}\n";
