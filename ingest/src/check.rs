@@ -205,3 +205,44 @@ fn check_text(batch: &RecordBatch, i: usize, marks: &[bool]) -> Result<(), Strin
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int32Builder, ListBuilder, StringArray, StringBuilder};
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_what_is_said_of_it() {
+        let mut png = std::io::Cursor::new(Vec::new());
+        image::RgbImage::new(3, 2).write_to(&mut png, image::ImageFormat::Png).unwrap();
+        let png = png.into_inner();
+        let sha256 = sha256_hex(&png);
+        let check = |size, sha256| check_image(&png, Told { size, sha256: Some(sha256) });
+        check((3, 2), &sha256).unwrap();
+        assert!(check((2, 3), &sha256).unwrap_err().contains("its size is (3, 2)"));
+        assert!(check((3, 2), "other").unwrap_err().contains("its sha256 is not other"));
+    }
+
+    #[test]
+    fn the_text_is_its_slots_joined() {
+        let check = |text: &str, offset: i32| {
+            let mut texts = ListBuilder::new(StringBuilder::new());
+            texts.append_value([Some("é"), Some("b"), None, Some("c")]);
+            let mut offsets = ListBuilder::new(Int32Builder::new());
+            offsets.append_value([Some(offset)]);
+            let columns: [(&str, ArrayRef); 3] = [
+                ("texts", Arc::new(texts.finish())),
+                ("image_char_offset", Arc::new(offsets.finish())),
+                ("text", Arc::new(StringArray::from(vec![text]))),
+            ];
+            let batch = RecordBatch::try_from_iter(columns).unwrap();
+            check_text(&batch, 0, &[false, false, true, false])
+        };
+        check("é\nb<image>c", 3).unwrap();
+        assert!(check("é\nb<image>d", 3).is_err());
+        assert!(check("é\nb<image>c", 2).is_err());
+    }
+}

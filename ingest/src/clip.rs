@@ -198,7 +198,7 @@ impl<'a> Wanted<'a> {
         }
         check_size((decoded.width(), decoded.height()), self.rules)?;
         let rgb = self.upright_rgb(decoded)?;
-        // A clip whose size changes ends there: all frames of a row have one size.
+        // All frames of a row have one size; those of another are passed over.
         if self.frames.first().is_none_or(|first| first.dimensions() == rgb.dimensions()) {
             self.frames.push(rgb);
             self.frame_ms.push(ms.round().clamp(0.0, f64::from(i32::MAX)) as i32);

@@ -283,11 +283,14 @@ impl Output {
         IngestError::NothingKept { n_items: totals.n_items, reasons }
     }
 
-    /// Removes everything. The journal's first entry goes first and what the run is goes last, so
-    /// that a run that is killed here can be resumed.
+    /// Removes what runs write. The journal's first entry goes first and what the run is goes last,
+    /// so that a run that is killed here can be resumed.
     fn remove_all(&self) -> Result<(), IngestError> {
         self.remove_journal()?;
-        for name in self.store.list("")?.iter().filter(|name| *name != RUN_FILE) {
+        let is_ours = |name: &&String| {
+            name.starts_with("shard-") || name.starts_with(REJECTS) || *name == PLAN_FILE
+        };
+        for name in self.store.list("")?.iter().filter(is_ours) {
             self.store.delete(name)?;
         }
         self.store.delete(RUN_FILE)?;

@@ -227,6 +227,11 @@ fn a_corpus_that_was_changed() {
     let out = place.path("out");
     succeed(&["webpages", "--input", &place.path("web/pages.warc.gz"), "--out", &out]);
     assert!(succeed(&["check", &out]).contains("ok, interleaved, 3 rows"));
+    let plan = format!("{out}/plan.toml");
+    let text = std::fs::read_to_string(&plan).unwrap();
+    std::fs::write(&plan, text.replace("side_min = 64", "side_min = 32")).unwrap();
+    check(&["check", &out], 1, &["plan.toml is not the plan"]);
+    std::fs::write(&plan, text).unwrap();
     let shard = format!("{out}/shard-00000.parquet");
     let mut bytes = std::fs::read(&shard).unwrap();
     let middle = bytes.len() / 2;
