@@ -1,14 +1,16 @@
-//! Training of the three parts of a Flamingo model (arXiv 2204.14198), one stage at a time: a vision encoder by
-//! contrast, a language model, and the resampler and gated cross-attention that join them while both stay frozen.
+//! Training of the three parts of a Flamingo model (arXiv 2204.14198), one stage at a time: a
+//! vision encoder by contrast, a language model, and the resampler and gated cross-attention that
+//! join them while both stay frozen.
 //!
-//! A run is a folder: `config.toml` (effective), `tokenizer.json`, `metrics.jsonl`, `checkpoints/step-N/`, `latest`
-//! and `report.html`. Killed at any instant and resumed, it ends with the weights of a run that was never killed,
-//! bit by bit on the CPU.
+//! A run is a folder: `config.toml` (effective), `tokenizer.json`, `metrics.jsonl`,
+//! `checkpoints/step-N/`, `latest` and `report.html`. Killed at any instant and resumed, it ends
+//! with the weights of a run that was never killed, bit by bit on the CPU.
 //!
 //! ```
 //! use flamingo_train::schedule::{Decay, Schedule};
 //!
-//! let paper = Schedule { lr_peak: 1e-4, warmup_steps: 5_000, steps: 500_000, decay: Decay::Constant };
+//! let (lr_peak, warmup_steps, steps) = (1e-4, 5_000, 500_000);
+//! let paper = Schedule { lr_peak, warmup_steps, steps, decay: Decay::Constant };
 //! assert_eq!(paper.lr(2_499), 5e-5);
 //! assert_eq!(paper.lr(400_000), 1e-4);
 //! ```
@@ -19,6 +21,7 @@
 //! - [`setup`]: from a config to a run that is ready
 //! - [`inputs`]: from the loader's batch to the models' inputs
 //! - [`config`], [`config_file`], [`overrides`]: every number of a run
+//! - [`limits`], [`difference`]: how large numbers may be, and which of them changed
 //! - [`optimizer`], [`schedule`]: one update, and how far it goes
 //! - [`checkpoint`], [`run_folder`], [`files`]: what is on disk, whatever happens
 //! - [`metrics`], [`report`], [`progress`]: what a user sees
@@ -27,11 +30,13 @@ pub mod checkpoint;
 pub mod config;
 pub mod config_file;
 pub mod contrastive;
+pub mod difference;
 pub mod error;
 pub mod files;
 pub mod flamingo;
 pub mod inputs;
 pub mod language;
+pub mod limits;
 pub mod metrics;
 pub mod optimizer;
 pub mod overrides;

@@ -23,16 +23,18 @@ struct Cli {
 enum Stage {
     /// Trains a vision encoder to match images with their captions (paper, appendix B.1.3).
     #[command(after_help = "Example:\n  \
-        flamingo-train contrastive --config configs/vision.toml --root runs/demo --out runs/demo/vision")]
+        flamingo-train contrastive --config configs/vision.toml --root runs/demo \\\n      \
+        --out runs/demo/vision")]
     Contrastive(StageArgs),
     /// Trains a language model on the texts of corpora; images stay unread.
     #[command(after_help = "Example:\n  \
-        flamingo-train language --config configs/language.toml --root runs/demo --out runs/demo/language")]
+        flamingo-train language --config configs/language.toml --root runs/demo \\\n      \
+        --out runs/demo/language")]
     Language(StageArgs),
     /// Joins a frozen vision encoder and a frozen language model (paper, sections 2 and 2.4).
     #[command(after_help = "Example:\n  \
-        flamingo-train flamingo --config configs/flamingo.toml --root runs/demo --out runs/demo/flamingo \\\n      \
-        --set steps=200 --set data.pairs.weight=0.5")]
+        flamingo-train flamingo --config configs/flamingo.toml --root runs/demo \\\n      \
+        --out runs/demo/flamingo --set steps=200 --set data.pairs.weight=0.5")]
     Flamingo(StageArgs),
 }
 
@@ -47,14 +49,15 @@ struct StageArgs {
     /// Folder of the run. Must not exist unless `--resume` is given.
     #[arg(long)]
     out: PathBuf,
-    /// Go on from the last checkpoint in `--out`, bit by bit as if the run had not stopped; start if there is none.
+    /// Go on from the last checkpoint in `--out`, bit by bit as if the run had not stopped; start
+    /// if there is none.
     #[arg(long)]
     resume: bool,
     /// Change one value of the config; elements of a list go by name or index. Repeatable.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     overrides: Vec<Override>,
     /// Stop after this step, with a checkpoint, although the config asks for more steps.
-    #[arg(long, value_name = "STEP")]
+    #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u64).range(1..))]
     stop_after: Option<u64>,
 }
 

@@ -1,7 +1,8 @@
-//! `AdamW` with decoupled weight decay, after clipping the gradient to a global norm (paper, appendix B.1.2).
+//! `AdamW` with decoupled weight decay, after clipping the gradient to a global norm (paper,
+//! appendix B.1.2).
 //!
-//! Moments and updates are f32, in torch's order of operations; the golden case in the tests pins them to torch.
-//! The number of updates is not stored here: it is the step of the run.
+//! Moments and updates are f32, in torch's order of operations; the golden case in the tests pins
+//! them to torch. The number of updates is not stored here: it is the step of the run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -111,8 +112,8 @@ impl AdamW {
         Ok(squares.sum::<Result<f64, ModelError>>()?.sqrt())
     }
 
-    /// Makes one update of all trained parameters: the one after `done` updates, with learning rate `lr`, of
-    /// gradients whose norm is `norm`.
+    /// Makes one update of all trained parameters: the one after `done` updates, with learning rate
+    /// `lr`, of gradients whose norm is `norm`.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -183,8 +184,9 @@ impl AdamW {
     }
 }
 
-/// True if weight decay applies. The paper decays everything but the resampler; like IDEFICS we also leave out
-/// vectors (norms, biases, gates, the temperature), and what stands for a place rather than for content.
+/// True if weight decay applies. The paper decays everything but the resampler; like IDEFICS we
+/// also leave out vectors (norms, biases, gates, the temperature), and what stands for a place
+/// rather than for content.
 pub fn decays(name: &str, shape: &[usize]) -> bool {
     let is_vector = shape.iter().filter(|&&size| size > 1).count() < 2;
     let is_place = ["position", "wpe", "class"];

@@ -14,7 +14,8 @@ pub struct Override {
 impl std::str::FromStr for Override {
     type Err = String;
 
-    /// Parses `key.path=value`, with the value typed as TOML types it: `0.1`, `"text"`, `[1, 2]`, `{ a = 1 }`.
+    /// Parses `key.path=value`, with the value typed as TOML types it: `0.1`, `"text"`, `[1, 2]`,
+    /// `{ a = 1 }`.
     fn from_str(given: &str) -> Result<Self, String> {
         let (path, value) = given.split_once('=').ok_or("expected key.path=value")?;
         let path: Vec<String> = path.trim().split('.').map(str::to_owned).collect();
@@ -31,10 +32,12 @@ impl std::str::FromStr for Override {
 }
 
 impl Override {
-    /// Puts the value in its place. Elements of a list are named by their `name` or their index from 0.
+    /// Puts the value in its place. Elements of a list are named by their `name` or their index
+    /// from 0.
     ///
     /// # Errors
-    /// When a part of the path leads into something that is neither a table nor a list with that element.
+    /// When a part of the path leads into something that is neither a table nor a list with that
+    /// element.
     pub fn apply(&self, config: &mut Table) -> Result<(), String> {
         let mut root = Value::Table(std::mem::take(config));
         let result = set(&mut root, &self.path, &self.value);

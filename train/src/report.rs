@@ -1,4 +1,5 @@
-//! `report.html`: loss curves, what the stage observed, throughput and the config, in one self-contained page.
+//! `report.html`: loss curves, what the stage observed, throughput and the config, in one
+//! self-contained page.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

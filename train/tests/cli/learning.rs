@@ -35,8 +35,8 @@ fn a_single_batch_is_learned_by_heart_in_every_stage() {
     let (first, last) = losses(&world, "language", "pages");
     assert!(first > 5.0 && last < 0.4, "language: {first} to {last}");
 
-    // Which of six colours comes in the five tokens after `a` only the image tells: a blind model cannot lose less
-    // than ln 6 / 5 nats per token, 0.36.
+    // Which of six colours comes in the five tokens after `a` only the image tells: a blind model
+    // cannot lose less than ln 6 / 5 nats per token, 0.36.
     let only_pairs = only_pairs(FLAMINGO).replace("batch = 3", "batch = 6");
     world.train("flamingo", &only_pairs, "flamingo", &by_heart("steps=100")).expect_success();
     let (first, last) = losses(&world, "flamingo", "pairs");
