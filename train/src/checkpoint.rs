@@ -1,12 +1,14 @@
 //! Checkpoints: everything that a run needs to go on as if it had never stopped.
 //!
-//! `checkpoints/step-N/` is a loadable model folder (`config.json`, `model.safetensors`) that also holds the
-//! optimizer's moments and `state.json`. It is written under a temporary name, flushed and renamed; only then does
-//! the text file `latest` move on to it. Whatever the moment of a crash, `latest` names a whole checkpoint.
+//! `checkpoints/step-N/` is a loadable model folder (`config.json`, `model.safetensors`) that also
+//! holds the optimizer's moments and `state.json`. It is written under a temporary name, flushed
+//! and renamed; only then does the text file `latest` move on to it. Whatever the moment of a
+//! crash, `latest` names a whole checkpoint.
 
+use std::fs::DirEntry;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use flamingo_dataset::Cursor;
 use flamingo_model::{ModelError, Tensors};
 use serde::{Deserialize, Serialize};
 
@@ -18,16 +20,18 @@ const LATEST: &str = "latest";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const UNFINISHED: &str = "unfinished";
+const REMOVED: &str = "removed-";
 
 /// What a checkpoint knows besides weights and moments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// Updates done.
+    /// Updates done, and the step at which the loader goes on: the rows of a step follow from its
+    /// number, the seed, the tokenizer and the corpora.
     pub step: u64,
-    /// Where the loader goes on.
-    pub cursor: Cursor,
     /// Digest of the weights that are not trained, if there are any.
     pub frozen_sha256: Option<String>,
+    /// Digest of the run's `tokenizer.json`.
+    pub tokenizer_sha256: String,
     /// Digest of each corpus's manifest, in the order of the config.
     pub corpora_sha256: Vec<String>,
 }
@@ -66,6 +70,27 @@ impl Checkpoint {
         Ok(Some(Self { folder, state }))
     }
 
+    /// Fails unless something that the run is built from is what it was at the checkpoint.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn require_same(
+        &self,
+        what: impl Into<String>,
+        was: &str,
+        now: &str,
+    ) -> Result<(), TrainError> {
+        if was == now {
+            return Ok(());
+        }
+        Err(TrainError::NotTheSame {
+            path: self.folder.clone(),
+            what: what.into(),
+            was: was.to_owned(),
+            now: now.to_owned(),
+        })
+    }
+
     /// The optimizer's moments, and the file that they are in.
     ///
     /// # Errors
@@ -94,24 +119,53 @@ pub fn write(
 ) -> Result<(), TrainError> {
     let parent = run.join(FOLDER);
     let unfinished = parent.join(UNFINISHED);
-    remove(&unfinished)?;
-    std::fs::create_dir_all(&unfinished).map_err(TrainError::file("create", &unfinished))?;
-
-    save_model(&unfinished).map_err(TrainError::model("save"))?;
-    moments.write(&unfinished.join(OPTIMIZER)).map_err(TrainError::model("save"))?;
-    let text = serde_json::to_string_pretty(state).expect("a state is plain numbers and texts");
-    files::write_new(&unfinished.join(STATE), text.as_bytes())?;
-    sync_files(&unfinished)?;
+    let written = write_unfinished(&unfinished, state, moments, save_model);
+    if written.is_err() {
+        // A full disk needs the room, and the first error is the one to report.
+        let _ = std::fs::remove_dir_all(&unfinished);
+    }
+    written?;
 
     let name = format!("step-{}", state.step);
-    let folder = parent.join(&name);
     // A run killed between this rename and the move of `latest` left the same step behind.
-    remove(&folder)?;
+    discard(&parent, state.step)?;
+    let folder = parent.join(&name);
     std::fs::rename(&unfinished, &folder).map_err(TrainError::file("rename", &unfinished))?;
     files::sync(&parent)?;
     files::sync(run)?;
     files::replace(&run.join(LATEST), format!("{name}\n").as_bytes())?;
     prune(&parent, state.step, keep_last)
+}
+
+fn write_unfinished(
+    folder: &Path,
+    state: &State,
+    moments: &Tensors,
+    save_model: impl FnOnce(&Path) -> Result<(), ModelError>,
+) -> Result<(), TrainError> {
+    remove(folder)?;
+    std::fs::create_dir_all(folder).map_err(TrainError::file("create", folder))?;
+    save_model(folder).map_err(TrainError::model("save"))?;
+    moments.write(&folder.join(OPTIMIZER)).map_err(TrainError::model("save"))?;
+    let text = serde_json::to_string_pretty(state).expect("a state is plain numbers and texts");
+    files::write_new(&folder.join(STATE), text.as_bytes())?;
+    sync_files(folder)
+}
+
+/// Removes what a crash left of checkpoints that were being written or removed.
+///
+/// # Errors
+/// When the disk cannot be read or written.
+pub fn sweep(run: &Path) -> Result<(), TrainError> {
+    let parent = run.join(FOLDER);
+    if !parent.exists() {
+        return Ok(());
+    }
+    let is_left = |name: &String| name == UNFINISHED || name.starts_with(REMOVED);
+    names(&parent)?
+        .iter()
+        .filter(|name| is_left(name))
+        .try_for_each(|name| remove(&parent.join(name)))
 }
 
 fn sync_files(folder: &Path) -> Result<(), TrainError> {
@@ -123,14 +177,33 @@ fn sync_files(folder: &Path) -> Result<(), TrainError> {
 
 /// Removes the checkpoints older than the newest `keep_last` of those up to `step`.
 fn prune(parent: &Path, step: u64, keep_last: usize) -> Result<(), TrainError> {
-    let mut steps = Vec::new();
-    for entry in std::fs::read_dir(parent).map_err(TrainError::file("read", parent))? {
-        let entry = entry.map_err(TrainError::file("read", parent))?;
-        steps.extend(step_of(&entry.file_name().to_string_lossy()).filter(|found| *found <= step));
-    }
+    let mut steps: Vec<u64> = names(parent)?.iter().filter_map(|name| step_of(name)).collect();
+    steps.retain(|found| *found <= step);
     steps.sort_unstable();
     let n_old = steps.len().saturating_sub(keep_last);
-    steps[..n_old].iter().try_for_each(|step| remove(&parent.join(format!("step-{step}"))))
+    steps[..n_old].iter().try_for_each(|step| discard(parent, *step))
+}
+
+/// Removes a checkpoint, if it is there. It loses its name first, so that half of one never looks
+/// whole.
+fn discard(parent: &Path, step: u64) -> Result<(), TrainError> {
+    let folder = parent.join(format!("step-{step}"));
+    let removed = parent.join(format!("{REMOVED}{step}"));
+    remove(&removed)?;
+    match std::fs::rename(&folder, &removed) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(TrainError::file("rename", &folder)(error)),
+        Ok(()) => remove(&removed),
+    }
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, TrainError> {
+    let entries = std::fs::read_dir(folder).map_err(TrainError::file("read", folder))?;
+    let name = |entry: std::io::Result<DirEntry>| {
+        let entry = entry.map_err(TrainError::file("read", folder))?;
+        Ok(entry.file_name().to_string_lossy().into_owned())
+    };
+    entries.map(name).collect()
 }
 
 fn step_of(name: &str) -> Option<u64> {
@@ -139,7 +212,7 @@ fn step_of(name: &str) -> Option<u64> {
 
 fn remove(folder: &Path) -> Result<(), TrainError> {
     match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(TrainError::file("remove", folder)(error))
         }
         _ => Ok(()),
@@ -151,7 +224,12 @@ mod tests {
     use super::*;
 
     fn state(step: u64) -> State {
-        State { step, cursor: Cursor { step }, frozen_sha256: None, corpora_sha256: Vec::new() }
+        State {
+            step,
+            frozen_sha256: None,
+            tokenizer_sha256: String::new(),
+            corpora_sha256: Vec::new(),
+        }
     }
 
     fn write_step(run: &Path, step: u64) {
@@ -163,10 +241,8 @@ mod tests {
         write(run, &state(step), &moments, save_model, 2).unwrap();
     }
 
-    fn names(run: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(run.join(FOLDER)).unwrap();
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    fn sorted_names(run: &Path) -> Vec<String> {
+        let mut names = names(&run.join(FOLDER)).unwrap();
         names.sort();
         names
     }
@@ -187,7 +263,7 @@ mod tests {
         assert_eq!(latest.state, state(2));
         assert!(!latest.folder.join("torn").exists());
         write_step(run.path(), 10);
-        assert_eq!(names(run.path()), ["step-10", "step-2"]);
+        assert_eq!(sorted_names(run.path()), ["step-10", "step-2"]);
     }
 
     #[test]
@@ -200,8 +276,21 @@ mod tests {
         };
         write(run.path(), &state(2), &Tensors::default(), full, 2).unwrap_err();
         assert_eq!(Checkpoint::latest(run.path()).unwrap().unwrap().state, state(1));
+        assert_eq!(sorted_names(run.path()), ["step-1"]);
         write_step(run.path(), 2);
-        assert_eq!(names(run.path()), ["step-1", "step-2"]);
+        assert_eq!(sorted_names(run.path()), ["step-1", "step-2"]);
+    }
+
+    #[test]
+    fn what_a_crash_left_is_swept_and_whole_checkpoints_stay() {
+        let run = tempfile::tempdir().unwrap();
+        sweep(run.path()).unwrap();
+        write_step(run.path(), 1);
+        for name in [UNFINISHED, "removed-0"] {
+            std::fs::create_dir(run.path().join(FOLDER).join(name)).unwrap();
+        }
+        sweep(run.path()).unwrap();
+        assert_eq!(sorted_names(run.path()), ["step-1"]);
     }
 
     #[test]

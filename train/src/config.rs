@@ -1,8 +1,9 @@
-//! `RunConfig`: every number of a run, read from TOML. Relative paths in it start from `--root`, by default the
-//! working directory.
+//! `RunConfig`: every number of a run, read from TOML. Relative paths in it start from `--root`, by
+//! default the working directory.
 //!
-//! The parts are the same for every stage; `[model]` is the stage's own. The effective config, with all defaults
-//! spelled out and every `--set` applied, is written to the run folder as `config.toml`.
+//! The parts are the same for every stage; `[model]` is the stage's own. The effective config, with
+//! all defaults spelled out and every `--set` applied, is written to the run folder as
+//! `config.toml`.
 
 use std::path::PathBuf;
 
@@ -18,7 +19,8 @@ use crate::schedule::Schedule;
 pub struct RunConfig<M> {
     /// Seed of fresh weights, of the order of rows and of augmentations.
     pub seed: u64,
-    /// Updates of the whole run. May change when a run is continued.
+    /// Updates of the whole run. May change when a run with a constant schedule is continued;
+    /// decays end at the last step, so another number of them would be another run.
     pub steps: u64,
     /// Updates between checkpoints. May change when a run is continued.
     pub checkpoint_every: u64,
@@ -74,13 +76,15 @@ pub struct DataConfig {
     pub weight: f64,
     /// Tokens per row. Paper: 256 for M3W, 32 or 64 for pairs.
     pub tokens: usize,
-    /// Most images per row; with 0 the images stay unread and only their marks remain. Paper: 5 for M3W.
+    /// Most images per row; with 0 the images stay unread and only their marks remain. Paper: 5 for
+    /// M3W.
     #[serde(default)]
     pub images: usize,
     /// Frames per image or clip; an image is a clip of one frame. Paper: 8 for video.
     #[serde(default = "single_frame")]
     pub frames: usize,
-    /// Chance that the text of a page looks at the next image instead of the previous one. Paper: 0.5.
+    /// Chance that the text of a page looks at the next image instead of the previous one. Paper:
+    /// 0.5.
     #[serde(default = "paper_chance")]
     pub next_image_probability: f64,
     /// Chance of a space before a caption. Paper: 0.5.

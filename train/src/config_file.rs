@@ -1,15 +1,17 @@
-//! Reading a config file: overrides, the checks common to all stages, and messages that name file, key and line.
+//! Reading a config file: overrides, the checks common to all stages, and messages that name file,
+//! key and line.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use flamingo_dataset::{ImageConfig, Tokenizer};
+use flamingo_dataset::{ImageConfig, MixtureMode, Tokenizer};
+use flamingo_model::ModelError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::config::{DataConfig, RunConfig, TokenizerConfig};
 use crate::error::TrainError;
+use crate::limits::{self, Size};
 use crate::optimizer::OptimizerConfig;
 use crate::overrides::Override;
 
@@ -26,9 +28,11 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     /// Reads a config file, applies overrides and checks what is common to all stages.
     ///
     /// # Errors
-    /// When the file cannot be read, is not TOML, has unknown, missing or wrong keys, or an override does not fit.
+    /// When the file cannot be read, is not TOML, has unknown, missing or wrong keys, or an
+    /// override does not fit.
     pub fn read(path: &Path, overrides: &[Override]) -> Result<Self, TrainError> {
-        let text = std::fs::read_to_string(path).map_err(TrainError::file("read", path))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| TrainError::ConfigRead { path: path.to_path_buf(), source })?;
         let mut table: Table = toml::from_str(&text).map_err(|e| parse_error(path, &text, &e))?;
         if overrides.is_empty() {
             let config = toml::from_str(&text).map_err(|e| parse_error(path, &text, &e))?;
@@ -55,9 +59,13 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             self.require(value > 0, key, &value, "at least 1")?;
         }
         self.check_optimizer(&config.optimizer)?;
+        config.image.iter().try_for_each(|image| self.check_image(image))?;
+        config.tokenizer.iter().try_for_each(|tokenizer| self.check_tokenizer(tokenizer))?;
         self.require(!config.data.is_empty(), "data", &"empty", "at least one dataset")?;
         for (index, entry) in config.data.iter().enumerate() {
             self.check_dataset(index, entry)?;
+            self.check_memory(entry)?;
+            self.check_frames(entry)?;
         }
         Ok(self)
     }
@@ -80,6 +88,25 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         self.require(fits, "optimizer.weight_decay", &decay, "0 or more")
     }
 
+    fn check_image(&self, image: &ImageConfig) -> Result<(), TrainError> {
+        self.require(image.size > 0, "image.size", &image.size, "at least 1")?;
+        self.require_sizes("image", &[("size", image.size, limits::IMAGE_SIZE_MAX)])?;
+        let (mean, std) = (image.mean, image.std);
+        let is_finite = mean.iter().all(|mean| mean.is_finite());
+        self.require(is_finite, "image.mean", &format!("{mean:?}"), "numbers")?;
+        let divides = std.iter().all(|std| std.is_finite() && *std > 0.0);
+        self.require(divides, "image.std", &format!("{std:?}"), "numbers above 0")
+    }
+
+    fn check_tokenizer(&self, tokenizer: &TokenizerConfig) -> Result<(), TrainError> {
+        let TokenizerConfig::Train { vocabulary, .. } = tokenizer else { return Ok(()) };
+        let least = limits::TRAINED_VOCABULARY_MIN;
+        let (key, expected) = ("tokenizer.train.vocabulary", format!("at least {least}"));
+        self.require(*vocabulary >= least, key, vocabulary, &expected)?;
+        let size = ("vocabulary", *vocabulary, limits::TRAINED_VOCABULARY_MAX);
+        self.require_sizes("tokenizer.train", &[size])
+    }
+
     fn check_dataset(&self, index: usize, entry: &DataConfig) -> Result<(), TrainError> {
         let key = |field: &str| format!("data.{}.{field}", entry.name);
         let is_new = self.config.data[..index].iter().all(|other| other.name != entry.name);
@@ -89,6 +116,13 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         self.require(weight >= 0.0 && weight.is_finite(), key("weight"), &weight, "0 or more")?;
         self.require(entry.tokens > 1, key("tokens"), &entry.tokens, "at least 2")?;
         self.require(entry.frames > 0, key("frames"), &entry.frames, "at least 1")?;
+        let sizes = [
+            ("batch", entry.batch, limits::BATCH_MAX),
+            ("tokens", entry.tokens, limits::TOKENS_MAX),
+            ("images", entry.images, limits::IMAGES_MAX),
+            ("frames", entry.frames, limits::FRAMES_MAX),
+        ];
+        self.require_sizes(&format!("data.{}", entry.name), &sizes)?;
         for (field, value) in [
             ("next_image_probability", entry.next_image_probability),
             ("space_prefix_probability", entry.space_prefix_probability),
@@ -98,6 +132,57 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             self.require((0.0..=1.0).contains(&value), key(field), &value, "0 to 1")?;
         }
         Ok(())
+    }
+
+    /// Each of the sizes may be within its limit and their product not.
+    fn check_memory(&self, entry: &DataConfig) -> Result<(), TrainError> {
+        let key = format!("data.{}.batch", entry.name);
+        let side = self.config.image.as_ref().map_or(0, |image| image.size);
+        let row = [entry.images, entry.frames, 3, side, side];
+        let expected = format!(
+            "at most {} pixel values in batch * images * frames * 3 * image.size^2",
+            limits::BATCH_PIXEL_VALUES_MAX
+        );
+        let fits = fits_in(limits::BATCH_PIXEL_VALUES_MAX, entry.batch, &row);
+        self.require(fits, &key[..], &entry.batch, &expected)?;
+        let expected = format!("at most {} tokens in batch * tokens", limits::BATCH_TOKENS_MAX);
+        let fits = fits_in(limits::BATCH_TOKENS_MAX, entry.batch, &[entry.tokens]);
+        self.require(fits, key, &entry.batch, &expected)
+    }
+
+    /// Rows of one batch have the same number of frames.
+    fn check_frames(&self, entry: &DataConfig) -> Result<(), TrainError> {
+        let first = &self.config.data[0];
+        let fits = self.config.mixture != MixtureMode::Merged || entry.frames == first.frames;
+        let key = format!("data.{}.frames", entry.name);
+        let expected = format!("{}, as in `{}`, to merge", first.frames, first.name);
+        self.require(fits, key, &entry.frames, &expected)
+    }
+
+    /// Fails unless every size of a table is within its limit.
+    fn require_sizes(&self, table: &str, sizes: &[Size]) -> Result<(), TrainError> {
+        sizes.iter().try_for_each(|(field, value, most)| {
+            self.require(
+                value <= most,
+                format!("{table}.{field}"),
+                value,
+                &format!("at most {most}"),
+            )
+        })
+    }
+
+    /// Blames this file for what a model finds wrong with its `[model]`.
+    ///
+    /// # Errors
+    /// When `checked` is an error. Its key becomes the one that stands in this file.
+    pub fn require_model(&self, checked: Result<(), ModelError>) -> Result<(), TrainError> {
+        checked.map_err(|error| match error {
+            ModelError::Config { field, value, expected } => {
+                let key = model_key(&field);
+                TrainError::ConfigValue { path: self.path.clone(), key, value, expected }
+            }
+            other => TrainError::model("build")(other),
+        })
     }
 
     /// Fails with the key's name unless `holds`.
@@ -202,7 +287,22 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     }
 }
 
-fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> TrainError {
+/// The key of a model's field in a stage's config. The language stage's `[model]` is the model's
+/// `language`; a field of several words and no table is a number that follows from others.
+fn model_key(field: &str) -> String {
+    if field.contains(' ') && !field.contains('.') {
+        return field.to_owned();
+    }
+    format!("model.{}", field.strip_prefix("language.").unwrap_or(field))
+}
+
+/// Whether `first` times all of `rest` is at most `most`.
+fn fits_in(most: usize, first: usize, rest: &[usize]) -> bool {
+    let product = rest.iter().try_fold(first, |product, factor| product.checked_mul(*factor));
+    product.is_some_and(|product| product <= most)
+}
+
+pub(crate) fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> TrainError {
     let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
     let message = error.message().trim().replace('\n', " ");
     TrainError::ConfigParse { path: path.to_path_buf(), line, message }
@@ -221,64 +321,4 @@ fn overridden_error<M: DeserializeOwned>(
     let given: Vec<&str> = overrides.iter().map(|change| change.given.as_str()).collect();
     let message = error.to_string().trim().replace('\n', " ");
     TrainError::Override { given: given.join(" --set "), message }
-}
-
-/// The first key, in alphabetical order, whose value differs between two configs: its path and both values.
-pub fn first_difference(was: &Table, now: &Table) -> Option<(String, String, String)> {
-    let (was, now) = (leaves(was), leaves(now));
-    let mut keys: Vec<&String> = was.keys().chain(now.keys()).collect();
-    keys.sort();
-    let value = |of: &BTreeMap<String, String>, key: &String| {
-        of.get(key).cloned().unwrap_or_else(|| "missing".to_owned())
-    };
-    keys.into_iter()
-        .find(|key| was.get(*key) != now.get(*key))
-        .map(|key| (key.clone(), value(&was, key), value(&now, key)))
-}
-
-/// Every single value of a config under its path, with the elements of lists under their `name` or index.
-fn leaves(table: &Table) -> BTreeMap<String, String> {
-    fn collect(path: &str, value: &Value, into: &mut BTreeMap<String, String>) {
-        match value {
-            Value::Table(table) => {
-                for (key, value) in table {
-                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    collect(&path, value, into);
-                }
-            }
-            Value::Array(list) if list.iter().any(Value::is_table) => {
-                for (index, value) in list.iter().enumerate() {
-                    let name = value.get("name").and_then(Value::as_str);
-                    let name = name.map_or_else(|| index.to_string(), str::to_owned);
-                    collect(&format!("{path}.{name}"), value, into);
-                }
-            }
-            value => {
-                into.insert(path.to_owned(), value.to_string());
-            }
-        }
-    }
-    let mut into = BTreeMap::new();
-    collect("", &Value::Table(table.clone()), &mut into);
-    into
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_difference_is_named_by_its_path() {
-        let check = |was: &str, now: &str, expected: Option<(&str, &str, &str)>| {
-            let found =
-                first_difference(&toml::from_str(was).unwrap(), &toml::from_str(now).unwrap());
-            let found = found.as_ref().map(|(key, was, now)| (&key[..], &was[..], &now[..]));
-            assert_eq!(found, expected);
-        };
-        check("a = 1\nb = [1, 2]", "b = [1, 2]\na = 1", None);
-        check("a = 1\nb.c = 2", "a = 1\nb.c = 3", Some(("b.c", "2", "3")));
-        check("a = 1", "", Some(("a", "1", "missing")));
-        let pairs = "[[data]]\nname = 'pairs'\nbatch = 1\n";
-        check(pairs, &pairs.replace('1', "2"), Some(("data.pairs.batch", "1", "2")));
-    }
 }

@@ -10,6 +10,7 @@ use flamingo_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::inputs;
 use crate::setup::{Command, Prepared, launch, open_corpora, own_tokenizer};
@@ -38,7 +39,8 @@ struct Contrastive {
 /// Trains, or goes on.
 ///
 /// # Errors
-/// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the disk fails.
+/// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the
+/// disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
     let file = command.read_config::<ContrastiveModel>()?;
     file.require_images(|images| images == 1, "1")?;
@@ -47,8 +49,9 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     let (size, expected) = (model.vision.image_size, format!("{}, as image.size", image.size));
     file.require(size == image.size, "model.vision.image_size", &size, &expected)?;
     file.require_context(model.text.context)?;
+    check_model(&file)?;
 
-    let folder = command.check_folder(file.to_toml())?;
+    let folder = command.check_folder(&file)?;
     let is_pairs = |kind| kind == CorpusKind::ImageText;
     let corpora = open_corpora(command, &file.config.data, is_pairs, "image_text")?;
     let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
@@ -56,23 +59,31 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
 
     let clip = match &folder.checkpoint {
         Some(checkpoint) => Clip::load(&checkpoint.folder).map_err(TrainError::model("load"))?,
-        None => fresh(model, file.config.seed).map_err(TrainError::model("build"))?,
+        None => {
+            Clip::new(&clip_config(model), file.config.seed).map_err(TrainError::model("build"))?
+        }
     };
     let mut stage = Contrastive { clip, label_smoothing: model.label_smoothing };
-    let prepared =
-        Prepared { command, file: &file, folder: &folder, corpora: &corpora, tokenizer, image };
+    let prepared = Prepared { command, file: &file, folder, corpora: &corpora, tokenizer, image };
     launch(prepared, &mut stage)
 }
 
-fn fresh(model: &ContrastiveModel, seed: u64) -> Result<Clip, ModelError> {
+fn check_model(file: &ConfigFile<ContrastiveModel>) -> Result<(), TrainError> {
+    let model = &file.config.model;
+    file.require_model(clip_config(model).validate())?;
+    let (smoothing, key) = (model.label_smoothing, "model.label_smoothing");
+    file.require((0.0..1.0).contains(&smoothing), key, &smoothing, "0 to below 1")
+}
+
+fn clip_config(model: &ContrastiveModel) -> ClipConfig {
     let ContrastiveModel { embedding, vision, text, .. } = model.clone();
-    Clip::new(&ClipConfig { vision, text, embedding }, seed)
+    ClipConfig { vision, text, embedding }
 }
 
 impl Stage for Contrastive {
     fn loss(&self, batch: &Batch) -> Result<f32, TrainError> {
         self.clip
-            .contrastive_loss(&inputs::pairs(batch), self.label_smoothing)
+            .contrastive_loss(&inputs::pairs(batch)?, self.label_smoothing)
             .map_err(TrainError::model("run"))
     }
 
@@ -83,7 +94,7 @@ impl Stage for Contrastive {
         gradients: Gradients,
     ) -> Result<(f32, Gradients), TrainError> {
         self.clip
-            .contrastive_step(&inputs::pairs(batch), self.label_smoothing, weight, gradients)
+            .contrastive_step(&inputs::pairs(batch)?, self.label_smoothing, weight, gradients)
             .map_err(TrainError::model("run"))
     }
 

@@ -19,8 +19,16 @@ pub enum TrainError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The config cannot be read.
+    #[error("cannot read the config {}", path.display())]
+    ConfigRead {
+        /// The config file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// The config is not TOML, or has a key or a type that it must not have.
-    #[error("{}{}: {message}", path.display(), line.map(|line| format!(" line {line}")).unwrap_or_default())]
+    #[error("{}{}: {message}", path.display(), place(*line))]
     ConfigParse {
         /// The config file.
         path: PathBuf,
@@ -55,8 +63,24 @@ pub enum TrainError {
         /// The folder.
         path: PathBuf,
     },
+    /// The folder that is to be continued holds something else than a run.
+    #[error("{} is neither a run, for it has no config.toml, nor an empty folder", path.display())]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The run is under way.
+    #[error("another process trains in {}", path.display())]
+    InUse {
+        /// The run folder.
+        path: PathBuf,
+    },
     /// The run was started with another config.
-    #[error("{}: `{key}` is {now}, but the run in {} was started with {was}", config.display(), run.display())]
+    #[error(
+        "{}: `{key}` is {now}, but the run in {} was started with {was}",
+        config.display(),
+        run.display()
+    )]
     ConfigChanged {
         /// The config file that was given.
         config: PathBuf,
@@ -138,6 +162,14 @@ pub enum TrainError {
         /// What the model says.
         source: ModelError,
     },
+    /// A caption is cut off before its first token.
+    #[error("dataset `{name}` row {row}: no token of the caption is left, raise `tokens`")]
+    NoCaption {
+        /// The dataset's name in the config.
+        name: String,
+        /// The row of its corpus.
+        row: u64,
+    },
     /// The loss or the gradient is not a number. Nothing of the step is kept.
     #[error("step {step}: {what} is {value} (dataset rows: {rows}); the last checkpoint stands")]
     NotFinite {
@@ -168,14 +200,20 @@ pub enum TrainError {
     },
 }
 
+fn place(line: Option<usize>) -> String {
+    line.map(|line| format!(" line {line}")).unwrap_or_default()
+}
+
 impl TrainError {
     /// 2 where the command line or the config is at fault, 1 otherwise.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::ConfigParse { .. }
+            Self::ConfigRead { .. }
+            | Self::ConfigParse { .. }
             | Self::Override { .. }
             | Self::ConfigValue { .. }
             | Self::RunExists { .. }
+            | Self::NotARun { .. }
             | Self::ConfigChanged { .. } => 2,
             _ => 1,
         }

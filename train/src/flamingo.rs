@@ -1,21 +1,25 @@
-//! The Flamingo stage: a frozen vision encoder and a frozen language model, joined by a resampler and gated
-//! cross-attention that learn from a mixture of interleaved pages, image-text pairs and clips (paper, section 2).
+//! The Flamingo stage: a frozen vision encoder and a frozen language model, joined by a resampler
+//! and gated cross-attention that learn from a mixture of interleaved pages, image-text pairs and
+//! clips (paper, section 2).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use flamingo_dataset::Batch;
+use flamingo_dataset::{Batch, ImageConfig, Tokenizer};
 use flamingo_model::{
     CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients, ModelError, ResamplerConfig,
     Trainable,
 };
 use serde::{Deserialize, Serialize};
+use toml::Table;
 
 use crate::checkpoint::Checkpoint;
+use crate::config_file::{ConfigFile, parse_error};
+use crate::difference::first_difference;
 use crate::error::TrainError;
 use crate::inputs;
-use crate::run_folder;
-use crate::setup::{Command, Prepared, launch, open_corpora, read_tokenizer};
+use crate::run_folder::{self, run_of};
+use crate::setup::{Command, Prepared, launch, open_corpora, read_tokenizer, same_tokenizer};
 use crate::trainer::{Stage, observe};
 
 /// `[model]` of this stage.
@@ -38,64 +42,89 @@ struct Joined(Flamingo);
 /// Trains, or goes on.
 ///
 /// # Errors
-/// When the config, a corpus, one of the two runs or the run folder is not right, the loss is no longer a number, a
-/// frozen weight changes, or the disk fails.
+/// When the config, a corpus, one of the two runs or the run folder is not right, the loss is no
+/// longer a number, a frozen weight changes, or the disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
     let file = command.read_config::<FlamingoModel>()?;
     file.require_images(|images| images >= 1, "at least 1")?;
     let image = file.image()?;
+    check_model(&file)?;
 
-    let folder = command.check_folder(file.to_toml())?;
+    let folder = command.check_folder(&file)?;
+    let (flamingo, tokenizer) = match &folder.checkpoint {
+        Some(checkpoint) => (continued(checkpoint)?, same_tokenizer(&folder, checkpoint)?),
+        None => fresh(command, &file, image)?,
+    };
+    let language = &flamingo.config().language;
+    file.require_context(language.context)?;
+    file.require_vocabulary("model.language", language.vocabulary, &tokenizer)?;
     let corpora = open_corpora(command, &file.config.data, |_| true, "any")?;
-    let model = &file.config.model;
-    let (flamingo, tokenizer) = if let Some(checkpoint) = &folder.checkpoint {
-        (continued(checkpoint)?, folder.tokenizer())
-    } else {
-        let language = PathBuf::from(command.locate(&model.language));
-        let vision = PathBuf::from(command.locate(&model.vision));
-        let flamingo = fresh(model, &vision, &language, file.config.seed);
-        (flamingo.map_err(TrainError::model("build"))?, run_folder::tokenizer(&language))
-    };
-    let size = flamingo.config().vision.image_size;
-    let expected = format!("{size}, as the vision encoder's image_size");
-    file.require(image.size == size, "image.size", &image.size, &expected)?;
-    file.require_context(flamingo.config().language.context)?;
 
-    let prepared = Prepared {
-        command,
-        file: &file,
-        folder: &folder,
-        corpora: &corpora,
-        tokenizer: read_tokenizer(&tokenizer)?,
-        image,
-    };
+    let prepared = Prepared { command, file: &file, folder, corpora: &corpora, tokenizer, image };
     launch(prepared, &mut Joined(flamingo))
 }
 
+fn check_model(file: &ConfigFile<FlamingoModel>) -> Result<(), TrainError> {
+    let FlamingoModel { resampler, cross_attention, .. } = &file.config.model;
+    file.require_model(resampler.validate())?;
+    file.require_model(cross_attention.validate())
+}
+
+/// A model on the two runs, and the tokenizer of the language run.
 fn fresh(
-    model: &FlamingoModel,
-    vision: &Path,
-    language: &Path,
-    seed: u64,
-) -> Result<Flamingo, ModelError> {
+    command: &Command,
+    file: &ConfigFile<FlamingoModel>,
+    image: &ImageConfig,
+) -> Result<(Flamingo, Tokenizer), TrainError> {
+    let model = &file.config.model;
+    let vision = PathBuf::from(command.locate(&model.vision));
+    let language = PathBuf::from(command.locate(&model.language));
     let FlamingoModel { resampler, cross_attention, .. } = model.clone();
-    let config = FlamingoConfig::on_towers(vision, language, resampler, cross_attention)?;
-    Flamingo::new(&config, vision, language, seed)
+    let flamingo = FlamingoConfig::on_towers(&vision, &language, resampler, cross_attention)
+        .and_then(|config| Flamingo::new(&config, &vision, &language, file.config.seed))
+        .map_err(TrainError::model("build"))?;
+    require_same_image(file, image, &run_of(&vision))?;
+    Ok((flamingo, read_tokenizer(&run_folder::tokenizer(&run_of(&language)))?))
+}
+
+/// What a flamingo run reads of the config of a vision run.
+#[derive(Deserialize)]
+struct VisionRun {
+    image: ImageConfig,
+}
+
+/// Fails unless images become pixels as they did for the vision encoder: it knows no others.
+fn require_same_image(
+    file: &ConfigFile<FlamingoModel>,
+    image: &ImageConfig,
+    vision: &Path,
+) -> Result<(), TrainError> {
+    let path = vision.join(run_folder::CONFIG);
+    let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
+    let run: VisionRun = toml::from_str(&text).map_err(|e| parse_error(&path, &text, &e))?;
+    match first_difference(&table(&run.image), &table(image)) {
+        None => Ok(()),
+        Some((key, was, now)) => Err(TrainError::ConfigValue {
+            path: file.path.clone(),
+            key: format!("image.{key}"),
+            value: now,
+            expected: format!("{was}, as in {}", path.display()),
+        }),
+    }
+}
+
+fn table(image: &ImageConfig) -> Table {
+    Table::try_from(image).expect("a config holds only numbers, texts and lists")
 }
 
 /// The model of a checkpoint, after checking that its frozen half is what the run began with.
 fn continued(checkpoint: &Checkpoint) -> Result<Flamingo, TrainError> {
     let flamingo = Flamingo::load(&checkpoint.folder).map_err(TrainError::model("load"))?;
-    let now = flamingo.frozen_sha256();
-    match &checkpoint.state.frozen_sha256 {
-        Some(was) if *was != now => Err(TrainError::NotTheSame {
-            path: checkpoint.folder.clone(),
-            what: "the digest of the frozen weights".to_owned(),
-            was: was.clone(),
-            now,
-        }),
-        _ => Ok(flamingo),
+    if let Some(was) = &checkpoint.state.frozen_sha256 {
+        let now = flamingo.frozen_sha256();
+        checkpoint.require_same("the digest of the frozen weights", was, &now)?;
     }
+    Ok(flamingo)
 }
 
 impl Stage for Joined {
@@ -133,7 +162,8 @@ impl Stage for Joined {
         Some(self.0.frozen_sha256())
     }
 
-    /// With closed gates the model must be its language model, to the last bit, whatever the images show.
+    /// With closed gates the model must be its language model, to the last bit, whatever the images
+    /// show.
     fn check_fresh(&self, first: &Batch) -> Result<Option<String>, TrainError> {
         let flamingo = self.loss(first)?;
         let language = self.0.language_model().loss_only(&inputs::text(first));

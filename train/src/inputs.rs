@@ -5,6 +5,8 @@
 use flamingo_dataset::Batch;
 use flamingo_model::{Inputs, Pairs, TextBatch};
 
+use crate::error::TrainError;
+
 /// All of a batch, for the whole model.
 pub fn inputs(batch: &Batch) -> Inputs {
     Inputs {
@@ -28,20 +30,27 @@ pub fn text(batch: &Batch) -> TextBatch {
 }
 
 /// The images and captions of a batch of pairs, for the contrastive model.
-pub fn pairs(batch: &Batch) -> Pairs {
-    let real_tokens = |mask: &[f32]| {
+///
+/// # Errors
+/// When nothing is left of a caption.
+pub fn pairs(batch: &Batch) -> Result<Pairs, TrainError> {
+    let rows = batch.loss_mask.chunks(batch.length).zip(&batch.rows);
+    let real_tokens = |(mask, row): (&[f32], &u64)| {
         // The last position that predicts is followed by the last real token.
-        mask.iter().rposition(|m| *m > 0.0).map_or(batch.length, |l| l + 2)
+        let last = mask.iter().rposition(|m| *m > 0.0);
+        last.map(|l| l + 2)
+            .ok_or_else(|| TrainError::NoCaption { name: batch.name.clone(), row: *row })
     };
-    Pairs {
+    Ok(Pairs {
         images: packed_pixels(batch),
         tokens: batch.tokens.clone(),
         length: batch.length,
-        lengths: batch.loss_mask.chunks(batch.length).map(real_tokens).collect(),
-    }
+        lengths: rows.map(real_tokens).collect::<Result<_, _>>()?,
+    })
 }
 
-/// The pixels of the images that are there, without the padding: `[M, F, 3, H, W]` from `[B, N, F, 3, H, W]`.
+/// The pixels of the images that are there, without the padding: `[M, F, 3, H, W]` from
+/// `[B, N, F, 3, H, W]`.
 fn packed_pixels(batch: &Batch) -> Vec<f32> {
     let places = batch.size * batch.n_images;
     if places == 0 {
@@ -82,7 +91,15 @@ mod tests {
 
     #[test]
     fn the_padding_of_a_caption_is_not_real() {
-        assert_eq!(pairs(&batch()).lengths, [3, 4]);
+        assert_eq!(pairs(&batch()).unwrap().lengths, [3, 4]);
+    }
+
+    #[test]
+    fn a_caption_without_a_token_is_an_error_that_names_its_row() {
+        let mut batch = batch();
+        batch.loss_mask[4..].fill(0.0);
+        let error = pairs(&batch).unwrap_err().to_string();
+        assert!(error.starts_with("dataset `pages` row 9: no token"), "{error}");
     }
 
     #[test]

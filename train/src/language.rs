@@ -1,5 +1,5 @@
-//! The language stage: a decoder on the texts of any corpora. Marks of images stay in the text, so that the model
-//! knows them before the Flamingo stage freezes it; pixels are never read.
+//! The language stage: a decoder on the texts of any corpora. Marks of images stay in the text, so
+//! that the model knows them before the Flamingo stage freezes it; pixels are never read.
 
 use std::path::Path;
 
@@ -17,14 +17,16 @@ struct Language(LanguageModel);
 /// Trains, or goes on.
 ///
 /// # Errors
-/// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the disk fails.
+/// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the
+/// disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
     let file = command.read_config::<LanguageConfig>()?;
     file.require_images(|images| images == 0, "0")?;
     let model = &file.config.model;
     file.require_context(model.context)?;
+    file.require_model(model.validate())?;
 
-    let folder = command.check_folder(file.to_toml())?;
+    let folder = command.check_folder(&file)?;
     let corpora = open_corpora(command, &file.config.data, |_| true, "any")?;
     let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
     file.require_vocabulary("model.vocabulary", model.vocabulary, &tokenizer)?;
@@ -35,14 +37,8 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
         }
         None => LanguageModel::new(model, file.config.seed).map_err(TrainError::model("build"))?,
     };
-    let prepared = Prepared {
-        command,
-        file: &file,
-        folder: &folder,
-        corpora: &corpora,
-        tokenizer,
-        image: &no_image(),
-    };
+    let prepared =
+        Prepared { command, file: &file, folder, corpora: &corpora, tokenizer, image: &no_image() };
     launch(prepared, &mut Language(language))
 }
 

@@ -1,21 +1,35 @@
-//! The folder of a run: whether it may be started or continued, and the files that stand in it from the start.
+//! The folder of a run: whether it may be started or continued, and the files that stand in it from
+//! the start.
 //!
-//! Nothing is written before the whole set-up of a run has succeeded, so a wrong config leaves no folder behind.
+//! A new folder is written only after the whole set-up of a run has succeeded, so a wrong config
+//! leaves none behind. While a process trains it holds `lock`, which ends with the process.
 
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use toml::Table;
 
-use crate::checkpoint::Checkpoint;
-use crate::config_file::first_difference;
+use crate::checkpoint::{self, Checkpoint};
+use crate::config_file::ConfigFile;
+use crate::difference::first_difference;
 use crate::error::TrainError;
 use crate::files;
+use crate::schedule::Decay;
 
 /// Name of the effective config in a run folder.
 pub const CONFIG: &str = "config.toml";
 
-/// Keys that may change when a run is continued: they say how long it goes, not what it computes.
-const MAY_CHANGE: [&str; 3] = ["steps", "checkpoint_every", "keep_last"];
+/// Name of the file that the training process holds locked.
+const LOCK: &str = "lock";
+
+/// Keys that may change when a run is continued: they say what is kept, not what is computed.
+const MAY_CHANGE: [&str; 2] = ["checkpoint_every", "keep_last"];
+
+/// The key that may change as well where the learning rate does not depend on it.
+const STEPS: &str = "steps";
 
 /// What to do with a run folder that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,26 +47,35 @@ pub struct RunFolder {
     pub path: PathBuf,
     /// Where to go on.
     pub checkpoint: Option<Checkpoint>,
+    /// The effective config.
     config: String,
+    /// Held from the moment that the folder is a run.
+    lock: Option<File>,
 }
 
 impl RunFolder {
-    /// Decides whether a run with this effective config may use the folder. Only reads.
+    /// Decides whether a run with this config may use the folder. Locks it if it is a run already.
     ///
     /// # Errors
-    /// When the folder exists and is not to be continued, or was started with another config.
-    pub fn check(
+    /// When the folder exists and is not to be continued, is not a run, is in use, or was started
+    /// with another config.
+    pub fn check<M: DeserializeOwned + Serialize>(
         path: &Path,
         start: Start,
-        config_path: &Path,
-        config: String,
+        file: &ConfigFile<M>,
     ) -> Result<Self, TrainError> {
         if start == Start::New && path.exists() {
             return Err(TrainError::RunExists { path: path.to_path_buf() });
         }
-        require_same_config(path, config_path, &config)?;
+        let config = file.to_toml();
+        if !path.join(CONFIG).is_file() {
+            require_blank(path)?;
+            return Ok(Self { path: path.to_path_buf(), checkpoint: None, config, lock: None });
+        }
+        let lock = Some(lock(path)?);
+        require_same_config(path, &file.path, &config, file.config.optimizer.schedule)?;
         let checkpoint = Checkpoint::latest(path)?;
-        Ok(Self { path: path.to_path_buf(), checkpoint, config })
+        Ok(Self { path: path.to_path_buf(), checkpoint, config, lock })
     }
 
     /// Updates that are done.
@@ -60,14 +83,22 @@ impl RunFolder {
         self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step)
     }
 
-    /// Makes the folder and writes the effective config.
+    /// Makes the folder, locks it, writes the effective config and clears what a crash left.
     ///
     /// # Errors
-    /// When the disk cannot be written.
-    pub fn create(&self) -> Result<(), TrainError> {
+    /// When another process trains in the folder by now, or the disk cannot be written.
+    pub fn create(&mut self) -> Result<(), TrainError> {
         std::fs::create_dir_all(&self.path).map_err(TrainError::file("create", &self.path))?;
+        if self.lock.is_none() {
+            self.lock = Some(lock(&self.path)?);
+            // Another process may have made a run of it since the check.
+            if self.path.join(CONFIG).exists() {
+                return Err(TrainError::RunExists { path: self.path.clone() });
+            }
+        }
         files::replace(&self.path.join(CONFIG), self.config.as_bytes())?;
-        files::sync_parent(&self.path)
+        files::sync_parent(&self.path)?;
+        checkpoint::sweep(&self.path)
     }
 
     /// The file with the tokenizer.
@@ -81,13 +112,54 @@ pub fn tokenizer(run: &Path) -> PathBuf {
     run.join("tokenizer.json")
 }
 
-fn require_same_config(run: &Path, config_path: &Path, config: &str) -> Result<(), TrainError> {
-    let path = run.join(CONFIG);
-    if !path.exists() {
-        return Ok(());
+/// The run that a path leads to: itself, or the run that it is a checkpoint of.
+pub fn run_of(path: &Path) -> PathBuf {
+    // A checkpoint is RUN/checkpoints/step-N.
+    let mut candidates = [Some(path), path.ancestors().nth(2)].into_iter().flatten();
+    let run = candidates.find(|run| run.join(CONFIG).is_file());
+    run.unwrap_or(path).to_path_buf()
+}
+
+/// Fails unless the folder is absent or holds nothing but what [`RunFolder::create`] begins with.
+fn require_blank(path: &Path) -> Result<(), TrainError> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
+            return Err(TrainError::NotARun { path: path.to_path_buf() });
+        }
+        Err(error) => return Err(TrainError::file("read", path)(error)),
+    };
+    let temporary = files::temporary(Path::new(CONFIG));
+    for entry in entries {
+        let name = entry.map_err(TrainError::file("read", path))?.file_name();
+        if name != LOCK && name != temporary.as_os_str() {
+            return Err(TrainError::NotARun { path: path.to_path_buf() });
+        }
     }
+    Ok(())
+}
+
+fn lock(run: &Path) -> Result<File, TrainError> {
+    let path = run.join(LOCK);
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    let file = file.map_err(TrainError::file("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(TrainError::InUse { path: run.to_path_buf() }),
+        Err(TryLockError::Error(error)) => Err(TrainError::file("lock", &path)(error)),
+    }
+}
+
+fn require_same_config(
+    run: &Path,
+    config_path: &Path,
+    config: &str,
+    decay: Decay,
+) -> Result<(), TrainError> {
+    let path = run.join(CONFIG);
     let was = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
-    match first_difference(&lasting(&path, &was)?, &lasting(config_path, config)?) {
+    match first_difference(&lasting(&path, &was, decay)?, &lasting(config_path, config, decay)?) {
         None => Ok(()),
         Some((key, was, now)) => Err(TrainError::ConfigChanged {
             config: config_path.to_path_buf(),
@@ -100,12 +172,13 @@ fn require_same_config(run: &Path, config_path: &Path, config: &str) -> Result<(
 }
 
 /// A config without the keys that may change.
-fn lasting(path: &Path, text: &str) -> Result<Table, TrainError> {
+fn lasting(path: &Path, text: &str, decay: Decay) -> Result<Table, TrainError> {
     let mut table: Table = toml::from_str(text).map_err(|error| TrainError::ConfigParse {
         path: path.to_path_buf(),
         line: None,
         message: error.message().to_owned(),
     })?;
-    table.retain(|key, _| !MAY_CHANGE.contains(&key));
+    let may_change = |key: &str| MAY_CHANGE.contains(&key) || decay.is_endless() && key == STEPS;
+    table.retain(|key, _| !may_change(key));
     Ok(table)
 }

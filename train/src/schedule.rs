@@ -1,7 +1,7 @@
 //! The learning rate at each step: linear warm-up, then constant or decaying.
 //!
-//! The paper warms up over 5,000 steps to 1e-4 and stays there: decay gave nothing (appendix B.1.2). Its contrastive
-//! stage decays linearly to zero (appendix B.1.3).
+//! The paper warms up over 5,000 steps to 1e-4 and stays there: decay gave nothing (appendix
+//! B.1.2). Its contrastive stage decays linearly to zero (appendix B.1.3).
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,13 @@ pub enum Decay {
     Linear,
     /// Half a cosine to zero at the last step.
     Cosine,
+}
+
+impl Decay {
+    /// Whether the learning rate is the same however many steps a run has.
+    pub fn is_endless(self) -> bool {
+        self == Self::Constant
+    }
 }
 
 /// A whole schedule.

@@ -1,14 +1,17 @@
-//! What every stage does between its config and the loop: corpora, tokenizer, optimizer, loader, run folder.
+//! What every stage does between its config and the loop: corpora, tokenizer, optimizer, loader,
+//! run folder.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flamingo_dataset::{
     Corpus, CorpusError, CorpusKind, ImageConfig, Loader, MixtureMode, Row, Slot, Tokenizer,
+    sha256_hex,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::checkpoint::Checkpoint;
 use crate::config::{DataConfig, RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
@@ -51,8 +54,11 @@ impl Command {
     }
 
     /// Decides whether the run folder may be used.
-    pub(crate) fn check_folder(&self, config: String) -> Result<RunFolder, TrainError> {
-        RunFolder::check(&self.out, self.start, &self.config, config)
+    pub(crate) fn check_folder<M: DeserializeOwned + Serialize>(
+        &self,
+        file: &ConfigFile<M>,
+    ) -> Result<RunFolder, TrainError> {
+        RunFolder::check(&self.out, self.start, file)
     }
 }
 
@@ -86,15 +92,16 @@ fn in_dataset(name: &str) -> impl FnOnce(CorpusError) -> TrainError {
     move |source| TrainError::Corpus { name, source: Box::new(source) }
 }
 
-/// The tokenizer of a stage that has its own: the run's, once it is under way, or as the config says.
+/// The tokenizer of a stage that has its own: the run's, once it is under way, or as the config
+/// says.
 pub(crate) fn own_tokenizer(
     command: &Command,
     config: &TokenizerConfig,
     folder: &RunFolder,
     corpora: &[Corpus],
 ) -> Result<Tokenizer, TrainError> {
-    if folder.checkpoint.is_some() {
-        return read_tokenizer(&folder.tokenizer());
+    if let Some(checkpoint) = &folder.checkpoint {
+        return same_tokenizer(folder, checkpoint);
     }
     match config {
         TokenizerConfig::Path(path) => {
@@ -104,6 +111,23 @@ pub(crate) fn own_tokenizer(
             train_tokenizer(*vocabulary, *rows_max, corpora)
         }
     }
+}
+
+/// The tokenizer of a run under way, after comparing it with the checkpoint's: other tokens are
+/// other rows.
+pub(crate) fn same_tokenizer(
+    folder: &RunFolder,
+    checkpoint: &Checkpoint,
+) -> Result<Tokenizer, TrainError> {
+    let path = folder.tokenizer();
+    let now = file_sha256(&path)?;
+    let was = &checkpoint.state.tokenizer_sha256;
+    checkpoint.require_same("the digest of tokenizer.json", was, &now)?;
+    read_tokenizer(&path)
+}
+
+fn file_sha256(path: &Path) -> Result<String, TrainError> {
+    Ok(sha256_hex(&std::fs::read(path).map_err(TrainError::file("read", path))?))
 }
 
 pub(crate) fn read_tokenizer(path: &Path) -> Result<Tokenizer, TrainError> {
@@ -141,7 +165,7 @@ fn texts(row: Row) -> Vec<String> {
 pub(crate) struct Prepared<'run, M> {
     pub(crate) command: &'run Command,
     pub(crate) file: &'run ConfigFile<M>,
-    pub(crate) folder: &'run RunFolder,
+    pub(crate) folder: RunFolder,
     pub(crate) corpora: &'run [Corpus],
     pub(crate) tokenizer: Tokenizer,
     pub(crate) image: &'run ImageConfig,
@@ -149,10 +173,10 @@ pub(crate) struct Prepared<'run, M> {
 
 /// Completes the set-up, makes the run folder and trains.
 pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<(), TrainError> {
-    let Prepared { command, file, folder, corpora, tokenizer, image } = prepared;
+    let Prepared { command, file, mut folder, corpora, tokenizer, image } = prepared;
     let config = &file.config;
-    let corpora_sha256 = same_corpora(config, folder, corpora)?;
-    let optimizer = optimizer(config, folder, stage)?;
+    let corpora_sha256 = same_corpora(config, &folder, corpora)?;
+    let optimizer = optimizer(config, &folder, stage)?;
     let tokenizer = Arc::new(tokenizer);
     let loader = Loader::open(
         config.mixture_entries(image, |corpus| command.locate(corpus)),
@@ -164,9 +188,11 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     .map_err(TrainError::loader)?;
 
     folder.create()?;
-    tokenizer.save(folder.tokenizer()).map_err(TrainError::tokenizer("write"))?;
+    if folder.checkpoint.is_none() {
+        tokenizer.save(folder.tokenizer()).map_err(TrainError::tokenizer("write"))?;
+    }
     train(Run {
-        folder,
+        folder: &folder,
         stage,
         loader,
         optimizer,
@@ -175,11 +201,13 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         checkpoint_every: config.checkpoint_every,
         keep_last: config.keep_last,
         stop_after: command.stop_after.map_or(config.steps, |step| step.min(config.steps)),
+        tokenizer_sha256: file_sha256(&folder.tokenizer())?,
         corpora_sha256,
     })
 }
 
-/// Lambda of each dataset, by its index in batches. Rows of all datasets in one batch are one dataset without lambda.
+/// Lambda of each dataset, by its index in batches. Rows of all datasets in one batch are one
+/// dataset without lambda.
 fn weights<M>(config: &RunConfig<M>) -> Vec<f64> {
     match config.mixture {
         MixtureMode::Merged => vec![1.0],
@@ -189,7 +217,8 @@ fn weights<M>(config: &RunConfig<M>) -> Vec<f64> {
     }
 }
 
-/// Digests of the corpora, after comparing them with the checkpoint's: rows of another corpus are other rows.
+/// Digests of the corpora, after comparing them with the checkpoint's: rows of another corpus are
+/// other rows.
 fn same_corpora<M>(
     config: &RunConfig<M>,
     folder: &RunFolder,
@@ -199,14 +228,8 @@ fn same_corpora<M>(
     let Some(checkpoint) = &folder.checkpoint else { return Ok(now) };
     let both = checkpoint.state.corpora_sha256.iter().zip(&now);
     for (entry, (was, now)) in config.data.iter().zip(both) {
-        if was != now {
-            return Err(TrainError::NotTheSame {
-                path: checkpoint.folder.clone(),
-                what: format!("the manifest's digest of dataset `{}`", entry.name),
-                was: was.clone(),
-                now: now.clone(),
-            });
-        }
+        let what = format!("the manifest's digest of dataset `{}`", entry.name);
+        checkpoint.require_same(what, was, now)?;
     }
     Ok(now)
 }

@@ -1,7 +1,8 @@
 //! The loop: rows in, gradients of all datasets into one update, metrics and checkpoints out.
 //!
-//! The objective is the sum over datasets of lambda times the mean loss; gradients accumulate over the datasets
-//! before one update (paper, section 2.4 and appendix B.1.2). What differs between stages is behind [`Stage`].
+//! The objective is the sum over datasets of lambda times the mean loss; gradients accumulate over
+//! the datasets before one update (paper, section 2.4 and appendix B.1.2). What differs between
+//! stages is behind [`Stage`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -94,6 +95,8 @@ pub struct Run<'run> {
     pub keep_last: usize,
     /// Updates after which the run stops.
     pub stop_after: u64,
+    /// Digest of the tokenizer's file.
+    pub tokenizer_sha256: String,
     /// Digests of the corpora's manifests.
     pub corpora_sha256: Vec<String>,
 }
@@ -101,7 +104,8 @@ pub struct Run<'run> {
 /// Trains until the run's last step.
 ///
 /// # Errors
-/// When rows cannot be read, the loss is no longer a number, or the disk fails. The last checkpoint stands.
+/// When rows cannot be read, the loss is no longer a number, or the disk fails. The last checkpoint
+/// stands.
 pub fn train(mut run: Run) -> Result<(), TrainError> {
     let mut done = run.folder.step();
     let mut log = MetricsLog::open(&run.folder.path, done)?;
@@ -112,6 +116,10 @@ pub fn train(mut run: Run) -> Result<(), TrainError> {
     let frozen_sha256 = run.stage.frozen_sha256();
     note_frozen("start", frozen_sha256.as_deref(), &progress);
 
+    if done >= run.stop_after {
+        // Killed between its last checkpoint and its report.
+        report::write(&run.folder.path)?;
+    }
     while done < run.stop_after {
         let clock = Instant::now();
         let batches = run.loader.next_step().map_err(TrainError::loader)?;
@@ -231,8 +239,12 @@ fn require_frozen(was: Option<&str>, stage: &dyn Stage) -> Result<(), TrainError
 }
 
 fn save(run: &Run, step: u64, frozen_sha256: Option<String>) -> Result<(), TrainError> {
-    let corpora_sha256 = run.corpora_sha256.clone();
-    let state = State { step, cursor: run.loader.cursor(), frozen_sha256, corpora_sha256 };
+    let state = State {
+        step,
+        frozen_sha256,
+        tokenizer_sha256: run.tokenizer_sha256.clone(),
+        corpora_sha256: run.corpora_sha256.clone(),
+    };
     let moments = run.optimizer.to_tensors();
     let save_model = |folder: &Path| run.stage.save(folder);
     checkpoint::write(&run.folder.path, &state, &moments, save_model, run.keep_last)
@@ -242,7 +254,8 @@ fn n_predicted(batch: &Batch) -> u64 {
     batch.loss_mask.iter().filter(|mask| **mask > 0.0).count() as u64
 }
 
-/// The single values of a model whose names `wanted` chooses, after `view`, under `group` and their names.
+/// The single values of a model whose names `wanted` chooses, after `view`, under `group` and their
+/// names.
 pub(crate) fn observe(
     model: &dyn Trainable,
     wanted: impl Fn(&str) -> bool,

@@ -1,6 +1,6 @@
 //! What is wrong is said in one line, with the right exit code, and leaves nothing behind.
 
-use crate::world::{CONTRASTIVE, FLAMINGO, LANGUAGE, World, clip, latest, metrics};
+use crate::world::{CONTRASTIVE, FLAMINGO, LANGUAGE, STAGES, World, clip, latest, metrics};
 
 /// Runs a stage on a config that must be refused with this exit code and all these words.
 fn check(world: &World, stage: &str, config: &str, more: &[&str], code: i32, words: &[&str]) {
@@ -48,6 +48,77 @@ fn bad_configs_name_file_and_key() {
     check(&world, "flamingo", &no_image, &[], 2, &["flamingo.toml line 12", "`imagee`"]);
 }
 
+/// Runs a stage on its config with one text replaced, which must be refused before the corpora are
+/// opened.
+fn check_change(world: &World, stage: &str, from: &str, to: &str, words: &[&str]) {
+    let config = STAGES.iter().find(|(name, _)| *name == stage).unwrap().1;
+    assert!(config.contains(from), "{from}");
+    let config = config.replacen(from, to, 1).replace("corpus = \"p", "corpus = \"no-p");
+    let file = format!("{stage}.toml: ");
+    check(world, stage, &config, &[], 2, &[words, &[&file]].concat());
+}
+
+#[test]
+fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
+    let world = World::new();
+    let change = |stage: &str, from: &str, to: &str, words: &[&str]| {
+        check_change(&world, stage, from, to, words);
+    };
+    change("language", "heads = 2", "heads = 3", &["`model.heads` is 3"]);
+    change("language", "width = 16", "width = 0", &["`model.width` is 0"]);
+    change("contrastive", "patch_size = 8", "patch_size = 7", &["`model.vision.patch_size` is 7"]);
+    let text = ("context = 24\nwidth = 16\nlayers = 1\nheads = 2", "`model.text.heads` is 5");
+    change("contrastive", text.0, &text.0.replace("heads = 2", "heads = 5"), &[text.1]);
+    change("contrastive", "embedding = 8", "embedding = 0", &["`model.embedding` is 0"]);
+    let smoothing = ("label_smoothing = 0.0", "label_smoothing = 1.0");
+    change("contrastive", smoothing.0, smoothing.1, &["`model.label_smoothing` is 1"]);
+    change("contrastive", "std = [0.25,", "std = [0.0,", &["`image.std` is [0.0, 0.25, 0.25]"]);
+    change("contrastive", "mean = [0.5,", "mean = [nan,", &["`image.mean` is [NaN, 0.5, 0.5]"]);
+    let tokenizer = ("vocabulary = 300\nrows_max", "vocabulary = 20\nrows_max");
+    let words = ["`tokenizer.train.vocabulary` is 20", "at least 261"];
+    change("language", tokenizer.0, tokenizer.1, &words);
+    change("flamingo", "heads = 2", "heads = 0", &["`model.resampler.heads` is 0"]);
+    change("flamingo", "every = 1", "every = 0", &["`model.cross_attention.every` is 0"]);
+    let merged = "seed = 3\nmixture = \"merged\"";
+    change("flamingo", "seed = 3", merged, &["`data.clips.frames` is 2, expected 1"]);
+}
+
+#[test]
+fn sizes_have_limits() {
+    let world = World::new();
+    let change = |stage: &str, from: &str, to: &str, words: &[&str]| {
+        check_change(&world, stage, from, to, &[words, &["expected at most"]].concat());
+    };
+    let large = |key: &str| format!("`{key}` is 9000000");
+    let number = |key: &str| format!("{key} = 9000000");
+    for (stage, line, key) in [
+        ("language", "batch = 2", "data.pages.batch"),
+        ("language", "tokens = 48", "data.pages.tokens"),
+        ("flamingo", "images = 2", "data.pages.images"),
+        ("contrastive", "size = 16", "image.size"),
+        ("contrastive", "width = 16", "model.vision.width"),
+        ("contrastive", "embedding = 8", "model.embedding"),
+        ("language", "layers = 2", "model.layers"),
+        ("language", "context = 48", "model.context"),
+        ("language", "vocabulary = 300\n", "tokenizer.train.vocabulary"),
+        ("flamingo", "latents = 3", "model.resampler.latents"),
+        ("flamingo", "frames = 2", "model.resampler.frames"),
+        ("flamingo", "head_dim = 8", "model.resampler.head_dim"),
+    ] {
+        let field = line.split(' ').next().unwrap();
+        let end = if line.ends_with('\n') { "\n" } else { "" };
+        change(stage, line, &(number(field) + end), &[&large(key)]);
+    }
+    let frames = "images = 1\nframes = 9000000";
+    change("contrastive", "images = 1", frames, &[&large("data.pairs.frames")]);
+    // Each of these is within its limit.
+    let batch = ("batch = 6", "batch = 100000\nframes = 1000");
+    change("contrastive", batch.0, batch.1, &["`data.pairs.batch` is 100000", "pixel values"]);
+    let tokens = ("batch = 2\nweight = 1.0\ntokens = 48", "batch = 100000\nweight = 1.0");
+    let to = format!("{}\ntokens = 60000", tokens.1);
+    change("language", tokens.0, &to, &["`data.pages.batch` is 100000", "batch * tokens"]);
+}
+
 #[test]
 fn bad_overrides_name_the_argument() {
     let world = World::new();
@@ -61,6 +132,8 @@ fn bad_overrides_name_the_argument() {
     let finished = world.train("language", LANGUAGE, "refused", &["--set", "steps"]);
     assert_eq!(finished.code(), Some(2));
     assert!(finished.stderr().contains("expected key.path=value"), "{}", finished.stderr());
+    let finished = world.train("language", LANGUAGE, "refused", &["--stop-after", "0"]);
+    assert_eq!(finished.code(), Some(2), "{}", finished.stderr());
 }
 
 #[test]
@@ -86,8 +159,72 @@ fn bad_inputs_are_named() {
     let mut command = world.command("language", LANGUAGE, "refused", &[]);
     std::fs::remove_file(world.path("language.toml")).unwrap();
     let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot read"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot read the config"));
+}
+
+#[test]
+fn a_flamingo_reads_images_as_its_vision_encoder_does_and_knows_its_tokens() {
+    let world = World::with_towers();
+    let change = |from: &str, to: &str, words: &[&str]| {
+        check(&world, "flamingo", &FLAMINGO.replacen(from, to, 1), &[], 2, words);
+    };
+    let run = "vision/config.toml";
+    change("mean_pad", "squash", &["`image.fit` is \"squash\", expected \"mean_pad\"", run]);
+    change("mean = [0.5,", "mean = [0.25,", &["`image.mean` is [0.25, ", "[0.5, 0.5, 0.5]", run]);
+    change("std = [0.25,", "std = [0.5,", &["`image.std` is [0.5, ", "[0.25, 0.25, 0.25]", run]);
+    change("size = 16", "size = 24", &["`image.size` is 24, expected 16", run]);
+    let by_checkpoint = latest(&world.path("vision")).display().to_string();
+    let by_checkpoint = format!("vision = \"{by_checkpoint}\"");
+    let squash = FLAMINGO.replace("mean_pad", "squash");
+    let squash = squash.replace("vision = \"vision\"", &by_checkpoint);
+    check(&world, "flamingo", &squash, &[], 2, &["`image.fit`", run]);
+
+    let more = LANGUAGE.replace("vocabulary = 300", "vocabulary = 310");
+    world.train("language", &more, "more", &["--stop-after", "1"]).expect_success();
+    std::fs::copy(world.path("more/tokenizer.json"), world.path("language/tokenizer.json"))
+        .unwrap();
+    let words = ["`model.language` is 300, expected at least the tokenizer's 3"];
+    check(&world, "flamingo", FLAMINGO, &[], 2, &words);
+}
+
+#[test]
+fn a_folder_that_is_not_a_run_is_not_continued() {
+    let world = World::new();
+    let resume = |name: &str| {
+        let finished = world.train("language", LANGUAGE, name, &["--resume"]);
+        (finished.code(), finished.stderr())
+    };
+    let refuse = |name: &str| {
+        let (code, stderr) = resume(name);
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains(&format!("{name} is neither a run")), "{stderr}");
+    };
+    std::fs::create_dir(world.path("photos")).unwrap();
+    std::fs::write(world.path("photos/holiday.png"), "").unwrap();
+    refuse("photos");
+    std::fs::create_dir(world.path("torn")).unwrap();
+    std::fs::write(world.path("torn/latest"), "step-1\n").unwrap();
+    refuse("torn");
+    std::fs::write(world.path("file"), "").unwrap();
+    refuse("file");
+    assert_eq!(std::fs::read_dir(world.path("photos")).unwrap().count(), 1);
+
+    std::fs::create_dir(world.path("blank")).unwrap();
+    assert_eq!(resume("blank").0, Some(0));
+}
+
+#[test]
+fn a_run_is_trained_by_one_process_at_a_time() {
+    let world = World::new();
+    world.train("language", LANGUAGE, "run", &["--stop-after", "1"]).expect_success();
+    let lock = std::fs::File::open(world.path("run/lock")).unwrap();
+    lock.try_lock().unwrap();
+    let finished = world.train("language", LANGUAGE, "run", &["--resume"]);
+    assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
+    assert!(finished.stderr().contains("another process trains in "), "{}", finished.stderr());
+    drop(lock);
+    world.train("language", LANGUAGE, "run", &["--resume"]).expect_success();
 }
 
 #[test]
@@ -105,6 +242,18 @@ fn a_run_folder_is_never_overwritten_and_never_continued_with_other_numbers() {
         2,
         "`data.pairs.weight` is 0.5, but the run in",
     );
+    let cosine = LANGUAGE.replace("\"constant\"", "\"cosine\"");
+    world.train("language", &cosine, "decays", &["--stop-after", "1"]).expect_success();
+    let longer = ["--resume", "--set", "steps=9"];
+    let finished = world.train("language", &cosine, "decays", &longer);
+    assert_eq!(finished.code(), Some(2), "{}", finished.stderr());
+    assert!(finished.stderr().contains("`steps` is 9, but the run in"), "{}", finished.stderr());
+
+    let tokenizer = world.path("run/tokenizer.json");
+    let text = std::fs::read_to_string(&tokenizer).unwrap();
+    std::fs::write(&tokenizer, format!("{text} ")).unwrap();
+    expect(&["--resume"], 1, "the digest of tokenizer.json is");
+    std::fs::write(&tokenizer, text).unwrap();
     world.write_corpus("pairs", &(0..4).map(clip).collect::<Vec<_>>());
     expect(&["--resume"], 1, "the manifest's digest of dataset `pairs` is");
 }

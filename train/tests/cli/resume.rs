@@ -1,10 +1,11 @@
 //! A run that was stopped, in whatever way, ends as one that was not.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::world::{FLAMINGO, STAGES, World, latest, metrics};
+use crate::world::{FLAMINGO, LANGUAGE, STAGES, World, latest, metrics};
 
 /// Everything in the last checkpoint, and which steps the log knows.
 fn outcome(run: &Path) -> (Vec<(String, Vec<u8>)>, Vec<u64>) {
@@ -51,13 +52,17 @@ fn two_stops_change_nothing_in_any_stage() {
 fn a_finished_run_may_go_on_for_more_steps_and_old_checkpoints_go() {
     let world = World::with_towers();
     let run = world.path("run");
-    world.train("flamingo", FLAMINGO, "run", &[]).expect_success();
+    let endless = FLAMINGO.replace("\"cosine\"", "\"constant\"");
+    world.train("flamingo", &endless, "run", &[]).expect_success();
     let before = outcome(&run);
-    world.train("flamingo", FLAMINGO, "run", &["--resume"]).expect_success();
+    let report = std::fs::read(run.join("report.html")).unwrap();
+    std::fs::remove_file(run.join("report.html")).unwrap();
+    world.train("flamingo", &endless, "run", &["--resume"]).expect_success();
     assert!(before == outcome(&run), "a finished run changed");
+    assert!(report == std::fs::read(run.join("report.html")).unwrap(), "another report");
 
     let more = ["--resume", "--set", "steps=10", "--set", "checkpoint_every=1"];
-    world.train("flamingo", FLAMINGO, "run", &more).expect_success();
+    world.train("flamingo", &endless, "run", &more).expect_success();
     assert!(latest(&run).ends_with("step-10"));
     let mut names: Vec<_> = std::fs::read_dir(run.join("checkpoints"))
         .unwrap()
@@ -67,6 +72,9 @@ fn a_finished_run_may_go_on_for_more_steps_and_old_checkpoints_go() {
     assert_eq!(names, ["step-10", "step-9"]);
     assert!(std::fs::read_to_string(run.join("report.html")).unwrap().contains("Observed: gate"));
 }
+
+/// What [`std::process::Child::kill`] sends.
+const SIGKILL: i32 = 9;
 
 /// Moments of the kills, in thousandths of the time that the whole run takes.
 const KILLS: [u128; 6] = [150, 400, 650, 300, 120, 500];
@@ -85,9 +93,34 @@ fn killed_at_any_moment_and_resumed_ends_with_the_same_bytes() {
         let mut child = command.stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis((whole.as_millis() * permille / 1000) as u64));
         child.kill().unwrap();
-        n_killed += usize::from(child.wait().unwrap().code().is_none());
+        n_killed += usize::from(child.wait().unwrap().signal() == Some(SIGKILL));
     }
     assert!(n_killed > 0, "every run had ended before its kill");
     world.train("flamingo", FLAMINGO, "killed", &longer).expect_success();
     assert_same_outcome(&world.path("whole"), &world.path("killed"));
+}
+
+/// The command where no file may grow beyond 32 KiB: the tokenizer fits, the model does not.
+fn on_a_full_disk(command: &Command) -> Command {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""]);
+    limited.arg(command.get_program()).args(command.get_args());
+    limited
+}
+
+#[test]
+fn a_first_checkpoint_without_room_leaves_a_run_that_can_go_on() {
+    let world = World::new();
+    let command = world.command("language", LANGUAGE, "run", &[]);
+    let output = on_a_full_disk(&command).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot save the model: cannot write"), "{stderr}");
+    let run = world.path("run");
+    assert_eq!(std::fs::read_dir(run.join("checkpoints")).unwrap().count(), 0);
+    assert!(!run.join("latest").exists() && !run.join("report.html").exists());
+
+    world.train("language", LANGUAGE, "run", &["--resume"]).expect_success();
+    world.train("language", LANGUAGE, "whole", &[]).expect_success();
+    assert_same_outcome(&world.path("whole"), &run);
 }
