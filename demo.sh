@@ -18,7 +18,8 @@ What you give replaces the made-up part; held-out pairs become the few-shot benc
   --images DIR    where the files of --pairs lie; by default the folder of the list
   --videos DIR    a folder of clips, each with a caption: a list `clips.csv` (columns `file`, `caption`) or a text or
                   subtitle file of the same name (.txt, .vtt)
-  --out DIR       where everything goes [default: runs/demo]; a run that was cut off goes on there
+  --out DIR       where everything goes [default: runs/demo, with --quick runs/demo-quick]; a run that was cut off goes
+                  on there
   --quick         ten training steps a stage: shows that everything works, learns nothing
   --help          this text
 
@@ -26,7 +27,7 @@ Example: ./demo.sh --pages crawl.warc.gz --pairs alt.csv --videos clips/
 TEXT
 }
 
-pages='' pairs='' images='' videos='' out=$here/runs/demo quick=''
+pages='' pairs='' images='' videos='' out='' quick=''
 absolute() { (cd "$PWD" && realpath -m -- "$1"); }
 while [ $# -gt 0 ]; do
   case $1 in
@@ -43,6 +44,8 @@ done
 for given in "$pages" "$pairs" "$images" "$videos"; do
   [ -z "$given" ] || [ -e "$given" ] || { echo "demo.sh: $given does not exist" >&2; exit 1; }
 done
+
+out=${out:-$here/runs/demo${quick:+-quick}}
 
 cd "$here"
 ./setup.sh
