@@ -246,17 +246,20 @@ impl<'a> Open<'a> {
 
     fn end(&mut self, name: &str) {
         self.is_drawing &= self.elements.last().is_some_and(|last| last.name == name);
+        // The end of a form leaves the elements inside it open, and inside it in the tree.
+        if name == "form" && self.elements.last().is_some_and(|last| last.name != name) {
+            return;
+        }
         let is_style = STYLES.contains(&name);
-        // The end of a style or form leaves the elements inside it open.
-        let is_alone = is_style || name == "form";
         let reach = match name {
             "template" | "table" => Barrier::Scope,
-            _ if is_alone || BLOCKS.contains(&name) => Barrier::Special,
+            _ if is_style || BLOCKS.contains(&name) => Barrier::Special,
             _ => Barrier::None,
         };
         for (i, element) in self.elements.iter().enumerate().rev() {
             if element.name == name {
-                self.remove(i, if is_alone { i + 1 } else { self.elements.len() });
+                // The end of a style leaves the elements inside it open.
+                self.remove(i, if is_style { i + 1 } else { self.elements.len() });
                 return;
             }
             if element.barrier > reach || (name == "table" && element.name == "template") {
@@ -352,6 +355,7 @@ mod tests {
             "<div><object></div>",
             "<object><table></object>",
             "<form><div></form>",
+            "<form><q></form>",
             "<b><div></b>",
             "<b><i></b></i><div>",
             "<svg><title><style>",
