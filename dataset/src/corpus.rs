@@ -27,6 +27,14 @@ impl Corpus {
     pub fn open(location: &str) -> Result<Self, CorpusError> {
         let store = CorpusStore::open(location)?;
         let manifest = Manifest::read(&store)?;
+        Self::with_manifest(store, manifest)
+    }
+
+    /// The corpus that a manifest describes, which may not be published yet.
+    ///
+    /// # Errors
+    /// When the manifest contradicts itself.
+    pub fn with_manifest(store: CorpusStore, manifest: Manifest) -> Result<Self, CorpusError> {
         let mut n_rows = 0;
         let starts = manifest.shards.iter().map(|shard| {
             n_rows += shard.rows;

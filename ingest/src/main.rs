@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use flamingo_dataset::{CorpusStore, Manifest};
 use flamingo_ingest::check::{self, Checked};
 use flamingo_ingest::error::IngestError;
 use flamingo_ingest::output::{Start, Totals};
@@ -125,7 +126,9 @@ fn run(command: Command) -> Result<(), IngestError> {
         }
         Command::Check { corpus } => verdict(&corpus, check::check(&corpus)?),
         Command::Report { corpus } => {
-            report::write(&corpus)?;
+            let store = CorpusStore::open(&corpus)?;
+            let manifest = Manifest::read(&store)?;
+            report::write(&store, manifest)?;
             format!("{}/{}\n", corpus.trim_end_matches('/'), report::REPORT_FILE)
         }
     };

@@ -246,7 +246,7 @@ impl Output {
         Ok(entry)
     }
 
-    /// Publishes the last part, the manifest and the report, and removes the journal.
+    /// Publishes the last part, the report and the manifest, and removes the journal.
     ///
     /// # Errors
     /// When the store refuses a write, or when nothing was kept: then nothing stays behind.
@@ -263,10 +263,11 @@ impl Output {
         }
         let shards = self.entries.iter().filter_map(|entry| entry.shard.clone()).collect();
         let plan_sha256 = self.identity.plan_sha256.clone();
-        // The report is made from a corpus that can be opened. A run that is killed between the two
-        // still has its journal, so it is resumed and writes both again.
-        Manifest::new(self.identity.kind, plan_sha256, shards).write(&self.store)?;
-        report::write(self.store.location())?;
+        let manifest = Manifest::new(self.identity.kind, plan_sha256, shards);
+        report::write(&self.store, manifest.clone())?;
+        // Last of all: with it, the corpus exists. A run that is killed before the journal is gone is
+        // resumed and ends with the same bytes.
+        manifest.write(&self.store)?;
         self.remove_journal()?;
         Ok(totals)
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use arrow::array::{Array, RecordBatch, StringArray};
 use bytes::Bytes;
 use flamingo_dataset::report::Page;
-use flamingo_dataset::{Corpus, CorpusError, CorpusKind, CorpusStore, EncodedImage, Row};
+use flamingo_dataset::{Corpus, CorpusError, CorpusKind, CorpusStore, EncodedImage, Manifest, Row};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::error::IngestError;
@@ -30,14 +30,13 @@ struct Dropped {
     example: String,
 }
 
-/// Writes the report of the corpus at `location`.
+/// Writes the report of the corpus in `store` that `manifest` describes.
 ///
 /// # Errors
-/// When it is no corpus, or cannot be read or written.
-pub fn write(location: &str) -> Result<(), IngestError> {
-    let corpus = Corpus::open(location)?;
-    let store = CorpusStore::open(location)?;
-    let dropped = count_rejects(&store)?;
+/// When the corpus cannot be read or the report written.
+pub fn write(store: &CorpusStore, manifest: Manifest) -> Result<(), IngestError> {
+    let corpus = Corpus::with_manifest(store.clone(), manifest)?;
+    let dropped = count_rejects(store)?;
     let mut page = Page::new(&format!("Corpus of {} rows", corpus.kind().name().replace('_', "/")));
     add_totals(&mut page, &corpus);
     add_dropped(&mut page, &dropped);
