@@ -46,6 +46,8 @@ for given in "$pages" "$pairs" "$images" "$videos"; do
 done
 
 out=${out:-$here/runs/demo${quick:+-quick}}
+# Shown, and stored in reports, as a path from here where it is one.
+out=${out#"$here"/}
 
 cd "$here"
 ./setup.sh
@@ -92,7 +94,7 @@ else
   from=(--input "$pairs" --images "${images:-$(dirname "$pairs")}")
   corpus "$corpora/pairs" alt-text --plan configs/plan-alt-text-train.toml "${from[@]}"
   corpus "$tasks/caption/query" alt-text --plan configs/plan-alt-text-held-out.toml "${from[@]}"
-  ln -sfn "$corpora/pairs" "$tasks/caption/support"
+  ln -sfn ../../corpora/pairs "$tasks/caption/support"
   task_arguments+=(--task caption --annotations "$tasks/caption")
 fi
 
