@@ -93,8 +93,8 @@ if [ -z "$pairs" ]; then
 else
   from=(--input "$pairs" --images "${images:-$(dirname "$pairs")}")
   corpus "$corpora/pairs" alt-text --plan configs/plan-alt-text-train.toml "${from[@]}"
+  corpus "$tasks/caption/support" alt-text --plan configs/plan-alt-text-support.toml "${from[@]}"
   corpus "$tasks/caption/query" alt-text --plan configs/plan-alt-text-held-out.toml "${from[@]}"
-  ln -sfn ../../corpora/pairs "$tasks/caption/support"
   task_arguments+=(--task caption --annotations "$tasks/caption")
 fi
 
@@ -108,12 +108,18 @@ stage() {
   "$bin/flamingo-train" "$command" --config "configs/$name.toml" --root "$out" --out "$out/$name" "$@" "${change[@]}" "${resume[@]}"
 }
 
+# The made-up language has short sentences of few words; a real one needs more of both.
+real_language=() real_pages=()
+if [ -n "$pages$pairs$videos" ]; then
+  real_pages=(--set data.webpages.tokens=768 --set data.webpages.batch=2)
+  real_language=(--set tokenizer.train.vocabulary=2048 --set model.vocabulary=2048 --set model.context=768)
+fi
 step "vision encoder, by contrast of images and texts"
 stage vision contrastive
 step "language model"
-stage language language
+stage language language "${real_language[@]}" "${real_pages[@]}"
 step "Flamingo, on the mixture"
-stage flamingo flamingo
+stage flamingo flamingo "${real_pages[@]}"
 
 step "few-shot scores on held-out scenes"
 # On lists of one's own, the first of the held-out pairs are enough.

@@ -21,7 +21,12 @@ fi
 for stage in vision language flamingo; do
   [ "$(cat "$out/$stage/latest")" = step-10 ] || { echo "real_data.sh: $stage did not reach step 10" >&2; exit 1; }
 done
-[ -s "$out/scores/results.json" ] && [ -s "$out/scores/report.html" ]
+for shots in 0 4 8; do
+  # The benchmark was answered, and did not just fail to fit the model's context.
+  grep -A3 "\"caption_${shots}shot\": {" "$out/scores/results.json" | grep -q '"cider,none"' ||
+    { echo "real_data.sh: no CIDEr at $shots shots" >&2; exit 1; }
+done
+[ -s "$out/scores/report.html" ]
 for corpus in webpages pairs clips; do
   target/release/flamingo-ingest check "$out/corpora/$corpus"
 done
