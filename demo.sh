@@ -136,7 +136,7 @@ scores    $out/scores/results.json
 report    $out/scores/report.html           (open it in a browser)
 
 Next, on your own data:
-  $bin/flamingo-ingest webpages --plan configs/plan-webpages.toml --input crawl.warc.gz --out corpora/mine
-  $bin/flamingo-train flamingo --config configs/flamingo.toml --root $out --out runs/mine
-  $bin/flamingo-eval run --task caption --annotations $tasks/caption --model runs/mine --shots 0,4,8 --out runs/mine-scores
+  $bin/flamingo-ingest webpages --plan configs/plan-webpages.toml --input crawl.warc.gz --out $corpora/mine
+  $bin/flamingo-train flamingo --config configs/flamingo.toml --root $out --out $out/mine --set 'data.webpages.corpus="corpora/mine"'
+  $bin/flamingo-eval run --task caption --annotations $tasks/caption --model $out/mine --shots 0,4,8 --out $out/mine-scores
 TEXT
