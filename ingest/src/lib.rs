@@ -20,7 +20,8 @@
 //! [`opt_out`] who says no, [`html`] a page to nodes with [`img_tag`], [`webpage`] nodes to a
 //! document. Pairs: [`list`] rows, [`alt_text`]. Clips: [`clip`] frames, [`video_text`]. All:
 //! [`image`] checked and shrunk, [`split`] held-out rows, [`outcome`] and [`reject`] what became of
-//! an item, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and the journal,
+//! an item, [`figures`] and [`ledger`] what was measured and
+//! asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and the journal,
 //! [`report`], [`check`].
 
 pub mod alt_text;
@@ -28,6 +29,7 @@ pub mod archive;
 pub mod check;
 pub mod clip;
 pub mod error;
+pub mod figures;
 mod flat_tree;
 mod furniture;
 pub mod html;
@@ -35,6 +37,7 @@ pub mod http;
 pub mod identity;
 pub mod image;
 pub mod img_tag;
+pub mod ledger;
 pub mod list;
 mod nesting;
 pub mod opt_out;

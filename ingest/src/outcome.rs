@@ -4,6 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use flamingo_dataset::Row;
 
+use crate::figures::Figures;
+use crate::ledger::Fetch;
 use crate::reject::{DropReason, Reject};
 
 /// The row an item gave, if any, and everything that was dropped on the way.
@@ -13,17 +15,21 @@ pub struct Outcome {
     pub row: Option<Row>,
     /// What was dropped: the item itself, or images of it.
     pub rejects: Vec<Reject>,
+    /// What was measured of it and its parts, kept or dropped.
+    pub figures: Vec<Figures>,
+    /// What was asked for over the network on its behalf.
+    pub fetches: Vec<Fetch>,
 }
 
 impl Outcome {
     /// An item that gave no row.
     pub fn dropped(reject: Reject) -> Self {
-        Self { row: None, rejects: vec![reject] }
+        Self { rejects: vec![reject], ..Self::default() }
     }
 
     /// An item that gave a row and lost nothing.
     pub fn kept(row: Row) -> Self {
-        Self { row: Some(row), rejects: Vec::new() }
+        Self { row: Some(row), ..Self::default() }
     }
 }
 

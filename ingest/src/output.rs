@@ -17,7 +17,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::IngestError;
+use crate::figures::{self, Figures};
 use crate::identity::RunIdentity;
+use crate::ledger::{self, Fetch};
 use crate::outcome::Outcome;
 use crate::plan::{BuildPlan, ShardPlan};
 use crate::reject::{self, Reject};
@@ -32,6 +34,10 @@ pub const RUN_FILE: &str = "run.json";
 const JOURNAL: &str = "journal";
 /// Folder of the rejects.
 pub const REJECTS: &str = "rejects";
+/// Folder of the figures.
+pub const FIGURES: &str = "figures";
+/// Folder of the ledger.
+pub const LEDGER: &str = "ledger";
 
 /// One published part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +95,8 @@ struct Part {
     rows: Vec<Row>,
     bytes: u64,
     rejects: Vec<Reject>,
+    figures: Vec<Figures>,
+    fetches: Vec<Fetch>,
 }
 
 /// Whether an output folder may have something in it.
@@ -203,9 +211,12 @@ impl Output {
         part.bytes += outcome.row.as_ref().map_or(0, |row| row.stored_bytes() as u64);
         part.rows.extend(outcome.row);
         part.rejects.extend(outcome.rejects);
+        part.figures.extend(outcome.figures);
+        part.fetches.extend(outcome.fetches);
         let is_full = part.rows.len() as u64 >= self.limits.rows_max
             || part.bytes >= self.limits.bytes_max
-            || part.rejects.len() as u64 >= self.limits.rejects_max;
+            || part.rejects.len() as u64 >= self.limits.rejects_max
+            || part.figures.len() as u64 >= self.limits.figures_max;
         if is_full { self.publish() } else { Ok(()) }
     }
 
@@ -217,10 +228,9 @@ impl Output {
             rows => Some(self.write_shard(rows)?),
         };
         let i = self.entries.len();
-        if !part.rejects.is_empty() {
-            let bytes = reject::encode(&part.rejects);
-            self.store.put(&format!("{REJECTS}/part-{i:05}.parquet"), bytes.into())?;
-        }
+        self.write_table(REJECTS, i, &part.rejects, reject::encode)?;
+        self.write_table(FIGURES, i, &part.figures, figures::encode)?;
+        self.write_table(LEDGER, i, &part.fetches, ledger::encode)?;
         let mut rejects = BTreeMap::new();
         for reject in &part.rejects {
             *rejects.entry(reject.rule()).or_default() += 1;
@@ -229,6 +239,20 @@ impl Output {
         write_json(&self.store, &entry_name(i), &entry)?;
         self.entries.push(entry);
         Ok(())
+    }
+
+    /// Writes what a part has in one of the tables beside the shards, if anything.
+    fn write_table<T>(
+        &self,
+        table: &str,
+        i: usize,
+        rows: &[T],
+        encode: fn(&[T]) -> Vec<u8>,
+    ) -> Result<(), IngestError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        Ok(self.store.put(&format!("{table}/part-{i:05}.parquet"), encode(rows).into())?)
     }
 
     fn write_shard(&self, rows: &[Row]) -> Result<ShardEntry, IngestError> {
@@ -289,14 +313,15 @@ impl Output {
     fn remove_all(&self) -> Result<(), IngestError> {
         self.remove_journal()?;
         let is_ours = |name: &&String| {
-            name.starts_with("shard-") || name.starts_with(REJECTS) || *name == PLAN_FILE
+            let is_table = [REJECTS, FIGURES, LEDGER].iter().any(|table| name.starts_with(table));
+            name.starts_with("shard-") || is_table || *name == PLAN_FILE
         };
         for name in self.store.list("")?.iter().filter(is_ours) {
             self.store.delete(name)?;
         }
         self.store.delete(RUN_FILE)?;
         sweep(self.store.location());
-        self.remove_folders(&[REJECTS, ""]);
+        self.remove_folders(&[REJECTS, FIGURES, LEDGER, ""]);
         Ok(())
     }
 

@@ -269,11 +269,18 @@ pub struct ShardPlan {
     pub bytes_max: u64,
     /// A part is closed once it holds this many rejects, which bounds the memory they take.
     pub rejects_max: u64,
+    /// A part is closed once it holds this many rows of figures.
+    pub figures_max: u64,
 }
 
 impl Default for ShardPlan {
     fn default() -> Self {
-        Self { rows_max: 10_000, bytes_max: 256 << 20, rejects_max: 100_000 }
+        Self {
+            rows_max: 10_000,
+            bytes_max: 256 << 20,
+            rejects_max: 100_000,
+            figures_max: 1_000_000,
+        }
     }
 }
 

@@ -24,6 +24,8 @@ pub enum Stage {
     Split,
     /// What the site or the file says about its use in training.
     OptOut,
+    /// Asking for an image or clip over the network.
+    Fetch,
     /// A web page.
     Page,
     /// A caption.
@@ -43,6 +45,7 @@ impl Stage {
             Self::Read => "read",
             Self::Split => "split",
             Self::OptOut => "opt_out",
+            Self::Fetch => "fetch",
             Self::Page => "page",
             Self::Caption => "caption",
             Self::Image => "image",
@@ -160,18 +163,23 @@ pub fn schema() -> SchemaRef {
 }
 
 /// The rejects as a Parquet file; equal rejects give equal bytes.
+pub fn encode(rejects: &[Reject]) -> Vec<u8> {
+    encode_batch(&to_batch(rejects))
+}
+
+/// A batch as a Parquet file; equal batches give equal bytes.
 ///
 /// # Panics
-/// Never: the columns are of the file's schema and memory takes every write.
-pub fn encode(rejects: &[Reject]) -> Vec<u8> {
+/// Never: the schemas of the tables beside the shards have a Parquet form and memory takes every write.
+pub(crate) fn encode_batch(batch: &RecordBatch) -> Vec<u8> {
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_created_by(CREATED_BY.to_owned())
         .build();
     let mut file = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut file, schema(), Some(properties))
+    let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), Some(properties))
         .expect("the schema has a Parquet form");
-    writer.write(&to_batch(rejects)).expect("the batch is of the writer's schema");
+    writer.write(batch).expect("the batch is of the writer's schema");
     writer.close().expect("memory takes every write");
     file
 }

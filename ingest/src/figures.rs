@@ -1,0 +1,123 @@
+//! The figures that the rules looked at, kept for every document, image and caption, dropped or not:
+//! with them a threshold can be moved on paper before a run is made again.
+//!
+//! A row of `figures/part-NNNNN.parquet` is one thing that was measured; each figure has a column of
+//! its own, null where it was not taken. The files lie beside the shards and are no part of them.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray, Float32Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use crate::reject;
+
+/// Names of all figures, which are the columns of the table, in order.
+pub const NAMES: &[&str] = &["bytes", "width", "height", "aspect"];
+
+/// What was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// An interleaved document.
+    Document,
+    /// A paragraph of one.
+    Paragraph,
+    /// A caption of an image or clip.
+    Caption,
+    /// One image.
+    Image,
+}
+
+impl Level {
+    /// Name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Document => "document",
+            Self::Paragraph => "paragraph",
+            Self::Caption => "caption",
+            Self::Image => "image",
+        }
+    }
+}
+
+/// What is known of one document, paragraph, caption or image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Figures {
+    /// What it is.
+    pub level: Level,
+    /// Identifier of the row it belongs to: `doc_id` of a document, `key` of a pair or clip.
+    pub key: String,
+    /// Address of the document or image, where it has one.
+    pub url: Option<String>,
+    /// The first rule that dropped it, as in the rejects (`stage/reason`); none where it was kept.
+    pub dropped_by: Option<String>,
+    /// Figures by their name among [`NAMES`].
+    pub values: Vec<(&'static str, f32)>,
+}
+
+/// Arrow schema of `figures/part-NNNNN.parquet`; every column is nullable, as in the corpus.
+pub fn schema() -> SchemaRef {
+    let texts = ["level", "key", "url", "dropped_by"];
+    let mut fields: Vec<_> =
+        texts.iter().map(|name| Field::new(*name, DataType::Utf8, true)).collect();
+    fields.insert(3, Field::new("kept", DataType::Boolean, true));
+    fields.extend(NAMES.iter().map(|name| Field::new(*name, DataType::Float32, true)));
+    Arc::new(Schema::new(fields))
+}
+
+/// The figures as a Parquet file; equal figures give equal bytes.
+pub fn encode(figures: &[Figures]) -> Vec<u8> {
+    reject::encode_batch(&to_batch(figures))
+}
+
+/// The figures as one record batch of [`schema`].
+///
+/// # Panics
+/// When a figure is named that is not among [`NAMES`].
+pub fn to_batch(figures: &[Figures]) -> RecordBatch {
+    let text = |value: fn(&Figures) -> Option<&str>| -> ArrayRef {
+        Arc::new(figures.iter().map(value).collect::<StringArray>())
+    };
+    let mut columns = vec![
+        text(|f| Some(f.level.name())),
+        text(|f| Some(&f.key)),
+        text(|f| f.url.as_deref()),
+        Arc::new(figures.iter().map(|f| Some(f.dropped_by.is_none())).collect::<BooleanArray>()),
+        text(|f| f.dropped_by.as_deref()),
+    ];
+    let mut values = vec![vec![None; figures.len()]; NAMES.len()];
+    for (row, measured) in figures.iter().enumerate() {
+        for (name, value) in &measured.values {
+            let column = NAMES.iter().position(|known| known == name);
+            values[column.unwrap_or_else(|| panic!("`{name}` is no figure"))][row] = Some(*value);
+        }
+    }
+    columns.extend(values.into_iter().map(|v| Arc::new(Float32Array::from(v)) as ArrayRef));
+    RecordBatch::try_new(schema(), columns).expect("the columns are built from the same schema")
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::AsArray;
+    use arrow::datatypes::Float32Type;
+
+    use super::*;
+
+    #[test]
+    fn a_figure_that_was_not_taken_is_null() {
+        let figures = |dropped_by: Option<&str>, values| Figures {
+            level: Level::Image,
+            key: "k".into(),
+            url: None,
+            dropped_by: dropped_by.map(str::to_owned),
+            values,
+        };
+        let batch = to_batch(&[
+            figures(None, vec![("aspect", 1.5)]),
+            figures(Some("image/too_small"), vec![("width", 3.0), ("height", 2.0)]),
+        ]);
+        assert!(batch["kept"].as_boolean().value(0) && !batch["kept"].as_boolean().value(1));
+        let aspect = batch["aspect"].as_primitive::<Float32Type>();
+        assert!((aspect.value(0) - 1.5).abs() < f32::EPSILON && aspect.iter().nth(1) == Some(None));
+        assert!(!encode(&[]).is_empty());
+    }
+}
