@@ -1,6 +1,7 @@
 //! The rows of a corpus, as values: a page, an image with its text, a clip with its text.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::CorpusKind;
 
@@ -11,16 +12,17 @@ pub const IMAGE_MARK: &str = "<image>";
 const ROW_OVERHEAD_BYTES: usize = 256;
 
 /// An image as it lies in the corpus: a complete JPEG, PNG, WebP or other file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodedImage {
     /// The whole file.
+    #[serde(with = "byte_string")]
     pub bytes: Bytes,
     /// A file name, where one is known.
     pub path: Option<String>,
 }
 
 /// What is known of one image of a page.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageMeta {
     /// Absolute URL the image came from.
     pub url: Option<String>,
@@ -39,7 +41,7 @@ pub struct ImageMeta {
 }
 
 /// One place of a page: text, or an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Slot {
     /// A run of text.
     Text(String),
@@ -60,7 +62,7 @@ impl Slot {
 }
 
 /// Where a record lies in a WARC file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarcPlace {
     /// Name of the WARC file.
     pub filename: String,
@@ -71,7 +73,7 @@ pub struct WarcPlace {
 }
 
 /// A web page: text and images in reading order.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interleaved {
     /// Stable identifier of the document.
     pub doc_id: String,
@@ -143,7 +145,7 @@ impl Interleaved {
 }
 
 /// One image with its text.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageText {
     /// Stable identifier of the pair.
     pub key: String,
@@ -174,7 +176,7 @@ pub struct ImageText {
 }
 
 /// The frames of one clip with its text.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VideoText {
     /// Stable identifier of the clip.
     pub key: String,
@@ -203,7 +205,7 @@ pub struct VideoText {
 }
 
 /// One row of a corpus of any kind.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Row {
     /// A web page.
     Interleaved(Interleaved),
@@ -266,5 +268,40 @@ impl Row {
     /// Words of all texts, separated by white space.
     pub fn words(&self) -> usize {
         self.texts().iter().map(|t| t.split_whitespace().count()).sum()
+    }
+}
+
+/// Bytes as one string of bytes, not as a list of numbers.
+mod byte_string {
+    use std::fmt;
+
+    use bytes::Bytes;
+    use serde::de::{Deserializer, Error, Visitor};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        from.deserialize_byte_buf(ByteString)
+    }
+
+    struct ByteString;
+
+    impl Visitor<'_> for ByteString {
+        type Value = Bytes;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string of bytes")
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+            Ok(Bytes::copy_from_slice(bytes))
+        }
+
+        fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Bytes, E> {
+            Ok(bytes.into())
+        }
     }
 }

@@ -123,6 +123,6 @@ pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode};
 pub use pixels::{Augment, Fit, ImageConfig, image_pixels};
 pub use sample::{Example, LossMask, SampleConfig, SampleKey, example};
 pub use schema::{CorpusKind, SCHEMA_VERSION, schema};
-pub use shard_writer::encode_shard;
+pub use shard_writer::{ShardWriter, encode_shard};
 pub use store::CorpusStore;
 pub use tokenizer::Tokenizer;

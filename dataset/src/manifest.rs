@@ -95,6 +95,14 @@ impl Manifest {
         parse(&store.name_of(MANIFEST_FILE), &store.get(MANIFEST_FILE)?)
     }
 
+    /// The manifest in the JSON of a corpus at `location`.
+    ///
+    /// # Errors
+    /// As [`Manifest::from_json`], naming the location.
+    pub fn parse(location: &str, json: &[u8]) -> Result<Self, CorpusError> {
+        parse(&format!("{location}/{MANIFEST_FILE}"), json)
+    }
+
     /// Writes the manifest, which publishes the corpus: do this last.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 //! after each row, so that the images of one row are one range of the file. Texts are compressed in
 //! small pages. The same rows give the same bytes.
 
+use std::io::Write;
+
 use arrow::array::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -17,6 +19,9 @@ use crate::{CorpusError, CorpusKind, ImageText, Interleaved, Row, VideoText, col
 
 /// A row group is closed before it holds more. Viewers load one row group at a time.
 const ROW_GROUP_BYTES_MAX: usize = 100_000_000;
+
+/// Rows are turned into columns a few at a time, so that a row group's images are in memory once.
+const BATCH_BYTES_MAX: usize = 16 << 20;
 
 /// Largest row: Arrow counts the bytes of a column with 31 bits.
 const ROW_BYTES_MAX: usize = 1 << 30;
@@ -43,14 +48,96 @@ pub fn encode_shard(kind: CorpusKind, rows: &[Row]) -> Result<Vec<u8>, CorpusErr
 }
 
 fn write(kind: CorpusKind, rows: &[Row]) -> Result<Vec<u8>, ParquetError> {
-    let mut file = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut file, schema(kind), Some(properties(kind)?))?;
-    for group in row_groups(rows) {
-        writer.write(&record_batch(kind, group)?)?;
-        writer.flush()?;
+    let mut writer = RowWriter::new(kind, Vec::new())?;
+    for row in rows {
+        writer.push(row.clone())?;
     }
-    writer.close()?;
-    Ok(file)
+    writer.finish()
+}
+
+/// A shard that is written row by row: at most one row group of it is in memory. The same rows give
+/// the same bytes as [`encode_shard`].
+pub struct ShardWriter<W: Write + Send> {
+    kind: CorpusKind,
+    rows: RowWriter<W>,
+}
+
+impl<W: Write + Send> ShardWriter<W> {
+    /// Starts a shard in `file`.
+    ///
+    /// # Errors
+    /// When the file refuses its first bytes.
+    pub fn new(kind: CorpusKind, file: W) -> Result<Self, CorpusError> {
+        let rows =
+            RowWriter::new(kind, file).map_err(|source| CorpusError::Encode { kind, source })?;
+        Ok(Self { kind, rows })
+    }
+
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// When the row is of another kind or larger than a gigabyte, or the file refuses bytes.
+    pub fn push(&mut self, row: Row) -> Result<(), CorpusError> {
+        let kind = self.kind;
+        check_rows(kind, std::slice::from_ref(&row))?;
+        self.rows.push(row).map_err(|source| CorpusError::Encode { kind, source })
+    }
+
+    /// Writes what is left and the footer; returns the file.
+    ///
+    /// # Errors
+    /// When the file refuses bytes.
+    pub fn finish(self) -> Result<W, CorpusError> {
+        let kind = self.kind;
+        self.rows.finish().map_err(|source| CorpusError::Encode { kind, source })
+    }
+}
+
+/// Rows on their way into row groups.
+struct RowWriter<W: Write + Send> {
+    kind: CorpusKind,
+    writer: ArrowWriter<W>,
+    /// Rows that are no columns yet.
+    waiting: Vec<Row>,
+    waiting_bytes: usize,
+    /// Bytes of the open row group, those that wait included.
+    group_bytes: usize,
+}
+
+impl<W: Write + Send> RowWriter<W> {
+    fn new(kind: CorpusKind, file: W) -> Result<Self, ParquetError> {
+        let writer = ArrowWriter::try_new(file, schema(kind), Some(properties(kind)?))?;
+        Ok(Self { kind, writer, waiting: Vec::new(), waiting_bytes: 0, group_bytes: 0 })
+    }
+
+    /// Adds a row; the row group is closed before it holds more than [`ROW_GROUP_BYTES_MAX`], unless
+    /// by one row.
+    fn push(&mut self, row: Row) -> Result<(), ParquetError> {
+        let bytes = row.stored_bytes();
+        if self.group_bytes > 0 && self.group_bytes + bytes > ROW_GROUP_BYTES_MAX {
+            self.write_waiting()?;
+            self.writer.flush()?;
+            self.group_bytes = 0;
+        }
+        self.waiting.push(row);
+        self.waiting_bytes += bytes;
+        self.group_bytes += bytes;
+        if self.waiting_bytes >= BATCH_BYTES_MAX { self.write_waiting() } else { Ok(()) }
+    }
+
+    fn write_waiting(&mut self) -> Result<(), ParquetError> {
+        if !self.waiting.is_empty() {
+            self.writer.write(&record_batch(self.kind, &self.waiting)?)?;
+            self.waiting.clear();
+            self.waiting_bytes = 0;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<W, ParquetError> {
+        self.write_waiting()?;
+        self.writer.into_inner()
+    }
 }
 
 fn check_rows(kind: CorpusKind, rows: &[Row]) -> Result<(), CorpusError> {
@@ -67,23 +154,6 @@ fn check_rows(kind: CorpusKind, rows: &[Row]) -> Result<(), CorpusError> {
         return Err(CorpusError::Unwritable { key: row.key().to_owned(), kind, problem });
     }
     Ok(())
-}
-
-/// Splits rows into runs of at most [`ROW_GROUP_BYTES_MAX`], but at least one row.
-fn row_groups(rows: &[Row]) -> Vec<&[Row]> {
-    let mut groups = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (i, row) in rows.iter().enumerate() {
-        if i > start && bytes + row.stored_bytes() > ROW_GROUP_BYTES_MAX {
-            groups.push(&rows[start..i]);
-            (start, bytes) = (i, 0);
-        }
-        bytes += row.stored_bytes();
-    }
-    if start < rows.len() {
-        groups.push(&rows[start..]);
-    }
-    groups
 }
 
 fn record_batch(kind: CorpusKind, rows: &[Row]) -> Result<RecordBatch, ParquetError> {
