@@ -110,7 +110,7 @@ pub(crate) fn check_caption(
     let caption = joined(caption.unwrap_or(""));
     let chars = caption.chars().count() as u64;
     let words = caption.split(' ').count() as u64;
-    if caption.is_empty() {
+    if caption.is_empty() && rules.chars_min > 0 {
         Err(DropReason::because("no_caption"))
     } else if chars < rules.chars_min {
         Err(DropReason::limit("short_caption", chars as f64, rules.chars_min as f64))

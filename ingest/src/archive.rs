@@ -13,6 +13,7 @@ use crate::error::IngestError;
 use crate::http::{self, Head};
 use crate::image;
 use crate::opt_out;
+use crate::ordered::Weigh;
 use crate::plan::{BuildPlan, CutOff, OptOutPlan};
 use crate::reject::{DropReason, Origin, Reject, Stage};
 use crate::source::Source;
@@ -82,6 +83,8 @@ pub enum Found {
     /// A damaged record, an answer that cannot be read, or a page that is there twice.
     Dropped(Reject),
 }
+
+impl Weigh for &Found {}
 
 /// All records by address.
 #[derive(Default)]

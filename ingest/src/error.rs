@@ -131,6 +131,20 @@ pub enum IngestError {
         /// Most records that one run indexes.
         limit: usize,
     },
+    /// A file of the output could not be written.
+    #[error("cannot write {}", path.display())]
+    OutputWrite {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another run writes to the output.
+    #[error("output {out} is being written by another run, expected to be alone")]
+    OutputBusy {
+        /// The output as given.
+        out: String,
+    },
     /// The output folder is there already.
     #[error("output {out} exists, expected a new folder or --resume")]
     OutputExists {
@@ -186,6 +200,14 @@ pub enum IngestError {
         /// The library's message.
         message: String,
     },
+    /// The address for metrics cannot be used.
+    #[error("cannot serve metrics at {address}")]
+    MetricsAddress {
+        /// The address as given.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The terminal went away.
     #[error("cannot write to standard output")]
     Stdout {
@@ -201,6 +223,11 @@ impl From<CorpusError> for IngestError {
 }
 
 impl IngestError {
+    /// Whether the fault lies with the output or the machine: the same run may go on later.
+    pub fn is_of_output(&self) -> bool {
+        matches!(self, Self::Corpus(_) | Self::OutputWrite { .. })
+    }
+
     /// Process exit code: 2 for bad usage or configuration, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -212,6 +239,7 @@ impl IngestError {
             | Self::InputRepeated { .. }
             | Self::InputRemote { .. }
             | Self::InputColumns { .. }
+            | Self::MetricsAddress { .. }
             | Self::OutputExists { .. }
             | Self::OutputForeign { .. }
             | Self::ResumeMismatch { .. } => 2,

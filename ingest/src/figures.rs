@@ -8,14 +8,16 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
 
 use crate::reject;
+use crate::word::{self, Word};
 
 /// Names of all figures, which are the columns of the table, in order.
 pub const NAMES: &[&str] = &["bytes", "width", "height", "aspect"];
 
 /// What was measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Level {
     /// An interleaved document.
     Document,
@@ -40,7 +42,7 @@ impl Level {
 }
 
 /// What is known of one document, paragraph, caption or image.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// What it is.
     pub level: Level,
@@ -51,7 +53,8 @@ pub struct Figures {
     /// The first rule that dropped it, as in the rejects (`stage/reason`); none where it was kept.
     pub dropped_by: Option<String>,
     /// Figures by their name among [`NAMES`].
-    pub values: Vec<(&'static str, f32)>,
+    #[serde(deserialize_with = "word::deserialize_named")]
+    pub values: Vec<(Word, f32)>,
 }
 
 /// Arrow schema of `figures/part-NNNNN.parquet`; every column is nullable, as in the corpus.

@@ -25,6 +25,9 @@ pub struct RunIdentity {
     pub plan_sha256: String,
     /// Where the files of the lists lie, where it was given.
     pub images: Option<String>,
+    /// Which partition of a shared run it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
     /// The inputs in order.
     pub inputs: Vec<InputIdentity>,
 }
@@ -54,7 +57,14 @@ impl RunIdentity {
     ) -> Result<Self, IngestError> {
         let inputs =
             sources.iter().map(|source| InputIdentity::of(source)).collect::<Result<_, _>>()?;
-        Ok(Self { format: FORMAT, kind, plan_sha256, images: images.map(str::to_owned), inputs })
+        let images = images.map(str::to_owned);
+        Ok(Self { format: FORMAT, kind, plan_sha256, images, partition: None, inputs })
+    }
+
+    /// The same run, as one partition or as a whole.
+    #[must_use]
+    pub fn with_partition(&self, partition: Option<String>) -> Self {
+        Self { partition, ..self.clone() }
     }
 
     /// Compares the run that was started at `out` with the one that is asked for.
@@ -67,6 +77,8 @@ impl RunIdentity {
         expect_same(out, "kind", self.kind.name(), now.kind.name())?;
         expect_same(out, "plan", &self.plan_sha256, &now.plan_sha256)?;
         expect_same(out, "folder of images", &images(self), &images(now))?;
+        let partition = |run: &Self| run.partition.clone().unwrap_or_else(|| "none".to_owned());
+        expect_same(out, "partition", &partition(self), &partition(now))?;
         for i in 0..self.inputs.len().max(now.inputs.len()) {
             let show =
                 |run: &Self| run.inputs.get(i).map_or("none".to_owned(), InputIdentity::show);

@@ -10,11 +10,13 @@ use arrow::array::{
     ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use serde::{Deserialize, Serialize};
 
 use crate::reject;
+use crate::word::{self, Word};
 
 /// What came of asking for one address, after its last attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fetch {
     /// Identifier of the row that wanted it: `key` of a pair, `doc_id` of a document.
     pub key: String,
@@ -27,11 +29,13 @@ pub struct Fetch {
     /// Status of the last response, where there was one.
     pub http_status: Option<u16>,
     /// `ok`, or the class of what went wrong: `dns`, `timeout`, `429`, ...
-    pub cause: &'static str,
+    #[serde(deserialize_with = "word::deserialize")]
+    pub cause: Word,
     /// Words of the cause.
     pub detail: Option<String>,
     /// What robots.txt says: `allowed`, `disallowed`, `none` where it was not asked for.
-    pub robots: &'static str,
+    #[serde(deserialize_with = "word::deserialize")]
+    pub robots: Word,
     /// Bytes of the body.
     pub bytes: u64,
     /// Start of the first attempt, microseconds since 1970.

@@ -21,7 +21,8 @@
 //! document. Pairs: [`list`] rows, [`alt_text`]. Clips: [`clip`] frames, [`video_text`]. All:
 //! [`image`] checked and shrunk, [`split`] held-out rows, [`outcome`] and [`reject`] what became of
 //! an item, [`figures`] and [`ledger`] what was measured and
-//! asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and the journal,
+//! asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and the journal, [`partition`] runs on several machines,
+//! [`meter`] and [`metrics`] numbers of a running job,
 //! [`report`], [`check`].
 
 pub mod alt_text;
@@ -39,20 +40,27 @@ pub mod image;
 pub mod img_tag;
 pub mod ledger;
 pub mod list;
+pub mod meter;
+pub mod metrics;
 mod nesting;
 pub mod opt_out;
 pub mod ordered;
 pub mod outcome;
 pub mod output;
 mod parquet_list;
+pub mod partition;
 pub mod pipeline;
 pub mod plan;
 mod progress;
+mod record_log;
 pub mod reject;
 pub mod report;
 pub mod source;
 pub mod split;
 mod subtitles;
+mod tar_list;
 pub mod video_text;
 pub mod warc;
+mod wat_list;
 pub mod webpage;
+pub mod word;

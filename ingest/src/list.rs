@@ -1,7 +1,8 @@
-//! Lists of images or clips with captions: CSV, TSV and JSON lines (also gzip), and Parquet. Lists
-//! are read as a stream, whatever their size.
+//! Lists of images or clips with captions: CSV, TSV, JSON lines and plain addresses (also gzip),
+//! Parquet, tar files of webdataset, and WAT. Lists are read as a stream, whatever their size.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,14 +10,18 @@ use csv::ByteRecord;
 use flate2::read::MultiGzDecoder;
 
 use crate::error::IngestError;
+use crate::ordered::Weigh;
 use crate::parquet_list;
-use crate::plan::ListPlan;
+use crate::plan::{BuildPlan, ListPlan};
 use crate::reject::{DropReason, Origin, Reject, Stage};
-use crate::source::{Source, has_suffix};
+use crate::source::{self, Source, has_suffix};
+use crate::{tar_list, wat_list};
 
 /// Endings of lists.
 pub const SUFFIXES: &[&str] =
     &[".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet"];
+/// Endings of lists of addresses, one a line.
+const ADDRESS_SUFFIXES: &[&str] = &[".txt", ".txt.gz"];
 /// Longest row of a list in bytes: a quote that is never closed must not take all memory.
 const ROW_BYTES_MAX: u64 = 16 << 20;
 
@@ -48,25 +53,59 @@ pub enum ListItem {
     Dropped(Reject),
 }
 
+impl Weigh for ListItem {
+    fn weight(&self) -> u64 {
+        match self {
+            Self::Row(row) => row.image.as_ref().map_or(0, |image| image.len() as u64),
+            Self::Dropped(_) => 0,
+        }
+    }
+}
+
 /// Items of one list, in order.
 pub(crate) type Items<'a> = Box<dyn Iterator<Item = Result<ListItem, IngestError>> + Send + 'a>;
 
-/// Whether a file is a list by its name.
+/// Whether a file is a list of rows of text or of Parquet by its name.
 pub fn is_list(input: &str) -> bool {
-    has_suffix(input, SUFFIXES)
+    has_suffix(input, SUFFIXES) || has_suffix(input, ADDRESS_SUFFIXES)
 }
 
-/// Opens every list once: each must have a caption column and one of `columns`.
+/// Endings of everything that holds pairs, in a folder: a text file there may be anything.
+pub fn pair_suffixes() -> Vec<&'static str> {
+    [SUFFIXES, tar_list::SUFFIXES, wat_list::SUFFIXES].concat()
+}
+
+/// The files that `inputs` name: as [`source::expand`], and lists of addresses where they are named
+/// themselves.
+///
+/// # Errors
+/// As [`source::expand`].
+pub fn expand(inputs: &[String]) -> Result<Vec<String>, IngestError> {
+    let mut files = Vec::new();
+    for input in inputs {
+        let is_folder = !source::is_url(input) && Path::new(input).is_dir();
+        let mut suffixes = pair_suffixes();
+        if !is_folder {
+            suffixes.extend(ADDRESS_SUFFIXES);
+        }
+        files.extend(source::expand(std::slice::from_ref(input), &suffixes)?);
+    }
+    Ok(files)
+}
+
+/// Opens every list once: each must have a caption column, unless the plan takes images without, and
+/// one of `columns`.
 ///
 /// # Errors
 /// When a list cannot be opened or lacks a column.
 pub fn check(
     sources: &[Arc<Source>],
-    plan: &ListPlan,
+    plan: &BuildPlan,
     columns: &[&String],
 ) -> Result<(), IngestError> {
+    let caption_column = &plan.list.caption_column;
     for source in sources {
-        let Some(found) = header(source)? else { continue };
+        let Some(found) = header(source, &plan.list)? else { continue };
         let wrong = |expected: String| IngestError::InputColumns {
             input: source.input().to_owned(),
             found: found.join("`, `"),
@@ -76,16 +115,24 @@ pub fn check(
             let names: Vec<_> = columns.iter().map(|column| format!("`{column}`")).collect();
             return Err(wrong(names.join(" or ")));
         }
-        if !found.contains(&plan.caption_column) {
-            return Err(wrong(format!("`{}`", plan.caption_column)));
+        if plan.caption.chars_min > 0 && !found.contains(caption_column) {
+            return Err(wrong(format!(
+                "`{caption_column}`, or `caption.chars_min = 0` in the plan"
+            )));
         }
     }
     Ok(())
 }
 
 /// Names of the columns; none where each row names its own.
-fn header(source: &Arc<Source>) -> Result<Option<Vec<String>>, IngestError> {
+fn header(source: &Arc<Source>, plan: &ListPlan) -> Result<Option<Vec<String>>, IngestError> {
     let input = source.input();
+    if has_suffix(input, ADDRESS_SUFFIXES) {
+        return Ok(Some(vec![plan.url_column.clone()]));
+    }
+    if has_suffix(input, tar_list::SUFFIXES) || has_suffix(input, wat_list::SUFFIXES) {
+        return Ok(None);
+    }
     if has_suffix(input, &[".parquet"]) {
         return parquet_list::columns(source).map(Some);
     }
@@ -97,12 +144,14 @@ fn header(source: &Arc<Source>) -> Result<Option<Vec<String>>, IngestError> {
     Ok(Some(header.iter().map(lossy).collect()))
 }
 
-/// All rows of all lists, in order.
+/// All rows of those lists that are wanted, by their index, in order.
 pub fn rows<'a>(
     sources: &'a [Arc<Source>],
     plan: &'a ListPlan,
+    is_wanted: impl Fn(usize) -> bool + Send + 'a,
 ) -> impl Iterator<Item = Result<ListItem, IngestError>> + Send + 'a {
-    sources.iter().enumerate().flat_map(|(list, source)| list_rows(list, source, plan))
+    let lists = sources.iter().enumerate().filter(move |(list, _)| is_wanted(*list));
+    lists.flat_map(|(list, source)| list_rows(list, source, plan))
 }
 
 /// The rows of one list.
@@ -111,7 +160,13 @@ pub(crate) fn list_rows<'a>(list: usize, source: &'a Arc<Source>, plan: &'a List
     if has_suffix(input, &[".parquet"]) {
         parquet_list::rows(list, source, plan)
     } else if has_suffix(input, &[".jsonl", ".jsonl.gz"]) {
-        json_rows(list, source, plan)
+        lines(source, move |line, row| json_row(source, line, plan, list, row))
+    } else if has_suffix(input, ADDRESS_SUFFIXES) {
+        lines(source, move |line, row| address_row(source, line, list, row))
+    } else if has_suffix(input, tar_list::SUFFIXES) {
+        tar_list::rows(list, source, plan)
+    } else if has_suffix(input, wat_list::SUFFIXES) {
+        wat_list::rows(list, source)
     } else {
         csv_rows(list, source, plan)
     }
@@ -218,7 +273,11 @@ fn csv_row(
     })
 }
 
-fn json_rows<'a>(list: usize, source: &'a Arc<Source>, plan: &'a ListPlan) -> Items<'a> {
+/// A row for each line with something in it.
+fn lines<'a>(
+    source: &'a Arc<Source>,
+    to_row: impl Fn(&[u8], u64) -> ListItem + Send + 'a,
+) -> Items<'a> {
     let mut reader = BufReader::new(text_reader(source));
     let mut row = 0;
     let mut is_over = false;
@@ -241,8 +300,20 @@ fn json_rows<'a>(list: usize, source: &'a Arc<Source>, plan: &'a ListPlan) -> It
             return None;
         }
         row += 1;
-        Some(Ok(json_row(source, &line, plan, list, row - 1)))
+        Some(Ok(to_row(&line, row - 1)))
     }))
+}
+
+fn address_row(source: &Source, line: &[u8], list: usize, row: u64) -> ListItem {
+    match std::str::from_utf8(line) {
+        Ok(url) => ListItem::Row(ListRow {
+            list,
+            row,
+            url: Some(url.trim().to_owned()),
+            ..ListRow::default()
+        }),
+        Err(_) => bad_row(source, row, "it is not UTF-8"),
+    }
 }
 
 fn json_row(source: &Source, line: &[u8], plan: &ListPlan, list: usize, row: u64) -> ListItem {
@@ -280,7 +351,7 @@ mod tests {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         let sources = [Arc::new(Source::open(path.to_str().unwrap()).unwrap())];
-        rows(&sources, &ListPlan::default()).collect()
+        rows(&sources, &ListPlan::default(), |_| true).collect()
     }
 
     fn captions(name: &str, bytes: &[u8]) -> Vec<Option<String>> {
@@ -303,6 +374,28 @@ mod tests {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(csv.as_bytes()).unwrap();
         assert_eq!(captions("a.CSV.gz", &gzip.finish().unwrap()), expected);
+    }
+
+    #[test]
+    fn a_line_is_an_address() {
+        let items = read("a.txt", b"http://a/1\r\n\n  http://a/2\n\xff\n");
+        let urls = items.iter().map(|item| match item.as_ref().unwrap() {
+            ListItem::Row(row) => row.url.as_deref(),
+            ListItem::Dropped(_) => None,
+        });
+        assert_eq!(urls.collect::<Vec<_>>(), [Some("http://a/1"), Some("http://a/2"), None]);
+    }
+
+    #[test]
+    fn a_text_file_in_a_folder_is_no_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        for name in ["a.csv", "b.tar", "c.warc.wat.gz", "d.txt"] {
+            std::fs::write(path(name), "x").unwrap();
+        }
+        let found = expand(&[folder.path().to_str().unwrap().to_owned()]).unwrap();
+        assert_eq!(found, [path("a.csv"), path("b.tar"), path("c.warc.wat.gz")]);
+        assert_eq!(expand(&[path("d.txt")]).unwrap(), [path("d.txt")]);
     }
 
     #[test]
@@ -334,12 +427,14 @@ mod tests {
         let path = folder.path().join("a.csv");
         std::fs::write(&path, "url,text\n").unwrap();
         let sources = [Arc::new(Source::open(path.to_str().unwrap()).unwrap())];
-        let plan = ListPlan::default();
+        let mut plan = BuildPlan::default();
         let message =
             |columns: &[&String]| check(&sources, &plan, columns).unwrap_err().to_string();
-        let missing = message(&[&plan.file_column]);
+        let missing = message(&[&plan.list.file_column]);
         assert!(missing.ends_with("has the columns `url`, `text`, expected `file`"), "{missing}");
-        let missing = message(&[&plan.url_column]);
-        assert!(missing.ends_with("expected `caption`"), "{missing}");
+        let missing = message(&[&plan.list.url_column]);
+        assert!(missing.contains("expected `caption`, or `caption.chars_min = 0`"), "{missing}");
+        plan.caption.chars_min = 0;
+        check(&sources, &plan, &[&plan.list.url_column]).unwrap();
     }
 }

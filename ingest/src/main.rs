@@ -4,12 +4,16 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use flamingo_dataset::{CorpusStore, Manifest};
 use flamingo_ingest::check::{self, Checked};
 use flamingo_ingest::error::IngestError;
+use flamingo_ingest::meter::Meter;
+use flamingo_ingest::metrics::MetricsServer;
 use flamingo_ingest::output::{Start, Totals};
+use flamingo_ingest::partition::Partition;
 use flamingo_ingest::pipeline::{self, Job};
 use flamingo_ingest::plan::BuildPlan;
 use flamingo_ingest::report;
@@ -31,7 +35,8 @@ enum Command {
     ///
     /// Example: flamingo-ingest webpages --plan plan.toml --input crawl.warc.gz --out corpora/pages
     Webpages(Common),
-    /// Makes pairs of lists of images with alt-texts (.csv, .tsv, .jsonl, each also .gz; .parquet).
+    /// Makes pairs of lists of images with alt-texts: .csv, .tsv, .jsonl and .txt (addresses only), each
+    /// also .gz; .parquet; .tar and .tar.gz of webdataset; .wat and .wat.gz of Common Crawl.
     ///
     /// Example: flamingo-ingest alt-text --input pairs.csv --images photos --out corpora/pairs
     AltText {
@@ -79,18 +84,35 @@ struct Common {
     /// Threads that work on items [default: one for each processor]. The result does not depend on it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
+    /// Do partition I of N only, counted from 0, so that N machines share the work without knowing of
+    /// each other. Each writes part-I-of-N/ below the output; the last one to finish joins them. Pages
+    /// and rows are dealt out by their number, lists whole where there are four for each partition. To
+    /// find the images of pages, every machine reads the heads of all archive records.
+    #[arg(long, value_name = "I/N")]
+    index: Option<Partition>,
+    /// Serve the run's numbers to Prometheus at http://ADDRESS/metrics while it works
+    /// [default address: 127.0.0.1:9100].
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:9100")]
+    metrics: Option<std::net::SocketAddr>,
 }
 
 impl Common {
-    fn job(self) -> Result<Job, IngestError> {
+    /// The job, and the server of its numbers while it is kept.
+    fn job(self) -> Result<(Job, Option<MetricsServer>), IngestError> {
+        let meter = Arc::new(Meter::default());
+        let serve = |address| MetricsServer::start(address, Arc::clone(&meter));
+        let server = self.metrics.map(serve).transpose()?;
         let processors = || std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Job {
+        let job = Job {
             plan: BuildPlan::load(self.plan.as_deref())?,
             inputs: self.input.iter().map(|input| without_scheme(input)).collect(),
             out: without_scheme(&self.out),
             start: if self.resume { Start::Resume } else { Start::New },
             workers: self.workers.map_or_else(processors, usize::from),
-        })
+            partition: self.index,
+            meter,
+        };
+        Ok((job, server))
     }
 }
 
@@ -112,16 +134,16 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), IngestError> {
     let lines = match command {
         Command::Webpages(common) => {
-            let job = common.job()?;
+            let (job, _server) = common.job()?;
             summary("documents", &job.out, &pipeline::webpages(&job)?)
         }
         Command::AltText { common, images } => {
-            let job = common.job()?;
+            let (job, _server) = common.job()?;
             let images = images.as_deref().map(without_scheme);
             summary("pairs", &job.out, &pipeline::alt_text(&job, images.as_deref())?)
         }
         Command::VideoText(common) => {
-            let job = common.job()?;
+            let (job, _server) = common.job()?;
             summary("clips", &job.out, &pipeline::video_text(&job)?)
         }
         Command::Check { corpus } => verdict(&corpus, check::check(&corpus)?),
@@ -137,11 +159,20 @@ fn run(command: Command) -> Result<(), IngestError> {
 
 /// The last lines of a run: what there is now, and what was dropped, most frequent first.
 fn summary(noun: &str, out: &str, totals: &Totals) -> String {
-    let Totals { n_items, rows, images, shards, rejects, was_finished } = totals;
+    let Totals { n_items, rows, images, shards, rejects, resumed, was_finished, joined } = totals;
     let of = if *n_items > 0 { format!(" of {n_items} items") } else { String::new() };
     let already = if *was_finished { "complete already, " } else { "" };
     let mut lines =
         format!("{out}: {already}{rows} {noun}, {images} images, {shards} shards{of}\n");
+    if *resumed > 0 {
+        writeln!(lines, "resumed: {resumed} items were done before")
+            .expect("writing to a string does not fail");
+    }
+    if let Some(Manifest { rows, images, shards, .. }) = joined {
+        let shards = shards.len();
+        writeln!(lines, "{out}: all partitions: {rows} {noun}, {images} images, {shards} shards")
+            .expect("writing to a string does not fail");
+    }
     let mut rejects: Vec<_> = rejects.iter().collect();
     rejects.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
     for (rule, n) in rejects {

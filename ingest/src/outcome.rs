@@ -3,16 +3,21 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use flamingo_dataset::Row;
+use serde::{Deserialize, Serialize};
 
 use crate::figures::Figures;
 use crate::ledger::Fetch;
+use crate::ordered::Weigh;
 use crate::reject::{DropReason, Reject};
 
-/// The row an item gave, if any, and everything that was dropped on the way.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// About how many bytes a reject, a row of figures or a fetch takes.
+const NOTE_BYTES: usize = 512;
+
+/// The rows an item gave, if any, and everything that was dropped on the way.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The row.
-    pub row: Option<Row>,
+    /// The rows: most items give one, a page searched for pairs any number.
+    pub rows: Vec<Row>,
     /// What was dropped: the item itself, or images of it.
     pub rejects: Vec<Reject>,
     /// What was measured of it and its parts, kept or dropped.
@@ -29,7 +34,15 @@ impl Outcome {
 
     /// An item that gave a row and lost nothing.
     pub fn kept(row: Row) -> Self {
-        Self { row: Some(row), ..Self::default() }
+        Self { rows: vec![row], ..Self::default() }
+    }
+}
+
+impl Weigh for Outcome {
+    fn weight(&self) -> u64 {
+        let rows = self.rows.iter().map(Row::stored_bytes).sum::<usize>();
+        let notes = self.rejects.len() + self.figures.len() + self.fetches.len();
+        (rows + notes * NOTE_BYTES) as u64
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use flamingo_dataset::{CorpusKind, CorpusStore};
 
@@ -11,17 +12,22 @@ use crate::archive::Archive;
 use crate::error::IngestError;
 use crate::identity::RunIdentity;
 use crate::list;
-use crate::ordered::ordered_map;
+use crate::meter::Meter;
+use crate::ordered::{Limits, Weigh, ordered_map_within};
 use crate::outcome::Outcome;
 use crate::output::{Opened, Output, Start, Totals};
+use crate::partition::Partition;
 use crate::plan::BuildPlan;
-use crate::progress::Progress;
+use crate::progress::{Phase, Progress};
 use crate::source::{self, Source};
 use crate::video_text::{self, ClipJob};
 use crate::webpage::WebJob;
 
 /// Endings of archives.
 const ARCHIVE_SUFFIXES: &[&str] = &[".warc", ".warc.gz"];
+
+/// Most bytes of items and outcomes that wait for a worker or for the output.
+const UNDER_WAY_BYTES_MAX: u64 = 128 << 20;
 
 /// What the command line says, whatever the kind of run.
 #[derive(Debug, Clone)]
@@ -34,6 +40,10 @@ pub struct Job {
     pub start: Start,
     /// Threads that work on items.
     pub workers: usize,
+    /// Which part of the work is done, where several machines share it.
+    pub partition: Option<Partition>,
+    /// Counts what is done.
+    pub meter: Arc<Meter>,
     /// The rules.
     pub plan: BuildPlan,
 }
@@ -46,14 +56,16 @@ pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
     job.check_out()?;
     let files = source::expand(&job.inputs, ARCHIVE_SUFFIXES)?;
     let sources = source::open_all(&files)?;
-    let mut progress = Progress::new("records", None, 0);
-    let archive = Archive::index(&sources, &job.plan, || progress.step())?;
-    progress.finish();
+    let progress = Progress::start(Phase::Index, "records", &job.meter);
+    let archive = Archive::index(&sources, &job.plan, || {
+        job.meter.records.fetch_add(1, Relaxed);
+    })?;
+    drop(progress);
     let web = WebJob { sources: &sources, archive: &archive, plan: &job.plan };
     let pages = archive.found.iter().map(Ok);
     let (kind, n_items) = (CorpusKind::Interleaved, Some(archive.found.len()));
-    let run = Run { kind, noun: "pages", n_items, images: None };
-    job.run(&run, &sources, pages, |found| web.document(found))
+    let run = Run { kind, noun: "pages", n_items, images: None, is_dealt: false };
+    job.run(&run, &sources, |wanted| wanted.of(pages), |found| web.document(found))
 }
 
 /// Lists of images with alt-texts to pairs. Files of the lists are relative to `images`, by default
@@ -63,15 +75,20 @@ pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
 /// When an input or the output cannot be used.
 pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> {
     job.check_out()?;
-    let sources = source::open_all(&source::expand(&job.inputs, list::SUFFIXES)?)?;
+    let sources = source::open_all(&list::expand(&job.inputs)?)?;
     list::check(
         &sources,
-        &job.plan.list,
+        &job.plan,
         &[&job.plan.list.file_column, &job.plan.list.url_column, &job.plan.list.image_column],
     )?;
     let pairs = PairJob { sources: &sources, images, plan: &job.plan };
-    let run = Run { kind: CorpusKind::ImageText, noun: "pairs", n_items: None, images };
-    job.run(&run, &sources, list::rows(&sources, &job.plan.list), |row| Ok(pairs.pair(row)))
+    // Where there are many lists, each machine reads its own only.
+    let dealt = job.partition.filter(|partition| partition.deals_files(sources.len()));
+    let is_wanted = |list: usize| dealt.is_none_or(|partition| partition.has(list as u64));
+    let (kind, is_dealt) = (CorpusKind::ImageText, dealt.is_some());
+    let run = Run { kind, noun: "pairs", n_items: None, images, is_dealt };
+    let rows = list::rows(&sources, &job.plan.list, is_wanted);
+    job.run(&run, &sources, |wanted| wanted.of(rows), |row| Ok(pairs.pair(row)))
 }
 
 /// Clips with captions to frames with captions.
@@ -83,10 +100,11 @@ pub fn video_text(job: &Job) -> Result<Totals, IngestError> {
     let inputs = video_text::expand(&job.inputs)?;
     let sources = source::open_all(&inputs)?;
     let lists = sources.iter().filter(|source| list::is_list(source.input())).cloned();
-    list::check(&lists.collect::<Vec<_>>(), &job.plan.list, &[&job.plan.list.file_column])?;
+    list::check(&lists.collect::<Vec<_>>(), &job.plan, &[&job.plan.list.file_column])?;
     let clips = ClipJob::new(&sources, &job.plan)?;
-    let run = Run { kind: CorpusKind::VideoText, noun: "clips", n_items: None, images: None };
-    job.run(&run, &sources, clips.items(), |item| Ok(clips.clip(item)))
+    let kind = CorpusKind::VideoText;
+    let run = Run { kind, noun: "clips", n_items: None, images: None, is_dealt: false };
+    job.run(&run, &sources, |wanted| wanted.of(clips.items()), |item| Ok(clips.clip(item)))
 }
 
 /// What differs between kinds of runs.
@@ -98,47 +116,124 @@ struct Run<'a> {
     n_items: Option<usize>,
     /// Where the files of the lists lie, where it was given.
     images: Option<&'a str>,
+    /// Whether the items are those of this partition only.
+    is_dealt: bool,
+}
+
+/// Which items of the input are still to be worked on.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    /// Where several machines share the items, the partition of this one.
+    partition: Option<Partition>,
+    /// How many of these are done.
+    n_done: u64,
+}
+
+impl Wanted {
+    /// Those of `items` that are wanted, and every error.
+    fn of<T>(
+        self,
+        items: impl Iterator<Item = Result<T, IngestError>>,
+    ) -> impl Iterator<Item = Result<T, IngestError>> {
+        let items = items.enumerate().filter(move |(n, item)| {
+            item.is_err() || self.partition.is_none_or(|partition| partition.has(*n as u64))
+        });
+        items.map(|(_, item)| item).skip(self.n_done as usize)
+    }
 }
 
 impl Job {
+    /// Where this run, or its partition, writes.
+    fn location(&self) -> String {
+        self.partition.map_or_else(|| self.out.clone(), |partition| partition.location(&self.out))
+    }
+
     /// Finds out at once, before inputs are read, that the output is taken.
     fn check_out(&self) -> Result<(), IngestError> {
-        let taken = || IngestError::OutputExists { out: self.out.clone() };
-        let path = Path::new(&self.out);
-        let is_url = source::is_url(&self.out);
+        let out = self.location();
+        let taken = || IngestError::OutputExists { out: out.clone() };
+        let path = Path::new(&out);
+        let is_url = source::is_url(&out);
         if !is_url && path.exists() && !path.is_dir() {
             return Err(taken());
         }
         if self.start == Start::Resume || (!is_url && !path.exists()) {
             return Ok(());
         }
-        let is_empty = CorpusStore::open(&self.out)?.list("")?.is_empty();
+        let is_empty = CorpusStore::open(&out)?.list("")?.is_empty();
         if is_empty { Ok(()) } else { Err(taken()) }
     }
 
-    fn run<T: Send>(
+    /// Works on all items, or on those of this partition; `items` gives those that are wanted.
+    fn run<T: Send + Weigh, I: Iterator<Item = Result<T, IngestError>> + Send>(
         &self,
         run: &Run<'_>,
         sources: &[Arc<Source>],
-        items: impl Iterator<Item = Result<T, IngestError>> + Send,
+        items: impl FnOnce(Wanted) -> I,
         work: impl Fn(T) -> Result<Outcome, IngestError> + Sync,
     ) -> Result<Totals, IngestError> {
         let plan_sha256 = self.plan.sha256(run.kind);
-        let identity = RunIdentity::new(run.kind, plan_sha256, run.images, sources)?;
-        let mut output = match Output::open(&self.out, self.start, identity, &self.plan)? {
+        let whole = RunIdentity::new(run.kind, plan_sha256, run.images, sources)?;
+        let Some(partition) = self.partition else {
+            return self.run_to(&self.out, run, whole, items, work);
+        };
+        partition.check_out(&self.out)?;
+        let identity = whole.with_partition(Some(partition.to_string()));
+        let n_items = run.n_items.map(|n| partition.share(n as u64) as usize);
+        let run = Run { n_items, ..*run };
+        let totals = self.run_to(&self.location(), &run, identity, items, work);
+        if totals.is_err() && !source::is_url(&self.out) {
+            // Other partitions may have their folders there; else nothing stays.
+            let _ = std::fs::remove_dir(&self.out);
+        }
+        let totals = totals?;
+        let joined = partition.join(&self.out, &whole, &self.plan)?;
+        Ok(Totals { joined, ..totals })
+    }
+
+    fn run_to<T: Send + Weigh, I: Iterator<Item = Result<T, IngestError>> + Send>(
+        &self,
+        out: &str,
+        run: &Run<'_>,
+        identity: RunIdentity,
+        items: impl FnOnce(Wanted) -> I,
+        work: impl Fn(T) -> Result<Outcome, IngestError> + Sync,
+    ) -> Result<Totals, IngestError> {
+        let meter = &self.meter;
+        let opened = Output::open(out, self.start, identity, &self.plan, Arc::clone(meter))?;
+        let mut output = match opened {
             Opened::Finished(manifest) => return Ok(Totals::of(&manifest)),
             Opened::Open(output) => output,
         };
-        let done = output.n_items_done();
-        let mut progress = Progress::new(run.noun, run.n_items.map(|n| n as u64), done);
-        let worked = ordered_map(items.skip(done as usize), self.workers, work, |outcome| {
-            progress.step();
-            output.push(outcome)
-        });
-        progress.finish();
+        meter.items_expected.store(run.n_items.unwrap_or(0) as u64, Relaxed);
+        let n_done = output.n_items_done();
+        let partition = self.partition.filter(|_| !run.is_dealt);
+        let items = items(Wanted { partition, n_done });
+        let progress = Progress::start(Phase::Work, run.noun, meter);
+        let limits = Limits { workers: self.workers, bytes_max: UNDER_WAY_BYTES_MAX };
+        let worked = ordered_map_within(items, limits, meter, work, |outcome| output.push(outcome));
+        drop(progress);
         match worked {
-            Ok(()) => output.finish(),
+            Ok(()) => Ok(Totals { resumed: n_done, ..output.finish()? }),
             Err(error) => Err(output.abandon(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_that_are_done_or_of_other_partitions_are_not_wanted() {
+        let wanted = |partition: Option<&str>, n_done| {
+            let partition = partition.map(|text| text.parse().unwrap());
+            let items = Wanted { partition, n_done }.of((0..10).map(Ok));
+            items.map(|item| item.unwrap()).collect::<Vec<u32>>()
+        };
+        assert_eq!(wanted(None, 7), [7, 8, 9]);
+        assert_eq!(wanted(Some("1/4"), 0), [1, 5, 9]);
+        assert_eq!(wanted(Some("1/4"), 2), [9]);
+        assert_eq!(wanted(Some("3/4"), 2), [0; 0]);
     }
 }

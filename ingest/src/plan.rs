@@ -180,7 +180,7 @@ impl Default for ListPlan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CaptionPlan {
-    /// Fewest characters.
+    /// Fewest characters; 0 also takes images without a caption.
     pub chars_min: u64,
     /// Most words.
     pub words_max: u64,
@@ -275,12 +275,7 @@ pub struct ShardPlan {
 
 impl Default for ShardPlan {
     fn default() -> Self {
-        Self {
-            rows_max: 10_000,
-            bytes_max: 256 << 20,
-            rejects_max: 100_000,
-            figures_max: 1_000_000,
-        }
+        Self { rows_max: 10_000, bytes_max: 256 << 20, rejects_max: 100_000, figures_max: 200_000 }
     }
 }
 

@@ -11,12 +11,15 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use serde::{Deserialize, Serialize};
+
+use crate::word::{self, Word};
 
 /// A constant, so that a file does not depend on the version of a library.
 const CREATED_BY: &str = "flamingo-ingest version 1";
 
 /// The step of the run at which something was dropped, in the order of the funnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Stage {
     /// Reading a record of an archive, or a row of a list.
     Read,
@@ -56,10 +59,11 @@ impl Stage {
 }
 
 /// Why something was dropped: a rule's name and, where there is one, the measured value.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DropReason {
     /// Name of the rule in `snake_case`.
-    pub reason: &'static str,
+    #[serde(deserialize_with = "word::deserialize")]
+    pub reason: Word,
     /// The value that the rule looked at.
     pub measured: Option<f64>,
     /// The limit that the value broke.
@@ -108,7 +112,7 @@ pub struct Origin {
 }
 
 /// One dropped record.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reject {
     /// File name of the archive, list or clip.
     pub source: String,

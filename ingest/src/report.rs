@@ -80,7 +80,9 @@ fn add_dropped(page: &mut Page, dropped: &BTreeMap<(String, String), Dropped>) {
 /// Counts the rejects by stage and reason, one file in memory at a time.
 fn count_rejects(store: &CorpusStore) -> Result<BTreeMap<(String, String), Dropped>, IngestError> {
     let mut dropped = BTreeMap::new();
-    for name in store.list(REJECTS)? {
+    let names = store.list("")?;
+    // Those of the partitions, too.
+    for name in names.into_iter().filter(|name| name.split('/').any(|part| part == REJECTS)) {
         let broken = |source| CorpusError::Parquet { object: name.clone(), source };
         let file = store.get(&name)?;
         let reader = ParquetRecordBatchReaderBuilder::try_new(file)

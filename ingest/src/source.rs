@@ -10,6 +10,7 @@ use std::io::{self, BufRead, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flamingo_dataset::{CorpusError, CorpusStore, sha256_hex};
 use sha2::{Digest, Sha256};
@@ -102,10 +103,7 @@ impl Source {
             let n = bytes.len();
             reader.consume(n);
         }
-        Ok(digest.finalize().iter().fold(String::new(), |mut hex, byte| {
-            write!(hex, "{byte:02x}").expect("writing to a string does not fail");
-            hex
-        }))
+        Ok(hex(&digest.finalize()))
     }
 
     /// Hex SHA-256 of both ends of the file: with the length it tells files apart at the cost of two
@@ -155,6 +153,7 @@ impl Source {
 
     /// Fills `bytes` from `offset`, which the caller knows to be inside the file.
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        BYTES_READ.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         match &self.kind {
             SourceKind::Disk(file) => file.read_exact_at(bytes, offset),
             SourceKind::Store { store, object } => {
@@ -166,6 +165,22 @@ impl Source {
             }
         }
     }
+}
+
+/// Two digits for each byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("writing to a string does not fail");
+        hex
+    })
+}
+
+/// Bytes that this process has read from sources.
+static BYTES_READ: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that this process has read from sources.
+pub(crate) fn bytes_read() -> u64 {
+    BYTES_READ.load(Ordering::Relaxed)
 }
 
 /// A buffered reader over a [`Source`] that knows its place and can skip without reading.

@@ -14,6 +14,7 @@ use crate::clip::{self, Clip};
 use crate::error::IngestError;
 use crate::image::encode_jpeg;
 use crate::list::{self, ListItem};
+use crate::ordered::Weigh;
 use crate::outcome::{Outcome, without_panic};
 use crate::plan::BuildPlan;
 use crate::reject::{DropReason, Origin, Stage};
@@ -68,6 +69,8 @@ pub enum ClipItem {
     /// A file that was given or found: the index of its source.
     File(usize),
 }
+
+impl Weigh for ClipItem {}
 
 /// A clip and what is known of it.
 struct Candidate {

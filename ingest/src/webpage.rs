@@ -117,7 +117,7 @@ impl WebJob<'_> {
         };
         let row = Row::Interleaved(document);
         match check_document(&row, &self.plan.document) {
-            Ok(()) => outcome.row = Some(row),
+            Ok(()) => outcome.rows.push(row),
             Err(drop) => outcome.rejects.push(drop.at(Stage::Document, origin, None)),
         }
         Ok(outcome)

@@ -8,6 +8,8 @@
 
 mod bad_input;
 mod openstax;
+mod output;
 mod pairs_and_clips;
+mod partitions;
 mod program;
 mod resume;

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Stdio;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flamingo_fixtures::web::{self, WebSize};
 
@@ -12,8 +12,8 @@ use crate::program::{files, folder, ingest, run, succeed};
 
 /// Small parts, so that a run has many moments at which it can be killed.
 const PLAN: &str = "[shard]\nrows_max = 4\n";
-/// Most kills of one run; then it is left alone.
-const KILLS_MAX: u64 = 12;
+/// Kills of each kind of run, at moments drawn from a seed.
+const KILLS: u64 = 20;
 
 struct Made {
     _folder: tempfile::TempDir,
@@ -49,35 +49,83 @@ impl Made {
         files(Path::new(&format!("{}/{out}", self.root)))
     }
 
-    /// Starts the run again and again and kills it soon after it has published one more part; the
-    /// number of kills that left a journal behind.
-    fn kill_often(&self, command: &str, input: &str, out: &str) -> u64 {
-        let arguments = self.arguments(command, input, out, &["--resume", "--workers", "2"]);
+    /// Starts the run again and again and kills it at random moments; a run that was not killed in
+    /// time must have given `whole` and is begun anew. How many kills hit an unfinished run, and how
+    /// many items the resumed runs did not do again.
+    fn kill_often(
+        &self,
+        command: &str,
+        input: &str,
+        whole: &[(String, Vec<u8>)],
+        time: Duration,
+    ) -> (u64, u64) {
+        let out = Path::new(&self.root).join("killed");
+        let more = ["--resume", "--workers", "2"];
+        let arguments = self.arguments(command, input, "killed", &more);
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        let journal = Path::new(&self.root).join(out).join("journal");
-        let mut n_inside = 0;
-        for kill in 0..KILLS_MAX {
-            let mut child = ingest(&arguments).stdout(Stdio::null()).spawn().unwrap();
-            let part = journal.join(format!("part-{kill:05}.json"));
-            while !part.exists() && child.try_wait().unwrap().is_none() {
-                sleep(Duration::from_micros(200));
-            }
-            // Not always at the same moment of the next part.
-            sleep(Duration::from_micros(kill * 7919 % 3000));
+        let (mut n_inside, mut n_kept, mut done_before) = (0, 0, 0);
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..KILLS {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let moment = time.mul_f64((random >> 40) as f64 / f64::from(1 << 24));
+            let mut child = ingest(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+            sleep(moment);
             child.kill().unwrap();
-            child.wait().unwrap();
-            n_inside += u64::from(journal.join("part-00000.json").exists());
+            let output = child.wait_with_output().unwrap();
+            if output.status.success() {
+                let lines = String::from_utf8(output.stdout).unwrap();
+                let resumed = resumed(&lines);
+                // Nothing that was on disk at the kill before is lost.
+                assert!(resumed >= done_before, "{resumed} of {done_before}: {lines}");
+                n_kept += resumed;
+                assert_same(&files(&out), whole);
+                std::fs::remove_dir_all(&out).unwrap();
+                done_before = 0;
+            } else {
+                n_inside += u64::from(!out.join("manifest.json").exists());
+                let now = items_on_disk(&out);
+                assert!(now >= done_before, "{now} items on disk, {done_before} before");
+                done_before = now;
+            }
         }
-        n_inside
+        (n_inside, n_kept)
     }
+}
+
+/// What a resumed run says of the items that were done before.
+fn resumed(lines: &str) -> u64 {
+    let line = lines.lines().find_map(|line| line.strip_prefix("resumed: "));
+    line.map_or(0, |line| line.split(' ').next().unwrap().parse().unwrap())
+}
+
+/// Items that the journal covers, and whole records of the open part.
+fn items_on_disk(out: &Path) -> u64 {
+    let (mut n_items, mut n_parts) = (0, 0);
+    let journal = out.join("journal");
+    while let Ok(entry) = std::fs::read(journal.join(format!("part-{n_parts:05}.json"))) {
+        let entry: serde_json::Value = serde_json::from_slice(&entry).unwrap();
+        n_items += entry["n_items"].as_u64().unwrap();
+        n_parts += 1;
+    }
+    while let Ok(log) = std::fs::read(journal.join(format!("records-{n_parts:05}.log"))) {
+        let mut rest = log.get(8..).unwrap_or_default();
+        while let Some((head, payload)) = rest.split_at_checked(8) {
+            let length = u32::from_le_bytes(head[..4].try_into().unwrap()) as usize;
+            let Some((_, after)) = payload.split_at_checked(length) else { break };
+            (rest, n_items) = (after, n_items + 1);
+        }
+        n_parts += 1;
+    }
+    n_items
 }
 
 fn check(command: &str, input: &str, made: &Made) {
     let whole = made.run(command, input, "whole", &["--workers", "1"]);
+    let started = Instant::now();
     let three = made.run(command, input, "three", &["--workers", "3"]);
     assert_same(&three, &whole);
-    let n_inside = made.kill_often(command, input, "killed");
-    println!("{command}: {n_inside} of {KILLS_MAX} kills hit an unfinished run");
+    let (n_inside, n_kept) = made.kill_often(command, input, &whole, started.elapsed());
+    println!("{command}: {n_inside} of {KILLS} kills hit an unfinished run; {n_kept} items kept");
     let killed = made.run(command, input, "killed", &["--resume"]);
     assert_same(&killed, &whole);
     assert!(n_inside > 0, "no kill hit the run");
