@@ -18,7 +18,8 @@
 //! In reading order: [`pipeline`] the three kinds of runs, [`plan`] their rules, [`source`] input
 //! files. Pages: [`warc`] records, [`http`] responses, [`archive`] what has which address,
 //! [`opt_out`] who says no, [`html`] a page to nodes with [`img_tag`], [`webpage`] nodes to a
-//! document. Pairs: [`list`] rows, [`alt_text`]. Clips: [`clip`] frames, [`video_text`]. All:
+//! document. Pairs: [`list`] rows, [`alt_text`], [`page_pairs`] of
+//! archives. Clips: [`clip`] frames, [`video_text`]. All:
 //! [`image`] checked and shrunk, [`split`] held-out rows, [`outcome`] and [`reject`] what became of
 //! an item, [`figures`] and [`ledger`] what was measured and
 //! asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and the journal, [`partition`] runs on several machines,
@@ -47,6 +48,7 @@ pub mod opt_out;
 pub mod ordered;
 pub mod outcome;
 pub mod output;
+pub mod page_pairs;
 mod parquet_list;
 pub mod partition;
 pub mod pipeline;

@@ -70,8 +70,8 @@ pub fn is_list(input: &str) -> bool {
     has_suffix(input, SUFFIXES) || has_suffix(input, ADDRESS_SUFFIXES)
 }
 
-/// Endings of everything that holds pairs, in a folder: a text file there may be anything.
-pub fn pair_suffixes() -> Vec<&'static str> {
+/// Endings of lists of pairs in a folder: a text file there may be anything.
+fn pair_suffixes() -> Vec<&'static str> {
     [SUFFIXES, tar_list::SUFFIXES, wat_list::SUFFIXES].concat()
 }
 

@@ -36,7 +36,8 @@ enum Command {
     /// Example: flamingo-ingest webpages --plan plan.toml --input crawl.warc.gz --out corpora/pages
     Webpages(Common),
     /// Makes pairs of lists of images with alt-texts: .csv, .tsv, .jsonl and .txt (addresses only), each
-    /// also .gz; .parquet; .tar and .tar.gz of webdataset; .wat and .wat.gz of Common Crawl.
+    /// also .gz; .parquet; .tar and .tar.gz of webdataset; .wat and .wat.gz of Common Crawl. Or of
+    /// web archives (.warc, .warc.gz): the images of pages with their `alt`.
     ///
     /// Example: flamingo-ingest alt-text --input pairs.csv --images photos --out corpora/pairs
     AltText {
@@ -90,7 +91,7 @@ struct Common {
     /// find the images of pages, every machine reads the heads of all archive records.
     #[arg(long, value_name = "I/N")]
     index: Option<Partition>,
-    /// Serve the run's numbers to Prometheus at http://ADDRESS/metrics while it works
+    /// Serve the numbers of the run to Prometheus while it works, at ADDRESS and the path /metrics
     /// [default address: 127.0.0.1:9100].
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:9100")]
     metrics: Option<std::net::SocketAddr>,

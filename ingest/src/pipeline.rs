@@ -16,10 +16,11 @@ use crate::meter::Meter;
 use crate::ordered::{Limits, Weigh, ordered_map_within};
 use crate::outcome::Outcome;
 use crate::output::{Opened, Output, Start, Totals};
+use crate::page_pairs;
 use crate::partition::Partition;
 use crate::plan::BuildPlan;
 use crate::progress::{Phase, Progress};
-use crate::source::{self, Source};
+use crate::source::{self, Source, has_suffix};
 use crate::video_text::{self, ClipJob};
 use crate::webpage::WebJob;
 
@@ -56,11 +57,7 @@ pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
     job.check_out()?;
     let files = source::expand(&job.inputs, ARCHIVE_SUFFIXES)?;
     let sources = source::open_all(&files)?;
-    let progress = Progress::start(Phase::Index, "records", &job.meter);
-    let archive = Archive::index(&sources, &job.plan, || {
-        job.meter.records.fetch_add(1, Relaxed);
-    })?;
-    drop(progress);
+    let archive = job.index(&sources)?;
     let web = WebJob { sources: &sources, archive: &archive, plan: &job.plan };
     let pages = archive.found.iter().map(Ok);
     let (kind, n_items) = (CorpusKind::Interleaved, Some(archive.found.len()));
@@ -75,6 +72,9 @@ pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
 /// When an input or the output cannot be used.
 pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> {
     job.check_out()?;
+    if job.inputs.iter().any(|input| has_suffix(input, ARCHIVE_SUFFIXES)) {
+        return page_pairs(job);
+    }
     let sources = source::open_all(&list::expand(&job.inputs)?)?;
     list::check(
         &sources,
@@ -89,6 +89,19 @@ pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> 
     let run = Run { kind, noun: "pairs", n_items: None, images, is_dealt };
     let rows = list::rows(&sources, &job.plan.list, is_wanted);
     job.run(&run, &sources, |wanted| wanted.of(rows), |row| Ok(pairs.pair(row)))
+}
+
+/// Pages of archives to pairs of their images with the `alt` of each.
+fn page_pairs(job: &Job) -> Result<Totals, IngestError> {
+    let sources = source::open_all(&source::expand(&job.inputs, ARCHIVE_SUFFIXES)?)?;
+    let archive = job.index(&sources)?;
+    let plan = page_pairs::page_plan(&job.plan);
+    let web = WebJob { sources: &sources, archive: &archive, plan: &plan };
+    let pages = archive.found.iter().map(Ok);
+    let (kind, n_items) = (CorpusKind::ImageText, Some(archive.found.len()));
+    let run = Run { kind, noun: "pages", n_items, images: None, is_dealt: false };
+    let work = |found| Ok(page_pairs::pairs(web.document(found)?, &job.plan));
+    job.run(&run, &sources, |wanted| wanted.of(pages), work)
 }
 
 /// Clips with captions to frames with captions.
@@ -143,6 +156,14 @@ impl Wanted {
 }
 
 impl Job {
+    /// What the archives hold.
+    fn index(&self, sources: &[Arc<Source>]) -> Result<Archive, IngestError> {
+        let _progress = Progress::start(Phase::Index, "records", &self.meter);
+        Archive::index(sources, &self.plan, || {
+            self.meter.records.fetch_add(1, Relaxed);
+        })
+    }
+
     /// Where this run, or its partition, writes.
     fn location(&self) -> String {
         self.partition.map_or_else(|| self.out.clone(), |partition| partition.location(&self.out))

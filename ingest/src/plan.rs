@@ -370,7 +370,7 @@ impl BuildPlan {
             toml::Table::try_from(self).expect("a plan holds only numbers, strings and lists");
         let unread: &[&str] = match kind {
             CorpusKind::Interleaved => &["list", "caption", "video"],
-            CorpusKind::ImageText => &["archive", "opt_out", "document", "video"],
+            CorpusKind::ImageText => &["document", "video"],
             CorpusKind::VideoText => &["archive", "opt_out", "document", "image"],
         };
         table.retain(|section, _| !unread.contains(&section));

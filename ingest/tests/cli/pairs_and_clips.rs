@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use flamingo_dataset::{Corpus, ImageText, Row, VideoText};
+use flamingo_dataset::{Corpus, ImageText, Row, Slot, VideoText};
 
 use crate::program::{folder, real, run, succeed};
 
@@ -58,6 +58,79 @@ fn the_figures_of_a_book_become_pairs() {
         assert_eq!(pair.image.bytes, file);
     }
     succeed(&["check", &out]);
+}
+
+#[test]
+fn images_of_pages_with_an_alt_become_pairs() {
+    let Some(archive) = real("openstax-warc/astronomy-mini.warc.gz") else { return };
+    let (_folder, root) = folder();
+    let (pages, out) = (format!("{root}/pages"), format!("{root}/pairs"));
+    let plan = format!("{root}/plan.toml");
+    std::fs::write(&plan, "[caption]\nchars_min = 5\n[image]\nstored_side_max = 200\n").unwrap();
+    let archive = archive.to_str().unwrap();
+    succeed(&["webpages", "--input", archive, "--out", &pages]);
+    let lines = succeed(&["alt-text", "--plan", &plan, "--input", archive, "--out", &out]);
+    println!("{lines}");
+    succeed(&["check", &out]);
+    let pairs = pairs(&out);
+    let keys: HashSet<_> = pairs.iter().map(|pair| &pair.key).collect();
+    assert_eq!(keys.len(), pairs.len());
+    // Every image of every document that has an alt text is there, with the size it came in.
+    let mut expected = 0;
+    for row in rows(&pages) {
+        let Row::Interleaved(document) = row else { panic!("a page is a document") };
+        for slot in document.slots {
+            let Slot::Image { meta, .. } = slot else { continue };
+            let Some(alt) = meta.alt.filter(|alt| alt.chars().count() >= 5) else { continue };
+            let caption = alt.split_whitespace().collect::<Vec<_>>().join(" ");
+            let same = |pair: &&ImageText| pair.url == meta.url && pair.caption == caption;
+            let pair = pairs.iter().find(same).unwrap_or_else(|| panic!("{:?} is lost", meta.url));
+            assert_eq!(pair.source.as_deref(), Some(document.url.as_str()));
+            assert!(pair.width.max(pair.height) <= 200);
+            assert!(pair.original_width.max(pair.original_height) >= meta.width.max(meta.height));
+            expected += 1;
+        }
+    }
+    assert!(expected > 10 && pairs.len() >= expected, "{expected} of {}", pairs.len());
+}
+
+#[test]
+fn samples_of_a_tar_become_pairs() {
+    let Some(images) = real("labelled/clothing-96") else { return };
+    let (_folder, root) = folder();
+    let mut tar = tar::Builder::new(std::fs::File::create(format!("{root}/a.tar")).unwrap());
+    let mut files = Vec::new();
+    let mut folders = vec![images];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "jpg") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files.truncate(20);
+    assert!(!files.is_empty());
+    for (n, file) in files.iter().enumerate() {
+        tar.append_path_with_name(file, format!("{n:05}.jpg")).unwrap();
+        let mut header = tar::Header::new_gnu();
+        let caption = format!("garment {n}");
+        header.set_size(caption.len() as u64);
+        tar.append_data(&mut header, format!("{n:05}.txt"), caption.as_bytes()).unwrap();
+    }
+    tar.finish().unwrap();
+    let out = format!("{root}/out");
+    succeed(&["alt-text", "--input", &format!("{root}/a.tar"), "--out", &out]);
+    succeed(&["check", &out]);
+    let pairs = pairs(&out);
+    assert_eq!(pairs.len(), files.len());
+    for (n, (pair, file)) in pairs.iter().zip(&files).enumerate() {
+        assert_eq!(pair.caption, format!("garment {n}"));
+        assert_eq!(pair.image.bytes, std::fs::read(file).unwrap());
+    }
 }
 
 #[test]
