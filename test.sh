@@ -49,4 +49,12 @@ cargo test --locked --release --workspace
 step "the main job on real data, and the corpora in Python"
 ./eval/tests/real_data.sh
 
+step "an object store on loopback"
+s3=target/s3/bin/python
+if ! $s3 -c 'import boto3, moto' 2>/dev/null; then
+  python3 -m venv target/s3
+  target/s3/bin/pip install --quiet --requirement ingest/tests/requirements.txt
+fi
+$s3 ingest/tests/object_store.py
+
 step "done"

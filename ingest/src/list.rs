@@ -144,6 +144,21 @@ fn header(source: &Arc<Source>, plan: &ListPlan) -> Result<Option<Vec<String>>, 
     Ok(Some(header.iter().map(lossy).collect()))
 }
 
+/// How many rows those lists have that are wanted, by their index; none where one does not tell.
+///
+/// # Errors
+/// When a list cannot be opened.
+pub fn n_rows(
+    sources: &[Arc<Source>],
+    is_wanted: impl Fn(usize) -> bool,
+) -> Result<Option<u64>, IngestError> {
+    if !sources.iter().all(|source| has_suffix(source.input(), &[".parquet"])) {
+        return Ok(None);
+    }
+    let wanted = sources.iter().enumerate().filter(|(list, _)| is_wanted(*list));
+    wanted.map(|(_, source)| parquet_list::n_rows(source)).sum::<Result<u64, _>>().map(Some)
+}
+
 /// All rows of those lists that are wanted, by their index, in order.
 pub fn rows<'a>(
     sources: &'a [Arc<Source>],

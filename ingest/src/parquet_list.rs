@@ -85,6 +85,14 @@ pub(crate) fn columns(source: &Arc<Source>) -> Result<Vec<String>, IngestError> 
     Ok(builder.schema().fields().iter().map(|field| field.name().clone()).collect())
 }
 
+/// Rows of a list.
+///
+/// # Errors
+/// When it is no Parquet file.
+pub(crate) fn n_rows(source: &Arc<Source>) -> Result<u64, IngestError> {
+    Ok(open(source)?.metadata().file_metadata().num_rows() as u64)
+}
+
 fn open(source: &Arc<Source>) -> Result<ParquetRecordBatchReaderBuilder<File>, IngestError> {
     let file = File(Arc::clone(source));
     no_panic(source, || ParquetRecordBatchReaderBuilder::try_new(file))
@@ -264,6 +272,7 @@ mod tests {
                 assert_eq!(item.unwrap(), ListItem::Row(expected));
             }
             assert_eq!(columns(&source).unwrap(), ["n", "caption", "image"]);
+            assert_eq!(n_rows(&source).unwrap(), n as u64);
         }
     }
 

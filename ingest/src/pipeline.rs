@@ -86,7 +86,8 @@ pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> 
     let dealt = job.partition.filter(|partition| partition.deals_files(sources.len()));
     let is_wanted = |list: usize| dealt.is_none_or(|partition| partition.has(list as u64));
     let (kind, is_dealt) = (CorpusKind::ImageText, dealt.is_some());
-    let run = Run { kind, noun: "pairs", n_items: None, images, is_dealt };
+    let n_items = list::n_rows(&sources, is_wanted)?.map(|n| n as usize);
+    let run = Run { kind, noun: "pairs", n_items, images, is_dealt };
     let rows = list::rows(&sources, &job.plan.list, is_wanted);
     job.run(&run, &sources, |wanted| wanted.of(rows), |row| Ok(pairs.pair(row)))
 }
@@ -200,7 +201,8 @@ impl Job {
         };
         partition.check_out(&self.out)?;
         let identity = whole.with_partition(Some(partition.to_string()));
-        let n_items = run.n_items.map(|n| partition.share(n as u64) as usize);
+        let share = |n| if run.is_dealt { n } else { partition.share(n as u64) as usize };
+        let n_items = run.n_items.map(share);
         let run = Run { n_items, ..*run };
         let totals = self.run_to(&self.location(), &run, identity, items, work);
         if totals.is_err() && !source::is_url(&self.out) {

@@ -77,6 +77,29 @@ fn partitions_at_the_same_time_are_the_whole() {
 }
 
 #[test]
+fn many_lists_are_dealt_out_whole() {
+    let (_folder, root) = folder();
+    let size = WebSize { pages: 1, pairs: 3, clips: 0, support: 1, queries: 1 };
+    web::write(Path::new(&format!("{root}/web")), &size, 3).unwrap();
+    std::fs::create_dir(format!("{root}/lists")).unwrap();
+    for list in 0..9 {
+        let to = format!("{root}/lists/{list}.parquet");
+        std::fs::copy(format!("{root}/web/pairs.parquet"), to).unwrap();
+    }
+    let input = format!("{root}/lists");
+    let (whole, shared) = (format!("{root}/whole"), format!("{root}/shared"));
+    succeed(&["alt-text", "--input", &input, "--out", &whole]);
+    for index in ["0/2", "1/2"] {
+        succeed(&["alt-text", "--input", &input, "--out", &shared, "--index", index]);
+    }
+    assert_eq!(rows(&shared), rows(&whole));
+    // The first one has every second list, with all of its rows.
+    let first: Vec<_> = rows(&format!("{shared}/part-00000-of-00002")).into_keys().collect();
+    assert_eq!(first.len(), 5 * 3);
+    assert!(first.iter().all(|key| "02468".contains(&key[..1])), "{first:?}");
+}
+
+#[test]
 fn a_partition_without_items_is_no_error_but_a_run_that_keeps_nothing_is() {
     let (_folder, root) = folder();
     let size = WebSize { pages: 2, pairs: 1, clips: 0, support: 1, queries: 1 };
