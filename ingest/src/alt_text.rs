@@ -7,8 +7,10 @@ use bytes::Bytes;
 use flamingo_dataset::{ImageText, Row};
 
 use crate::error::IngestError;
+use crate::fetch::{Answer, Asked, Wish};
 use crate::html::joined;
 use crate::image::{self, Picture};
+use crate::ledger::PairRow;
 use crate::list::{ListItem, ListRow};
 use crate::outcome::{Outcome, without_panic};
 use crate::plan::{BuildPlan, CaptionPlan};
@@ -27,37 +29,33 @@ pub struct PairJob<'a> {
 }
 
 impl PairJob<'_> {
-    /// Makes one pair, or says why not.
-    pub fn pair(&self, item: ListItem) -> Outcome {
+    /// The address that a row needs: none where it has its image, or is dropped without it.
+    pub fn wishes(&self, item: &ListItem) -> Vec<Wish> {
+        let ListItem::Row(row @ ListRow { image: None, file: None, url: Some(url), .. }) = item
+        else {
+            return Vec::new();
+        };
+        let is_held_out = split::check(&self.plan.split, url).is_some();
+        let caption = check_caption(row.caption.as_deref(), &self.plan.caption);
+        if !self.plan.fetch.enabled || is_held_out || caption.is_err() {
+            return Vec::new();
+        }
+        let key = key(self.sources[row.list].name(), row.row);
+        vec![Wish { key, url: url.clone(), bytes_max: self.plan.image.bytes_max }]
+    }
+
+    /// Makes one pair, or says why not, with the answer to its wish.
+    pub fn pair(&self, Asked { item, mut answers }: Asked<ListItem>) -> Outcome {
         let row = match item {
             ListItem::Row(row) => row,
             ListItem::Dropped(reject) => return Outcome::dropped(reject),
         };
         let list = &self.sources[row.list];
-        let origin = origin(list, &row);
-        let pair = without_panic(|| self.checked_pair(list, row));
-        match pair.unwrap_or_else(|drop| Err((Stage::Image, drop))) {
-            Ok(pair) => Outcome::kept(Row::ImageText(pair)),
-            Err((stage, drop)) => Outcome::dropped(drop.at(stage, &origin, None)),
-        }
+        pair_of_row(self.plan, list.name(), row, answers.pop(), |row| self.own_bytes(list, row))
     }
 
-    fn checked_pair(&self, list: &Source, row: ListRow) -> Result<ImageText, (Stage, DropReason)> {
-        let key = key(list, &row);
-        let address = row.url.as_ref().or(row.file.as_ref()).unwrap_or(&key);
-        if let Some(drop) = split::check(&self.plan.split, address) {
-            return Err((Stage::Split, drop));
-        }
-        let caption = check_caption(row.caption.as_deref(), &self.plan.caption)
-            .map_err(|drop| (Stage::Caption, drop))?;
-        let bytes = self.bytes(list, &row).map_err(|drop| (Stage::Read, drop))?;
-        let picture =
-            image::prepare(bytes, &self.plan.image).map_err(|drop| (Stage::Image, drop))?;
-        Ok(pair(key, caption, row, picture))
-    }
-
-    /// The encoded image: from the row, else from its file.
-    fn bytes(&self, list: &Source, row: &ListRow) -> Result<Bytes, DropReason> {
+    /// The encoded image that is not asked for: from the row, else from its file.
+    fn own_bytes(&self, list: &Source, row: &ListRow) -> Result<Bytes, DropReason> {
         match (&row.image, &row.file, &row.url) {
             (Some(bytes), ..) => Ok(bytes.clone()),
             (None, Some(file), _) => {
@@ -70,6 +68,57 @@ impl PairJob<'_> {
     }
 }
 
+/// Makes the pair of a row of `list`. Where its image was asked for there is an answer, else
+/// `own_bytes` has it.
+pub(crate) fn pair_of_row(
+    plan: &BuildPlan,
+    list: &str,
+    row: ListRow,
+    answer: Option<Answer>,
+    own_bytes: impl FnOnce(&ListRow) -> Result<Bytes, DropReason>,
+) -> Outcome {
+    let origin = origin_of(list, &row);
+    let mut fetch = None;
+    let answer = answer.map(|answer| {
+        fetch = Some(answer.fetch);
+        answer.result
+    });
+    let pair_row = || {
+        let (caption, source) = (row.caption.clone(), row.source.clone());
+        PairRow { list: list.to_owned(), row: row.row, caption, source }
+    };
+    if let (Some(fetch), Some(Err(_))) = (&mut fetch, &answer) {
+        fetch.pair = Some(pair_row());
+    }
+    let bytes = |row: &ListRow| match answer {
+        Some(answer) => answer.and_then(|body| body.decoded(plan.image.bytes_max)),
+        None => own_bytes(row).map_err(|drop| (Stage::Read, drop)),
+    };
+    let pair = without_panic(|| checked_pair(plan, list, row, bytes));
+    let mut outcome = match pair.unwrap_or_else(|drop| Err((Stage::Image, drop))) {
+        Ok(pair) => Outcome::kept(Row::ImageText(pair)),
+        Err((stage, drop)) => Outcome::dropped(drop.at(stage, &origin, None)),
+    };
+    outcome.fetches.extend(fetch);
+    outcome
+}
+
+fn checked_pair(
+    plan: &BuildPlan,
+    list: &str,
+    row: ListRow,
+    bytes: impl FnOnce(&ListRow) -> Result<Bytes, (Stage, DropReason)>,
+) -> Result<ImageText, (Stage, DropReason)> {
+    let key = key(list, row.row);
+    let address = row.url.as_ref().or(row.file.as_ref()).unwrap_or(&key);
+    if let Some(drop) = split::check(&plan.split, address) {
+        return Err((Stage::Split, drop));
+    }
+    let caption = check_caption(row.caption.as_deref(), &plan.caption)
+        .map_err(|drop| (Stage::Caption, drop))?;
+    let picture = image::prepare(bytes(&row)?, &plan.image).map_err(|drop| (Stage::Image, drop))?;
+    Ok(pair(key, caption, row, picture))
+}
 fn pair(key: String, caption: String, row: ListRow, picture: Picture) -> ImageText {
     ImageText {
         key,
@@ -90,16 +139,20 @@ fn pair(key: String, caption: String, row: ListRow, picture: Picture) -> ImageTe
 
 /// Where a row of a list came from.
 pub(crate) fn origin(list: &Source, row: &ListRow) -> Origin {
+    origin_of(list.name(), row)
+}
+
+fn origin_of(list: &str, row: &ListRow) -> Origin {
     Origin {
-        source: list.name().to_owned(),
+        source: list.to_owned(),
         offset: Some(row.row as i64),
         url: row.url.clone().or_else(|| row.file.clone()),
     }
 }
 
 /// The stable identifier of a row: the list's name and the row's number.
-pub(crate) fn key(list: &Source, row: &ListRow) -> String {
-    format!("{}:{:09}", list.name(), row.row)
+pub(crate) fn key(list: &str, row: u64) -> String {
+    format!("{list}:{row:09}")
 }
 
 /// The caption with its white space joined, if it keeps the rules.

@@ -19,6 +19,8 @@ use crate::reject::{DropReason, Origin, Reject, Stage};
 use crate::source::Source;
 use crate::warc::{self, Damage, Record};
 
+/// Why an image is not there that no archive has a record of.
+pub(crate) const NOT_IN_ARCHIVE: &str = "not_in_archive";
 /// Bytes of a block that are read for the index: enough for the head of a response.
 const HEAD_BYTES: usize = 64 << 10;
 /// Most bytes that the beginning of a compressed body may grow to when a page is looked for in it.
@@ -232,7 +234,7 @@ impl Archive {
         let mut url = url.to_owned();
         for _ in 0..=redirects_max {
             let Some(answer) = self.answers.get(&key(&url)) else {
-                return Err(read(DropReason::because("not_in_archive")));
+                return Err(read(DropReason::because(NOT_IN_ARCHIVE)));
             };
             if let Some(drop) = &answer.opt_out {
                 return Err((Stage::OptOut, drop.clone()));

@@ -50,6 +50,20 @@ pub enum IngestError {
         /// File kinds that are read.
         expected: String,
     },
+    /// Something is to be asked for over the network, and nobody answers for it.
+    #[error(
+        "there are addresses to ask for and plan key `fetch.contact` is empty: expected an address or \
+         mailbox of those who answer for the requests, or `fetch.enabled = false`"
+    )]
+    FetchContact,
+    /// A corpus of a kind that is not asked for again.
+    #[error("corpus {corpus} is of kind {kind}: expected a corpus of pairs (image_text)")]
+    RetryKind {
+        /// The corpus as given.
+        corpus: String,
+        /// Its kind.
+        kind: &'static str,
+    },
     /// One input is given twice.
     #[error("input {input} is given twice, expected each input once")]
     InputRepeated {
@@ -236,6 +250,8 @@ impl IngestError {
             | Self::PlanValue { .. }
             | Self::InputKind { .. }
             | Self::InputEmpty { .. }
+            | Self::FetchContact
+            | Self::RetryKind { .. }
             | Self::InputRepeated { .. }
             | Self::InputRemote { .. }
             | Self::InputColumns { .. }

@@ -42,6 +42,22 @@ pub struct Fetch {
     pub started_us: i64,
     /// From there to the end of the last attempt, in milliseconds.
     pub elapsed_ms: u64,
+    /// The pair that could not be made for want of an answer: with it the address can be asked for
+    /// again without the list.
+    pub pair: Option<PairRow>,
+}
+
+/// A row of a list, without its address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairRow {
+    /// Name of the list.
+    pub list: String,
+    /// Number of the row.
+    pub row: u64,
+    /// Caption, as written.
+    pub caption: Option<String>,
+    /// Where the list says the pair came from.
+    pub source: Option<String>,
 }
 
 /// Arrow schema of `ledger/part-NNNNN.parquet`; every column is nullable, as in the corpus.
@@ -59,6 +75,10 @@ pub fn schema() -> SchemaRef {
         column("bytes", DataType::Int64),
         column("started_at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))),
         column("elapsed_ms", DataType::Int64),
+        column("list", DataType::Utf8),
+        column("row", DataType::Int64),
+        column("caption", DataType::Utf8),
+        column("source", DataType::Utf8),
     ]))
 }
 
@@ -81,6 +101,11 @@ pub fn to_batch(fetches: &[Fetch]) -> RecordBatch {
     let large = |value: fn(&Fetch) -> i64| -> ArrayRef {
         Arc::new(fetches.iter().map(value).collect::<Int64Array>())
     };
+    let pair = |value: fn(&PairRow) -> Option<&str>| -> ArrayRef {
+        let value = |fetch: &Fetch| fetch.pair.as_ref().and_then(value).map(str::to_owned);
+        Arc::new(fetches.iter().map(value).collect::<StringArray>())
+    };
+    let rows = fetches.iter().map(|f| f.pair.as_ref().map(|pair| pair.row as i64));
     let started = fetches.iter().map(|f| Some(f.started_us)).collect::<TimestampMicrosecondArray>();
     let columns = vec![
         text(|f| Some(&f.key)),
@@ -94,6 +119,10 @@ pub fn to_batch(fetches: &[Fetch]) -> RecordBatch {
         large(|f| f.bytes as i64),
         Arc::new(started.with_timezone("UTC")),
         large(|f| f.elapsed_ms as i64),
+        pair(|p| Some(&p.list)),
+        Arc::new(rows.collect::<Int64Array>()),
+        pair(|p| p.caption.as_deref()),
+        pair(|p| p.source.as_deref()),
     ];
     RecordBatch::try_new(schema(), columns).expect("the columns are built from the same schema")
 }
@@ -116,6 +145,7 @@ mod tests {
             bytes: 0,
             started_us: 1_700_000_000_000_000,
             elapsed_ms: 4_200,
+            pair: None,
         };
         assert_eq!(to_batch(&[fetch]).num_columns(), schema().fields().len());
     }

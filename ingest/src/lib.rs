@@ -18,19 +18,19 @@
 //! In reading order: [`pipeline`] the three kinds of runs, [`plan`] their rules, [`source`] input
 //! files. Pages: [`warc`] records, [`http`] responses, [`archive`] what has which address,
 //! [`opt_out`] who says no, [`html`] a page to nodes with [`img_tag`], [`webpage`] nodes to a
-//! document. Pairs: [`list`] rows, [`alt_text`], [`page_pairs`] of
-//! archives. Clips: [`clip`] frames, [`video_text`]. All:
-//! [`image`] checked and shrunk, [`split`] held-out rows, [`outcome`] and [`reject`] what became of
-//! an item, [`figures`] and [`ledger`] what was measured and
-//! asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and the journal, [`partition`] runs on several machines,
-//! [`meter`] and [`metrics`] numbers of a running job,
-//! [`report`], [`check`].
+//! document. Pairs: [`list`] rows, [`fetch`] images that are only named, [`alt_text`], [`page_pairs`]
+//! of archives. Clips: [`clip`] frames, [`video_text`]. All: [`image`] checked and shrunk, [`split`]
+//! held-out rows, [`outcome`] and [`reject`] what became of an item, [`figures`] and [`ledger`] what
+//! was measured and asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and
+//! the journal, [`partition`] runs on several machines, [`meter`] and [`metrics`] numbers of a running
+//! job, [`report`], [`check`], [`retry`] what failed.
 
 pub mod alt_text;
 pub mod archive;
 pub mod check;
 pub mod clip;
 pub mod error;
+pub mod fetch;
 pub mod figures;
 mod flat_tree;
 mod furniture;
@@ -57,6 +57,7 @@ mod progress;
 mod record_log;
 pub mod reject;
 pub mod report;
+pub mod retry;
 pub mod source;
 pub mod split;
 mod subtitles;

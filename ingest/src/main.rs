@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use flamingo_dataset::{CorpusStore, Manifest};
 use flamingo_ingest::check::{self, Checked};
 use flamingo_ingest::error::IngestError;
+use flamingo_ingest::fetch::cause::Cause;
 use flamingo_ingest::meter::Meter;
 use flamingo_ingest::metrics::MetricsServer;
 use flamingo_ingest::output::{Start, Totals};
@@ -17,6 +18,7 @@ use flamingo_ingest::partition::Partition;
 use flamingo_ingest::pipeline::{self, Job};
 use flamingo_ingest::plan::BuildPlan;
 use flamingo_ingest::report;
+use flamingo_ingest::retry::{self, Retried, RetryJob};
 
 /// Turns web pages, image/alt-text pairs and video clips into sharded Parquet corpora.
 ///
@@ -58,6 +60,26 @@ enum Command {
     Check {
         /// Folder or address of the corpus.
         corpus: String,
+    },
+    /// Asks again for the images of a corpus of pairs that could not be fetched, and adds the pairs
+    /// that can be made now as new shards.
+    ///
+    /// Example: flamingo-ingest retry corpora/pairs --cause dns,timeout,429
+    Retry {
+        /// Folder or address of the corpus.
+        corpus: String,
+        /// Causes as in the corpus's ledger, with commas between.
+        #[arg(
+            long,
+            value_name = "CAUSE",
+            required = true,
+            value_delimiter = ',',
+            value_parser = clap::builder::PossibleValuesParser::new(Cause::NAMES)
+        )]
+        cause: Vec<String>,
+        /// Threads that work on images [default: one for each processor].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        workers: Option<u16>,
     },
     /// Writes report.html of a corpus again.
     ///
@@ -103,18 +125,23 @@ impl Common {
         let meter = Arc::new(Meter::default());
         let serve = |address| MetricsServer::start(address, Arc::clone(&meter));
         let server = self.metrics.map(serve).transpose()?;
-        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
         let job = Job {
             plan: BuildPlan::load(self.plan.as_deref())?,
             inputs: self.input.iter().map(|input| without_scheme(input)).collect(),
             out: without_scheme(&self.out),
             start: if self.resume { Start::Resume } else { Start::New },
-            workers: self.workers.map_or_else(processors, usize::from),
+            workers: threads(self.workers),
             partition: self.index,
             meter,
         };
         Ok((job, server))
     }
+}
+
+/// Threads to work with: as many as were asked for, else one for each processor.
+fn threads(asked: Option<u16>) -> usize {
+    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+    asked.map_or_else(processors, usize::from)
 }
 
 /// A local path where an address says `file://`; other addresses stay as they are.
@@ -148,6 +175,11 @@ fn run(command: Command) -> Result<(), IngestError> {
             summary("clips", &job.out, &pipeline::video_text(&job)?)
         }
         Command::Check { corpus } => verdict(&corpus, check::check(&corpus)?),
+        Command::Retry { corpus, cause, workers } => {
+            let corpus = without_scheme(&corpus);
+            let job = RetryJob { corpus, causes: cause, workers: threads(workers) };
+            retried(&job.corpus, &retry::retry(&job)?)
+        }
         Command::Report { corpus } => {
             let store = CorpusStore::open(&corpus)?;
             let manifest = Manifest::read(&store)?;
@@ -178,6 +210,19 @@ fn summary(noun: &str, out: &str, totals: &Totals) -> String {
     rejects.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
     for (rule, n) in rejects {
         writeln!(lines, "rejected: {n} {rule}").expect("writing to a string does not fail");
+    }
+    lines
+}
+
+/// What a retry did, and what is still dropped, most frequent first.
+fn retried(corpus: &str, retried: &Retried) -> String {
+    let Retried { n_asked, n_added, rejects } = retried;
+    let mut lines =
+        format!("{corpus}: asked again for {n_asked} addresses, {n_added} pairs added\n");
+    let mut rejects: Vec<_> = rejects.iter().collect();
+    rejects.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+    for (rule, n) in rejects {
+        writeln!(lines, "still rejected: {n} {rule}").expect("writing to a string does not fail");
     }
     lines
 }

@@ -4,16 +4,19 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::sync_channel;
+use std::thread::Scope;
 
 use flamingo_dataset::{CorpusKind, CorpusStore};
 
 use crate::alt_text::PairJob;
 use crate::archive::Archive;
 use crate::error::IngestError;
+use crate::fetch::{Asked, Fetcher};
 use crate::identity::RunIdentity;
 use crate::list;
 use crate::meter::Meter;
-use crate::ordered::{Limits, Weigh, ordered_map_within};
+use crate::ordered::{Limits, Weigh, ordered_map, ordered_map_within};
 use crate::outcome::Outcome;
 use crate::output::{Opened, Output, Start, Totals};
 use crate::page_pairs;
@@ -62,7 +65,19 @@ pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
     let pages = archive.found.iter().map(Ok);
     let (kind, n_items) = (CorpusKind::Interleaved, Some(archive.found.len()));
     let run = Run { kind, noun: "pages", n_items, images: None, is_dealt: false };
-    job.run(&run, &sources, |wanted| wanted.of(pages), |found| web.document(found))
+    if !job.plan.fetch.pages {
+        let pages = |wanted: Wanted| wanted.of(pages);
+        return job.run(&run, &sources, pages, |found| web.document(found, Vec::new()));
+    }
+    let fetcher = Fetcher::new(&job.plan);
+    std::thread::scope(|scope| {
+        let pages = |wanted: Wanted| {
+            let wished = |found| Ok((found, web.wishes(found)?));
+            let read = read_ahead(scope, wanted.of(pages), job.workers, wished);
+            fetcher.ahead(scope, read, |wished| wished)
+        };
+        job.run(&run, &sources, pages, |Asked { item, answers }| web.document(item, answers))
+    })
 }
 
 /// Lists of images with alt-texts to pairs. Files of the lists are relative to `images`, by default
@@ -89,7 +104,15 @@ pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> 
     let n_items = list::n_rows(&sources, is_wanted)?.map(|n| n as usize);
     let run = Run { kind, noun: "pairs", n_items, images, is_dealt };
     let rows = list::rows(&sources, &job.plan.list, is_wanted);
-    job.run(&run, &sources, |wanted| wanted.of(rows), |row| Ok(pairs.pair(row)))
+    let fetcher = Fetcher::new(&job.plan);
+    std::thread::scope(|scope| {
+        let wishes = |row| {
+            let wishes = pairs.wishes(&row);
+            (row, wishes)
+        };
+        let rows = |wanted: Wanted| fetcher.ahead(scope, wanted.of(rows), wishes);
+        job.run(&run, &sources, rows, |asked| Ok(pairs.pair(asked)))
+    })
 }
 
 /// Pages of archives to pairs of their images with the `alt` of each.
@@ -101,7 +124,7 @@ fn page_pairs(job: &Job) -> Result<Totals, IngestError> {
     let pages = archive.found.iter().map(Ok);
     let (kind, n_items) = (CorpusKind::ImageText, Some(archive.found.len()));
     let run = Run { kind, noun: "pages", n_items, images: None, is_dealt: false };
-    let work = |found| Ok(page_pairs::pairs(web.document(found)?, &job.plan));
+    let work = |found| Ok(page_pairs::pairs(web.document(found, Vec::new())?, &job.plan));
     job.run(&run, &sources, |wanted| wanted.of(pages), work)
 }
 
@@ -119,6 +142,26 @@ pub fn video_text(job: &Job) -> Result<Totals, IngestError> {
     let kind = CorpusKind::VideoText;
     let run = Run { kind, noun: "clips", n_items: None, images: None, is_dealt: false };
     job.run(&run, &sources, |wanted| wanted.of(clips.items()), |item| Ok(clips.clip(item)))
+}
+
+/// Items that other threads work on before anyone takes them, in order.
+fn read_ahead<'scope, T: Send + 'scope, R: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    items: impl Iterator<Item = Result<T, IngestError>> + Send + 'scope,
+    workers: usize,
+    work: impl Fn(T) -> Result<R, IngestError> + Send + Sync + 'scope,
+) -> impl Iterator<Item = Result<R, IngestError>> + Send + 'scope {
+    let (to_queue, queue) = sync_channel(workers);
+    scope.spawn(move || {
+        let items = items.map(|item| item.map_err(Some));
+        let work = |item| work(item).map_err(Some);
+        // Sending fails where the run has ended early.
+        let send = |item| to_queue.send(Ok(item)).map_err(|_| None);
+        if let Err(Some(error)) = ordered_map(items, workers, work, send) {
+            let _ = to_queue.send(Err(error));
+        }
+    });
+    queue.into_iter()
 }
 
 /// What differs between kinds of runs.

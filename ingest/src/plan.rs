@@ -10,6 +10,7 @@ use flamingo_dataset::{CorpusKind, sha256_hex};
 use serde::{Deserialize, Serialize};
 
 use crate::error::IngestError;
+use crate::fetch::plan::FetchPlan;
 
 /// All rules of a run. Sections that a kind of run does not read are ignored by it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub struct BuildPlan {
     pub archive: ArchivePlan,
     /// What sites say about training use.
     pub opt_out: OptOutPlan,
+    /// What is asked for over the network.
+    pub fetch: FetchPlan,
     /// Single images, in pages and in pairs.
     pub image: ImagePlan,
     /// Interleaved documents.
@@ -288,7 +291,15 @@ impl BuildPlan {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(path)
             .map_err(|source| IngestError::PlanRead { path: path.to_owned(), source })?;
-        let plan = Self::parse(&text, &path.display().to_string())?;
+        Self::from_toml(&text, &path.display().to_string())
+    }
+
+    /// Reads and checks the text of a plan; `origin` is its place, for messages.
+    ///
+    /// # Errors
+    /// When it is not TOML, has an unknown key or a value out of range.
+    pub fn from_toml(text: &str, origin: &str) -> Result<Self, IngestError> {
+        let plan = Self::parse(text, origin)?;
         plan.validate()?;
         Ok(plan)
     }
@@ -307,6 +318,7 @@ impl BuildPlan {
     /// # Errors
     /// When a value is out of range.
     pub fn validate(&self) -> Result<(), IngestError> {
+        self.fetch.validate()?;
         let known = |format: &String| FORMATS.contains(&format.as_str());
         let quality = |value: u8| (1..=100).contains(&value);
         let (image, video, split, shard) = (&self.image, &self.video, &self.split, &self.shard);
@@ -371,7 +383,7 @@ impl BuildPlan {
         let unread: &[&str] = match kind {
             CorpusKind::Interleaved => &["list", "caption", "video"],
             CorpusKind::ImageText => &["document", "video"],
-            CorpusKind::VideoText => &["archive", "opt_out", "document", "image"],
+            CorpusKind::VideoText => &["archive", "opt_out", "fetch", "document", "image"],
         };
         table.retain(|section, _| !unread.contains(&section));
         toml::to_string(&table).expect("a table of tables is TOML")

@@ -146,7 +146,7 @@ mod tests {
 
     use super::*;
     use crate::figures::{Figures, Level};
-    use crate::ledger::Fetch;
+    use crate::ledger::{Fetch, PairRow};
     use crate::reject::{DropReason, Origin, Stage};
 
     /// Outcomes with everything in them.
@@ -194,6 +194,12 @@ mod tests {
                 bytes: 3,
                 started_us: 5,
                 elapsed_ms: 6,
+                pair: Some(PairRow {
+                    list: "a.csv".into(),
+                    row: 3,
+                    caption: Some("a cat".into()),
+                    source: None,
+                }),
             }],
         };
         let dropped =

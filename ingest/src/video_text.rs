@@ -113,7 +113,7 @@ impl<'a> ClipJob<'a> {
             ClipItem::Listed(ListItem::Row(row)) => {
                 let list = &self.sources[row.list];
                 let origin = alt_text::origin(list, &row);
-                let key = alt_text::key(list, &row);
+                let key = alt_text::key(list.name(), row.row);
                 let file = row.file.as_deref().ok_or_else(|| {
                     DropReason::because(if row.url.is_some() { "not_fetched" } else { "no_file" })
                 });

@@ -1,14 +1,15 @@
 //! Nodes of a page and the image records of the archives to one interleaved document.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
 use flamingo_dataset::{ImageMeta, Interleaved, Row, Slot, WarcPlace, sha256_hex};
 use url::Url;
 
-use crate::archive::{self, Archive, Found, Place};
+use crate::archive::{self, Archive, Found, NOT_IN_ARCHIVE, Place};
 use crate::error::IngestError;
+use crate::fetch::{Answer, Body, Wish};
 use crate::html::{self, BlockKind, Node, Page};
 use crate::http::{self, Head};
 use crate::image;
@@ -21,6 +22,9 @@ use crate::source::Source;
 use crate::split;
 use crate::warc::Record;
 
+/// Most images of a page that are asked for.
+const WISHES_MAX: usize = 1000;
+
 /// The inputs and rules that every page needs.
 pub struct WebJob<'a> {
     /// The archives.
@@ -32,21 +36,70 @@ pub struct WebJob<'a> {
 }
 
 impl WebJob<'_> {
-    /// Makes one document, or says why not.
+    /// Makes one document, or says why not, with the answers to its wishes.
     ///
     /// # Errors
     /// When an archive cannot be read any more.
-    pub fn document(&self, found: &Found) -> Result<Outcome, IngestError> {
+    pub fn document(&self, found: &Found, answers: Vec<Answer>) -> Result<Outcome, IngestError> {
         let (place, url) = match found {
             Found::Page { place, url } => (*place, url),
             Found::Dropped(reject) => return Ok(Outcome::dropped(reject.clone())),
         };
         let origin = archive::origin(&self.sources[place.source], place.offset, Some(url));
-        without_panic(|| self.page(place, url, &origin))
-            .unwrap_or_else(|drop| Ok(Outcome::dropped(drop.at(Stage::Page, &origin, None))))
+        let mut fetches = Vec::new();
+        let mut fetched = Fetched::new();
+        for Answer { result, fetch } in answers {
+            fetched.insert(fetch.url.clone(), result);
+            fetches.push(fetch);
+        }
+        let outcome = without_panic(|| self.page(place, url, &origin, &fetched))
+            .unwrap_or_else(|drop| Ok(Outcome::dropped(drop.at(Stage::Page, &origin, None))));
+        outcome.map(|outcome| Outcome { fetches, ..outcome })
     }
 
-    fn page(&self, place: Place, url: &str, origin: &Origin) -> Result<Outcome, IngestError> {
+    /// The addresses of the images of a page that the archives lack. The page is read here and again
+    /// when they are there, so that what waits for the network are addresses, not pages.
+    ///
+    /// # Errors
+    /// When an archive cannot be read any more.
+    pub fn wishes(&self, found: &Found) -> Result<Vec<Wish>, IngestError> {
+        let Found::Page { place, url } = found else { return Ok(Vec::new()) };
+        if split::check(&self.plan.split, url).is_some() {
+            return Ok(Vec::new());
+        }
+        let body = archive::read_body(self.sources, *place, self.plan.archive.page_bytes_max)?;
+        let Ok((_, head, body)) = body else { return Ok(Vec::new()) };
+        // What is wrong with a page is said when it is made.
+        let page = without_panic(|| self.read_page(&head, &body, url).ok()).ok().flatten();
+        let mut wanted = Vec::new();
+        for node in page.into_iter().flat_map(|page| page.nodes) {
+            let Node::Image(node) = node else { continue };
+            let is_missing = |url: &String| {
+                let found = self.archive.find(url, self.plan.archive.redirects_max);
+                found.is_err_and(|(_, drop)| drop.reason == NOT_IN_ARCHIVE)
+            };
+            let url = node.urls.first().filter(|url| !wanted.contains(*url));
+            if let Some(url) = url
+                && check_tag(&node, self.plan).is_none()
+                && node.urls.iter().all(is_missing)
+            {
+                wanted.push(url.clone());
+            }
+        }
+        // A page with more images than a document may have is dropped, whatever comes of them.
+        let key = sha256_hex(url.as_bytes());
+        let bytes_max = self.plan.image.bytes_max;
+        let wish = |url| Wish { key: key.clone(), url, bytes_max };
+        Ok(wanted.into_iter().take(WISHES_MAX).map(wish).collect())
+    }
+
+    fn page(
+        &self,
+        place: Place,
+        url: &str,
+        origin: &Origin,
+        fetched: &Fetched,
+    ) -> Result<Outcome, IngestError> {
         if let Some(drop) = split::check(&self.plan.split, url) {
             return Ok(Outcome::dropped(drop.at(Stage::Split, origin, None)));
         }
@@ -56,7 +109,7 @@ impl WebJob<'_> {
             Ok((record, page))
         });
         match read {
-            Ok((record, page)) => self.assemble(&record, url, page, origin),
+            Ok((record, page)) => self.assemble(&record, url, page, origin, fetched),
             Err((stage, drop)) => Ok(Outcome::dropped(drop.at(stage, origin, None))),
         }
     }
@@ -82,14 +135,15 @@ impl WebJob<'_> {
         url: &str,
         page: Page,
         origin: &Origin,
+        fetched: &Fetched,
     ) -> Result<Outcome, IngestError> {
         let mut outcome = Outcome::default();
         let mut slots = Slots::default();
-        let mut seen = HashSet::new();
+        let mut seen = Seen::default();
         for node in page.nodes {
             match node {
                 Node::Text { kind, text } => slots.push_text(kind, &text),
-                Node::Image(image) => match self.find_image(&image, &mut seen)? {
+                Node::Image(image) => match self.find_image(&image, &mut seen, fetched)? {
                     Ok(slot) => slots.push_image(slot),
                     Err((stage, drop)) => {
                         outcome.rejects.push(drop.at(
@@ -127,7 +181,8 @@ impl WebJob<'_> {
     fn find_image(
         &self,
         node: &ImageNode,
-        seen: &mut HashSet<Place>,
+        seen: &mut Seen,
+        fetched: &Fetched,
     ) -> Result<Result<Slot, (Stage, DropReason)>, IngestError> {
         if let Some(drop) = check_tag(node, self.plan) {
             return Ok(Err((Stage::Image, drop)));
@@ -148,21 +203,34 @@ impl WebJob<'_> {
                 Err(_) => {}
             }
         }
-        let Some((url, place)) = found else {
-            return Ok(Err(first.expect("an image has an address")));
-        };
-        if !seen.insert(place) {
-            return Ok(Err((Stage::Image, DropReason::because("repeated_image"))));
-        }
         let rules = &self.plan.image;
-        let (head, body) = match archive::read_body(self.sources, place, rules.bytes_max)? {
-            Ok((_, head, body)) => (head, body),
-            Err(drop) => return Ok(Err((Stage::Image, drop))),
+        let (url, body) = match found {
+            None => match node.urls.first().and_then(|url| Some((url, fetched.get(url)?))) {
+                None => return Ok(Err(first.expect("an image has an address"))),
+                Some((url, _)) if !seen.fetched.insert(url.clone()) => {
+                    return Ok(Err((Stage::Image, DropReason::because("repeated_image"))));
+                }
+                Some((_, Err(reason))) => return Ok(Err(reason.clone())),
+                Some((url, Ok(body))) => match body.decoded(rules.bytes_max) {
+                    Ok(body) => (url, body),
+                    Err(reason) => return Ok(Err(reason)),
+                },
+            },
+            Some((_, place)) if !seen.places.insert(place) => {
+                return Ok(Err((Stage::Image, DropReason::because("repeated_image"))));
+            }
+            Some((url, place)) => {
+                let (head, body) = match archive::read_body(self.sources, place, rules.bytes_max)? {
+                    Ok((_, head, body)) => (head, body),
+                    Err(drop) => return Ok(Err((Stage::Image, drop))),
+                };
+                // A revisit leads to a record of another address, with headers of its own.
+                if let Some(drop) = opt_out::in_head(&head, &self.plan.opt_out) {
+                    return Ok(Err((Stage::OptOut, drop)));
+                }
+                (url, body)
+            }
         };
-        // A revisit leads to a record of another address, with headers of its own.
-        if let Some(drop) = opt_out::in_head(&head, &self.plan.opt_out) {
-            return Ok(Err((Stage::OptOut, drop)));
-        }
         Ok(image::prepare(body, rules).map_err(|drop| (Stage::Image, drop)).map(|picture| {
             let meta = ImageMeta {
                 url: Some(url.clone()),
@@ -178,9 +246,19 @@ impl WebJob<'_> {
     }
 }
 
+/// What the network has given of what a page wished for, by address.
+type Fetched = HashMap<String, Result<Body, (Stage, DropReason)>>;
+
+/// The images that a document has already.
+#[derive(Default)]
+struct Seen {
+    places: HashSet<Place>,
+    fetched: HashSet<String>,
+}
+
 /// Whether any reason says more than the one found so far.
 fn tells_more(found: Option<&(Stage, DropReason)>) -> bool {
-    found.is_none_or(|(_, drop)| drop.reason == "not_in_archive")
+    found.is_none_or(|(_, drop)| drop.reason == NOT_IN_ARCHIVE)
 }
 
 /// What the tag alone tells: furniture by its name or by the size at which it is shown.

@@ -191,7 +191,7 @@ fn images_that_are_none_and_bombs() {
         assert!(lines.contains(&format!("rejected: {reason}\n")), "{reason}: {lines}");
     }
     let urls = place.file("urls.csv", "url,caption\nhttps://a.example/x.jpg,a\n");
-    place.check("alt-text", &urls, 1, &["1 read/not_fetched"]);
+    place.check("alt-text", &urls, 2, &["`fetch.contact` is empty"]);
 }
 
 #[test]

@@ -7,6 +7,8 @@
 )]
 
 mod bad_input;
+mod fault_server;
+mod fetch;
 mod openstax;
 mod output;
 mod pairs_and_clips;
