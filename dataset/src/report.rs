@@ -10,6 +10,17 @@ use std::fmt::Write;
 
 const STYLE: &str = include_str!("report/style.css");
 
+/// One bar of [`Page::bars`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bar {
+    /// What it is.
+    pub label: String,
+    /// Its length.
+    pub value: f64,
+    /// What stands behind it.
+    pub note: String,
+}
+
 /// A page under construction.
 pub struct Page {
     html: String,
@@ -37,9 +48,44 @@ impl Page {
         write_to(&mut self.html, format_args!("<h2>{}</h2>\n", escape(text)));
     }
 
+    /// A smaller heading below one.
+    pub fn subheading(&mut self, text: &str) {
+        write_to(&mut self.html, format_args!("<h3>{}</h3>\n", escape(text)));
+    }
+
+    /// Horizontal bars, the longest as wide as the page allows.
+    pub fn bars(&mut self, bars: &[Bar]) {
+        let most = bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
+        self.html.push_str("<div class=\"bars\">\n");
+        for Bar { label, value, note } in bars {
+            let width = if most > 0.0 { 100.0 * value.max(0.0) / most } else { 0.0 };
+            write_to(
+                &mut self.html,
+                format_args!(
+                    "<span>{}</span><i><b style=\"width:{width:.2}%\"></b></i><span>{}</span>\n",
+                    escape(label),
+                    escape(note)
+                ),
+            );
+        }
+        self.html.push_str("</div>\n");
+    }
+
     /// A paragraph of text.
     pub fn paragraph(&mut self, text: &str) {
         write_to(&mut self.html, format_args!("<p>{}</p>\n", escape(text)));
+    }
+
+    /// A text of a row with a short label beside it.
+    pub fn slot(&mut self, label: &str, text: &str) {
+        write_to(
+            &mut self.html,
+            format_args!(
+                "<div class=\"slot\"><span>{}</span><p>{}</p></div>\n",
+                escape(label),
+                escape(text)
+            ),
+        );
     }
 
     /// A table. Columns of numbers are set flush right.
@@ -78,11 +124,25 @@ impl Page {
         write_to(&mut self.html, format_args!("\"><figcaption>{caption}</figcaption></figure>\n"));
     }
 
+    /// A small image with a caption, several in a line.
+    pub fn thumbnail(&mut self, image: &[u8], mime: &str, caption: &str) {
+        let start = self.html.len();
+        self.figure(image, mime, caption);
+        self.html.insert_str(start + "<figure".len(), " class=\"small\"");
+    }
+
     /// The whole page.
     pub fn finish(mut self) -> String {
         self.html.push_str("</main>\n</body>\n</html>\n");
         self.html
     }
+}
+
+/// Base64 with padding (RFC 4648).
+pub fn base64(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    base64::encode(&mut text, bytes);
+    text
 }
 
 /// `text` with the five characters that HTML gives a meaning replaced.
@@ -127,6 +187,10 @@ mod tests {
         page.table(&[hostile], &[vec![hostile.to_owned()]]);
         page.line_chart(hostile, hostile, &[(hostile.to_owned(), vec![(0.0, 1.0), (1.0, 2.0)])]);
         page.figure(b"x", hostile, hostile);
+        page.thumbnail(b"x", hostile, hostile);
+        page.subheading(hostile);
+        page.slot(hostile, hostile);
+        page.bars(&[Bar { label: hostile.to_owned(), value: 1.0, note: hostile.to_owned() }]);
         let html = page.finish();
         assert!(!html.contains("<script"), "{html}");
         assert!(!html.contains("alert('x')"));

@@ -12,7 +12,13 @@ use crate::{
 /// Row `row_idx` of `columns`, whose types must be those of the schema of `kind`.
 ///
 /// `location` and `row` name the row in messages.
-pub(crate) fn read_row(
+///
+/// # Errors
+/// When the columns of the row contradict each other.
+///
+/// # Panics
+/// When `columns` lacks one that the schema of `kind` has, or has it with another type.
+pub fn read_row(
     kind: CorpusKind,
     columns: &StructArray,
     row_idx: usize,

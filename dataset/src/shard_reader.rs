@@ -236,14 +236,24 @@ fn check_columns(
     Ok(())
 }
 
-/// An object read piece by piece, for its footer.
-struct StoredObject {
+/// An object of a store read piece by piece: a Parquet file of which only some columns or rows are
+/// wanted is opened without being read whole.
+pub struct StoredObject {
     store: CorpusStore,
     file: String,
     size: u64,
 }
 
 impl StoredObject {
+    /// The object `file` of a store.
+    ///
+    /// # Errors
+    /// When the object does not exist or cannot be read.
+    pub fn open(store: &CorpusStore, file: &str) -> Result<Self, CorpusError> {
+        let size = store.size(file)?;
+        Ok(Self { store: store.clone(), file: file.to_owned(), size })
+    }
+
     fn range(&self, range: Range<u64>) -> Result<Bytes, CorpusError> {
         self.store.get_range(&self.file, range)
     }
@@ -269,7 +279,7 @@ impl ChunkReader for StoredObject {
 }
 
 /// Reads an object from one place to its end.
-struct StoredObjectReader {
+pub struct StoredObjectReader {
     object: StoredObject,
     next: u64,
     piece: Bytes,

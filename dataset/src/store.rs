@@ -194,7 +194,7 @@ impl CorpusStore {
     }
 
     /// Location and object in one string, for messages.
-    pub(crate) fn name_of(&self, object: &str) -> String {
+    pub fn name_of(&self, object: &str) -> String {
         format!("{}/{object}", self.location.trim_end_matches('/'))
     }
 
