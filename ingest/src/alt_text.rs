@@ -116,7 +116,9 @@ fn checked_pair(
     }
     let caption = check_caption(row.caption.as_deref(), &plan.caption)
         .map_err(|drop| (Stage::Caption, drop))?;
-    let picture = image::prepare(bytes(&row)?, &plan.image).map_err(|drop| (Stage::Image, drop))?;
+    let bytes = bytes(&row)?;
+    let picture = image::prepare(bytes.clone(), &plan.image)
+        .map_err(|drop| (Stage::Image, drop.with_picture(&bytes)))?;
     Ok(pair(key, caption, row, picture))
 }
 fn pair(key: String, caption: String, row: ListRow, picture: Picture) -> ImageText {

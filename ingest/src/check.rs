@@ -1,248 +1,238 @@
-//! Whether a corpus keeps its promises: checksums, counts, its plan, the columns that follow from
-//! its slots, and images that decode and are what is said of them.
+//! Whether a corpus keeps its promises: files and checksums, exact columns and how they are stored,
+//! masks, texts and offsets that follow from the slots, keys that are unique, images that decode and
+//! are what is said of them, and tables that can be read.
+//!
+//! All problems are found, not only the first; a finished check lists the first
+//! [`PROBLEMS_SHOWN_MAX`] of them.
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Int16Type, Int32Type};
-use flamingo_dataset::media_mask::phi_of_marks;
-use flamingo_dataset::{
-    Attend, Corpus, CorpusError, CorpusKind, CorpusStore, IMAGE_MARK, Row, Slot, sha256_hex,
-};
-use image::{ImageReader, Limits};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+mod content;
+mod keys;
+mod layout;
+mod shard;
+
+use std::collections::BTreeMap;
+
+use flamingo_dataset::{CorpusKind, CorpusStore, Manifest, sha256_hex};
 
 use crate::error::IngestError;
-use crate::output::PLAN_FILE;
+use crate::purge;
 
-/// Most bytes that the decoder of one image may take.
-const DECODER_BYTES_MAX: u64 = 1 << 30;
-/// Rows whose masks are in memory at a time.
-const BATCH_ROWS: usize = 64;
+/// Most problems that are kept with their words; all are counted.
+pub const PROBLEMS_SHOWN_MAX: usize = 20;
 
-/// What was found to be right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How much of a corpus is read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sample {
+    /// Everything.
+    All,
+    /// This part of the rows, evenly spread, and of the checksums.
+    Fraction(f64),
+    /// This many rows, evenly spread.
+    Rows(u64),
+}
+
+impl std::str::FromStr for Sample {
+    type Err = String;
+
+    /// `all`, a fraction with a decimal point (`0.01`), or a number of rows (`500`).
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || "expected `all`, a fraction such as 0.01, or a number of rows".to_owned();
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        if !text.contains('.') {
+            let rows = text.parse::<u64>().map_err(|_| expected())?;
+            return if rows > 0 { Ok(Self::Rows(rows)) } else { Err(expected()) };
+        }
+        let fraction = text.parse::<f64>().map_err(|_| expected())?;
+        if fraction > 0.0 && fraction <= 1.0 {
+            Ok(Self::Fraction(fraction))
+        } else {
+            Err(expected())
+        }
+    }
+}
+
+impl Sample {
+    /// How many of `n` are read.
+    fn of(self, n: u64) -> u64 {
+        match self {
+            Self::All => n,
+            Self::Fraction(fraction) => ((n as f64 * fraction).ceil() as u64).min(n),
+            Self::Rows(rows) => rows.min(n),
+        }
+    }
+}
+
+/// One broken promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, with the row where it is about one.
+    pub place: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// What was looked at, and what was wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
     /// Kind of the corpus.
     pub kind: CorpusKind,
-    /// Rows read.
+    /// Rows of the corpus.
     pub rows: u64,
-    /// Images decoded.
+    /// Rows that were decoded.
+    pub rows_read: u64,
+    /// Images, or frames, that were decoded.
     pub images: u64,
-    /// Words counted.
+    /// Words of the rows that were read.
     pub words: u64,
-    /// Shards whose checksum was compared.
+    /// Shards of the corpus.
     pub shards: usize,
+    /// Shards whose checksum was compared.
+    pub shards_hashed: usize,
+    /// Rows of each table beside the shards.
+    pub tables: BTreeMap<&'static str, u64>,
+    /// The first problems.
+    pub problems: Vec<Problem>,
+    /// How many there are.
+    pub n_problems: u64,
+    /// What is not wrong but should be known.
+    pub notes: Vec<String>,
 }
 
-/// Reads everything in a corpus.
+impl Checked {
+    fn add(&mut self, place: impl Into<String>, problem: impl Into<String>) {
+        self.n_problems += 1;
+        if self.problems.len() < PROBLEMS_SHOWN_MAX {
+            self.problems.push(Problem { place: place.into(), problem: problem.into() });
+        }
+    }
+
+    fn add_all(&mut self, problems: impl IntoIterator<Item = Problem>) {
+        for Problem { place, problem } in problems {
+            self.add(place, problem);
+        }
+    }
+
+    /// Fails where there is a problem; the message names the first.
+    ///
+    /// # Errors
+    /// When there is a problem.
+    pub fn verdict(&self, corpus: &str) -> Result<(), IngestError> {
+        let Some(Problem { place, problem }) = self.problems.first() else { return Ok(()) };
+        let of = if self.n_problems > 1 {
+            format!("{} problems, first: ", self.n_problems)
+        } else {
+            String::new()
+        };
+        let message = format!("{of}{place}: {problem}");
+        Err(IngestError::CheckFailed { corpus: corpus.to_owned(), message })
+    }
+
+    /// The whole result as JSON.
+    pub fn to_json(&self, corpus: &str) -> String {
+        let problems: Vec<_> = self
+            .problems
+            .iter()
+            .map(|p| serde_json::json!({ "place": p.place, "problem": p.problem }))
+            .collect();
+        let json = serde_json::json!({
+            "corpus": corpus,
+            "ok": self.n_problems == 0,
+            "kind": self.kind.name(),
+            "rows": self.rows,
+            "rows_read": self.rows_read,
+            "images_decoded": self.images,
+            "words": self.words,
+            "shards": self.shards,
+            "shards_hashed": self.shards_hashed,
+            "tables": self.tables,
+            "n_problems": self.n_problems,
+            "problems": problems,
+            "notes": self.notes,
+        });
+        format!("{json:#}\n")
+    }
+}
+
+/// Checks a corpus with `workers` threads.
 ///
 /// # Errors
-/// With the first promise that is broken.
-pub fn check(location: &str) -> Result<Checked, IngestError> {
-    let corpus = Corpus::open(location)?;
-    corpus.verify()?;
-    let failed = |message| IngestError::CheckFailed { corpus: location.to_owned(), message };
-    let plan = sha256_hex(&CorpusStore::open(location)?.get(PLAN_FILE)?);
-    if plan != corpus.manifest().plan_sha256 {
-        return Err(failed(format!("{PLAN_FILE} is not the plan that the manifest names")));
-    }
-    let (mut rows, mut images, mut words) = (0, 0, 0);
-    for row in corpus.scan() {
-        let row = row?;
-        check_row(&row).map_err(|problem| failed(format!("row {rows}: {problem}")))?;
-        rows += 1;
-        images += row.n_images() as u64;
-        words += row.words() as u64;
-    }
-    let manifest = corpus.manifest();
-    for (what, found, expected) in [
-        ("rows", rows, manifest.rows),
-        ("images", images, manifest.images),
-        ("words", words, manifest.words),
-    ] {
-        if found != expected {
-            return Err(failed(format!("it has {found} {what}, the manifest says {expected}")));
-        }
-    }
-    if corpus.kind() == CorpusKind::Interleaved {
-        check_masks(&corpus)?;
-    }
-    Ok(Checked { kind: corpus.kind(), rows, images, words, shards: manifest.shards.len() })
+/// When there is no corpus, or the store cannot be read. Broken promises are part of the result.
+pub fn check(location: &str, sample: Sample, workers: usize) -> Result<Checked, IngestError> {
+    let store = CorpusStore::open(location)?;
+    let manifest = Manifest::read(&store)?;
+    let mut checked = Checked {
+        kind: manifest.kind,
+        rows: manifest.rows,
+        rows_read: 0,
+        images: 0,
+        words: 0,
+        shards: manifest.shards.len(),
+        shards_hashed: 0,
+        tables: BTreeMap::new(),
+        problems: Vec::new(),
+        n_problems: 0,
+        notes: Vec::new(),
+    };
+    layout::check(&store, &manifest, &mut checked)?;
+    let shards = shard::check_all(&store, &manifest, &mut checked)?;
+    keys::check(&store, manifest.kind, &shards, &mut checked);
+    content::check(&store, &manifest, &shards, (sample, workers), &mut checked)?;
+    purge::note_unfinished(&store, &manifest, &mut checked.notes)?;
+    Ok(checked)
 }
 
-fn check_row(row: &Row) -> Result<(), String> {
-    for (i, (bytes, told)) in images(row).into_iter().enumerate() {
-        check_image(bytes, told).map_err(|problem| format!("image {i}: {problem}"))?;
+/// Whether the sums of a manifest are those of its shards, and its names are different.
+fn sums(manifest: &Manifest) -> Vec<Problem> {
+    let shards = &manifest.shards;
+    let of = |n: fn(&flamingo_dataset::ShardEntry) -> u64| shards.iter().map(n).sum::<u64>();
+    let sums = [
+        ("rows", manifest.rows, of(|s| s.rows)),
+        ("images", manifest.images, of(|s| s.images)),
+        ("words", manifest.words, of(|s| s.words)),
+    ];
+    let wrong = sums.into_iter().filter(|(_, told, found)| told != found);
+    let mut problems: Vec<_> = wrong
+        .map(|(what, told, found)| Problem {
+            place: flamingo_dataset::MANIFEST_FILE.to_owned(),
+            problem: format!("it says {told} {what}, its shards have {found}"),
+        })
+        .collect();
+    let mut names: Vec<_> = shards.iter().map(|shard| &shard.file).collect();
+    names.sort();
+    for pair in names.windows(2).filter(|pair| pair[0] == pair[1]) {
+        let place = flamingo_dataset::MANIFEST_FILE.to_owned();
+        problems.push(Problem { place, problem: format!("it lists {} twice", pair[0]) });
     }
-    match row {
-        Row::VideoText(clip) if clip.frames.len() != clip.frame_ms.len() => {
-            Err(format!("{} frames and {} times", clip.frames.len(), clip.frame_ms.len()))
-        }
-        Row::VideoText(clip) if !clip.frame_ms.is_sorted() => {
-            Err("the times of the frames are not in order".to_owned())
-        }
-        _ if row.key().is_empty() => Err("it has no key".to_owned()),
-        _ => Ok(()),
-    }
+    problems
 }
 
-/// What a row says of an image.
-#[derive(Debug, Clone, Copy)]
-struct Told<'a> {
-    size: (i32, i32),
-    /// None for a frame: its row has the hash of the clip.
-    sha256: Option<&'a str>,
-}
-
-/// The images of a row with what the row says of each.
-fn images(row: &Row) -> Vec<(&[u8], Told<'_>)> {
-    match row {
-        Row::Interleaved(document) => {
-            let images = document.slots.iter().filter_map(|slot| match slot {
-                Slot::Image { image, meta } => {
-                    let (size, sha256) = ((meta.width, meta.height), Some(meta.sha256.as_str()));
-                    Some((&image.bytes[..], Told { size, sha256 }))
-                }
-                Slot::Text(_) => None,
-            });
-            images.collect()
-        }
-        Row::ImageText(pair) => {
-            let (size, sha256) = ((pair.width, pair.height), Some(pair.sha256.as_str()));
-            vec![(&pair.image.bytes, Told { size, sha256 })]
-        }
-        Row::VideoText(clip) => {
-            let told = Told { size: (clip.width, clip.height), sha256: None };
-            clip.frames.iter().map(|frame| (&frame.bytes[..], told)).collect()
-        }
-    }
-}
-
-fn check_image(bytes: &[u8], told: Told<'_>) -> Result<(), String> {
-    let reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
-    let mut reader = reader.map_err(|error| error.to_string())?;
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(DECODER_BYTES_MAX);
-    reader.limits(limits);
-    let image = reader.decode().map_err(|error| error.to_string())?;
-    let size = (image.width() as i32, image.height() as i32);
-    if size != told.size {
-        return Err(format!("its size is {size:?}, its row says {:?}", told.size));
-    }
-    match told.sha256 {
-        Some(told) if told != sha256_hex(bytes) => Err(format!("its sha256 is not {told}")),
-        _ => Ok(()),
-    }
-}
-
-/// Compares the columns of the media mask with the slots they are made from.
-fn check_masks(corpus: &Corpus) -> Result<(), IngestError> {
-    const COLUMNS: [&str; 6] =
-        ["texts", "images", "media_prev", "media_next", "text", "image_char_offset"];
-    let store = CorpusStore::open(corpus.location())?;
-    for shard in &corpus.manifest().shards {
-        let object = || shard.file.clone();
-        let parquet = |source| CorpusError::Parquet { object: object(), source };
-        let builder =
-            ParquetRecordBatchReaderBuilder::try_new(store.get(&shard.file)?).map_err(parquet)?;
-        let mask = ProjectionMask::columns(builder.parquet_schema(), COLUMNS);
-        let reader = builder.with_projection(mask).with_batch_size(BATCH_ROWS).build();
-        let mut first_row = 0;
-        for batch in reader.map_err(parquet)? {
-            let batch = batch.map_err(|source| CorpusError::Arrow { object: object(), source })?;
-            for i in 0..batch.num_rows() {
-                check_mask(&batch, i).map_err(|problem| IngestError::CheckFailed {
-                    corpus: corpus.location().to_owned(),
-                    message: format!("{} row {}: {problem}", shard.file, first_row + i),
-                })?;
-            }
-            first_row += batch.num_rows();
-        }
-    }
-    Ok(())
-}
-
-fn check_mask(batch: &RecordBatch, i: usize) -> Result<(), String> {
-    let list = |name: &str| batch[name].as_list::<i32>().value(i);
-    let (texts, images) = (list("texts"), list("images"));
-    let marks: Vec<bool> = (0..images.len()).map(|slot| images.is_valid(slot)).collect();
-    let is_parallel =
-        texts.len() == images.len() && (0..texts.len()).all(|s| texts.is_valid(s) != marks[s]);
-    if !is_parallel {
-        return Err("its texts and images are not parallel".to_owned());
-    }
-    for (name, attend) in [("media_prev", Attend::Previous), ("media_next", Attend::Next)] {
-        let stored = list(name);
-        let stored = stored.as_primitive::<Int16Type>().values().iter().map(|&n| i32::from(n));
-        if !stored.eq(phi_of_marks(&marks, attend)) {
-            return Err(format!("`{name}` does not follow from its slots"));
-        }
-    }
-    check_text(batch, i, &marks)
-}
-
-/// Compares the joined text and the places of its marks with the slots.
-fn check_text(batch: &RecordBatch, i: usize, marks: &[bool]) -> Result<(), String> {
-    let list = |name: &str| batch[name].as_list::<i32>().value(i);
-    let texts = list("texts");
-    let texts = texts.as_string::<i32>();
-    let (mut joined, mut offsets, mut n_chars) = (String::new(), Vec::new(), 0);
-    for (slot, &is_image) in marks.iter().enumerate() {
-        let is_after_text = slot > 0 && !marks[slot - 1];
-        let glue = if is_after_text && !is_image { "\n" } else { "" };
-        let piece = if is_image { IMAGE_MARK } else { texts.value(slot) };
-        if is_image {
-            offsets.push(n_chars);
-        }
-        joined.extend([glue, piece]);
-        n_chars += (glue.len() + piece.chars().count()) as i32;
-    }
-    if batch["text"].as_string::<i32>().value(i) != joined {
-        return Err("`text` is not its slots joined".to_owned());
-    }
-    if list("image_char_offset").as_primitive::<Int32Type>().values() != &offsets[..] {
-        return Err("`image_char_offset` does not point at its image marks".to_owned());
-    }
-    Ok(())
+/// The hash of a text file of the corpus, where there is one.
+fn hash_of(store: &CorpusStore, name: &str) -> Result<Option<String>, IngestError> {
+    Ok(if store.exists(name)? { Some(sha256_hex(&store.get(name)?)) } else { None })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use arrow::array::{ArrayRef, Int32Builder, ListBuilder, StringArray, StringBuilder};
-
     use super::*;
 
     #[test]
-    fn an_image_is_what_is_said_of_it() {
-        let mut png = std::io::Cursor::new(Vec::new());
-        image::RgbImage::new(3, 2).write_to(&mut png, image::ImageFormat::Png).unwrap();
-        let png = png.into_inner();
-        let sha256 = sha256_hex(&png);
-        let check = |size, sha256| check_image(&png, Told { size, sha256: Some(sha256) });
-        check((3, 2), &sha256).unwrap();
-        assert!(check((2, 3), &sha256).unwrap_err().contains("its size is (3, 2)"));
-        assert!(check((3, 2), "other").unwrap_err().contains("its sha256 is not other"));
-    }
-
-    #[test]
-    fn the_text_is_its_slots_joined() {
-        let check = |text: &str, offset: i32| {
-            let mut texts = ListBuilder::new(StringBuilder::new());
-            texts.append_value([Some("é"), Some("b"), None, Some("c")]);
-            let mut offsets = ListBuilder::new(Int32Builder::new());
-            offsets.append_value([Some(offset)]);
-            let columns: [(&str, ArrayRef); 3] = [
-                ("texts", Arc::new(texts.finish())),
-                ("image_char_offset", Arc::new(offsets.finish())),
-                ("text", Arc::new(StringArray::from(vec![text]))),
-            ];
-            let batch = RecordBatch::try_from_iter(columns).unwrap();
-            check_text(&batch, 0, &[false, false, true, false])
+    fn a_sample_is_a_fraction_or_rows() {
+        let check = |text: &str, expected: Option<Sample>| {
+            assert_eq!(text.parse::<Sample>().ok(), expected, "{text}");
         };
-        check("é\nb<image>c", 3).unwrap();
-        assert!(check("é\nb<image>d", 3).is_err());
-        assert!(check("é\nb<image>c", 2).is_err());
+        check("all", Some(Sample::All));
+        check("0.01", Some(Sample::Fraction(0.01)));
+        check("1.0", Some(Sample::Fraction(1.0)));
+        check("1", Some(Sample::Rows(1)));
+        check("500", Some(Sample::Rows(500)));
+        for wrong in ["0", "0.0", "1.5", "-3", "half", ""] {
+            check(wrong, None);
+        }
+        assert_eq!(
+            [Sample::Fraction(0.5).of(3), Sample::Rows(9).of(3), Sample::All.of(3)],
+            [2, 3, 3]
+        );
     }
 }

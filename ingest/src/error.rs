@@ -208,6 +208,56 @@ pub enum IngestError {
         /// The first broken promise.
         message: String,
     },
+    /// A corpus that something else is writing.
+    #[error(
+        "corpus {corpus} is being written: expected no run that is unfinished and no other purge"
+    )]
+    CorpusBusy {
+        /// The corpus as given.
+        corpus: String,
+    },
+    /// The place of an export is taken, or is no folder of a disk.
+    #[error("output {out} exists or is no local path, expected a new folder on a disk")]
+    ExportExists {
+        /// The output as given.
+        out: String,
+    },
+    /// A format that has no place for rows of this kind.
+    #[error("format {format} holds interleaved documents, the corpus is {kind}")]
+    ExportKind {
+        /// The format.
+        format: &'static str,
+        /// Kind of the corpus.
+        kind: &'static str,
+    },
+    /// A file beside the corpus could not be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A row that is asked for and is not there.
+    #[error("corpus {corpus} has no row with {what} `{value}`")]
+    NoSuchRow {
+        /// The corpus as given.
+        corpus: String,
+        /// `key` or `address`.
+        what: &'static str,
+        /// What was given.
+        value: String,
+    },
+    /// What a person named is nothing that a corpus can hold.
+    #[error("{by} `{value}` is not {expected}")]
+    Target {
+        /// How it was named: `url`, `domain`, `sha256`.
+        by: &'static str,
+        /// What was given.
+        value: String,
+        /// What would have been accepted.
+        expected: &'static str,
+    },
     /// The video library could not be started.
     #[error("cannot start the video decoder: {message}")]
     VideoDecoder {
@@ -258,6 +308,9 @@ impl IngestError {
             | Self::MetricsAddress { .. }
             | Self::OutputExists { .. }
             | Self::OutputForeign { .. }
+            | Self::Target { .. }
+            | Self::ExportExists { .. }
+            | Self::ExportKind { .. }
             | Self::ResumeMismatch { .. } => 2,
             _ => 1,
         }

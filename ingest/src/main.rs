@@ -11,14 +11,17 @@ use flamingo_dataset::{CorpusStore, Manifest};
 use flamingo_ingest::check::{self, Checked};
 use flamingo_ingest::error::IngestError;
 use flamingo_ingest::fetch::cause::Cause;
+use flamingo_ingest::export;
 use flamingo_ingest::meter::Meter;
 use flamingo_ingest::metrics::MetricsServer;
 use flamingo_ingest::output::{Start, Totals};
 use flamingo_ingest::partition::Partition;
 use flamingo_ingest::pipeline::{self, Job};
 use flamingo_ingest::plan::BuildPlan;
+use flamingo_ingest::purge::{self, By, Mode, Target, Targets};
 use flamingo_ingest::report;
 use flamingo_ingest::retry::{self, Retried, RetryJob};
+use flamingo_ingest::view::{self, Which};
 
 /// Turns web pages, image/alt-text pairs and video clips into sharded Parquet corpora.
 ///
@@ -54,12 +57,23 @@ enum Command {
     ///
     /// Example: flamingo-ingest video-text --input clips --out corpora/clips
     VideoText(Common),
-    /// Reads everything in a corpus and compares it with its manifest.
+    /// Compares a corpus with everything it promises: files, checksums, exact columns, masks, unique
+    /// keys, images that decode. Lists all problems; exits with 1 where there is one.
     ///
-    /// Example: flamingo-ingest check corpora/pages
+    /// Example: flamingo-ingest check corpora/pages --sample 0.01
     Check {
         /// Folder or address of the corpus.
         corpus: String,
+        /// How much is read: `all`, a fraction (0.01) or a number of rows (500), evenly spread. Files,
+        /// footers, keys and tables are always checked.
+        #[arg(long, value_name = "FRACTION|ROWS", default_value = "all")]
+        sample: check::Sample,
+        /// Prints the result as JSON.
+        #[arg(long)]
+        json: bool,
+        /// Threads that decode [default: one for each processor].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        workers: Option<u16>,
     },
     /// Asks again for the images of a corpus of pairs that could not be fetched, and adds the pairs
     /// that can be made now as new shards.
@@ -81,12 +95,73 @@ enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         workers: Option<u16>,
     },
-    /// Writes report.html of a corpus again.
+    /// Writes report.html of a corpus again: the funnel, what other thresholds would keep, samples of
+    /// what was kept and dropped.
     ///
     /// Example: flamingo-ingest report corpora/pages
     Report {
         /// Folder or address of the corpus.
         corpus: String,
+    },
+    /// Shows one row: its texts and images in order, and which image each text may see.
+    ///
+    /// Example: flamingo-ingest view corpora/pages --row 7 --out row.html
+    View {
+        /// Folder or address of the corpus.
+        corpus: String,
+        /// Number of the row, from 0 [default: 0].
+        #[arg(long, value_name = "N", conflicts_with_all = ["key", "url"])]
+        row: Option<u64>,
+        /// Identifier of the row: `doc_id` or `key`.
+        #[arg(long, conflicts_with = "url")]
+        key: Option<String>,
+        /// Address of the row.
+        #[arg(long)]
+        url: Option<String>,
+        /// Also writes the row with its images into this new HTML file.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Writes a corpus in a form that other programs read.
+    ///
+    /// Example: flamingo-ingest export corpora/pages --format webdataset --out pages-wds
+    Export {
+        /// Folder or address of the corpus.
+        corpus: String,
+        /// The form.
+        #[arg(long, value_enum)]
+        format: export::Format,
+        /// The new folder.
+        #[arg(long, value_name = "FOLDER")]
+        out: String,
+        /// Rows of one file.
+        #[arg(long, value_name = "N", default_value_t = export::FILE_ROWS,
+              value_parser = clap::value_parser!(u64).range(1..))]
+        file_rows: u64,
+    },
+    /// Takes documents and images out of a corpus for good. What is asked for is recorded in the corpus,
+    /// so that no later run or retry brings it back. Without anything to remove, ends a purge that was
+    /// cut off.
+    ///
+    /// Example: flamingo-ingest purge corpora/pages --domain a.example --list takedown.txt
+    Purge {
+        /// Folder or address of the corpus.
+        corpus: String,
+        /// Addresses of documents, images, pairs or clips.
+        #[arg(long, value_name = "URL", num_args = 1..)]
+        url: Vec<String>,
+        /// Hosts, with all their subdomains.
+        #[arg(long, value_name = "DOMAIN", num_args = 1..)]
+        domain: Vec<String>,
+        /// Hashes of stored images, or of the files of clips.
+        #[arg(long, value_name = "HASH", num_args = 1..)]
+        sha256: Vec<String>,
+        /// A file with one of these on each line: `url ...`, `domain ...`, `sha256 ...`.
+        #[arg(long, value_name = "FILE")]
+        list: Option<PathBuf>,
+        /// Only tells what would be removed.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -174,11 +249,16 @@ fn run(command: Command) -> Result<(), IngestError> {
             let (job, _server) = common.job()?;
             summary("clips", &job.out, &pipeline::video_text(&job)?)
         }
-        Command::Check { corpus } => verdict(&corpus, check::check(&corpus)?),
         Command::Retry { corpus, cause, workers } => {
             let corpus = without_scheme(&corpus);
             let job = RetryJob { corpus, causes: cause, workers: threads(workers) };
             retried(&job.corpus, &retry::retry(&job)?)
+        }
+        Command::Check { corpus, sample, json, workers } => {
+            let checked = check::check(&corpus, sample, threads(workers))?;
+            let lines = if json { checked.to_json(&corpus) } else { verdict(&corpus, &checked) };
+            print(&lines)?;
+            return checked.verdict(&corpus);
         }
         Command::Report { corpus } => {
             let store = CorpusStore::open(&corpus)?;
@@ -186,8 +266,44 @@ fn run(command: Command) -> Result<(), IngestError> {
             report::write(&store, manifest)?;
             format!("{}/{}\n", corpus.trim_end_matches('/'), report::REPORT_FILE)
         }
+        Command::View { corpus, row, key, url, out } => {
+            let which = key.map(Which::Key).or(url.map(Which::Url));
+            let which = which.unwrap_or(Which::Row(row.unwrap_or(0)));
+            let (row_idx, row) = view::find(&corpus, &which)?;
+            if let Some(path) = out {
+                let html = view::to_html(row_idx, &row);
+                flamingo_dataset::write_durably(&path, html.as_bytes())
+                    .map_err(|source| IngestError::Write { path, source })?;
+            }
+            view::to_text(row_idx, &row)
+        }
+        Command::Export { corpus, format, out, file_rows } => {
+            let exported = export::export(&corpus, format, &out, file_rows)?;
+            let export::Exported { rows, images, files, bytes } = exported;
+            format!("{out}: {rows} rows, {images} images, {files} files, {bytes} bytes\n")
+        }
+        Command::Purge { corpus, url, domain, sha256, list, dry_run } => {
+            let mut targets = list.as_deref().map(Targets::read).transpose()?.unwrap_or_default();
+            for (by, values) in [(By::Url, url), (By::Domain, domain), (By::Sha256, sha256)] {
+                for value in values {
+                    targets.add(Target::parse(by, &value)?);
+                }
+            }
+            let mode = if dry_run { Mode::DryRun } else { Mode::Remove };
+            let outcome = purge::purge(&corpus, &targets, mode)?;
+            purged(&corpus, mode, &outcome)
+        }
     };
+    print(&lines)
+}
+
+fn print(lines: &str) -> Result<(), IngestError> {
     std::io::stdout().write_all(lines.as_bytes()).map_err(|source| IngestError::Stdout { source })
+}
+
+fn threads(workers: Option<u16>) -> usize {
+    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+    workers.map_or_else(processors, usize::from)
 }
 
 /// The last lines of a run: what there is now, and what was dropped, most frequent first.
@@ -227,10 +343,52 @@ fn retried(corpus: &str, retried: &Retried) -> String {
     lines
 }
 
-fn verdict(corpus: &str, checked: Checked) -> String {
-    let Checked { kind, rows, images, words, shards } = checked;
+fn verdict(corpus: &str, checked: &Checked) -> String {
+    let mut lines = String::new();
+    let mut add = |line: std::fmt::Arguments<'_>| {
+        lines.write_fmt(line).expect("writing to a string does not fail");
+    };
+    for problem in &checked.problems {
+        add(format_args!("problem: {}: {}\n", problem.place, problem.problem));
+    }
+    let more = checked.n_problems - checked.problems.len() as u64;
+    if more > 0 {
+        add(format_args!("problem: and {more} more\n"));
+    }
+    for note in &checked.notes {
+        add(format_args!("note: {note}\n"));
+    }
+    let Checked { kind, rows, images, words, shards, .. } = checked;
     let kind = kind.name();
-    format!("{corpus}: ok, {kind}, {rows} rows, {images} images, {words} words, {shards} shards\n")
+    if checked.n_problems == 0 {
+        let read = if checked.rows_read == *rows {
+            format!("{images} images, {words} words, {shards} shards")
+        } else {
+            let (rows_read, hashed) = (checked.rows_read, checked.shards_hashed);
+            format!(
+                "{shards} shards; sampled {rows_read} rows with {images} images and {hashed} checksums"
+            )
+        };
+        add(format_args!("{corpus}: ok, {kind}, {rows} rows, {read}\n"));
+    }
+    lines
+}
+
+/// What a purge did, or would do.
+fn purged(corpus: &str, mode: Mode, outcome: &purge::Outcome) -> String {
+    let purge::Outcome { rows, images, rewritten, shards, of_shards, table_rows, .. } = outcome;
+    let (removed, written) = match mode {
+        Mode::Remove => ("removed", "written again"),
+        Mode::DryRun => ("to remove", "to write again"),
+    };
+    let mut lines = format!(
+        "{corpus}: {removed}: {rows} rows, and {images} images of {rewritten} documents that stay; \
+         {written}: {shards} of {of_shards} shards; {removed} from the tables: {table_rows} rows\n"
+    );
+    for target in &outcome.not_found {
+        writeln!(lines, "not found: {target}").expect("writing to a string does not fail");
+    }
+    lines
 }
 
 /// An error and its causes in one line.

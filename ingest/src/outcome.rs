@@ -42,7 +42,9 @@ impl Weigh for Outcome {
     fn weight(&self) -> u64 {
         let rows = self.rows.iter().map(Row::stored_bytes).sum::<usize>();
         let notes = self.rejects.len() + self.figures.len() + self.fetches.len();
-        (rows + notes * NOTE_BYTES) as u64
+        let pictures = self.rejects.iter().filter_map(|reject| reject.drop.picture.as_ref());
+        let pictures = pictures.map(bytes::Bytes::len).sum::<usize>();
+        (rows + pictures + notes * NOTE_BYTES) as u64
     }
 }
 

@@ -31,9 +31,11 @@ use crate::ledger::{self, Fetch};
 use crate::meter::Meter;
 use crate::outcome::Outcome;
 use crate::plan::{BuildPlan, ShardPlan};
+use crate::purge::{self, Targets};
 use crate::record_log::{self, RecordLog};
 use crate::reject::{self, Reject};
 use crate::report;
+use crate::samples::Samples;
 use crate::source::{hex, is_url};
 
 /// The effective plan, beside the shards.
@@ -56,6 +58,8 @@ pub const REJECTS: &str = "rejects";
 pub const FIGURES: &str = "figures";
 /// Folder of the ledger.
 pub const LEDGER: &str = "ledger";
+/// Folder of the pictures of rejects.
+pub const SAMPLES: &str = "samples";
 
 /// One published part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +124,9 @@ pub struct Output {
     /// Held while this run writes: two runs must not write one journal.
     lock: Option<File>,
     meter: Arc<Meter>,
+    /// What was taken out of this corpus on request: it does not come back.
+    purged: Targets,
+    images_min: u64,
     /// The first record that was dropped, for the message of a run that keeps nothing.
     first_reject: Option<Reject>,
 }
@@ -133,6 +140,7 @@ struct Part {
     rejects: Vec<Reject>,
     figures: Vec<Figures>,
     fetches: Vec<Fetch>,
+    samples: Samples,
 }
 
 /// A shard that is not published yet.
@@ -204,7 +212,10 @@ impl Output {
         sweep(out);
         let entries = read_entries(&store, &names)?;
         let is_finished = exists(MANIFEST_FILE) && entries.is_empty();
+        let purged = Targets::of_run(&store)?;
         let mut output = Self {
+            purged,
+            images_min: plan.document.images_min,
             scratch: scratch(out, &identity),
             store,
             identity,
@@ -360,7 +371,11 @@ impl Output {
         self.take(outcome)
     }
 
-    fn take(&mut self, outcome: Outcome) -> Result<(), IngestError> {
+    fn take(&mut self, mut outcome: Outcome) -> Result<(), IngestError> {
+        if !self.purged.is_empty() {
+            purge::leave_out(&self.purged, &mut outcome, self.images_min);
+        }
+        self.part.samples.take(&mut outcome.rejects);
         self.meter.count(&outcome);
         if self.first_reject.is_none() {
             self.first_reject = outcome.rejects.first().cloned();
@@ -462,7 +477,8 @@ impl Output {
     fn remove_all(&self) -> Result<(), IngestError> {
         self.remove_journal()?;
         let is_ours = |name: &&String| {
-            let is_table = [REJECTS, FIGURES, LEDGER].iter().any(|table| name.starts_with(table));
+            let is_table =
+                [REJECTS, FIGURES, LEDGER, SAMPLES].iter().any(|table| name.starts_with(table));
             name.starts_with("shard-") || is_table || *name == PLAN_FILE
         };
         for name in self.store.list("")?.iter().filter(is_ours) {
@@ -470,7 +486,7 @@ impl Output {
         }
         self.store.delete(RUN_FILE)?;
         sweep(self.store.location());
-        self.remove_folders(&[REJECTS, FIGURES, LEDGER, ""]);
+        self.remove_folders(&[REJECTS, FIGURES, LEDGER, SAMPLES, ""]);
         Ok(())
     }
 
@@ -568,6 +584,10 @@ impl Publication {
         self.write_table(REJECTS, &part.rejects, reject::encode)?;
         self.write_table(FIGURES, &part.figures, figures::encode)?;
         self.write_table(LEDGER, &part.fetches, ledger::encode)?;
+        if !part.samples.is_empty() {
+            let name = format!("{SAMPLES}/part-{:05}.parquet", self.i);
+            self.store.put(&name, part.samples.encode().into())?;
+        }
         let mut rejects = BTreeMap::new();
         for reject in &part.rejects {
             *rejects.entry(reject.rule()).or_default() += 1;

@@ -304,7 +304,7 @@ impl BuildPlan {
         Ok(plan)
     }
 
-    fn parse(text: &str, origin: &str) -> Result<Self, IngestError> {
+    pub(crate) fn parse(text: &str, origin: &str) -> Result<Self, IngestError> {
         toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
             let place = line.map(|line| format!(" (line {line})")).unwrap_or_default();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
@@ -17,6 +18,10 @@ use crate::word::{self, Word};
 
 /// A constant, so that a file does not depend on the version of a library.
 const CREATED_BY: &str = "flamingo-ingest version 1";
+
+/// Largest image that travels with its reject until it is known whether it will be shown. It bounds
+/// what results that wait for their turn take.
+const PICTURE_BYTES_MAX: usize = 1 << 20;
 
 /// The step of the run at which something was dropped, in the order of the funnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -70,22 +75,31 @@ pub struct DropReason {
     pub limit: Option<f64>,
     /// Words for the reader: a header line, a decoder's message.
     pub detail: Option<String>,
+    /// The image that was dropped, as found: a few are shown in the report, see [`crate::samples`].
+    pub picture: Option<Bytes>,
 }
 
 impl DropReason {
     /// A rule without a number.
     pub fn because(reason: &'static str) -> Self {
-        Self { reason, measured: None, limit: None, detail: None }
+        Self { reason, measured: None, limit: None, detail: None, picture: None }
     }
 
     /// A rule whose `measured` value broke its `limit`.
     pub fn limit(reason: &'static str, measured: f64, limit: f64) -> Self {
-        Self { reason, measured: Some(measured), limit: Some(limit), detail: None }
+        Self { measured: Some(measured), limit: Some(limit), ..Self::because(reason) }
     }
 
     /// A rule with an explanation.
     pub fn detail(reason: &'static str, detail: impl Into<String>) -> Self {
         Self { detail: Some(detail.into()), ..Self::because(reason) }
+    }
+
+    /// The same with the image that it is about, unless that is too large to be carried along.
+    #[must_use]
+    pub fn with_picture(self, bytes: &Bytes) -> Self {
+        let is_small = bytes.len() <= PICTURE_BYTES_MAX;
+        Self { picture: is_small.then(|| bytes.clone()), ..self }
     }
 
     /// The full reject, once it is known where the thing came from.

@@ -29,6 +29,7 @@ use crate::ordered::ordered_map;
 use crate::outcome::Outcome;
 use crate::output::{FIGURES, LEDGER, PLAN_FILE, REJECTS};
 use crate::plan::BuildPlan;
+use crate::purge::{self, Targets};
 use crate::progress::{Phase, Progress};
 use crate::reject::{self, DropReason, Reject, encode_batch};
 use crate::report;
@@ -36,7 +37,7 @@ use crate::report;
 /// Folder of what is prepared and not yet part of the corpus.
 const FOLDER: &str = "retry";
 /// Its record: once it is there, what it names becomes part of the corpus.
-const COMMIT: &str = "retry/commit.json";
+pub(crate) const COMMIT: &str = "retry/commit.json";
 
 /// What to ask for again.
 #[derive(Debug, Clone)]
@@ -102,10 +103,15 @@ pub fn retry(job: &RetryJob) -> Result<Retried, IngestError> {
     let fetcher = Fetcher::new(&plan);
     let meter = Arc::new(Meter::default());
     let progress = Progress::start(Phase::Work, "addresses", &meter);
+    // What was taken out on request is not even asked for.
+    let purged = Targets::recorded(&store)?;
+    let is_purged =
+        |failed: &Failed| failed.row.url.as_ref().is_some_and(|url| purged.of_url(url).is_some());
     let failed = (0..parts.len()).flat_map(|part| {
         let rows = failed_rows(&store, &parts, part, &job.causes);
-        let (rows, error) =
+        let (mut rows, error) =
             rows.map_or_else(|error| (Vec::new(), Some(error)), |rows| (rows, None));
+        rows.retain(|failed| !is_purged(failed));
         rows.into_iter().map(Ok).chain(error.map(Err))
     });
     std::thread::scope(|scope| {
@@ -115,7 +121,12 @@ pub fn retry(job: &RetryJob) -> Result<Retried, IngestError> {
         };
         let asked = fetcher.ahead(scope, failed, wish);
         let work = |asked| Ok(work(&plan, asked));
-        ordered_map(asked, job.workers, work, |tried: Tried| {
+        ordered_map(asked, job.workers, work, |mut tried: Tried| {
+            // An image may be named by its hash, which is known only now.
+            purge::leave_out(&purged, &mut tried.outcome, plan.document.images_min);
+            for reject in &mut tried.outcome.rejects {
+                reject.drop.picture = None;
+            }
             meter.count(&tried.outcome);
             patch.push(tried)
         })

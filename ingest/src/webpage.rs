@@ -231,7 +231,8 @@ impl WebJob<'_> {
                 (url, body)
             }
         };
-        Ok(image::prepare(body, rules).map_err(|drop| (Stage::Image, drop)).map(|picture| {
+        let dropped = |drop: DropReason| (Stage::Image, drop.with_picture(&body));
+        Ok(image::prepare(body.clone(), rules).map_err(dropped).map(|picture| {
             let meta = ImageMeta {
                 url: Some(url.clone()),
                 alt: node.alt.clone(),

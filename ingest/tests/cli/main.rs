@@ -9,6 +9,7 @@
 mod bad_input;
 mod fault_server;
 mod fetch;
+mod finished;
 mod openstax;
 mod output;
 mod pairs_and_clips;
