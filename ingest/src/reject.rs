@@ -76,7 +76,55 @@ pub struct DropReason {
     /// Words for the reader: a header line, a decoder's message.
     pub detail: Option<String>,
     /// The image that was dropped, as found: a few are shown in the report, see [`crate::samples`].
+    #[serde(with = "picture")]
     pub picture: Option<Bytes>,
+}
+
+/// Pictures as strings of bytes in the journal, not as lists of numbers.
+mod picture {
+    use std::fmt;
+
+    use bytes::Bytes;
+    use serde::de::{Deserializer, Error, Visitor};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(
+        bytes: &Option<Bytes>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match bytes {
+            Some(bytes) => to.serialize_bytes(bytes),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Bytes>, D::Error> {
+        from.deserialize_any(Picture)
+    }
+
+    struct Picture;
+
+    impl Visitor<'_> for Picture {
+        type Value = Option<Bytes>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("bytes or nothing")
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+            Ok(Some(Bytes::copy_from_slice(bytes)))
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+    }
 }
 
 impl DropReason {
@@ -229,6 +277,15 @@ pub fn to_batch(rejects: &[Reject]) -> RecordBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_picture_survives_the_journal() {
+        for picture in [None, Some(Bytes::from_static(b"\x00\xffpng"))] {
+            let drop = DropReason { picture, ..DropReason::limit("aspect", 4.0, 3.0) };
+            let bytes = rmp_serde::to_vec_named(&drop).unwrap();
+            assert_eq!(rmp_serde::from_slice::<DropReason>(&bytes).unwrap(), drop);
+        }
+    }
 
     #[test]
     fn a_reject_keeps_place_rule_and_numbers() {

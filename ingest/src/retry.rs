@@ -29,8 +29,8 @@ use crate::ordered::ordered_map;
 use crate::outcome::Outcome;
 use crate::output::{FIGURES, LEDGER, PLAN_FILE, REJECTS};
 use crate::plan::BuildPlan;
-use crate::purge::{self, Targets};
 use crate::progress::{Phase, Progress};
+use crate::purge::{self, Targets};
 use crate::reject::{self, DropReason, Reject, encode_batch};
 use crate::report;
 
@@ -310,7 +310,9 @@ impl<'a> Patch<'a> {
         let rows = std::mem::take(&mut self.rows);
         self.bytes = 0;
         let number = |shard: &ShardEntry| {
-            shard.file.strip_prefix("shard-")?.strip_suffix(".parquet")?.parse::<u64>().ok()
+            // A shard that a purge wrote again is `shard-00001-g1.parquet`.
+            let name = shard.file.strip_prefix("shard-")?.strip_suffix(".parquet")?;
+            name.split("-g").next()?.parse::<u64>().ok()
         };
         let i = self.manifest.shards.iter().filter_map(number).max().map_or(0, |last| last + 1);
         let bytes = encode_shard(self.manifest.kind, &rows)?;
