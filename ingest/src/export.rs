@@ -12,12 +12,15 @@ mod webdataset;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use flamingo_dataset::{Corpus, EncodedImage, Row, Slot};
 use serde_json::{Value, json};
 
 use crate::error::IngestError;
-use crate::progress::Progress;
+use crate::meter::Meter;
+use crate::progress::{Phase, Progress};
 use crate::source::is_url;
 
 /// Rows of one file of an export, unless told otherwise (img2dataset: 10,000).
@@ -167,7 +170,9 @@ impl Job<'_> {
 
     fn write(&self) -> Result<Exported, IngestError> {
         let mut exported = Exported::default();
-        let mut progress = Progress::new("rows", Some(self.corpus.n_rows()), 0);
+        let meter = Arc::new(Meter::default());
+        meter.items_expected.store(self.corpus.n_rows(), Relaxed);
+        let _progress = Progress::start(Phase::Work, "rows", &meter);
         let mut writer: Option<Box<dyn Writer>> = None;
         for row in self.corpus.scan() {
             let row = row?;
@@ -180,10 +185,12 @@ impl Job<'_> {
             open.add(exported.rows, &row).map_err(self.failed())?;
             exported.rows += 1;
             exported.images += row.n_images() as u64;
-            progress.step();
+            meter.items.fetch_add(1, Relaxed);
+            meter.rows.fetch_add(1, Relaxed);
+            meter.images.fetch_add(row.n_images() as u64, Relaxed);
+            meter.bytes_fetched.fetch_add(row.stored_bytes() as u64, Relaxed);
         }
         self.close(writer, &mut exported)?;
-        progress.finish();
         Ok(exported)
     }
 

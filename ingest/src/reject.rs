@@ -88,6 +88,7 @@ mod picture {
     use serde::de::{Deserializer, Error, Visitor};
     use serde::ser::Serializer;
 
+    #[expect(clippy::ref_option, reason = "serde calls it with a reference to the field")]
     pub(super) fn serialize<S: Serializer>(
         bytes: &Option<Bytes>,
         to: S,

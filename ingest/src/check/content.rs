@@ -1,6 +1,8 @@
 //! The rows: columns that follow from the slots, and images that are what is said of them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use arrow::array::{Array, AsArray, RecordBatch, StructArray};
 use arrow::datatypes::{Int16Type, Int32Type};
@@ -20,8 +22,9 @@ use super::layout::error_text;
 use super::shard::Footer;
 use super::{Checked, Problem, Sample};
 use crate::error::IngestError;
+use crate::meter::Meter;
 use crate::ordered::ordered_map;
-use crate::progress::Progress;
+use crate::progress::{Phase, Progress};
 use crate::table::guarded;
 
 /// Most bytes that the decoder of one image may take.
@@ -46,6 +49,7 @@ struct Found {
     rows: u64,
     images: u64,
     words: u64,
+    bytes: u64,
     problems: Vec<Problem>,
     hashed: usize,
 }
@@ -66,7 +70,9 @@ pub(super) fn check(
         Sample::Rows(_) => Chosen { n: n_shards_of_rows(&chosen, footers), ..hashed },
         _ => hashed,
     };
-    let mut progress = Progress::new("rows", Some(n_rows), 0);
+    let meter = Arc::new(Meter::default());
+    meter.items_expected.store(n_rows, Relaxed);
+    let progress = Progress::start(Phase::Work, "rows", &meter);
     let items = footers.iter().enumerate().flat_map(|(i, footer)| {
         let shard = Shard { store, footer, i, chosen: &chosen, is_hashed: hashed.has(i as u64) };
         shard.items()
@@ -74,9 +80,10 @@ pub(super) fn check(
     let work = |item| Ok(look_at(kind, store.location(), item));
     let mut sums: BTreeMap<usize, [u64; 3]> = BTreeMap::new();
     ordered_map(items, workers, work, |found: Found| {
-        for _ in 0..found.rows {
-            progress.step();
-        }
+        meter.items.fetch_add(found.rows, Relaxed);
+        meter.rows.fetch_add(found.rows, Relaxed);
+        meter.images.fetch_add(found.images, Relaxed);
+        meter.bytes_fetched.fetch_add(found.bytes, Relaxed);
         if found.rows > 0 {
             let sum = sums.entry(found.shard).or_default();
             *sum = [sum[0] + found.rows, sum[1] + found.images, sum[2] + found.words];
@@ -88,7 +95,7 @@ pub(super) fn check(
         checked.add_all(found.problems);
         Ok(())
     })?;
-    progress.finish();
+    drop(progress);
     for (i, [rows, images, words]) in sums {
         let entry = footers[i].entry;
         // A sample says nothing of sums, nor does a shard with rows that cannot be read.
@@ -294,6 +301,7 @@ impl Found {
 fn look_at_row(value: &Row, batch: &RecordBatch, i: usize, row: u64, found: &mut Found) {
     found.images += value.n_images() as u64;
     found.words += value.words() as u64;
+    found.bytes += value.stored_bytes() as u64;
     if let Err(problem) = check_row(value) {
         found.add(row, problem);
     }
@@ -444,8 +452,6 @@ fn check_text(batch: &RecordBatch, i: usize, marks: &[bool]) -> Result<(), Strin
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow::array::{ArrayRef, Int32Builder, ListBuilder, StringArray, StringBuilder};
 
     use super::*;
