@@ -274,7 +274,9 @@ mod tests {
             limit,
         };
         let mut sweep = Sweep::new(threshold, (0.0, 100.0));
-        values.iter().for_each(|&value| sweep.count(value));
+        for &value in values {
+            sweep.count(value);
+        }
         sweep
     }
 

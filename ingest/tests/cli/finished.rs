@@ -1,6 +1,7 @@
 //! What is done with a finished corpus: check, view, report, export, purge.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -385,7 +386,7 @@ fn lines_of_an_export_are_the_rows() {
         for (i, slot) in page.slots.iter().enumerate() {
             match slot {
                 Slot::Text(text) => {
-                    assert_eq!((&texts[i], urls[i].is_null()), (&text.as_str().into(), true))
+                    assert_eq!((&texts[i], urls[i].is_null()), (&text.as_str().into(), true));
                 }
                 Slot::Image { image, .. } => {
                     let file = format!("{out}/{}", paths[i].as_str().unwrap());
@@ -415,7 +416,7 @@ fn a_report_shows_what_was_kept_and_dropped_and_is_always_the_same() {
         // A third is too small, a third too long.
         let (width, height) = [(100 + i, 100), (20 + i / 3, 40), (900, 70 + i)][i as usize % 3];
         std::fs::write(format!("{root}/{i}.png"), picture(width, height)).unwrap();
-        list += &format!("{i}.png,picture {i}\n");
+        writeln!(list, "{i}.png,picture {i}").unwrap();
     }
     std::fs::write(format!("{root}/list.csv"), list).unwrap();
     let out = format!("{root}/out");
