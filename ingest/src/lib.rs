@@ -23,15 +23,8 @@
 //! held-out rows, [`outcome`] and [`reject`] what became of an item, [`figures`] and [`ledger`] what
 //! was measured and asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and
 //! the journal, [`partition`] runs on several machines, [`meter`] and [`metrics`] numbers of a running
-//! job, , [`retry`] what failed.
-//! document. Pairs: [`list`] rows, [`alt_text`], [`page_pairs`] of
-//! archives. Clips: [`clip`] frames, [`video_text`]. All:
-//! [`image`] checked and shrunk, [`split`] held-out rows, [`outcome`] and [`reject`] what became of
-//! an item, [`figures`] and [`ledger`] what was measured and
-//! asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and the journal, [`partition`] runs on several machines,
-//! [`meter`] and [`metrics`] numbers of a running job,
-//! [`samples`] pictures of what was dropped. Finished corpora: [`report`], [`check`], [`view`], [`export`],
-//! [`purge`].
+//! job, [`samples`] pictures of what was dropped. Finished corpora: [`report`], [`check`], [`retry`]
+//! what failed, [`view`], [`export`], [`purge`].
 
 pub mod alt_text;
 pub mod archive;

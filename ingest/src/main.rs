@@ -301,11 +301,6 @@ fn print(lines: &str) -> Result<(), IngestError> {
     std::io::stdout().write_all(lines.as_bytes()).map_err(|source| IngestError::Stdout { source })
 }
 
-fn threads(workers: Option<u16>) -> usize {
-    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
-    workers.map_or_else(processors, usize::from)
-}
-
 /// The last lines of a run: what there is now, and what was dropped, most frequent first.
 fn summary(noun: &str, out: &str, totals: &Totals) -> String {
     let Totals { n_items, rows, images, shards, rejects, resumed, was_finished, joined } = totals;
