@@ -1,13 +1,14 @@
 //! The DOM as one list in reading order, where a subtree is a range: passes over it are loops,
 //! whatever the depth.
 
-use scraper::node::Element;
-use scraper::{Html, Node};
+use crate::dom::{Dom, Element, Kind};
 
 /// A node in reading order.
 pub(crate) struct FlatNode<'a> {
     /// Element or text.
     pub(crate) kind: FlatKind<'a>,
+    /// Index of the element around it; its own for a root.
+    pub(crate) parent: usize,
     /// Index of the first node after this one and everything inside it.
     pub(crate) end: usize,
     /// What is inside.
@@ -17,14 +18,16 @@ pub(crate) struct FlatNode<'a> {
 /// What is inside an element, or how long a text is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Inside {
-    /// Characters of text, white space not counted.
+    /// Bytes of text, white space not counted.
     pub(crate) chars: usize,
-    /// Of these, characters inside links.
+    /// Of these, bytes inside links.
     pub(crate) link_chars: usize,
     /// Links.
     pub(crate) links: usize,
     /// Images.
     pub(crate) images: usize,
+    /// Of these, images inside links.
+    pub(crate) linked_images: usize,
     /// Tables, headings and figures, which make a table around them one of layout.
     pub(crate) sections: usize,
 }
@@ -46,39 +49,37 @@ pub(crate) struct FlatTree<'a> {
 
 impl<'a> FlatTree<'a> {
     /// Flattens a parsed page or fragment.
-    pub(crate) fn new(html: &'a Html) -> Self {
+    pub(crate) fn new(dom: &'a Dom) -> Self {
         let mut nodes: Vec<FlatNode<'a>> = Vec::new();
-        // The open elements: where each stands in `nodes`, none for one that is not read.
-        let mut open: Vec<Option<usize>> = Vec::new();
-        let mut next = html.tree.root().first_child();
-        let mut n_unread = 0;
-        while let Some(node) = next {
-            let kind = match node.value() {
-                Node::Element(element) => Some(FlatKind::Element(element)),
-                Node::Text(text) => Some(FlatKind::Text(text)),
+        // Places in `nodes` of the open elements.
+        let mut open: Vec<usize> = Vec::new();
+        let mut next = dom.first(Dom::ROOT);
+        while let Some(id) = next {
+            let kind = match dom.kind(id) {
+                Kind::Element(element) if !is_unread(element) => Some(FlatKind::Element(element)),
+                Kind::Text(text) => Some(FlatKind::Text(text)),
                 _ => None,
             };
-            n_unread += usize::from(is_unread(node.value()));
-            let kind = kind.filter(|_| n_unread == 0);
-            let at = kind.map(|kind| {
-                nodes.push(FlatNode { kind, end: 0, inside: Inside::of(kind) });
-                nodes.len() - 1
-            });
-            open.push(at);
-            next = node.first_child();
-            // Where nothing is inside, this node and all that it is the last of come to their end.
-            let mut closing = node;
-            while next.is_none() {
-                let ended = open.pop().expect("a node that closes was opened");
-                if let Some(i) = ended {
-                    close(&mut nodes, i, open.iter().rev().find_map(|at| *at));
+            let inside = kind.and_then(|_| dom.first(id));
+            if let Some(kind) = kind {
+                let i = nodes.len();
+                let parent = open.last().copied().unwrap_or(i);
+                nodes.push(FlatNode { kind, parent, end: 0, inside: Inside::of(kind) });
+                if inside.is_some() {
+                    open.push(i);
+                } else {
+                    close(&mut nodes, i, open.last().copied());
                 }
-                n_unread -= usize::from(is_unread(closing.value()));
-                next = closing.next_sibling();
-                match closing.parent() {
-                    Some(parent) if next.is_none() && !open.is_empty() => closing = parent,
-                    _ => break,
-                }
+            }
+            next = inside.or_else(|| dom.next(id));
+            // Where a node is the last of its parent, the parent ends, too.
+            let mut last = id;
+            while next.is_none()
+                && let Some(i) = open.pop()
+            {
+                close(&mut nodes, i, open.last().copied());
+                last = dom.parent(last).expect("what is inside an element has a parent");
+                next = dom.next(last);
             }
         }
         Self { nodes }
@@ -123,6 +124,7 @@ fn close(nodes: &mut [FlatNode<'_>], i: usize, parent: Option<usize>) {
     {
         nodes[i].inside.link_chars = nodes[i].inside.chars;
         nodes[i].inside.links = 1;
+        nodes[i].inside.linked_images = nodes[i].inside.images;
     }
     let inside = nodes[i].inside;
     if let Some(parent) = parent {
@@ -135,7 +137,7 @@ impl Inside {
     fn of(kind: FlatKind<'_>) -> Self {
         match kind {
             FlatKind::Text(text) => {
-                let chars = text.chars().filter(|c| !c.is_whitespace()).count();
+                let chars = text.bytes().filter(|byte| *byte > b' ').count();
                 Self { chars, ..Self::default() }
             }
             FlatKind::Element(element) => match element.name() {
@@ -148,18 +150,23 @@ impl Inside {
         }
     }
 
+    /// Bytes of text outside links.
+    pub(crate) fn own(self) -> usize {
+        self.chars - self.link_chars
+    }
+
     fn add(&mut self, other: Self) {
         self.chars += other.chars;
         self.link_chars += other.link_chars;
         self.links += other.links;
         self.images += other.images;
+        self.linked_images += other.linked_images;
         self.sections += other.sections;
     }
 }
 
 /// Whether a node is an element whose inside no reader sees as text.
-fn is_unread(node: &Node) -> bool {
-    let Node::Element(element) = node else { return false };
+fn is_unread(element: &Element) -> bool {
     matches!(
         element.name(),
         "script"
@@ -191,14 +198,15 @@ mod tests {
 
     #[test]
     fn subtrees_are_ranges_with_counts() {
-        let html = Html::parse_document(
+        let html = Dom::page(
             "<title>t</title><div><p>ab <a href=x>cde</a></p><script>no</script><img></div><p>f",
         );
         let tree = FlatTree::new(&html);
         let find = |name: &str| tree.elements().find(|(_, e)| e.name() == name).unwrap().0;
         let div = find("div");
         assert_eq!(tree.text(div), "ab cde");
-        let inside = Inside { chars: 5, link_chars: 3, links: 1, images: 1, sections: 0 };
+        let inside =
+            Inside { chars: 5, link_chars: 3, links: 1, images: 1, linked_images: 0, sections: 0 };
         assert_eq!(tree.nodes[div].inside, inside);
         assert_eq!(tree.text(tree.nodes[div].end), "f");
         assert_eq!(tree.nodes[0].end, tree.nodes.len());
@@ -207,8 +215,8 @@ mod tests {
 
     #[test]
     fn any_depth_is_flattened_without_recursion() {
-        let html = Html::parse_document(&"<b><i>".repeat(3000));
+        let html = Dom::page(&"<b><i>".repeat(3000));
         assert!(FlatTree::new(&html).nodes.len() > 6000);
-        assert!(FlatTree::new(&Html::new_document()).nodes.is_empty());
+        assert!(FlatTree::new(&Dom::fragment("")).nodes.len() <= 1);
     }
 }

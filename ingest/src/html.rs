@@ -5,18 +5,19 @@
 
 use std::collections::HashSet;
 
-use scraper::Html;
-use scraper::node::Element;
 use url::Url;
 
+use crate::dom::{Dom, Element};
 use crate::flat_tree::{FlatKind, FlatTree};
 use crate::furniture::{self, Furniture};
 use crate::img_tag::{self, ImageNode, Loading};
-use crate::nesting;
+use crate::main_part;
 use crate::reject::DropReason;
+use crate::thin::{self, Excess, Limits};
 
-/// Deepest nesting of elements. Browsers stop at 512; the parser's time grows with depth times size.
-const DEPTH_MAX: usize = 1000;
+/// What a page may have at most. Browsers stop at a depth of 512, and the parser's time grows with
+/// depth times size; the longest pages of real sites have some 500,000 elements.
+const LIMITS: Limits = Limits { depth: 1000, elements: 1_000_000, attributes: 256 };
 
 /// What a block of text is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,10 +55,14 @@ pub struct Page {
     pub title: Option<String>,
     /// `lang` of the root element.
     pub lang: Option<String>,
-    /// Contents of `<meta name="robots">`.
+    /// Contents of `<meta name="robots">`, and of those for one crawler as `name: content`.
     pub robots: Vec<String>,
     /// Content of `<meta name="tdm-reservation">`.
     pub tdm_reservation: Option<String>,
+    /// Content of `<meta name="tdm-policy">`: the address of what the site allows.
+    pub tdm_policy: Option<String>,
+    /// The address that the page gives itself, absolute.
+    pub canonical: Option<String>,
     /// Text and images in reading order.
     pub nodes: Vec<Node>,
 }
@@ -67,19 +72,25 @@ pub struct Page {
 /// # Errors
 /// When elements are nested deeper than any browser shows.
 pub fn read_page(html: &str, url: &Url) -> Result<Page, DropReason> {
-    let depth = nesting::depth(html, DEPTH_MAX);
-    if depth > DEPTH_MAX {
-        return Err(DropReason::limit("nested_too_deep", depth as f64, DEPTH_MAX as f64));
-    }
-    let document = Html::parse_document(html);
-    let tree = FlatTree::new(&document);
-    let mut page = read_head(&tree);
+    let html = thin::thin(html, LIMITS).map_err(too_much)?;
+    let dom = Dom::page(&html);
+    let tree = FlatTree::new(&dom);
     let base = base_url(&tree, url);
+    let mut page = read_head(&tree, &base);
     page.nodes = Walk::new(&tree, &base).run();
     Ok(page)
 }
 
-fn read_head(tree: &FlatTree) -> Page {
+fn too_much(excess: Excess) -> DropReason {
+    let (reason, found, most) = match excess {
+        Excess::Depth(depth) => ("nested_too_deep", depth, LIMITS.depth),
+        Excess::Elements(elements) => ("too_many_elements", elements, LIMITS.elements),
+        Excess::Attributes(attributes) => ("too_many_attributes", attributes, LIMITS.attributes),
+    };
+    DropReason::limit(reason, found as f64, most as f64)
+}
+
+fn read_head(tree: &FlatTree, base: &Url) -> Page {
     let mut page = Page::default();
     for (i, element) in tree.elements() {
         let content = || element.attr("content").unwrap_or("").trim().to_owned();
@@ -88,15 +99,45 @@ fn read_head(tree: &FlatTree) -> Page {
             "title" if page.title.is_none() => {
                 page.title = Some(joined(&tree.text(i))).filter(|title| !title.is_empty());
             }
-            "meta" => match element.attr("name").unwrap_or("").to_ascii_lowercase().as_str() {
-                "robots" => page.robots.push(content()),
-                "tdm-reservation" => page.tdm_reservation = Some(content()),
-                _ => {}
-            },
+            "meta" => {
+                let name = element.attr("name").unwrap_or("").trim().to_ascii_lowercase();
+                match name.as_str() {
+                    "robots" => page.robots.push(content()),
+                    "tdm-reservation" => page.tdm_reservation = Some(content()),
+                    "tdm-policy" => page.tdm_policy = Some(content()),
+                    name if is_crawler(name) => page.robots.push(format!("{name}: {}", content())),
+                    _ => {}
+                }
+            }
+            "link" if page.canonical.is_none() => page.canonical = canonical(element, base),
             _ => {}
         }
     }
     page
+}
+
+/// Crawlers that pages address by name and whose name does not end in `bot`.
+const CRAWLERS: [&str; 9] = [
+    "anthropic-ai",
+    "bytespider",
+    "cohere-ai",
+    "facebookexternalhit",
+    "google-extended",
+    "googlebot-image",
+    "googlebot-news",
+    "meta-externalagent",
+    "slurp",
+];
+
+/// Whether a `<meta>` of this name says something to one crawler.
+fn is_crawler(name: &str) -> bool {
+    name.ends_with("bot") || CRAWLERS.contains(&name)
+}
+
+fn canonical(element: &Element, base: &Url) -> Option<String> {
+    let mut kinds = element.attr("rel")?.split_ascii_whitespace();
+    kinds.find(|kind| kind.eq_ignore_ascii_case("canonical"))?;
+    base.join(element.attr("href")?.trim()).ok().map(String::from)
 }
 
 fn language(element: &Element) -> Option<String> {
@@ -149,9 +190,12 @@ impl<'a> Walk<'a> {
     }
 
     fn run(mut self) -> Vec<Node> {
-        let root = furniture::content_root(self.tree, &self.furniture);
-        if let Some(heading) = furniture::heading_before(self.tree, &self.furniture, root) {
+        let root = main_part::root(self.tree, &self.furniture);
+        if let Some(heading) = main_part::heading_before(self.tree, &self.furniture, root) {
             self.visit(heading, self.tree.nodes[heading].end);
+        }
+        for figure in main_part::figures_before(self.tree, &self.furniture, root) {
+            self.visit(figure, self.tree.nodes[figure].end);
         }
         self.visit(root, self.tree.nodes[root].end);
         drop_repeated_fallbacks(&mut self.nodes);
@@ -167,9 +211,7 @@ impl<'a> Walk<'a> {
                     self.text.push_str(text);
                     i + 1
                 }
-                FlatKind::Element(_) if i != from && self.furniture.is_furniture(self.tree, i) => {
-                    self.tree.nodes[i].end
-                }
+                FlatKind::Element(_) if i != from && self.furniture.is(i) => self.tree.nodes[i].end,
                 FlatKind::Element(element) => self.enter(i, element),
             };
         }
@@ -261,10 +303,11 @@ impl<'a> Walk<'a> {
     /// gives the inside as text.
     fn noscript(&mut self, i: usize) {
         let inside = self.tree.text(i);
-        if !inside.contains('<') || nesting::depth(&inside, DEPTH_MAX) > DEPTH_MAX {
+        if !inside.contains("<img") && !inside.contains("<IMG") {
             return;
         }
-        let fragment = Html::parse_fragment(&inside);
+        let Ok(inside) = thin::thin(&inside, LIMITS) else { return };
+        let fragment = Dom::fragment(&inside);
         let tree = FlatTree::new(&fragment);
         let images = tree.elements().filter(|(_, element)| element.name() == "img");
         for (_, element) in images {
@@ -301,28 +344,46 @@ impl<'a> Walk<'a> {
 }
 
 /// Removes images of `<noscript>` that the page shows anyway: the same address, or the place next to
-/// an image that a script would load.
+/// an image that a script would load. A small picture that holds the place of a large one of the
+/// same name takes the addresses of the large one.
 fn drop_repeated_fallbacks(nodes: &mut Vec<Node>) {
-    let loading = |node: Option<&Node>| match node {
-        Some(Node::Image(image)) => Some(image.loading),
-        _ => None,
-    };
     let images = nodes.iter().filter_map(|node| match node {
         Node::Image(image) if image.loading != Loading::NoScript => Some(&image.urls),
         _ => None,
     });
-    let shown: HashSet<&String> = images.flatten().collect();
-    let is_kept = |(i, node): (usize, &Node)| match node {
-        Node::Image(image) if image.loading == Loading::NoScript => {
-            let beside = [i.checked_sub(1), Some(i + 1)].map(|at| loading(nodes.get(at?)));
-            !beside.contains(&Some(Loading::Lazy))
-                && !image.urls.iter().any(|url| shown.contains(url))
+    let shown: HashSet<String> = images.flatten().cloned().collect();
+    let mut kept: Vec<Node> = Vec::with_capacity(nodes.len());
+    let mut rest = std::mem::take(nodes).into_iter().peekable();
+    while let Some(node) = rest.next() {
+        let Node::Image(image) = node else {
+            kept.push(node);
+            continue;
+        };
+        if image.loading != Loading::NoScript {
+            kept.push(Node::Image(image));
+            continue;
         }
-        _ => true,
-    };
-    let mut is_kept: Vec<bool> = nodes.iter().enumerate().map(is_kept).collect();
-    is_kept.reverse();
-    nodes.retain(|_| is_kept.pop().expect("there is one flag per node"));
+        let is_lazy = |node: Option<&Node>| matches!(node, Some(Node::Image(image)) if image.loading == Loading::Lazy);
+        if image.urls.iter().any(|url| shown.contains(url))
+            || is_lazy(kept.last())
+            || is_lazy(rest.peek())
+        {
+            continue;
+        }
+        match kept.last_mut() {
+            Some(Node::Image(small)) if file_name(small) == file_name(&image) => {
+                small.urls = [image.urls, std::mem::take(&mut small.urls)].concat();
+            }
+            _ => kept.push(Node::Image(image)),
+        }
+    }
+    *nodes = kept;
+}
+
+/// The last part of an image's address, without parameters.
+fn file_name(image: &ImageNode) -> Option<&str> {
+    let path = image.urls.first()?.split(['?', '#']).next()?;
+    path.rsplit('/').next().filter(|name| !name.is_empty())
 }
 
 /// Moves captions that lead a figure behind the images they speak of.
@@ -338,15 +399,13 @@ fn block_kind(element: &Element) -> Option<BlockKind> {
         "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => Some(BlockKind::Heading),
         "li" | "dt" | "dd" => Some(BlockKind::ListItem),
         "figcaption" | "caption" => Some(BlockKind::Caption),
-        "p" | "div" | "span" if furniture::has_word(element, &["caption"]) => {
-            Some(BlockKind::Caption)
-        }
+        "p" | "div" | "span" if furniture::is_caption(element) => Some(BlockKind::Caption),
         _ => None,
     }
 }
 
 /// Elements that begin and end a block of text.
-fn is_block(name: &str) -> bool {
+pub(crate) fn is_block(name: &str) -> bool {
     matches!(
         name,
         "address"
@@ -504,13 +563,63 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_that_holds_a_place_takes_the_addresses_of_the_large_one() {
+        check(
+            "<img src=/60/x.png><noscript><img src=/800/x.png></noscript>",
+            "[https://a.example/800/x.png]",
+        );
+        check("<img data-src='{\"a\": 1}' src=x.jpg><img class=avatar src=y.jpg>", "[x.jpg]");
+    }
+
+    /// A paragraph that counts for the element around it.
+    fn paragraph(n: usize) -> String {
+        let sentence =
+            "This sentence is one of those that make up the running text of an article. ";
+        sentence.repeat(n).trim().to_owned()
+    }
+
+    #[test]
+    fn the_main_part_is_where_the_running_text_is() {
+        let (a, b) = (paragraph(8), paragraph(9));
+        let article = format!("<div><p>{a}</p><p>{b}</p></div>");
+        let expected = format!("{a} / {b}");
+        for around in [
+            "<div><p>Got a tip for us? <a href=/tip>Let us know</a></p></div>",
+            "<div><h3><a href=/1>Another story</a></h3><p>And how it begins.</p></div>",
+            "<div><h2>Most read</h2><p>What others read at this time of the day.</p></div>",
+            "<div><ul><li><a href=/1><img src=1.jpg>One more story</a></ul></div>",
+            "<div class=tags>Tags: one, two</div>",
+        ] {
+            check(&format!("<div>{around}{article}{around}</div>"), &expected);
+        }
+        let comments = format!("<div class=comments><p>{b}</p><p>{b}</p><p>{a}</p></div>");
+        check(&format!("<div class='has-comments'>{article}{comments}</div>"), &expected);
+    }
+
+    #[test]
+    fn the_figure_above_the_text_of_an_article_is_kept() {
+        let text = paragraph(9);
+        let figure = "<figure><img src=x.jpg><figcaption>c</figcaption></figure>";
+        check(
+            &format!(
+                "<article><header><h1>T</h1>{figure}</header><div><p>{text}</p></div></article>"
+            ),
+            &format!("# T / [x.jpg] / ^ c / {text}"),
+        );
+    }
+
+    #[test]
     fn the_head_is_read() {
         let html = "<html lang=EN><title> A\n title </title><base href=/c/><base href=/d/>\
-                    <meta name=Robots content=noai><meta name=tdm-reservation content=1>\
-                    <img src=x.jpg>";
+                    <meta name=Robots content=noai><meta name=GPTBot content=noindex>\
+                    <meta name=tdm-reservation content=1><meta name=tdm-policy content=/p.json>\
+                    <link rel=canonical href=y><img src=x.jpg>";
         let page = read_page(html, &Url::parse("https://a.example/b/").unwrap()).unwrap();
         assert_eq!((page.title.as_deref(), page.lang.as_deref()), (Some("A title"), Some("en")));
-        assert_eq!((page.robots, page.tdm_reservation), (vec!["noai".into()], Some("1".into())));
+        assert_eq!(page.robots, ["noai", "gptbot: noindex"]);
+        assert_eq!(page.tdm_reservation.as_deref(), Some("1"));
+        assert_eq!(page.tdm_policy.as_deref(), Some("/p.json"));
+        assert_eq!(page.canonical.as_deref(), Some("https://a.example/c/y"));
         let Node::Image(image) = &page.nodes[0] else { panic!("{:?}", page.nodes) };
         assert_eq!(image.urls, ["https://a.example/c/x.jpg"]);
     }

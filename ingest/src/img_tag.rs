@@ -1,13 +1,17 @@
 //! The addresses of an image: `src`, `srcset`, `<source>` of a `<picture>`, and the attributes of
 //! lazy loaders.
 
-use scraper::node::Element;
 use url::Url;
 
+use crate::dom::Element;
+use crate::furniture;
 use crate::html::joined;
 
 /// Attributes in which lazy loaders keep the real address, most common first (OBELICS' list).
-const LAZY_ATTRIBUTES: [&str; 12] = [
+const LAZY_ATTRIBUTES: [&str; 18] = [
+    "data-hi-res-src",
+    "data-full-src",
+    "data-src-large",
     "data-src",
     "data-original",
     "data-lazy-src",
@@ -19,6 +23,9 @@ const LAZY_ATTRIBUTES: [&str; 12] = [
     "data-gt-lazy-src",
     "data-original-src",
     "data-url",
+    "data-echo",
+    "data-lazyload",
+    "data-default-src",
     "src2",
 ];
 
@@ -53,7 +60,7 @@ pub enum Loading {
 }
 
 /// Reads an `<img>`, or a `<picture>` with everything inside; none where there is no address.
-pub fn read(elements: &[&Element], base: &Url) -> Option<ImageNode> {
+pub(crate) fn read(elements: &[&Element], base: &Url) -> Option<ImageNode> {
     let img = elements.iter().find(|element| element.name() == "img")?;
     let mut urls = Urls { base, urls: Vec::new() };
     let attr = |name| img.attr(name).map(str::trim).filter(|value| !value.is_empty());
@@ -76,7 +83,10 @@ pub fn read(elements: &[&Element], base: &Url) -> Option<ImageNode> {
     let side =
         |name| attr(name)?.trim_end_matches("px").parse::<f32>().ok().map(|side| side as u32);
     let shown = side("width").zip(side("height"));
-    (!urls.urls.is_empty()).then_some(ImageNode { urls: urls.urls, alt, shown, loading })
+    if urls.urls.first().is_none_or(|url| furniture::is_ornament(img, url)) {
+        return None;
+    }
+    Some(ImageNode { urls: urls.urls, alt, shown, loading })
 }
 
 /// Absolute addresses without repeats.
@@ -88,6 +98,10 @@ struct Urls<'a> {
 impl Urls<'_> {
     /// Adds an address; data in place of an address and addresses of other schemes are no images.
     fn push(&mut self, url: &str) {
+        // Some loaders keep a list of settings in the attribute.
+        if url.starts_with(['{', '[']) {
+            return;
+        }
         let Ok(mut url) = self.base.join(url) else { return };
         url.set_fragment(None);
         let url = match url.scheme() {
@@ -136,13 +150,12 @@ fn parse_srcset(set: &str) -> Vec<(&str, f32)> {
 
 #[cfg(test)]
 mod tests {
-    use scraper::Html;
-
     use super::*;
+    use crate::dom::Dom;
     use crate::flat_tree::FlatTree;
 
     fn image(html: &str) -> Option<ImageNode> {
-        let html = Html::parse_fragment(html);
+        let html = Dom::fragment(html);
         let tree = FlatTree::new(&html);
         let elements: Vec<_> = tree.elements().map(|(_, element)| element).collect();
         read(&elements, &Url::parse("https://a.example/b/c.html").unwrap())

@@ -10,6 +10,7 @@ mod bad_input;
 mod fault_server;
 mod fetch;
 mod finished;
+mod html_quality;
 mod openstax;
 mod output;
 mod pairs_and_clips;
