@@ -121,6 +121,26 @@ pub enum IngestError {
         /// Where the record that is not whole begins.
         offset: u64,
     },
+    /// The records of archives that are compressed as one stream take more space than they may.
+    #[error(
+        "the records that must be kept of archives compressed as one stream take more than {limit} \
+         bytes in {}: expected at most `archive.spool_bytes_max` of the plan, or archives with one \
+         compressed member per record", folder.display()
+    )]
+    SpoolFull {
+        /// Where they are kept.
+        folder: PathBuf,
+        /// Most bytes.
+        limit: u64,
+    },
+    /// The records of archives that are compressed as one stream cannot be kept.
+    #[error("cannot keep records of archives compressed as one stream in {}", folder.display())]
+    SpoolWrite {
+        /// Where they are kept.
+        folder: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// An archive without a single record.
     #[error("input {input} is no WARC file: {reason} at byte 0")]
     ArchiveForeign {

@@ -106,6 +106,8 @@ impl Urls<'_> {
         url.set_fragment(None);
         let url = match url.scheme() {
             "http" | "https" => String::from(url),
+            // Files belong to pages that are files themselves.
+            "file" if self.base.scheme() == "file" => String::from(url),
             _ => return,
         };
         if self.urls.len() < URLS_MAX && !self.urls.contains(&url) {

@@ -35,8 +35,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Makes interleaved documents of the pages of web archives (.warc, .warc.gz), with the images
-    /// found in the same archives.
+    /// Makes interleaved documents of the pages of web archives (.warc, .arc, .wet, each also .gz, .zst,
+    /// .lz4) or of a folder of saved pages (.html), with the images found in the same inputs.
     ///
     /// Example: flamingo-ingest webpages --plan plan.toml --input crawl.warc.gz --out corpora/pages
     Webpages(Common),

@@ -1,7 +1,7 @@
 //! One run from inputs to corpus: inputs are opened and checked, items are worked on by several
 //! threads, and their outcomes go to the output in the order of the input.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::sync_channel;
@@ -10,7 +10,7 @@ use std::thread::Scope;
 use flamingo_dataset::{CorpusKind, CorpusStore};
 
 use crate::alt_text::PairJob;
-use crate::archive::Archive;
+use crate::archive::{self, Archive, Walking};
 use crate::error::IngestError;
 use crate::fetch::{Asked, Fetcher};
 use crate::identity::RunIdentity;
@@ -23,12 +23,9 @@ use crate::page_pairs;
 use crate::partition::Partition;
 use crate::plan::BuildPlan;
 use crate::progress::{Phase, Progress};
-use crate::source::{self, Source, has_suffix};
+use crate::source::{self, Source};
 use crate::video_text::{self, ClipJob};
 use crate::webpage::WebJob;
-
-/// Endings of archives.
-const ARCHIVE_SUFFIXES: &[&str] = &[".warc", ".warc.gz"];
 
 /// Most bytes of items and outcomes that wait for a worker or for the output.
 const UNDER_WAY_BYTES_MAX: u64 = 128 << 20;
@@ -58,7 +55,7 @@ pub struct Job {
 /// When an input or the output cannot be used.
 pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
     job.check_out()?;
-    let files = source::expand(&job.inputs, ARCHIVE_SUFFIXES)?;
+    let files = archive::expand(&job.inputs)?;
     let sources = source::open_all(&files)?;
     let archive = job.index(&sources)?;
     let web = WebJob { sources: &sources, archive: &archive, plan: &job.plan };
@@ -87,7 +84,7 @@ pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
 /// When an input or the output cannot be used.
 pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> {
     job.check_out()?;
-    if job.inputs.iter().any(|input| has_suffix(input, ARCHIVE_SUFFIXES)) {
+    if job.inputs.iter().any(|input| archive::is_archive(input)) {
         return page_pairs(job);
     }
     let sources = source::open_all(&list::expand(&job.inputs)?)?;
@@ -117,7 +114,7 @@ pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> 
 
 /// Pages of archives to pairs of their images with the `alt` of each.
 fn page_pairs(job: &Job) -> Result<Totals, IngestError> {
-    let sources = source::open_all(&source::expand(&job.inputs, ARCHIVE_SUFFIXES)?)?;
+    let sources = source::open_all(&archive::expand(&job.inputs)?)?;
     let archive = job.index(&sources)?;
     let plan = page_pairs::page_plan(&job.plan);
     let web = WebJob { sources: &sources, archive: &archive, plan: &plan };
@@ -203,7 +200,9 @@ impl Job {
     /// What the archives hold.
     fn index(&self, sources: &[Arc<Source>]) -> Result<Archive, IngestError> {
         let _progress = Progress::start(Phase::Index, "records", &self.meter);
-        Archive::index(sources, &self.plan, || {
+        let spool_folder = self.spool_folder();
+        let walking = Walking { workers: self.workers, spool_folder: &spool_folder };
+        Archive::index(sources, &self.plan, walking, || {
             self.meter.records.fetch_add(1, Relaxed);
         })
     }
@@ -227,6 +226,15 @@ impl Job {
         }
         let is_empty = CorpusStore::open(&out)?.list("")?.is_empty();
         if is_empty { Ok(()) } else { Err(taken()) }
+    }
+
+    /// Where records of archives that were compressed as one stream are kept during the run: beside the
+    /// output, where there is more room than in memory, else where the system keeps such files.
+    fn spool_folder(&self) -> PathBuf {
+        let beside = Path::new(&self.out).parent().filter(|_| !source::is_url(&self.out));
+        let beside = beside
+            .map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+        beside.filter(|folder| folder.is_dir()).map_or_else(std::env::temp_dir, Path::to_owned)
     }
 
     /// Works on all items, or on those of this partition; `items` gives those that are wanted.

@@ -46,8 +46,23 @@ pub struct ArchivePlan {
     pub page_bytes_max: u64,
     /// Most redirects followed inside the archives for one image.
     pub redirects_max: u32,
-    /// What to do with an archive that ends inside a record.
+    /// What to do with an archive that ends inside a record, or that is none.
     pub cut_off: CutOff,
+    /// What to do with pages of which the crawler kept only the beginning (`WARC-Truncated`).
+    pub truncated: TruncatedRecords,
+    /// Most bytes of records that are kept in a file during the run because they cannot be read where
+    /// they lie: of archives that were compressed as one stream.
+    pub spool_bytes_max: u64,
+}
+
+/// What to do with pages of which the crawler kept only the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TruncatedRecords {
+    /// Use what is there.
+    Keep,
+    /// The page becomes a reject.
+    Drop,
 }
 
 /// What to do with an archive that ends inside a record: most often a download that broke off.
@@ -56,13 +71,19 @@ pub struct ArchivePlan {
 pub enum CutOff {
     /// Stop before anything is written.
     Fail,
-    /// Use the whole records; the last one becomes a reject.
+    /// Use the whole records; the last one becomes a reject, and so does a file without any.
     Skip,
 }
 
 impl Default for ArchivePlan {
     fn default() -> Self {
-        Self { page_bytes_max: 8 << 20, redirects_max: 5, cut_off: CutOff::Fail }
+        Self {
+            page_bytes_max: 8 << 20,
+            redirects_max: 5,
+            cut_off: CutOff::Skip,
+            truncated: TruncatedRecords::Keep,
+            spool_bytes_max: 64 << 30,
+        }
     }
 }
 

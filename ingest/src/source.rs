@@ -9,9 +9,10 @@ use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use flamingo_dataset::{CorpusError, CorpusStore, sha256_hex};
 use sha2::{Digest, Sha256};
 
@@ -32,11 +33,20 @@ pub struct Source {
     name: String,
     len: u64,
     kind: SourceKind,
+    /// The zstd dictionary that the file brings, once it was looked for.
+    dictionary: OnceLock<Option<Arc<[u8]>>>,
 }
 
 enum SourceKind {
-    Disk(File),
-    Store { store: CorpusStore, object: String },
+    /// Opened by each reader: a run may have more inputs than a process may have open files.
+    Disk(PathBuf),
+    /// A file that has no name any more.
+    Spool(File),
+    Store {
+        store: CorpusStore,
+        object: String,
+    },
+    Memory(Bytes),
 }
 
 impl Source {
@@ -56,9 +66,35 @@ impl Source {
         if !metadata.is_file() {
             return Err(read(io::Error::other("it is not a file")));
         }
-        let file = File::open(path).map_err(read)?;
+        File::open(path).map_err(read)?;
         let (name, len) = (file_name(&input), metadata.len());
-        Ok(Self { input, name, len, kind: SourceKind::Disk(file) })
+        Ok(Self {
+            input,
+            name,
+            len,
+            kind: SourceKind::Disk(path.to_owned()),
+            dictionary: OnceLock::new(),
+        })
+    }
+
+    /// Bytes in memory under a name.
+    pub fn of_bytes(name: &str, bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        let (name, len) = (name.to_owned(), bytes.len() as u64);
+        Self {
+            input: name.clone(),
+            name,
+            len,
+            kind: SourceKind::Memory(bytes),
+            dictionary: OnceLock::new(),
+        }
+    }
+
+    /// An open file of `len` bytes, whether or not it still has a name.
+    pub(crate) fn of_file(name: &str, file: File, len: u64) -> Self {
+        let kind = SourceKind::Spool(file);
+        let (input, name) = (name.to_owned(), name.to_owned());
+        Self { input, name, len, kind, dictionary: OnceLock::new() }
     }
 
     fn open_object(url: &str) -> Result<Self, IngestError> {
@@ -70,7 +106,17 @@ impl Source {
         let store = CorpusStore::open(prefix).map_err(fetch)?;
         let len = store.size(object).map_err(fetch)?;
         let kind = SourceKind::Store { store, object: object.to_owned() };
-        Ok(Self { input: url.to_owned(), name: file_name(url), len, kind })
+        let (input, name) = (url.to_owned(), file_name(url));
+        Ok(Self { input, name, len, kind, dictionary: OnceLock::new() })
+    }
+
+    /// The dictionary that a zstd archive brings in its first frame.
+    pub(crate) fn dictionary(&self) -> io::Result<Option<Arc<[u8]>>> {
+        if let Some(known) = self.dictionary.get() {
+            return Ok(known.clone());
+        }
+        let found = crate::unpack::read_dictionary(self)?;
+        Ok(self.dictionary.get_or_init(|| found).clone())
     }
 
     /// The path or address as given.
@@ -144,18 +190,25 @@ impl Source {
     /// A buffered reader for about `length` bytes at `offset`: it fetches no more at a time.
     pub fn reader_of(&self, offset: u64, length: u64) -> SourceReader<'_> {
         let chunk_max = match self.kind {
-            SourceKind::Disk(_) => DISK_CHUNK,
+            SourceKind::Disk(_) | SourceKind::Spool(_) | SourceKind::Memory(_) => DISK_CHUNK,
             SourceKind::Store { .. } => STORE_CHUNK,
         };
         let chunk = usize::try_from(length).unwrap_or(usize::MAX).clamp(1, chunk_max);
-        SourceReader { source: self, next: offset, chunk, buffer: Vec::new(), used: 0 }
+        SourceReader { source: self, file: None, next: offset, chunk, buffer: Vec::new(), used: 0 }
     }
 
     /// Fills `bytes` from `offset`, which the caller knows to be inside the file.
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         BYTES_READ.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         match &self.kind {
-            SourceKind::Disk(file) => file.read_exact_at(bytes, offset),
+            SourceKind::Disk(path) => File::open(path)?.read_exact_at(bytes, offset),
+            SourceKind::Spool(file) => file.read_exact_at(bytes, offset),
+            SourceKind::Memory(all) => {
+                let (from, to) = (offset as usize, offset as usize + bytes.len());
+                let found = all.get(from..to).ok_or(io::ErrorKind::UnexpectedEof)?;
+                bytes.copy_from_slice(found);
+                Ok(())
+            }
             SourceKind::Store { store, object } => {
                 let range = offset..offset + bytes.len() as u64;
                 let fetched = store.get_range(object, range).map_err(io::Error::other)?;
@@ -186,6 +239,8 @@ pub(crate) fn bytes_read() -> u64 {
 /// A buffered reader over a [`Source`] that knows its place and can skip without reading.
 pub struct SourceReader<'a> {
     source: &'a Source,
+    /// The file, once it has been read from.
+    file: Option<File>,
     /// Offset of the byte after the buffer.
     next: u64,
     /// Bytes fetched at a time.
@@ -205,9 +260,64 @@ impl SourceReader<'_> {
         self.source.len
     }
 
+    /// The next bytes, at least `n` unless the file ends before; `n` is at most a few chunks.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
+        while self.buffer.len() - self.used < n && self.next < self.source.len {
+            self.buffer.drain(..self.used);
+            self.used = 0;
+            self.append()?;
+        }
+        Ok(&self.buffer[self.used..])
+    }
+
+    /// What is in the buffer.
+    pub(crate) fn buffered(&self) -> &[u8] {
+        &self.buffer[self.used..]
+    }
+
+    /// Reads one more chunk behind the buffer.
+    fn append(&mut self) -> io::Result<()> {
+        let left = self.source.len.saturating_sub(self.next);
+        let n = usize::try_from(left).unwrap_or(usize::MAX).min(self.chunk);
+        let kept = self.buffer.len();
+        self.buffer.resize(kept + n, 0);
+        if n > 0
+            && let Err(error) = self.read_at_next(kept)
+        {
+            self.buffer.truncate(kept);
+            return Err(error);
+        }
+        self.next += n as u64;
+        Ok(())
+    }
+
+    /// Fills the buffer from `kept` on.
+    fn read_at_next(&mut self, kept: usize) -> io::Result<()> {
+        let SourceKind::Disk(path) = &self.source.kind else {
+            return self.source.read_at(self.next, &mut self.buffer[kept..]);
+        };
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(File::open(path)?),
+        };
+        let bytes = &mut self.buffer[kept..];
+        BYTES_READ.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        file.read_exact_at(bytes, self.next)
+    }
+
+    /// Goes on at `offset`.
+    pub fn seek(&mut self, offset: u64) {
+        self.next = offset;
+        self.buffer.clear();
+        self.used = 0;
+    }
+
     /// Moves forward by `n` bytes, also past the end.
     pub fn skip(&mut self, n: u64) {
-        let target = self.position() + n;
+        let target = self.position().saturating_add(n);
         if target <= self.next {
             self.used = self.buffer.len() - (self.next - target) as usize;
         } else {
@@ -221,13 +331,15 @@ impl SourceReader<'_> {
 impl BufRead for SourceReader<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.used == self.buffer.len() {
+            // The buffer keeps its length, so that it is not cleared for every chunk.
             let left = self.source.len.saturating_sub(self.next);
             let n = usize::try_from(left).unwrap_or(usize::MAX).min(self.chunk);
-            self.used = 0;
             self.buffer.resize(n, 0);
+            self.used = n;
             if n > 0 {
-                self.source.read_at(self.next, &mut self.buffer)?;
+                self.read_at_next(0)?;
             }
+            self.used = 0;
             self.next += n as u64;
         }
         Ok(&self.buffer[self.used..])

@@ -67,7 +67,8 @@ impl WebJob<'_> {
         if split::check(&self.plan.split, url).is_some() {
             return Ok(Vec::new());
         }
-        let body = archive::read_body(self.sources, *place, self.plan.archive.page_bytes_max)?;
+        let body =
+            self.archive.read_body(self.sources, *place, self.plan.archive.page_bytes_max)?;
         let Ok((_, head, body)) = body else { return Ok(Vec::new()) };
         // What is wrong with a page is said when it is made.
         let page = without_panic(|| self.read_page(&head, &body, url).ok()).ok().flatten();
@@ -103,7 +104,7 @@ impl WebJob<'_> {
         if let Some(drop) = split::check(&self.plan.split, url) {
             return Ok(Outcome::dropped(drop.at(Stage::Split, origin, None)));
         }
-        let body = archive::read_body(self.sources, place, self.plan.archive.page_bytes_max)?;
+        let body = self.archive.read_body(self.sources, place, self.plan.archive.page_bytes_max)?;
         let read = body.map_err(|drop| (Stage::Read, drop)).and_then(|(record, head, body)| {
             let page = self.read_page(&head, &body, url)?;
             Ok((record, page))
@@ -122,6 +123,9 @@ impl WebJob<'_> {
         let address = Url::parse(url)
             .map_err(|error| (Stage::Page, DropReason::detail("bad_url", error.to_string())))?;
         let text = http::decode_text(head, body);
+        if head.media_type() == "text/plain" {
+            return Ok(text_page(&text));
+        }
         let page = html::read_page(&text, &address).map_err(|drop| (Stage::Page, drop))?;
         match opt_out::in_meta(&page.robots, page.tdm_reservation.as_deref(), rules) {
             Some(drop) => Err((Stage::OptOut, drop)),
@@ -220,10 +224,11 @@ impl WebJob<'_> {
                 return Ok(Err((Stage::Image, DropReason::because("repeated_image"))));
             }
             Some((url, place)) => {
-                let (head, body) = match archive::read_body(self.sources, place, rules.bytes_max)? {
-                    Ok((_, head, body)) => (head, body),
-                    Err(drop) => return Ok(Err((Stage::Image, drop))),
-                };
+                let (head, body) =
+                    match self.archive.read_body(self.sources, place, rules.bytes_max)? {
+                        Ok((_, head, body)) => (head, body),
+                        Err(drop) => return Ok(Err((Stage::Image, drop))),
+                    };
                 // A revisit leads to a record of another address, with headers of its own.
                 if let Some(drop) = opt_out::in_head(&head, &self.plan.opt_out) {
                     return Ok(Err((Stage::OptOut, drop)));
@@ -245,6 +250,13 @@ impl WebJob<'_> {
             Slot::Image { image: picture.image, meta }
         }))
     }
+}
+
+/// The text of a page that somebody else extracted (WET): a paragraph per line.
+fn text_page(text: &str) -> Page {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let node = |line: &str| Node::Text { kind: BlockKind::Paragraph, text: line.to_owned() };
+    Page { nodes: lines.map(node).collect(), ..Page::default() }
 }
 
 /// What the network has given of what a page wished for, by address.

@@ -99,21 +99,22 @@ fn a_file_address_is_a_path() {
 fn archives_that_are_cut_off() {
     let place = Place::new();
     let cut = place.file("cut.warc.gz", broken::truncated_gzip_warc());
-    place.check(
-        "webpages",
-        &cut,
-        1,
-        &["cut.warc.gz", "cut off in the record at byte", "archive.cut_off"],
-    );
-    // The whole records are used where the plan says so.
-    let plan = place.file("skip.toml", "[archive]\ncut_off = \"skip\"\n");
-    let lines =
-        succeed(&["webpages", "--plan", &plan, "--input", &cut, "--out", &place.path("kept")]);
+    // The whole records are used.
+    let lines = succeed(&["webpages", "--input", &cut, "--out", &place.path("kept")]);
     assert!(lines.contains("rejected: 1 read/truncated_archive"), "{lines}");
+    // Unless the plan wants whole archives.
+    let plan = place.file("fail.toml", "[archive]\ncut_off = \"fail\"\n");
+    let out = place.path("out");
+    let fail = |input: &str, parts: &[&str]| {
+        check(&["webpages", "--plan", &plan, "--input", input, "--out", &out], 1, parts);
+        assert!(!Path::new(&out).exists());
+    };
+    fail(&cut, &["cut.warc.gz", "cut off in the record at byte", "archive.cut_off"]);
+    fail(&place.file("fake.warc", "no archive"), &["fake.warc", "no WARC file"]);
     let Some(archive) = real("openstax-warc/astronomy-mini.warc.gz") else { return };
     let whole = std::fs::read(archive).unwrap();
     let cut = place.file("real.warc.gz", &whole[..whole.len() / 2]);
-    place.check("webpages", &cut, 1, &["real.warc.gz", "cut off"]);
+    fail(&cut, &["real.warc.gz", "cut off"]);
 }
 
 #[test]

@@ -6,6 +6,7 @@
     reason = "tests fail by panicking, and print what they measured"
 )]
 
+mod archives;
 mod bad_input;
 mod fault_server;
 mod fetch;
