@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the build needs and the machine lacks: FFmpeg's development files, clang, pkg-config.
+# Installs what the build needs and the machine lacks: FFmpeg's development files, clang, pkg-config,
+# and for libjpeg-turbo, which a crate builds, cmake and nasm.
 # With `--tests` also what the checks in Python need. Called by demo.sh and test.sh; safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -13,6 +14,8 @@ fi
 needs=(
   "build-essential|echo '#include <stdio.h>' | cc -E - "
   "pkg-config|command -v pkg-config"
+  "cmake|command -v cmake"
+  "nasm|command -v nasm"
   "libclang-dev|ls /usr/lib/llvm-*/lib/libclang*.so*"
   "clang|command -v clang"
   "libavcodec-dev|pkg-config --exists libavcodec"

@@ -191,7 +191,7 @@ def compare(args, port):
     print(f"\n{ours / theirs:.2f} times img2dataset, medians of {args.repeats} runs in turn")
 
 
-IMAGE_KEYS = "stored_side_max = 256\njpeg_quality = 95"
+IMAGE_KEYS = "size = 256\nquality = 95"
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ use flamingo_dataset::{ImageText, Row};
 
 use crate::error::IngestError;
 use crate::fetch::{Answer, Asked, Wish};
+use crate::figures::Figures;
 use crate::html::joined;
 use crate::image::{self, Picture};
 use crate::ledger::PairRow;
@@ -94,12 +95,14 @@ pub(crate) fn pair_of_row(
         Some(answer) => answer.and_then(|body| body.decoded(plan.image.bytes_max)),
         None => own_bytes(row).map_err(|drop| (Stage::Read, drop)),
     };
-    let pair = without_panic(|| checked_pair(plan, list, row, bytes));
+    let mut figures = Vec::new();
+    let pair = without_panic(|| checked_pair(plan, list, row, bytes, &mut figures));
     let mut outcome = match pair.unwrap_or_else(|drop| Err((Stage::Image, drop))) {
         Ok(pair) => Outcome::kept(Row::ImageText(pair)),
         Err((stage, drop)) => Outcome::dropped(drop.at(stage, &origin, None)),
     };
     outcome.fetches.extend(fetch);
+    outcome.figures.extend(figures);
     outcome
 }
 
@@ -108,6 +111,7 @@ fn checked_pair(
     list: &str,
     row: ListRow,
     bytes: impl FnOnce(&ListRow) -> Result<Bytes, (Stage, DropReason)>,
+    figures: &mut Vec<Figures>,
 ) -> Result<ImageText, (Stage, DropReason)> {
     let key = key(list, row.row);
     let address = row.url.as_ref().or(row.file.as_ref()).unwrap_or(&key);
@@ -117,10 +121,13 @@ fn checked_pair(
     let caption = check_caption(row.caption.as_deref(), &plan.caption)
         .map_err(|drop| (Stage::Caption, drop))?;
     let bytes = bytes(&row)?;
-    let picture = image::prepare(bytes.clone(), &plan.image)
-        .map_err(|drop| (Stage::Image, drop.with_picture(&bytes)))?;
+    let judged = image::prepare(&bytes, &plan.image);
+    figures.push(judged.row(&key, row.url.as_deref().or(row.file.as_deref())));
+    let dropped = |drop: DropReason| (Stage::Image, drop.with_picture(&bytes));
+    let picture = judged.picture.map_err(dropped)?;
     Ok(pair(key, caption, row, picture))
 }
+
 fn pair(key: String, caption: String, row: ListRow, picture: Picture) -> ImageText {
     ImageText {
         key,

@@ -14,7 +14,7 @@ use crate::reject;
 use crate::word::{self, Word};
 
 /// Names of all figures, which are the columns of the table, in order.
-pub const NAMES: &[&str] = &["bytes", "width", "height", "aspect"];
+pub const NAMES: &[&str] = &["bytes", "width", "height", "aspect", "colour_span"];
 
 /// What was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -117,14 +117,88 @@ pub struct ImagePlan {
     pub aspect_max: f64,
     /// An image whose channels each span at most this much (of 255) is a single colour: dropped.
     pub single_colour_tolerance: u8,
-    /// Longest side that is stored; larger images are shrunk to it and stored as JPEG. 0 keeps all.
-    pub stored_side_max: u32,
-    /// JPEG quality of shrunk images.
-    pub jpeg_quality: u8,
+    /// How the stored size follows from the found one.
+    pub resize: Resize,
+    /// The side that `resize` brings images to. Paper: 320.
+    pub size: u32,
+    /// Whether images that are small enough keep their size: no growing, no border, no crop.
+    pub only_if_bigger: bool,
+    /// Format of images that are encoded anew.
+    pub encode: Encode,
+    /// Quality of JPEG and WebP, 1 to 100. PNG loses nothing.
+    pub quality: u8,
+    /// Which files are stored as they were found, where nothing of them must change.
+    pub originals: Originals,
+    /// What to do with a file that ends too early or whose pixels are damaged.
+    pub truncated: Truncated,
+    /// What to do with colour profiles other than sRGB.
+    pub colour_profile: ColourProfile,
     /// Formats that are kept, among jpeg, png, webp, gif, bmp and tiff.
     pub formats: Vec<String>,
     /// Words that, as a whole word of an image's path, mark furniture of a page (OBELICS' list).
     pub url_words_banned: Vec<String>,
+}
+
+/// How the stored size follows from the found one: the modes of img2dataset, and the paper's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resize {
+    /// Not at all.
+    No,
+    /// Longest side to `size`, white border to a square.
+    Border,
+    /// Shortest side to `size`.
+    KeepRatio,
+    /// Longest side to `size`.
+    KeepRatioLargest,
+    /// Shortest side to `size`, then the square in the middle.
+    CenterCrop,
+    /// Longest side to `size`, border of the image's mean colour to a square (paper, section 3.2.1).
+    MeanPad,
+}
+
+/// Format of images that are encoded anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Encode {
+    /// JPEG, with colour at half the sides.
+    Jpeg,
+    /// PNG, without loss.
+    Png,
+    /// WebP, with loss.
+    Webp,
+}
+
+/// Which files are stored as they were found, where nothing of them must change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Originals {
+    /// JPEG, PNG and WebP, which every reader knows.
+    Web,
+    /// Those of the format of `encode`.
+    SameFormat,
+    /// None: every image is encoded anew, and hides nothing but its pixels.
+    Never,
+}
+
+/// What to do with a file that ends too early or whose pixels are damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Truncated {
+    /// Drop it.
+    Drop,
+    /// Keep what the decoder makes of it, as browsers do: most often a picture with a grey part.
+    Keep,
+}
+
+/// What to do with colour profiles other than sRGB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColourProfile {
+    /// Convert the pixels to sRGB, which readers of a corpus take them for.
+    Convert,
+    /// Take the numbers as they are, as img2dataset does.
+    Ignore,
 }
 
 impl Default for ImagePlan {
@@ -136,8 +210,14 @@ impl Default for ImagePlan {
             side_min: 64,
             aspect_max: 3.0,
             single_colour_tolerance: 2,
-            stored_side_max: 512,
-            jpeg_quality: 95,
+            resize: Resize::KeepRatioLargest,
+            size: 512,
+            only_if_bigger: true,
+            encode: Encode::Jpeg,
+            quality: 95,
+            originals: Originals::Web,
+            truncated: Truncated::Drop,
+            colour_profile: ColourProfile::Convert,
             formats: words(&["jpeg", "png", "webp", "gif", "bmp", "tiff"]),
             url_words_banned: words(&["logo", "button", "icon", "plugin", "widget"]),
         }
@@ -344,15 +424,16 @@ impl BuildPlan {
         let quality = |value: u8| (1..=100).contains(&value);
         let (image, video, split, shard) = (&self.image, &self.video, &self.split, &self.shard);
         let unknown = image.formats.iter().find(|format| !known(format));
-        let rules: [Rule; 12] = [
+        let rules: [Rule; 13] = [
             (image.aspect_max >= 1.0, "image.aspect_max", text(&image.aspect_max), "at least 1"),
             (image.bytes_max > 0, "image.bytes_max", text(&image.bytes_max), "at least 1"),
             (image.pixels_max > 0, "image.pixels_max", text(&image.pixels_max), "at least 1"),
+            (quality(image.quality), "image.quality", text(&image.quality), "1 to 100"),
             (
-                quality(image.jpeg_quality),
-                "image.jpeg_quality",
-                text(&image.jpeg_quality),
-                "1 to 100",
+                (1..=IMAGE_SIZE_MAX).contains(&image.size),
+                "image.size",
+                text(&image.size),
+                "1 to 8192",
             ),
             (
                 unknown.is_none(),
@@ -422,6 +503,9 @@ type Rule = (bool, &'static str, String, &'static str);
 /// Names of the image formats that can be decoded.
 const FORMATS: [&str; 6] = ["jpeg", "png", "webp", "gif", "bmp", "tiff"];
 
+/// Largest size that images are brought to: a square of it is 200 MB of pixels.
+const IMAGE_SIZE_MAX: u32 = 8192;
+
 /// Most frames of one clip; a row must fit a row group.
 const FRAMES_MAX: u32 = 1024;
 
@@ -471,6 +555,8 @@ mod tests {
         };
         check("[image]\naspect_max = 0.5", "image.aspect_max");
         check("[image]\nformats = [\"svg\"]", "image.formats");
+        check("[image]\nsize = 0", "image.size");
+        check("[image]\nquality = 101", "image.quality");
         check("[video]\nframes_per_second = 0.0", "video.frames_per_second");
         check("[split]\nheld_out_permille = 1001", "split.held_out_permille");
         check("[shard]\nrows_max = 0", "shard.rows_max");

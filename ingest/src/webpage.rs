@@ -10,6 +10,7 @@ use url::Url;
 use crate::archive::{self, Archive, Found, NOT_IN_ARCHIVE, Place};
 use crate::error::IngestError;
 use crate::fetch::{Answer, Body, Wish};
+use crate::figures::Figures;
 use crate::html::{self, BlockKind, Node, Page};
 use crate::http::{self, Head};
 use crate::image;
@@ -142,25 +143,29 @@ impl WebJob<'_> {
         fetched: &Fetched,
     ) -> Result<Outcome, IngestError> {
         let mut outcome = Outcome::default();
+        let doc_id = sha256_hex(url.as_bytes());
         let mut slots = Slots::default();
         let mut seen = Seen::default();
         for node in page.nodes {
             match node {
                 Node::Text { kind, text } => slots.push_text(kind, &text),
-                Node::Image(image) => match self.find_image(&image, &mut seen, fetched)? {
-                    Ok(slot) => slots.push_image(slot),
-                    Err((stage, drop)) => {
-                        outcome.rejects.push(drop.at(
-                            stage,
-                            origin,
-                            image.urls.first().map(String::as_str),
-                        ));
+                Node::Image(image) => {
+                    let row = (&doc_id[..], &mut outcome.figures);
+                    match self.find_image(&image, &mut seen, fetched, row)? {
+                        Ok(slot) => slots.push_image(slot),
+                        Err((stage, drop)) => {
+                            outcome.rejects.push(drop.at(
+                                stage,
+                                origin,
+                                image.urls.first().map(String::as_str),
+                            ));
+                        }
                     }
-                },
+                }
             }
         }
         let document = Interleaved {
-            doc_id: sha256_hex(url.as_bytes()),
+            doc_id,
             url: url.to_owned(),
             slots: slots.slots,
             title: page.title,
@@ -187,6 +192,7 @@ impl WebJob<'_> {
         node: &ImageNode,
         seen: &mut Seen,
         fetched: &Fetched,
+        (doc_id, figures): (&str, &mut Vec<Figures>),
     ) -> Result<Result<Slot, (Stage, DropReason)>, IngestError> {
         if let Some(drop) = check_tag(node, self.plan) {
             return Ok(Err((Stage::Image, drop)));
@@ -236,8 +242,10 @@ impl WebJob<'_> {
                 (url, body)
             }
         };
+        let judged = image::prepare(&body, rules);
+        figures.push(judged.row(doc_id, Some(url)));
         let dropped = |drop: DropReason| (Stage::Image, drop.with_picture(&body));
-        Ok(image::prepare(body.clone(), rules).map_err(dropped).map(|picture| {
+        Ok(judged.picture.map_err(dropped).map(|picture| {
             let meta = ImageMeta {
                 url: Some(url.clone()),
                 alt: node.alt.clone(),

@@ -1,0 +1,147 @@
+//! JPEG in and out, by libjpeg-turbo: the decoder can leave out what a smaller picture does not need.
+
+use std::cell::RefCell;
+
+use image::RgbImage;
+use turbojpeg::{Compressor, Decompressor, Image, PixelFormat, ScalingFactor, Subsamp};
+
+use super::SIDE_MAX;
+use super::colour;
+use super::outline::{Jpeg, SCANS_MAX};
+use crate::reject::DropReason;
+
+/// A picture that is decoded at a fraction of its size has at least this many pixels along a side
+/// for one of the result: with fewer, it differs visibly from the mean over all pixels.
+const OVERSAMPLING: u32 = 2;
+
+thread_local! {
+    /// The tables and buffers of the library, made once for each worker.
+    static CODEC: RefCell<Option<(Decompressor, Compressor)>> = const { RefCell::new(None) };
+}
+
+/// How a JPEG came out of the decoder.
+pub(super) struct Decoded {
+    /// The pixels, as stored, perhaps at a half, quarter or eighth of the sides.
+    pub(super) rgb: RgbImage,
+    /// What the decoder found wrong in the coded pixels.
+    pub(super) damage: Option<String>,
+}
+
+/// Decodes a JPEG of `size`, at a fraction of it where `wanted` is much smaller.
+///
+/// # Errors
+/// When the library cannot decode the file, in its own words.
+pub(super) fn decode(
+    bytes: &[u8],
+    size: (u32, u32),
+    wanted: (u32, u32),
+    jpeg: &Jpeg,
+) -> Result<Decoded, String> {
+    with_codec(|decompressor, _| {
+        let factor = fraction(size, wanted);
+        decompressor.set_scaling_factor(factor)?;
+        decompressor.set_scan_limit(SCANS_MAX)?;
+        let side = |side: u32| factor.scale(side as usize);
+        let (width, height) = (side(size.0), side(size.1));
+        let format = if jpeg.components == 4 { PixelFormat::CMYK } else { PixelFormat::RGB };
+        let pitch = width * format.size();
+        let mut pixels = vec![0; pitch * height];
+        let target = Image { pixels: &mut pixels[..], width, pitch, height, format };
+        let damage = match decompressor.decompress(bytes, target) {
+            Ok(()) => None,
+            Err(turbojpeg::Error::TurboJpegError(message)) if is_warning(&message) => {
+                (!is_harmless(&message)).then_some(message)
+            }
+            Err(error) => return Err(error),
+        };
+        if format == PixelFormat::CMYK {
+            pixels = colour::inks_to_rgb(&pixels, jpeg.is_adobe);
+        }
+        let rgb = RgbImage::from_raw(width as u32, height as u32, pixels);
+        Ok(Decoded { rgb: rgb.expect("three bytes were made for each pixel"), damage })
+    })
+}
+
+/// Whether the decoder went on after this complaint: the pixels are there, some of them made up.
+fn is_warning(message: &str) -> bool {
+    ["Premature end of JPEG", "Corrupt JPEG data", "Inconsistent progression", "Invalid SOS"]
+        .iter()
+        .any(|start| message.starts_with(start))
+}
+
+/// Whether a warning is about rubbish between segments, which harms no pixel.
+fn is_harmless(message: &str) -> bool {
+    message.contains("extraneous bytes before marker")
+}
+
+/// The smallest fraction that leaves enough pixels. It saves the inverse transform, not the reading
+/// of the codes: about a third of the time at one half.
+fn fraction(size: (u32, u32), wanted: (u32, u32)) -> ScalingFactor {
+    let is_enough = |part: &u32| {
+        let side = |side: u32, wanted: u32| side / part >= wanted.saturating_mul(OVERSAMPLING);
+        side(size.0, wanted.0) && side(size.1, wanted.1)
+    };
+    ScalingFactor::new(1, [8, 4, 2].into_iter().find(is_enough).unwrap_or(1) as usize)
+}
+
+/// The image as a JPEG file, with colour at half the sides as most files of the web.
+///
+/// # Errors
+/// When a side is longer than a JPEG allows.
+pub fn encode_jpeg(rgb: &RgbImage, quality: u8) -> Result<Vec<u8>, DropReason> {
+    let (width, height) = rgb.dimensions();
+    if width.max(height) > SIDE_MAX {
+        return Err(DropReason::limit("too_large", width.max(height).into(), SIDE_MAX.into()));
+    }
+    let (width, height) = (width as usize, height as usize);
+    let pixels = &rgb.as_raw()[..];
+    let source = Image { pixels, width, pitch: 3 * width, height, format: PixelFormat::RGB };
+    with_codec(|_, compressor| {
+        compressor.set_quality(quality.into())?;
+        compressor.set_subsamp(Subsamp::Sub2x2)?;
+        compressor.compress_to_vec(source)
+    })
+    .map_err(|error| DropReason::detail("not_encoded", error))
+}
+
+/// Runs `work` with this thread's codec. After a panic the next call makes a new one.
+fn with_codec<T>(
+    work: impl FnOnce(&mut Decompressor, &mut Compressor) -> turbojpeg::Result<T>,
+) -> Result<T, String> {
+    let make = || Ok((Decompressor::new()?, Compressor::new()?));
+    let taken = CODEC.take();
+    let used = taken.map_or_else(make, Ok).and_then(|(mut decompressor, mut compressor)| {
+        let result = work(&mut decompressor, &mut compressor);
+        CODEC.set(Some((decompressor, compressor)));
+        result
+    });
+    used.map_err(|error| match error {
+        turbojpeg::Error::TurboJpegError(message) => message,
+        error => error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fraction_leaves_twice_the_pixels() {
+        let check = |size, wanted, denominator| {
+            assert_eq!(fraction(size, wanted), ScalingFactor::new(1, denominator), "{size:?}");
+        };
+        check((1024, 800), (256, 200), 2);
+        check((1023, 800), (256, 200), 1);
+        check((4096, 3072), (256, 192), 8);
+        check((2048, 1536), (256, 192), 4);
+        check((100, 80), (256, 200), 1);
+        check((60_000, 10), (256, 1), 4);
+    }
+
+    #[test]
+    fn a_side_that_no_jpeg_can_have_is_refused() {
+        assert!(encode_jpeg(&RgbImage::new(65_500, 1), 90).is_ok());
+        let error = encode_jpeg(&RgbImage::new(SIDE_MAX + 1, 1), 90).unwrap_err();
+        assert_eq!(error.reason, "too_large");
+    }
+}
