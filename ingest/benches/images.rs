@@ -3,6 +3,8 @@
 //! `images FOLDER PLAN ROUNDS [OUT]` prints, as JSON, the images that were kept, the CPU seconds that
 //! they took and the growth of the peak of memory; OUT takes the files that would be stored.
 
+#![allow(clippy::print_stdout, reason = "images.py reads the figures there")]
+
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -23,7 +25,8 @@ fn main() {
         .map(|entry| entry.expect("the folder can be read").path())
         .collect();
     paths.sort();
-    let files: Vec<Bytes> = paths.iter().map(|path| std::fs::read(path).expect("a file").into()).collect();
+    let files: Vec<Bytes> =
+        paths.iter().map(|path| std::fs::read(path).expect("a file").into()).collect();
 
     let rounds: u32 = rounds.parse().expect("a number of rounds");
     let (peak, start) = (peak_bytes(), cpu_seconds());

@@ -6,6 +6,8 @@
 mod colour;
 mod jpeg;
 mod outline;
+#[cfg(test)]
+mod real_files;
 mod resize;
 
 use std::io::Cursor;
@@ -464,7 +466,8 @@ mod tests {
             let found = image::load_from_memory(&bytes).unwrap().into_rgb8();
             let apart = stored.as_raw().iter().zip(found.as_raw()).map(|(a, b)| a.abs_diff(*b));
             let mean = apart.map(f64::from).sum::<f64>() / found.as_raw().len() as f64;
-            assert!(mean <= if encode_as == Encode::Png { 0.0 } else { 2.0 }, "{mean}");
+            // Two decoders of JPEG differ by one here and there.
+            assert!(mean <= if encode_as == Encode::Png { 0.1 } else { 2.0 }, "{mean}");
         };
         let (png, jpeg) = (ImageFormat::Png, ImageFormat::Jpeg);
         check(png, Encode::Webp, Originals::Web, "image/png", true);

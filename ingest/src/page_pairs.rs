@@ -8,7 +8,7 @@ use flamingo_dataset::{ImageMeta, ImageText, Interleaved, Row, Slot};
 use crate::alt_text::check_caption;
 use crate::image;
 use crate::outcome::{Outcome, without_panic};
-use crate::plan::BuildPlan;
+use crate::plan::{BuildPlan, Encode, Originals, Resize};
 use crate::reject::{Origin, Stage};
 
 /// Most bytes of the images of one page, so that one page cannot fill the memory.
@@ -18,7 +18,9 @@ const PAGE_IMAGE_BYTES_MAX: u64 = 256 << 20;
 /// short or has too few or too many of them.
 pub fn page_plan(plan: &BuildPlan) -> BuildPlan {
     let mut plan = plan.clone();
-    plan.image.stored_side_max = 0;
+    plan.image.resize = Resize::No;
+    plan.image.originals = Originals::Web;
+    (plan.image.encode, plan.image.quality) = (Encode::Jpeg, 100);
     plan.document.words_min = 0;
     plan.document.words_max = u64::MAX;
     plan.document.images_min = 0;
@@ -52,8 +54,9 @@ fn add_pairs(document: Interleaved, plan: &BuildPlan, outcome: &mut Outcome) {
         let pair = without_panic(|| {
             let caption = check_caption(meta.alt.as_deref(), &plan.caption)
                 .map_err(|drop| (Stage::Caption, drop))?;
-            let picture =
-                image::prepare(image.bytes, &plan.image).map_err(|drop| (Stage::Image, drop))?;
+            // The figures of the image are there already, from the page.
+            let judged = image::prepare(&image.bytes, &plan.image);
+            let picture = judged.picture.map_err(|drop| (Stage::Image, drop))?;
             let ImageMeta { url, .. } = meta;
             Ok(ImageText {
                 key: format!("{source}:{offset:012}:{n:03}"),

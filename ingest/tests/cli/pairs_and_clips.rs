@@ -66,7 +66,7 @@ fn images_of_pages_with_an_alt_become_pairs() {
     let (_folder, root) = folder();
     let (pages, out) = (format!("{root}/pages"), format!("{root}/pairs"));
     let plan = format!("{root}/plan.toml");
-    std::fs::write(&plan, "[caption]\nchars_min = 5\n[image]\nstored_side_max = 200\n").unwrap();
+    std::fs::write(&plan, "[caption]\nchars_min = 5\n[image]\nsize = 200\n").unwrap();
     let archive = archive.to_str().unwrap();
     succeed(&["webpages", "--input", archive, "--out", &pages]);
     let lines = succeed(&["alt-text", "--plan", &plan, "--input", archive, "--out", &out]);
