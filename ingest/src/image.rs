@@ -474,7 +474,7 @@ mod tests {
         check(png, Encode::Webp, Originals::SameFormat, "image/webp", false);
         check(jpeg, Encode::Png, Originals::SameFormat, "image/png", false);
         check(jpeg, Encode::Jpeg, Originals::SameFormat, "image/jpeg", true);
-        check(png, Encode::Png, Originals::Never, "image/png", false);
+        check(jpeg, Encode::Jpeg, Originals::Never, "image/jpeg", false);
         check(ImageFormat::Bmp, Encode::Png, Originals::Web, "image/png", false);
     }
 

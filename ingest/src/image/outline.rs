@@ -122,8 +122,8 @@ fn next_marker(bytes: &[u8], mut at: usize) -> Option<(u8, usize)> {
 fn png(bytes: &[u8]) -> Option<Outline> {
     const SIGNATURE: usize = 8;
     let size = (be32(bytes, SIGNATURE + 8)?, be32(bytes, SIGNATURE + 12)?);
-    let mut found = Outline { size: Some(size), ..Outline::default() };
-    found.missing = Some("IEND chunk");
+    let missing = Some("IEND chunk");
+    let mut found = Outline { size: Some(size), missing, ..Outline::default() };
     let mut at = SIGNATURE;
     while let (Some(length), Some(name)) = (be32(bytes, at), bytes.get(at + 4..at + 8)) {
         let after = at + 12 + length as usize;
@@ -146,19 +146,18 @@ fn png(bytes: &[u8]) -> Option<Outline> {
 /// Blocks up to the trailer. A file without the trailer that ends behind a picture is whole enough.
 fn gif(bytes: &[u8]) -> Option<Outline> {
     const HEADER: usize = 13;
-    let mut found = Outline::default();
-    found.size = Some((le16(bytes, 6)?.into(), le16(bytes, 8)?.into()));
+    let size = (le16(bytes, 6)?.into(), le16(bytes, 8)?.into());
+    let mut found = Outline { size: Some(size), ..Outline::default() };
     let mut at = HEADER + palette_bytes(*bytes.get(10)?);
     let mut n_images = 0;
     while let Some(block) = bytes.get(at) {
         at = match block {
-            0x3B => break,
             0x21 => at + 2,
             0x2C => {
                 n_images += 1;
                 at + 11 + palette_bytes(bytes.get(at + 9).copied().unwrap_or(0))
             }
-            // Rubbish: what came before it is all that a decoder will see.
+            // The trailer; or rubbish, and what came before it is all that a decoder will see.
             _ => break,
         };
         loop {

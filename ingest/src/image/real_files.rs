@@ -39,7 +39,7 @@ fn as_found() -> ImagePlan {
 #[test]
 fn every_format_is_read_as_pillow_reads_it() {
     let Some(folder) = collection("formats") else { return };
-    let mut n_equal = 0;
+    let (mut n_equal, mut n_plain) = (0, 0);
     let mut wrong = Vec::new();
     for line in PILLOW.lines() {
         let cells: Vec<&str> = line.split(',').collect();
@@ -58,7 +58,7 @@ fn every_format_is_read_as_pillow_reads_it() {
         });
         match (&got, &expected[..]) {
             (Ok(got), expected) if is_near(got, expected) => n_equal += 1,
-            (Err(("single_colour" | "too_large", _)), [..]) => {}
+            (Err(("single_colour", _)), _) => n_plain += 1,
             (Err(("unsupported_format", _)), _) if ["AVIF", "HEIF"].contains(&format) => {}
             (Err(("unsupported_format" | "bad_image" | "truncated", _)), []) => {}
             // Pillow forgets which grey of 16 bits is transparent, and makes up a missing palette.
@@ -68,7 +68,7 @@ fn every_format_is_read_as_pillow_reads_it() {
         }
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(n_equal >= 200, "{n_equal}");
+    assert!(n_equal >= 200 && n_plain <= 100, "{n_equal} {n_plain}");
 }
 
 /// The same size, and means that differ by no more than roundings of conversions do.

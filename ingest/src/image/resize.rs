@@ -2,7 +2,7 @@
 //! border of the mean colour.
 //!
 //! Smaller images are made of means over areas, each source pixel counted by the part of it that a
-//! new pixel covers (`INTER_AREA` of OpenCV); larger ones by Lanczos interpolation over 8 pixels.
+//! new pixel covers (`cv2.INTER_AREA`); larger ones by Lanczos interpolation over 8 pixels.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{Filter, FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -99,7 +99,7 @@ fn pad(rgb: &RgbImage, side: u32, colour: Rgb<u8>) -> RgbImage {
 
 /// Means over areas, in integers, so that every machine makes the same pixels.
 ///
-/// The box filter of `fast_image_resize` counts whole pixels: against OpenCV's areas that is 33 dB on
+/// The box filter of `fast_image_resize` counts whole pixels: against `cv2.INTER_AREA` that is 33 dB on
 /// photographs at odd ratios, and its filters know only distances, not the size of a pixel.
 fn area(rgb: &RgbImage, (to_width, to_height): (u32, u32)) -> RgbImage {
     const HALF: u32 = (ROW_UNIT * COLUMN_UNIT / 2) as u32;
@@ -165,7 +165,7 @@ fn convolve(rgb: &RgbImage, to: (u32, u32), filter: FilterType) -> RgbImage {
         .expect("an RGB image has three bytes per pixel")
 }
 
-/// The Lanczos filter over 8 pixels, as OpenCV's.
+/// The Lanczos filter over 8 pixels, as `cv2.INTER_LANCZOS4`.
 fn lanczos4() -> FilterType {
     const RADIUS: f64 = 4.0;
     fn sinc(x: f64) -> f64 {
