@@ -191,7 +191,13 @@ def compare(args, port):
     print(f"\n{ours / theirs:.2f} times img2dataset, medians of {args.repeats} runs in turn")
 
 
-IMAGE_KEYS = "size = 256\nquality = 95"
+# What the flags that img2dataset is given mean.
+IMAGE_KEYS = """resize = "border"
+size = 256
+only_if_bigger = false
+quality = 95
+originals = "never"
+"""
 
 if __name__ == "__main__":
     main()
