@@ -8,16 +8,19 @@ use flamingo_dataset::{ImageText, Row};
 
 use crate::error::IngestError;
 use crate::fetch::{Answer, Asked, Wish};
-use crate::figures::Figures;
+use crate::figures::{Figures, Level, SCORE};
 use crate::html::joined;
 use crate::image::{self, Picture};
 use crate::ledger::PairRow;
 use crate::list::{ListItem, ListRow};
 use crate::outcome::{Outcome, without_panic};
 use crate::plan::{BuildPlan, CaptionPlan};
-use crate::reject::{DropReason, Origin, Stage};
+use crate::reject::{DropReason, Origin, Reject, Stage};
+use crate::rules::plan::ScoreLevel;
+use crate::rules::{Keys, Rules};
 use crate::source::{Source, is_url};
 use crate::split;
+use crate::word::Word;
 
 /// The inputs and rules that every pair needs.
 pub struct PairJob<'a> {
@@ -27,6 +30,8 @@ pub struct PairJob<'a> {
     pub images: Option<&'a str>,
     /// The rules.
     pub plan: &'a BuildPlan,
+    /// The rules for texts, addresses and scores.
+    pub rules: &'a Rules,
 }
 
 impl PairJob<'_> {
@@ -38,7 +43,10 @@ impl PairJob<'_> {
         };
         let is_held_out = split::check(&self.plan.split, url).is_some();
         let caption = check_caption(row.caption.as_deref(), &self.plan.caption);
-        if !self.plan.fetch.enabled || is_held_out || caption.is_err() {
+        let is_dropped =
+            caption.map_or(true, |caption| self.rules.caption(&caption).drop.is_some());
+        let is_refused = self.rules.refuse(url, Stage::Image).is_some();
+        if !self.plan.fetch.enabled || is_held_out || is_dropped || is_refused {
             return Vec::new();
         }
         let key = key(self.sources[row.list].name(), row.row);
@@ -52,7 +60,9 @@ impl PairJob<'_> {
             ListItem::Dropped(reject) => return Outcome::dropped(reject),
         };
         let list = &self.sources[row.list];
-        pair_of_row(self.plan, list.name(), row, answers.pop(), |row| self.own_bytes(list, row))
+        pair_of_row(self.plan, self.rules, list.name(), row, answers.pop(), |row| {
+            self.own_bytes(list, row)
+        })
     }
 
     /// The encoded image that is not asked for: from the row, else from its file.
@@ -73,6 +83,7 @@ impl PairJob<'_> {
 /// `own_bytes` has it.
 pub(crate) fn pair_of_row(
     plan: &BuildPlan,
+    rules: &Rules,
     list: &str,
     row: ListRow,
     answer: Option<Answer>,
@@ -96,11 +107,22 @@ pub(crate) fn pair_of_row(
         None => own_bytes(row).map_err(|drop| (Stage::Read, drop)),
     };
     let mut figures = Vec::new();
-    let pair = without_panic(|| checked_pair(plan, list, row, bytes, &mut figures));
+    let mut caption = Figures {
+        level: Level::Caption,
+        key: key(list, row.row),
+        url: row.url.clone(),
+        dropped_by: None,
+        values: Vec::new(),
+    };
+    let pair = without_panic(|| checked_pair(plan, rules, row, bytes, &mut caption, &mut figures));
     let mut outcome = match pair.unwrap_or_else(|drop| Err((Stage::Image, drop))) {
         Ok(pair) => Outcome::kept(Row::ImageText(pair)),
         Err((stage, drop)) => Outcome::dropped(drop.at(stage, &origin, None)),
     };
+    if !caption.values.is_empty() {
+        caption.dropped_by = outcome.rejects.first().map(Reject::rule);
+        outcome.figures.push(caption);
+    }
     outcome.fetches.extend(fetch);
     outcome.figures.extend(figures);
     outcome
@@ -108,24 +130,47 @@ pub(crate) fn pair_of_row(
 
 fn checked_pair(
     plan: &BuildPlan,
-    list: &str,
+    rules: &Rules,
     row: ListRow,
     bytes: impl FnOnce(&ListRow) -> Result<Bytes, (Stage, DropReason)>,
+    text_figures: &mut Figures,
     figures: &mut Vec<Figures>,
 ) -> Result<ImageText, (Stage, DropReason)> {
-    let key = key(list, row.row);
+    let key = text_figures.key.clone();
     let address = row.url.as_ref().or(row.file.as_ref()).unwrap_or(&key);
     if let Some(drop) = split::check(&plan.split, address) {
         return Err((Stage::Split, drop));
     }
     let caption = check_caption(row.caption.as_deref(), &plan.caption)
         .map_err(|drop| (Stage::Caption, drop))?;
+    let text = rules.caption(&caption);
+    text_figures.values = text.values.0;
+    if let Some(drop) = text.drop {
+        return Err((Stage::Caption, drop));
+    }
+    if let Some(no) = row.url.as_deref().and_then(|url| rules.refuse(url, Stage::Image)) {
+        return Err(no);
+    }
     let bytes = bytes(&row)?;
     let judged = image::prepare(&bytes, &plan.image);
-    figures.push(judged.row(&key, row.url.as_deref().or(row.file.as_deref())));
+    let url = row.url.as_deref();
+    let mut image_figures = judged.row(&key, url.or(row.file.as_deref()));
+    let judged = judged.picture.and_then(|picture| {
+        let keys = Keys { url, sha256: Some(&picture.sha256), key: Some(&key) };
+        let (scores, drop) = rules.scores(ScoreLevel::Image, keys);
+        image_figures.judge(&scores, drop.as_ref());
+        drop.map_or(Ok((picture, scores)), Err)
+    });
+    figures.push(image_figures);
     let dropped = |drop: DropReason| (Stage::Image, drop.with_picture(&bytes));
-    let picture = judged.picture.map_err(dropped)?;
-    Ok(pair(key, caption, row, picture))
+    let (picture, scores) = judged.map_err(dropped)?;
+    Ok(ImageText { scores: named(&scores), ..pair(key, caption, row, picture) })
+}
+
+/// Scores by their own names.
+pub(crate) fn named(scores: &[(Word, f32)]) -> Vec<(String, f32)> {
+    let name = |figure: &str| figure.strip_prefix(SCORE).unwrap_or(figure).to_owned();
+    scores.iter().map(|(figure, score)| (name(figure), *score)).collect()
 }
 
 fn pair(key: String, caption: String, row: ListRow, picture: Picture) -> ImageText {
@@ -176,6 +221,8 @@ pub(crate) fn check_caption(
         Err(DropReason::because("no_caption"))
     } else if chars < rules.chars_min {
         Err(DropReason::limit("short_caption", chars as f64, rules.chars_min as f64))
+    } else if words < rules.words_min {
+        Err(DropReason::limit("few_words", words as f64, rules.words_min as f64))
     } else if words > rules.words_max {
         Err(DropReason::limit("long_caption", words as f64, rules.words_max as f64))
     } else {
@@ -228,7 +275,7 @@ mod tests {
 
     #[test]
     fn captions_are_joined_and_measured() {
-        let rules = CaptionPlan { chars_min: 3, words_max: 2 };
+        let rules = CaptionPlan { chars_min: 3, words_min: 1, words_max: 2 };
         assert_eq!(check_caption(Some(" a\n  b "), &rules).unwrap(), "a b");
         let reason = |caption| check_caption(caption, &rules).unwrap_err().reason;
         assert_eq!(reason(None), "no_caption");

@@ -19,8 +19,8 @@
 //! files. Pages: [`warc`] records, [`http`] responses, [`archive`] what has which address,
 //! [`opt_out`] who says no, [`html`] a page to nodes with [`img_tag`], [`webpage`] nodes to a
 //! document. Pairs: [`list`] rows, [`fetch`] images that are only named, [`alt_text`], [`page_pairs`]
-//! of archives. Clips: [`clip`] frames, [`video_text`]. All: [`image`] checked and shrunk, [`split`]
-//! held-out rows, [`outcome`] and [`reject`] what became of an item, [`figures`] and [`ledger`] what
+//! of archives. Clips: [`clip`] frames, [`video_text`]. All: [`image`] checked and shrunk, [`rules`]
+//! for texts, languages, addresses and scores, [`split`] held-out rows, [`outcome`] and [`reject`] what became of an item, [`figures`] and [`ledger`] what
 //! was measured and asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and
 //! the journal, [`partition`] runs on several machines, [`meter`] and [`metrics`] numbers of a running
 //! job, [`samples`] pictures of what was dropped. Finished corpora: [`report`], [`check`], [`retry`]
@@ -63,6 +63,7 @@ mod record_log;
 pub mod reject;
 pub mod report;
 pub mod retry;
+pub mod rules;
 pub mod samples;
 mod saved_page;
 pub mod source;

@@ -21,6 +21,7 @@ use flamingo_ingest::plan::BuildPlan;
 use flamingo_ingest::purge::{self, By, Mode, Target, Targets};
 use flamingo_ingest::report;
 use flamingo_ingest::retry::{self, Retried, RetryJob};
+use flamingo_ingest::rules::preset::Preset;
 use flamingo_ingest::view::{self, Which};
 
 /// Turns web pages, image/alt-text pairs and video clips into sharded Parquet corpora.
@@ -57,6 +58,13 @@ enum Command {
     ///
     /// Example: flamingo-ingest video-text --input clips --out corpora/clips
     VideoText(Common),
+    /// Prints the keys that a preset sets, or the names of all presets.
+    ///
+    /// Example: flamingo-ingest presets m3w > plan.toml
+    Presets {
+        /// `preset` of a plan.
+        name: Option<Preset>,
+    },
     /// Compares a corpus with everything it promises: files, checksums, exact columns, masks, unique
     /// keys, images that decode. Lists all problems; exits with 1 where there is one.
     ///
@@ -249,6 +257,7 @@ fn run(command: Command) -> Result<(), IngestError> {
             let (job, _server) = common.job()?;
             summary("clips", &job.out, &pipeline::video_text(&job)?)
         }
+        Command::Presets { name } => presets(name),
         Command::Retry { corpus, cause, workers } => {
             let corpus = without_scheme(&corpus);
             let job = RetryJob { corpus, causes: cause, workers: threads(workers) };
@@ -299,6 +308,15 @@ fn run(command: Command) -> Result<(), IngestError> {
 
 fn print(lines: &str) -> Result<(), IngestError> {
     std::io::stdout().write_all(lines.as_bytes()).map_err(|source| IngestError::Stdout { source })
+}
+
+/// One preset as it is, or what there are.
+fn presets(name: Option<Preset>) -> String {
+    let title = |preset: &Preset| {
+        let first = preset.toml().lines().next().unwrap_or("").trim_start_matches("# ");
+        format!("{:<16}{first}\n", preset.name())
+    };
+    name.map_or_else(|| Preset::ALL.iter().map(title).collect(), |preset| preset.toml().to_owned())
 }
 
 /// The last lines of a run: what there is now, and what was dropped, most frequent first.

@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn a_plan_may_ignore_them() {
-        let rules = OptOutPlan { directives: vec![], tdm_reservation: false };
+        let rules =
+            OptOutPlan { directives: vec![], tdm_reservation: false, ..OptOutPlan::default() };
         assert_eq!(in_meta(&["noai".into()], Some("1"), &rules), None);
     }
 }

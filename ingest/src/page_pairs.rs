@@ -5,11 +5,14 @@
 
 use flamingo_dataset::{ImageMeta, ImageText, Interleaved, Row, Slot};
 
-use crate::alt_text::check_caption;
+use crate::alt_text::{check_caption, named};
+use crate::figures::{Figures, Level};
 use crate::image;
 use crate::outcome::{Outcome, without_panic};
 use crate::plan::{BuildPlan, Encode, Originals, Resize};
 use crate::reject::{Origin, Stage};
+use crate::rules::plan::{LanguagePlan, ScoreLevel, TextPlan};
+use crate::rules::{Keys, Rules};
 
 /// Most bytes of the images of one page, so that one page cannot fill the memory.
 const PAGE_IMAGE_BYTES_MAX: u64 = 256 << 20;
@@ -25,22 +28,27 @@ pub fn page_plan(plan: &BuildPlan) -> BuildPlan {
     plan.document.words_max = u64::MAX;
     plan.document.images_min = 0;
     plan.document.images_max = u64::MAX;
+    // Rules for the texts of pages are not about their captions.
+    plan.text = TextPlan::default();
+    plan.language = LanguagePlan::default();
+    plan.explicit.words_max = f64::INFINITY;
+    plan.scores = Vec::new();
     plan.document.image_bytes_max = PAGE_IMAGE_BYTES_MAX;
     plan
 }
 
 /// The pairs in what became of a page.
-pub fn pairs(page: Outcome, plan: &BuildPlan) -> Outcome {
+pub fn pairs(page: Outcome, plan: &BuildPlan, rules: &Rules) -> Outcome {
     let mut outcome = Outcome { rows: Vec::new(), ..page };
     for row in page.rows {
         if let Row::Interleaved(document) = row {
-            add_pairs(document, plan, &mut outcome);
+            add_pairs(document, plan, rules, &mut outcome);
         }
     }
     outcome
 }
 
-fn add_pairs(document: Interleaved, plan: &BuildPlan, outcome: &mut Outcome) {
+fn add_pairs(document: Interleaved, plan: &BuildPlan, rules: &Rules, outcome: &mut Outcome) {
     let (source, offset) = match &document.warc {
         Some(warc) => (warc.filename.clone(), warc.offset),
         None => (document.doc_id.clone(), 0),
@@ -51,15 +59,34 @@ fn add_pairs(document: Interleaved, plan: &BuildPlan, outcome: &mut Outcome) {
     });
     for (n, (image, meta)) in images.enumerate() {
         let url = meta.url.clone();
+        let mut figures = Figures {
+            level: Level::Caption,
+            key: format!("{source}:{offset:012}:{n:03}"),
+            url: url.clone(),
+            dropped_by: None,
+            values: Vec::new(),
+        };
         let pair = without_panic(|| {
             let caption = check_caption(meta.alt.as_deref(), &plan.caption)
                 .map_err(|drop| (Stage::Caption, drop))?;
+            let text = rules.caption(&caption);
+            figures.values = text.values.0;
+            if let Some(drop) = text.drop {
+                return Err((Stage::Caption, drop));
+            }
             // The figures of the image are there already, from the page.
             let judged = image::prepare(&image.bytes, &plan.image);
             let picture = judged.picture.map_err(|drop| (Stage::Image, drop))?;
             let ImageMeta { url, .. } = meta;
+            let key = Some(figures.key.as_str());
+            let keys = Keys { url: url.as_deref(), sha256: Some(&picture.sha256), key };
+            let (scores, drop) = rules.scores(ScoreLevel::Image, keys);
+            figures.values.extend(&scores);
+            if let Some(drop) = drop {
+                return Err((Stage::Image, drop));
+            }
             Ok(ImageText {
-                key: format!("{source}:{offset:012}:{n:03}"),
+                key: figures.key.clone(),
                 url,
                 caption,
                 image: picture.image,
@@ -70,7 +97,7 @@ fn add_pairs(document: Interleaved, plan: &BuildPlan, outcome: &mut Outcome) {
                 sha256: picture.sha256,
                 phash: picture.phash,
                 source: Some(document.url.clone()),
-                scores: Vec::new(),
+                scores: named(&scores),
                 warc: None,
             })
         });
@@ -79,8 +106,13 @@ fn add_pairs(document: Interleaved, plan: &BuildPlan, outcome: &mut Outcome) {
             Err((stage, drop)) => {
                 let page = Some(document.url.clone());
                 let origin = Origin { source: source.clone(), offset: Some(offset), url: page };
-                outcome.rejects.push(drop.at(stage, &origin, url.as_deref()));
+                let reject = drop.at(stage, &origin, url.as_deref());
+                figures.dropped_by = Some(reject.rule());
+                outcome.rejects.push(reject);
             }
+        }
+        if !figures.values.is_empty() {
+            outcome.figures.push(figures);
         }
     }
 }

@@ -25,6 +25,8 @@ use crate::source::Source;
 
 /// Rows decoded at a time where they hold texts only.
 const BATCH_ROWS: usize = 32;
+/// Rows decoded at a time where none is large.
+const TEXT_BATCH_ROWS: usize = 8192;
 /// Most bytes that are read at once, a compressed page or a footer: writers close pages at about
 /// 1 MB, or with the one value that is larger.
 const READ_BYTES_MAX: usize = 256 << 20;
@@ -96,6 +98,23 @@ pub(crate) fn n_rows(source: &Arc<Source>) -> Result<u64, IngestError> {
 fn open(source: &Arc<Source>) -> Result<ParquetRecordBatchReaderBuilder<File>, IngestError> {
     let file = File(Arc::clone(source));
     no_panic(source, || ParquetRecordBatchReaderBuilder::try_new(file))
+}
+
+/// The rows of some columns of a Parquet file, in batches.
+///
+/// # Errors
+/// When it is no Parquet file.
+pub(crate) fn batches<'a>(
+    source: &'a Arc<Source>,
+    columns: &[&str],
+) -> Result<impl Iterator<Item = Result<RecordBatch, IngestError>> + use<'a>, IngestError> {
+    let builder = open(source)?;
+    let fields = builder.schema().fields().iter().enumerate();
+    let roots = fields.filter(|(_, field)| columns.contains(&field.name().as_str()));
+    let mask = ProjectionMask::roots(builder.parquet_schema(), roots.map(|(i, _)| i));
+    let builder = builder.with_projection(mask).with_batch_size(TEXT_BATCH_ROWS);
+    let mut reader = no_panic(source, || builder.build())?;
+    Ok(std::iter::from_fn(move || no_panic(source, || Ok(reader.next().transpose()?)).transpose()))
 }
 
 /// The reader's result; a panic inside it, which a hostile file may cause, is an error as well.

@@ -23,6 +23,7 @@ use crate::page_pairs;
 use crate::partition::Partition;
 use crate::plan::BuildPlan;
 use crate::progress::{Phase, Progress};
+use crate::rules::Rules;
 use crate::source::{self, Source};
 use crate::video_text::{self, ClipJob};
 use crate::webpage::WebJob;
@@ -55,10 +56,11 @@ pub struct Job {
 /// When an input or the output cannot be used.
 pub fn webpages(job: &Job) -> Result<Totals, IngestError> {
     job.check_out()?;
+    let rules = Rules::new(&job.plan)?;
     let files = archive::expand(&job.inputs)?;
     let sources = source::open_all(&files)?;
     let archive = job.index(&sources)?;
-    let web = WebJob { sources: &sources, archive: &archive, plan: &job.plan };
+    let web = WebJob { sources: &sources, archive: &archive, plan: &job.plan, rules: &rules };
     let pages = archive.found.iter().map(Ok);
     let (kind, n_items) = (CorpusKind::Interleaved, Some(archive.found.len()));
     let run = Run { kind, noun: "pages", n_items, images: None, is_dealt: false };
@@ -93,7 +95,8 @@ pub fn alt_text(job: &Job, images: Option<&str>) -> Result<Totals, IngestError> 
         &job.plan,
         &[&job.plan.list.file_column, &job.plan.list.url_column, &job.plan.list.image_column],
     )?;
-    let pairs = PairJob { sources: &sources, images, plan: &job.plan };
+    let rules = Rules::new(&job.plan)?;
+    let pairs = PairJob { sources: &sources, images, plan: &job.plan, rules: &rules };
     // Where there are many lists, each machine reads its own only.
     let dealt = job.partition.filter(|partition| partition.deals_files(sources.len()));
     let is_wanted = |list: usize| dealt.is_none_or(|partition| partition.has(list as u64));
@@ -117,11 +120,12 @@ fn page_pairs(job: &Job) -> Result<Totals, IngestError> {
     let sources = source::open_all(&archive::expand(&job.inputs)?)?;
     let archive = job.index(&sources)?;
     let plan = page_pairs::page_plan(&job.plan);
-    let web = WebJob { sources: &sources, archive: &archive, plan: &plan };
+    let (rules, page_rules) = (Rules::new(&job.plan)?, Rules::new(&plan)?);
+    let web = WebJob { sources: &sources, archive: &archive, plan: &plan, rules: &page_rules };
     let pages = archive.found.iter().map(Ok);
     let (kind, n_items) = (CorpusKind::ImageText, Some(archive.found.len()));
     let run = Run { kind, noun: "pages", n_items, images: None, is_dealt: false };
-    let work = |found| Ok(page_pairs::pairs(web.document(found, Vec::new())?, &job.plan));
+    let work = |found| Ok(page_pairs::pairs(web.document(found, Vec::new())?, &job.plan, &rules));
     job.run(&run, &sources, |wanted| wanted.of(pages), work)
 }
 

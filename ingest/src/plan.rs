@@ -11,21 +11,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::IngestError;
 use crate::fetch::plan::FetchPlan;
+use crate::rules;
+use crate::rules::plan::{BlockPlan, ExplicitPlan, LanguagePlan, ScoresPlan, TextPlan, WordsPlan};
+use crate::rules::preset::Preset;
 
 /// All rules of a run. Sections that a kind of run does not read are ignored by it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BuildPlan {
+    /// Where keys that are left out have their values from.
+    pub preset: Preset,
     /// Web archives and their pages.
     pub archive: ArchivePlan,
     /// What sites say about training use.
     pub opt_out: OptOutPlan,
     /// What is asked for over the network.
     pub fetch: FetchPlan,
+    /// Addresses that are left out.
+    pub block: BlockPlan,
     /// Single images, in pages and in pairs.
     pub image: ImagePlan,
     /// Interleaved documents.
     pub document: DocumentPlan,
+    /// Texts of documents, paragraphs and captions.
+    pub text: TextPlan,
+    /// Lists of words.
+    pub words: WordsPlan,
+    /// Explicit content.
+    pub explicit: ExplicitPlan,
+    /// Languages.
+    pub language: LanguagePlan,
+    /// Tables of scores of outside classifiers.
+    pub scores: Vec<ScoresPlan>,
     /// Column names of lists of images or clips.
     pub list: ListPlan,
     /// Captions of images and clips.
@@ -91,15 +108,31 @@ impl Default for ArchivePlan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptOutPlan {
-    /// Directives of `X-Robots-Tag` and `<meta name="robots">` that mean no, in lower case.
+    /// Directives of `X-Robots-Tag` and `<meta name="robots">` that mean no, in lower case, whichever
+    /// crawler they name. img2dataset also takes `noindex` and `noimageindex` for a no.
     pub directives: Vec<String>,
     /// Whether `tdm-reservation: 1` (header or meta) means no.
     pub tdm_reservation: bool,
+    /// A registry of domains that opted out, one a line, for documents and images alike.
+    pub domains_file: String,
+    /// SHA-256 of that file.
+    pub domains_sha256: String,
+    /// A registry of addresses that opted out, one a line.
+    pub urls_file: String,
+    /// SHA-256 of that file.
+    pub urls_sha256: String,
 }
 
 impl Default for OptOutPlan {
     fn default() -> Self {
-        Self { directives: vec!["noai".into(), "noimageai".into()], tdm_reservation: true }
+        Self {
+            directives: vec!["noai".into(), "noimageai".into()],
+            tdm_reservation: true,
+            domains_file: String::new(),
+            domains_sha256: String::new(),
+            urls_file: String::new(),
+            urls_sha256: String::new(),
+        }
     }
 }
 
@@ -286,13 +319,15 @@ impl Default for ListPlan {
 pub struct CaptionPlan {
     /// Fewest characters; 0 also takes images without a caption.
     pub chars_min: u64,
+    /// Fewest words.
+    pub words_min: u64,
     /// Most words.
     pub words_max: u64,
 }
 
 impl Default for CaptionPlan {
     fn default() -> Self {
-        Self { chars_min: 1, words_max: 1000 }
+        Self { chars_min: 1, words_min: 0, words_max: 1000 }
     }
 }
 
@@ -400,18 +435,25 @@ impl BuildPlan {
     /// # Errors
     /// When it is not TOML, has an unknown key or a value out of range.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self, IngestError> {
-        let plan = Self::parse(text, origin)?;
+        let mut plan = Self::parse(text, origin)?;
         plan.validate()?;
+        rules::seal(&mut plan)?;
         Ok(plan)
     }
 
     pub(crate) fn parse(text: &str, origin: &str) -> Result<Self, IngestError> {
-        toml::from_str(text).map_err(|error| {
+        let wrong = |error: toml::de::Error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
             let place = line.map(|line| format!(" (line {line})")).unwrap_or_default();
             let message = format!("{}{place}", error.message().replace('\n', " "));
             IngestError::PlanParse { origin: origin.to_owned(), message }
-        })
+        };
+        let plan: Self = toml::from_str(text).map_err(wrong)?;
+        if plan.preset == Preset::None {
+            return Ok(plan);
+        }
+        // The plan alone is right, so every mistake of its own has been found with its line.
+        plan.preset.under(text.parse().map_err(wrong)?).try_into().map_err(wrong)
     }
 
     /// The first value that is out of range, as an error that names its key.
@@ -470,9 +512,38 @@ impl BuildPlan {
             (shard.rejects_max > 0, "shard.rejects_max", text(&shard.rejects_max), "at least 1"),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
-            None => Ok(()),
+            None => self.validate_rules(),
             Some((_, key, value, expected)) => Err(IngestError::PlanValue { key, value, expected }),
         }
+    }
+
+    /// The first limit, language or score that makes no sense, as an error.
+    fn validate_rules(&self) -> Result<(), IngestError> {
+        let value = |key, value, expected| Err(IngestError::PlanValue { key, value, expected });
+        for rule in rules::rules(self) {
+            let is_score = rule.figure.starts_with(crate::figures::SCORE);
+            if rule.limit.is_nan() || (rule.limit < 0.0 && !is_score) {
+                return value(rule.key, text(&rule.limit), "a number, at least 0");
+            }
+        }
+        if let Some(code) = self.language.keep.iter().find(|code| !rules::language::is_known(code))
+        {
+            return value(
+                "language.keep",
+                code.clone(),
+                "ISO 639-1 codes of languages that are told",
+            );
+        }
+        for table in &self.scores {
+            let is_read = |name: &String| table.columns.contains(name);
+            if let Some(rule) = table.rules.iter().find(|rule| !is_read(&rule.name)) {
+                return value("scores.rule.name", rule.name.clone(), "one of the table's columns");
+            }
+            if table.columns.is_empty() {
+                return value("scores.columns", "[]".to_owned(), "at least one column");
+            }
+        }
+        Ok(())
     }
 
     /// The effective plan of one kind of run as TOML: every default, only the sections it reads.
@@ -485,9 +556,16 @@ impl BuildPlan {
         let unread: &[&str] = match kind {
             CorpusKind::Interleaved => &["list", "caption", "video"],
             CorpusKind::ImageText => &["document", "video"],
-            CorpusKind::VideoText => &["archive", "opt_out", "fetch", "document", "image"],
+            CorpusKind::VideoText => &[
+                "archive", "block", "document", "explicit", "fetch", "image", "language",
+                "opt_out", "scores", "text", "words",
+            ],
         };
         table.retain(|section, _| !unread.contains(&section));
+        if let Some(text) = table.get_mut("text").and_then(toml::Value::as_table_mut) {
+            let is_page = kind == CorpusKind::Interleaved;
+            text.retain(|section, _| is_page != (section == "caption"));
+        }
         toml::to_string(&table).expect("a table of tables is TOML")
     }
 
@@ -530,6 +608,37 @@ mod tests {
     }
 
     #[test]
+    fn a_preset_is_below_the_keys_of_the_plan() {
+        let text = "preset = \"obelics\"\n[image]\nside_min = 7\n[text.paragraph]\nwords_min = 0\n";
+        let plan = BuildPlan::parse(text, "p").unwrap();
+        assert_eq!((plan.image.side_min, plan.image.formats.len()), (7, 3));
+        let words = &plan.text.paragraph;
+        assert_eq!((words.words_min, words.words_max), (0.0, 1000.0));
+        let effective = plan.to_toml(CorpusKind::Interleaved);
+        assert!(
+            effective.contains("preset = \"obelics\"") && effective.contains("aspect_max = 2.0")
+        );
+        assert_eq!(BuildPlan::parse(&effective, "effective").unwrap(), plan);
+        let error = BuildPlan::parse("\npreset = \"c4\"\n", "p").unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("mmc4"), "{error}");
+    }
+
+    #[test]
+    fn every_preset_is_a_plan_with_rules_of_its_own() {
+        for preset in Preset::ALL {
+            let plan = BuildPlan::parse(preset.toml(), preset.name()).unwrap();
+            plan.validate().unwrap();
+            assert_eq!(plan.preset, preset);
+            assert_ne!(
+                rules::rules(&plan),
+                rules::rules(&BuildPlan::default()),
+                "{}",
+                preset.name()
+            );
+        }
+    }
+
+    #[test]
     fn sections_of_other_kinds_do_not_change_the_hash() {
         let mut other = BuildPlan::default();
         other.video.frames_max = 4;
@@ -560,5 +669,10 @@ mod tests {
         check("[video]\nframes_per_second = 0.0", "video.frames_per_second");
         check("[split]\nheld_out_permille = 1001", "split.held_out_permille");
         check("[shard]\nrows_max = 0", "shard.rows_max");
+        check("[text.gopher]\nwords_min = -1", "text.gopher.words_min");
+        check("[text.paragraph]\nwords_max = nan", "text.paragraph.words_max");
+        check("[language]\nkeep = [\"eng\"]", "language.keep");
+        let scores = "[[scores]]\nfile = \"s\"\nkey = \"url\"\ncolumns = [\"a\"]\n";
+        check(&format!("{scores}[[scores.rule]]\nname = \"b\"\nlevel = \"image\""), "scores.rule");
     }
 }

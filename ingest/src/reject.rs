@@ -36,6 +36,10 @@ pub enum Stage {
     Fetch,
     /// A web page.
     Page,
+    /// A paragraph of a page.
+    Paragraph,
+    /// The text of a page: its quality, language and words.
+    Text,
     /// A caption.
     Caption,
     /// One image.
@@ -55,6 +59,8 @@ impl Stage {
             Self::OptOut => "opt_out",
             Self::Fetch => "fetch",
             Self::Page => "page",
+            Self::Paragraph => "paragraph",
+            Self::Text => "text",
             Self::Caption => "caption",
             Self::Image => "image",
             Self::Video => "video",

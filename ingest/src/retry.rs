@@ -33,6 +33,7 @@ use crate::progress::{Phase, Progress};
 use crate::purge::{self, Targets};
 use crate::reject::{self, DropReason, Reject, encode_batch};
 use crate::report;
+use crate::rules::Rules;
 
 /// Folder of what is prepared and not yet part of the corpus.
 const FOLDER: &str = "retry";
@@ -100,6 +101,7 @@ pub fn retry(job: &RetryJob) -> Result<Retried, IngestError> {
     let is_part = |name: &String| name.starts_with(&marker) || name.contains(&format!("/{marker}"));
     let parts: Vec<_> = store.list("")?.into_iter().filter(is_part).collect();
     let mut patch = Patch::new(&store, &plan, manifest, &parts);
+    let rules = Rules::new(&plan)?;
     let fetcher = Fetcher::new(&plan);
     let meter = Arc::new(Meter::default());
     let progress = Progress::start(Phase::Work, "addresses", &meter);
@@ -120,7 +122,7 @@ pub fn retry(job: &RetryJob) -> Result<Retried, IngestError> {
             (failed, vec![wish])
         };
         let asked = fetcher.ahead(scope, failed, wish);
-        let work = |asked| Ok(work(&plan, asked));
+        let work = |asked| Ok(work(&plan, &rules, asked));
         ordered_map(asked, job.workers, work, |mut tried: Tried| {
             // An image may be named by its hash, which is known only now.
             purge::leave_out(&purged, &mut tried.outcome, plan.document.images_min);
@@ -155,11 +157,11 @@ struct Tried {
     outcome: Outcome,
 }
 
-fn work(plan: &BuildPlan, Asked { item, mut answers }: Asked<Failed>) -> Tried {
+fn work(plan: &BuildPlan, rules: &Rules, Asked { item, mut answers }: Asked<Failed>) -> Tried {
     let Failed { part, list, row } = item;
     let number = row.row;
     let unasked = |_: &ListRow| Err(DropReason::because("not_fetched"));
-    let outcome = pair_of_row(plan, &list, row, answers.pop(), unasked);
+    let outcome = pair_of_row(plan, rules, &list, row, answers.pop(), unasked);
     Tried { part, list, row: number, outcome }
 }
 

@@ -10,7 +10,7 @@ use url::Url;
 use crate::archive::{self, Archive, Found, NOT_IN_ARCHIVE, Place};
 use crate::error::IngestError;
 use crate::fetch::{Answer, Body, Wish};
-use crate::figures::Figures;
+use crate::figures::{Figures, Level};
 use crate::html::{self, BlockKind, Node, Page};
 use crate::http::{self, Head};
 use crate::image;
@@ -18,7 +18,10 @@ use crate::img_tag::ImageNode;
 use crate::opt_out;
 use crate::outcome::{Outcome, without_panic};
 use crate::plan::{BuildPlan, DocumentPlan};
-use crate::reject::{DropReason, Origin, Stage};
+use crate::reject::{DropReason, Origin, Reject, Stage};
+use crate::rules::language::Language;
+use crate::rules::plan::ScoreLevel;
+use crate::rules::{self, Keys, Rules, Values};
 use crate::source::Source;
 use crate::split;
 use crate::warc::Record;
@@ -34,6 +37,8 @@ pub struct WebJob<'a> {
     pub archive: &'a Archive,
     /// The rules.
     pub plan: &'a BuildPlan,
+    /// The rules for texts, addresses and scores.
+    pub rules: &'a Rules,
 }
 
 impl WebJob<'_> {
@@ -65,14 +70,22 @@ impl WebJob<'_> {
     /// When an archive cannot be read any more.
     pub fn wishes(&self, found: &Found) -> Result<Vec<Wish>, IngestError> {
         let Found::Page { place, url } = found else { return Ok(Vec::new()) };
-        if split::check(&self.plan.split, url).is_some() {
+        if split::check(&self.plan.split, url).is_some()
+            || self.rules.refuse(url, Stage::Page).is_some()
+        {
             return Ok(Vec::new());
         }
         let body =
             self.archive.read_body(self.sources, *place, self.plan.archive.page_bytes_max)?;
         let Ok((_, head, body)) = body else { return Ok(Vec::new()) };
         // What is wrong with a page is said when it is made.
-        let page = without_panic(|| self.read_page(&head, &body, url).ok()).ok().flatten();
+        let page = without_panic(|| {
+            let mut page = self.read_page(&head, &body, url).ok()?;
+            self.rules.drop_paragraphs(&mut page.nodes);
+            let is_dropped = self.rules.document(&rules::page_text(&page.nodes)).drop.is_some();
+            (!is_dropped).then_some(page)
+        });
+        let page = page.ok().flatten();
         let mut wanted = Vec::new();
         for node in page.into_iter().flat_map(|page| page.nodes) {
             let Node::Image(node) = node else { continue };
@@ -84,6 +97,7 @@ impl WebJob<'_> {
             if let Some(url) = url
                 && check_tag(&node, self.plan).is_none()
                 && node.urls.iter().all(is_missing)
+                && node.urls.iter().all(|url| self.rules.refuse(url, Stage::Image).is_none())
             {
                 wanted.push(url.clone());
             }
@@ -104,6 +118,9 @@ impl WebJob<'_> {
     ) -> Result<Outcome, IngestError> {
         if let Some(drop) = split::check(&self.plan.split, url) {
             return Ok(Outcome::dropped(drop.at(Stage::Split, origin, None)));
+        }
+        if let Some((stage, drop)) = self.rules.refuse(url, Stage::Page) {
+            return Ok(Outcome::dropped(drop.at(stage, origin, None)));
         }
         let body = self.archive.read_body(self.sources, place, self.plan.archive.page_bytes_max)?;
         let read = body.map_err(|drop| (Stage::Read, drop)).and_then(|(record, head, body)| {
@@ -138,12 +155,15 @@ impl WebJob<'_> {
         &self,
         record: &Record,
         url: &str,
-        page: Page,
+        mut page: Page,
         origin: &Origin,
         fetched: &Fetched,
     ) -> Result<Outcome, IngestError> {
         let mut outcome = Outcome::default();
         let doc_id = sha256_hex(url.as_bytes());
+        // Texts are judged before images, which take far more time.
+        let judged = self.judge_text(&mut page, &doc_id, url, origin, &mut outcome);
+        let Ok((values, language)) = judged else { return Ok(outcome) };
         let mut slots = Slots::default();
         let mut seen = Seen::default();
         for node in page.nodes {
@@ -169,8 +189,8 @@ impl WebJob<'_> {
             url: url.to_owned(),
             slots: slots.slots,
             title: page.title,
-            lang: page.lang,
-            lang_score: None,
+            lang: language.map(|language| language.code.to_owned()).or(page.lang),
+            lang_score: language.map(|language| language.score),
             warc: Some(WarcPlace {
                 filename: origin.source.clone(),
                 offset: record.offset as i64,
@@ -179,11 +199,51 @@ impl WebJob<'_> {
             fetched_at_us: record.field("WARC-Date").and_then(microseconds),
         };
         let row = Row::Interleaved(document);
+        let mut figures = document_figures(row.key(), url, values);
+        figures.values.extend(counts(&row));
         match check_document(&row, &self.plan.document) {
             Ok(()) => outcome.rows.push(row),
-            Err(drop) => outcome.rejects.push(drop.at(Stage::Document, origin, None)),
+            Err(drop) => {
+                let reject = drop.at(Stage::Document, origin, None);
+                figures.dropped_by = Some(reject.rule());
+                outcome.rejects.push(reject);
+            }
         }
+        outcome.figures.push(figures);
         Ok(outcome)
+    }
+
+    /// Takes out paragraphs and judges the text that is left. An error means that the document is
+    /// dropped; the outcome says why.
+    fn judge_text(
+        &self,
+        page: &mut Page,
+        doc_id: &str,
+        url: &str,
+        origin: &Origin,
+        outcome: &mut Outcome,
+    ) -> Result<(Values, Option<Language>), ()> {
+        for paragraph in self.rules.drop_paragraphs(&mut page.nodes) {
+            let reject = paragraph.drop.map(|drop| drop.at(Stage::Paragraph, origin, None));
+            outcome.figures.push(Figures {
+                level: Level::Paragraph,
+                dropped_by: reject.as_ref().map(Reject::rule),
+                ..document_figures(doc_id, url, paragraph.values)
+            });
+            outcome.rejects.extend(reject);
+        }
+        let mut text = self.rules.document(&rules::page_text(&page.nodes));
+        let keys = Keys { url: Some(url), key: Some(doc_id), ..Keys::default() };
+        let (scores, drop) = self.rules.scores(ScoreLevel::Document, keys);
+        text.values.0.extend(scores);
+        let Some(drop) = text.drop.or(drop) else { return Ok((text.values, text.language)) };
+        let reject = drop.at(Stage::Text, origin, None);
+        outcome.figures.push(Figures {
+            dropped_by: Some(reject.rule()),
+            ..document_figures(doc_id, url, text.values)
+        });
+        outcome.rejects.push(reject);
+        Err(())
     }
 
     /// The image of a node, from the first of its addresses that the archives have.
@@ -196,6 +256,10 @@ impl WebJob<'_> {
     ) -> Result<Result<Slot, (Stage, DropReason)>, IngestError> {
         if let Some(drop) = check_tag(node, self.plan) {
             return Ok(Err((Stage::Image, drop)));
+        }
+        // A site that says no to one size of an image says no to the image.
+        if let Some(no) = node.urls.iter().find_map(|url| self.rules.refuse(url, Stage::Image)) {
+            return Ok(Err(no));
         }
         let redirects_max = self.plan.archive.redirects_max;
         let mut first = None;
@@ -243,9 +307,16 @@ impl WebJob<'_> {
             }
         };
         let judged = image::prepare(&body, rules);
-        figures.push(judged.row(doc_id, Some(url)));
+        let mut image_figures = judged.row(doc_id, Some(url));
         let dropped = |drop: DropReason| (Stage::Image, drop.with_picture(&body));
-        Ok(judged.picture.map_err(dropped).map(|picture| {
+        let judged = judged.picture.and_then(|picture| {
+            let keys = Keys { url: Some(url), sha256: Some(&picture.sha256), key: None };
+            let (scores, drop) = self.rules.scores(ScoreLevel::Image, keys);
+            image_figures.judge(&scores, drop.as_ref());
+            drop.map_or(Ok(picture), Err)
+        });
+        figures.push(image_figures);
+        Ok(judged.map_err(dropped).map(|picture| {
             let meta = ImageMeta {
                 url: Some(url.clone()),
                 alt: node.alt.clone(),
@@ -296,6 +367,27 @@ fn check_tag(node: &ImageNode, plan: &BuildPlan) -> Option<DropReason> {
     let mut words = path.split(|c: char| !c.is_ascii_alphanumeric());
     let banned = words.find(|word| rules.url_words_banned.iter().any(|banned| banned == word));
     banned.map(|word| DropReason::detail("banned_word", word))
+}
+
+/// The figures of a document that is kept so far.
+fn document_figures(doc_id: &str, url: &str, values: Values) -> Figures {
+    Figures {
+        level: Level::Document,
+        key: doc_id.to_owned(),
+        url: Some(url.to_owned()),
+        dropped_by: None,
+        values: values.0,
+    }
+}
+
+/// What is counted in a finished document.
+fn counts(row: &Row) -> [(&'static str, f32); 3] {
+    let bytes: u64 = row.images().iter().map(|image| image.bytes.len() as u64).sum();
+    [
+        ("images", row.n_images() as f32),
+        ("image_bytes", bytes as f32),
+        ("spaced_words", row.words() as f32),
+    ]
 }
 
 fn check_document(row: &Row, rules: &DocumentPlan) -> Result<(), DropReason> {

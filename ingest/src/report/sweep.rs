@@ -12,8 +12,10 @@ use flamingo_dataset::{CorpusKind, CorpusStore};
 
 use super::show_number;
 use crate::error::IngestError;
+use crate::figures::{Level, NAMES};
 use crate::output::FIGURES;
 use crate::plan::BuildPlan;
+use crate::rules;
 use crate::table;
 
 /// Thresholds of one chart on either side of today's.
@@ -228,35 +230,33 @@ fn each_value(batch: &RecordBatch, threshold: &Threshold, mut each: impl FnMut(f
 
 /// The rules of a plan whose figures are stored.
 fn thresholds(plan: &BuildPlan, kind: CorpusKind) -> Vec<Threshold> {
-    let image = &plan.image;
-    let threshold = |key: &str, dropped_by: &str, figures: &[&str], bound, limit| Threshold {
-        level: "image".to_owned(),
-        dropped_by: dropped_by.to_owned(),
-        key: key.to_owned(),
-        figures: figures.iter().map(|&figure| figure.to_owned()).collect(),
-        bound,
-        limit,
+    let is_read = |level: Level| match kind {
+        CorpusKind::Interleaved => level != Level::Caption,
+        CorpusKind::ImageText => matches!(level, Level::Caption | Level::Image),
+        CorpusKind::VideoText => false,
     };
-    if kind == CorpusKind::VideoText {
-        return Vec::new();
-    }
-    vec![
-        threshold(
-            "image.side_min",
-            "image/too_small",
-            &["width", "height"],
-            Bound::Min,
-            f64::from(image.side_min),
-        ),
-        threshold("image.aspect_max", "image/aspect", &["aspect"], Bound::Max, image.aspect_max),
-        threshold(
-            "image.bytes_max",
-            "image/too_many_bytes",
-            &["bytes"],
-            Bound::Max,
-            image.bytes_max as f64,
-        ),
-    ]
+    // Of the sides of an image, the shorter one counts.
+    let figures = |figure: &'static str| match figure {
+        "side" => vec!["width", "height"],
+        figure => vec![figure],
+    };
+    let rules = rules::rules(plan).into_iter().filter(|rule| is_read(rule.level) && rule.is_on());
+    let thresholds = rules.filter_map(|rule| {
+        let figures = figures(rule.figure);
+        let is_stored = figures.iter().all(|figure| NAMES.contains(figure));
+        is_stored.then(|| Threshold {
+            level: rule.level.name().to_owned(),
+            dropped_by: format!("{}/{}", rule.stage.name(), rule.reason),
+            key: rule.key.to_owned(),
+            figures: figures.into_iter().map(str::to_owned).collect(),
+            bound: match rule.bound {
+                rules::Bound::Min => Bound::Min,
+                rules::Bound::Max => Bound::Max,
+            },
+            limit: rule.limit,
+        })
+    });
+    thresholds.collect()
 }
 
 #[cfg(test)]

@@ -18,3 +18,4 @@ mod pairs_and_clips;
 mod partitions;
 mod program;
 mod resume;
+mod rules;
