@@ -70,12 +70,6 @@ pub enum IngestError {
         /// The input as given the second time.
         input: String,
     },
-    /// Clips that do not lie on a disk.
-    #[error("input {input} is an address: expected clips, or a list of clips, on a local disk")]
-    InputRemote {
-        /// The input as given.
-        input: String,
-    },
     /// An input could not be opened or read.
     #[error("cannot read input {input}")]
     InputRead {
@@ -323,7 +317,6 @@ impl IngestError {
             | Self::FetchContact
             | Self::RetryKind { .. }
             | Self::InputRepeated { .. }
-            | Self::InputRemote { .. }
             | Self::InputColumns { .. }
             | Self::MetricsAddress { .. }
             | Self::OutputExists { .. }

@@ -19,8 +19,9 @@
 //! files. Pages: [`warc`] records, [`http`] responses, [`archive`] what has which address,
 //! [`opt_out`] who says no, [`html`] a page to nodes with [`img_tag`], [`webpage`] nodes to a
 //! document. Pairs: [`list`] rows, [`fetch`] images that are only named, [`alt_text`], [`page_pairs`]
-//! of archives. Clips: [`clip`] frames, [`video_text`]. All: [`image`] checked and shrunk, [`rules`]
-//! for texts, languages, addresses and scores, [`split`] held-out rows, [`outcome`] and [`reject`] what became of an item, [`figures`] and [`ledger`] what
+//! of archives. Clips: [`clip`] frames, [`decoder`] in processes of their own, [`video_text`]. All:
+//! [`image`] checked and shrunk, [`rules`] for texts, languages, addresses and scores, [`split`]
+//! held-out rows, [`outcome`] and [`reject`] what became of an item, [`figures`] and [`ledger`] what
 //! was measured and asked for, [`ordered`] threads, [`identity`] what a run is, [`output`] parts and
 //! the journal, [`partition`] runs on several machines, [`meter`] and [`metrics`] numbers of a running
 //! job, [`samples`] pictures of what was dropped. Finished corpora: [`report`], [`check`], [`retry`]
@@ -30,6 +31,7 @@ pub mod alt_text;
 pub mod archive;
 pub mod check;
 pub mod clip;
+pub mod decoder;
 mod dom;
 pub mod error;
 pub mod export;
@@ -66,6 +68,7 @@ pub mod retry;
 pub mod rules;
 pub mod samples;
 mod saved_page;
+mod sidecar;
 pub mod source;
 pub mod split;
 mod spool;

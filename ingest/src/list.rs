@@ -42,6 +42,10 @@ pub struct ListRow {
     pub source: Option<String>,
     /// The image itself.
     pub image: Option<Bytes>,
+    /// Where a part of a clip starts, as written.
+    pub start: Option<String>,
+    /// Where it ends.
+    pub end: Option<String>,
 }
 
 /// A row, or what was wrong with it.
@@ -285,6 +289,8 @@ fn csv_row(
         file: field(&plan.file_column),
         source: field(&plan.source_column),
         image: None,
+        start: field(&plan.start_column),
+        end: field(&plan.end_column),
     })
 }
 
@@ -340,6 +346,10 @@ fn json_row(source: &Source, line: &[u8], plan: &ListPlan, list: usize, row: u64
         let value = object.get(column)?.as_str()?;
         (!value.trim().is_empty()).then(|| value.to_owned())
     };
+    let time = |column: &String| match object.get(column)? {
+        serde_json::Value::Number(seconds) => Some(seconds.to_string()),
+        _ => field(column),
+    };
     ListItem::Row(ListRow {
         list,
         row,
@@ -348,6 +358,8 @@ fn json_row(source: &Source, line: &[u8], plan: &ListPlan, list: usize, row: u64
         file: field(&plan.file_column),
         source: field(&plan.source_column),
         image: None,
+        start: time(&plan.start_column),
+        end: time(&plan.end_column),
     })
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use flamingo_dataset::{CorpusStore, Manifest};
 use flamingo_ingest::check::{self, Checked};
+use flamingo_ingest::decoder;
 use flamingo_ingest::error::IngestError;
 use flamingo_ingest::export;
 use flamingo_ingest::fetch::cause::Cause;
@@ -53,8 +54,8 @@ enum Command {
         #[arg(long, value_name = "ROOT")]
         images: Option<String>,
     },
-    /// Makes rows of frames of video clips: of a folder with `clips.csv`, of a list, or of clips with
-    /// a .txt or .vtt file beside them.
+    /// Makes rows of frames of video clips: of a folder with a list `clips.csv`, of a list, or of clips
+    /// with a .txt, .json, .vtt or .srt file beside them.
     ///
     /// Example: flamingo-ingest video-text --input clips --out corpora/clips
     VideoText(Common),
@@ -65,6 +66,9 @@ enum Command {
         /// `preset` of a plan.
         name: Option<Preset>,
     },
+    /// Decodes the clips that another process of this program asks for.
+    #[command(hide = true, name = decoder::COMMAND)]
+    DecodeClips,
     /// Compares a corpus with everything it promises: files, checksums, exact columns, masks, unique
     /// keys, images that decode. Lists all problems; exits with 1 where there is one.
     ///
@@ -258,6 +262,12 @@ fn run(command: Command) -> Result<(), IngestError> {
             summary("clips", &job.out, &pipeline::video_text(&job)?)
         }
         Command::Presets { name } => presets(name),
+        Command::DecodeClips => {
+            let gone =
+                |error: std::io::Error| IngestError::VideoDecoder { message: error.to_string() };
+            decoder::serve().map_err(gone)?;
+            String::new()
+        }
         Command::Retry { corpus, cause, workers } => {
             let corpus = without_scheme(&corpus);
             let job = RetryJob { corpus, causes: cause, workers: threads(workers) };

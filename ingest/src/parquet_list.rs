@@ -163,6 +163,8 @@ fn reader(source: &Arc<Source>, plan: &ListPlan) -> Result<ParquetRecordBatchRea
         &plan.file_column,
         &plan.source_column,
         &plan.image_column,
+        &plan.start_column,
+        &plan.end_column,
     ];
     let mask = {
         let fields = builder.schema().fields().iter().enumerate();
@@ -185,6 +187,7 @@ fn batch_rows(
     let text = |column: &str| texts(source, batch, column);
     let (url, caption) = (text(&plan.url_column)?, text(&plan.caption_column)?);
     let (file, origin) = (text(&plan.file_column)?, text(&plan.source_column)?);
+    let (start, end) = (text(&plan.start_column)?, text(&plan.end_column)?);
     let images = images(source, batch, &plan.image_column)?;
     let value = |texts: &Option<StringArray>, i: usize| {
         let texts = texts.as_ref().filter(|texts| texts.is_valid(i))?;
@@ -197,6 +200,8 @@ fn batch_rows(
         caption: value(&caption, i),
         file: value(&file, i),
         source: value(&origin, i),
+        start: value(&start, i),
+        end: value(&end, i),
         image: images
             .as_ref()
             .filter(|images| images.is_valid(i))

@@ -142,7 +142,7 @@ pub fn video_text(job: &Job) -> Result<Totals, IngestError> {
     let clips = ClipJob::new(&sources, &job.plan)?;
     let kind = CorpusKind::VideoText;
     let run = Run { kind, noun: "clips", n_items: None, images: None, is_dealt: false };
-    job.run(&run, &sources, |wanted| wanted.of(clips.items()), |item| Ok(clips.clip(item)))
+    job.run(&run, &sources, |wanted| wanted.of(clips.items()), |item| clips.clip(item))
 }
 
 /// Items that other threads work on before anyone takes them, in order.

@@ -299,6 +299,10 @@ pub struct ListPlan {
     pub source_column: String,
     /// Column with the encoded image itself (Parquet only): bytes, or a struct with `bytes`.
     pub image_column: String,
+    /// Column with the time at which a part of a clip starts: seconds or `hours:minutes:seconds`.
+    pub start_column: String,
+    /// Column with the time at which it ends.
+    pub end_column: String,
 }
 
 impl Default for ListPlan {
@@ -309,6 +313,8 @@ impl Default for ListPlan {
             file_column: "file".into(),
             source_column: "source".into(),
             image_column: "image".into(),
+            start_column: "start".into(),
+            end_column: "end".into(),
         }
     }
 }
@@ -335,10 +341,25 @@ impl Default for CaptionPlan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VideoPlan {
-    /// Frames taken per second of film. Paper: 1.
+    /// At which times frames are taken. A time's frame is the last one that starts at or before it.
+    pub sampling: Sampling,
+    /// Frames taken per second of film, from the start of the clip. Paper: 1.
     pub frames_per_second: f64,
-    /// Most frames per clip, from its start. Paper: 8.
+    /// Most frames per clip; with `sampling = "uniform"` their number. Paper: 8.
     pub frames_max: u32,
+    /// Fewest frames per clip.
+    pub frames_min: u32,
+    /// What to do with a clip of several shots.
+    pub scene_cuts: SceneCuts,
+    /// Difference of the luma histograms of frames a fifth of a second apart, 0 to 1, from which on
+    /// there is a cut between them.
+    pub scene_cut: f64,
+    /// What the cues of a .vtt or .srt file beside a clip become.
+    pub cues: Cues,
+    /// With `cues = "clips"`: cues are joined until they last this many milliseconds.
+    pub cue_ms_min: u32,
+    /// With `cues = "clips"`: cues further apart than this many milliseconds are not joined.
+    pub cue_gap_ms_max: u32,
     /// Largest file in bytes.
     pub bytes_max: u64,
     /// Most pixels of a frame, read from the stream's header before anything is decoded.
@@ -347,6 +368,15 @@ pub struct VideoPlan {
     pub side_min: u32,
     /// Most frames decoded while looking for the wanted ones.
     pub decoded_frames_max: u64,
+    /// Most memory of a process that decodes, in bytes.
+    pub decoder_bytes_max: u64,
+    /// Most seconds on the processor for one clip.
+    pub decoder_cpu_seconds_max: u32,
+    /// Most seconds for one clip by the clock, which ends a decoder that hangs.
+    pub decoder_seconds_max: u32,
+    /// Threads that decode one clip; 1 is best where many clips are decoded at a time. How a damaged
+    /// clip looks may depend on it.
+    pub decoder_threads: u32,
     /// Longest side of a stored frame; larger ones are shrunk. 0 keeps all.
     pub stored_side_max: u32,
     /// JPEG quality of the frames.
@@ -356,16 +386,59 @@ pub struct VideoPlan {
 impl Default for VideoPlan {
     fn default() -> Self {
         Self {
+            sampling: Sampling::Rate,
             frames_per_second: 1.0,
             frames_max: 8,
+            frames_min: 1,
+            scene_cuts: SceneCuts::Ignore,
+            scene_cut: 0.5,
+            cues: Cues::Join,
+            cue_ms_min: 0,
+            cue_gap_ms_max: 1000,
             bytes_max: 1 << 30,
             pixels_max: 40_000_000,
             side_min: 64,
             decoded_frames_max: 20_000,
+            decoder_bytes_max: 1 << 30,
+            decoder_cpu_seconds_max: 60,
+            decoder_seconds_max: 300,
+            decoder_threads: 1,
             stored_side_max: 512,
             jpeg_quality: 90,
         }
     }
+}
+
+/// At which times of a clip frames are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sampling {
+    /// At its start and then `frames_per_second` times a second, `frames_max` at most.
+    Rate,
+    /// In the middle of each of `frames_max` equal parts.
+    Uniform,
+}
+
+/// What to do with a clip of several shots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SceneCuts {
+    /// Nobody looks for cuts.
+    Ignore,
+    /// The clip is dropped.
+    Drop,
+    /// The clip is cut down to its longest shot.
+    LongestShot,
+}
+
+/// What the cues of a subtitle file become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cues {
+    /// One caption of the whole clip.
+    Join,
+    /// A clip each, from the cue's start to its end.
+    Clips,
 }
 
 /// Which rows are kept, by a hash of the row's key.
@@ -466,7 +539,7 @@ impl BuildPlan {
         let quality = |value: u8| (1..=100).contains(&value);
         let (image, video, split, shard) = (&self.image, &self.video, &self.split, &self.shard);
         let unknown = image.formats.iter().find(|format| !known(format));
-        let rules: [Rule; 13] = [
+        let rules: [Rule; 18] = [
             (image.aspect_max >= 1.0, "image.aspect_max", text(&image.aspect_max), "at least 1"),
             (image.bytes_max > 0, "image.bytes_max", text(&image.bytes_max), "at least 1"),
             (image.pixels_max > 0, "image.pixels_max", text(&image.pixels_max), "at least 1"),
@@ -500,6 +573,36 @@ impl BuildPlan {
                 "video.frames_max",
                 text(&video.frames_max),
                 "1 to 1024",
+            ),
+            (
+                video.frames_min <= video.frames_max,
+                "video.frames_min",
+                text(&video.frames_min),
+                "at most `video.frames_max`",
+            ),
+            (
+                video.scene_cut > 0.0 && video.scene_cut <= 1.0,
+                "video.scene_cut",
+                text(&video.scene_cut),
+                "above 0 and at most 1",
+            ),
+            (
+                video.decoder_cpu_seconds_max > 0,
+                "video.decoder_cpu_seconds_max",
+                text(&video.decoder_cpu_seconds_max),
+                "at least 1",
+            ),
+            (
+                video.decoder_seconds_max > 0,
+                "video.decoder_seconds_max",
+                text(&video.decoder_seconds_max),
+                "at least 1",
+            ),
+            (
+                (1..=64).contains(&video.decoder_threads),
+                "video.decoder_threads",
+                text(&video.decoder_threads),
+                "1 to 64",
             ),
             (
                 split.held_out_permille <= 1000,

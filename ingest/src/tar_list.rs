@@ -162,6 +162,7 @@ fn to_item(sample: Sample, source: &Source, plan: &ListPlan, list: usize, row: u
         file,
         source: field(&plan.source_column),
         image,
+        ..ListRow::default()
     })
 }
 

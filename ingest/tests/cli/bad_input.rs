@@ -78,7 +78,8 @@ fn inputs_that_cannot_be_used_that_way() {
     let again = format!("{}/./a.csv", place.root);
     let out = place.path("out");
     check(&["alt-text", "--input", &list, &again, "--out", &out], 2, &["a.csv", "given twice"]);
-    place.check("video-text", "s3://bucket/a.mp4", 2, &["s3://bucket/a.mp4", "local disk"]);
+    // A folder of clips on a store cannot be listed; a list or a clip there is read.
+    place.check("video-text", "s3://bucket/clips", 2, &["s3://bucket/clips", ".webm"]);
     let pipe = place.path("pipe.csv");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     place.check("alt-text", &pipe, 1, &["pipe.csv", "it is not a file"]);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use flamingo_dataset::{Corpus, ImageText, Row, Slot, VideoText};
 
-use crate::program::{folder, real, run, succeed};
+use crate::program::{folder, real, succeed};
 
 fn rows(out: &str) -> Vec<Row> {
     Corpus::open(out).unwrap().scan().collect::<Result<_, _>>().unwrap()
@@ -202,7 +202,8 @@ fn check_clips(clips: &[VideoText]) {
         assert!(clip.frames.len() >= seconds.min(8) && clip.frames.len() <= 8, "{clip:?}");
         for (i, &ms) in clip.frame_ms.iter().enumerate() {
             let target = 1000 * i as i32;
-            assert!((target - 8..target + 150).contains(&ms), "{:?}", clip.frame_ms);
+            // The frame on the screen then; the first may come late.
+            assert!((target - 150..=target + 8).contains(&ms), "{:?}", clip.frame_ms);
         }
         let image = image::load_from_memory(&clip.frames[0].bytes).unwrap();
         assert_eq!((image.width() as i32, image.height() as i32), (clip.width, clip.height));
@@ -212,32 +213,6 @@ fn check_clips(clips: &[VideoText]) {
             clip.codec
         );
     }
-}
-
-#[test]
-fn broken_clips_are_refused_one_by_one() {
-    let Some(bad) = real("bad/mp4parse") else { return };
-    let (_folder, root) = folder();
-    let mut list = String::from("file,caption\n");
-    let mut n = 0;
-    for entry in std::fs::read_dir(&bad).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        std::fs::copy(&path, format!("{root}/{name}")).unwrap();
-        writeln!(list, "{name},a clip").unwrap();
-        n += 1;
-    }
-    std::fs::write(format!("{root}/clips.csv"), list).unwrap();
-    let out = format!("{root}/out");
-    let output = run(&["video-text", "--input", &format!("{root}/clips.csv"), "--out", &out]);
-    let lines = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    println!("{n} files: {lines}");
-    assert!(
-        lines.contains("video/no_video_stream") && lines.contains("video/bad_video"),
-        "{lines}"
-    );
-    succeed(&["check", &out]);
 }
 
 #[test]
