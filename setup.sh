@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs and the machine lacks: FFmpeg's development files, clang, pkg-config,
 # and for libjpeg-turbo, which a crate builds, cmake and nasm.
-# With `--tests` also what the checks in Python need. Called by demo.sh and test.sh; safe to run again.
+# With `--tests` also what the checks compare with: Python and the ffmpeg command. Called by demo.sh and test.sh; safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -23,7 +23,7 @@ needs=(
   "libavutil-dev|pkg-config --exists libavutil"
   "libswscale-dev|pkg-config --exists libswscale"
 )
-[ "${1-}" != --tests ] || needs+=("python3-venv|python3 -c 'import venv, ensurepip'")
+[ "${1-}" != --tests ] || needs+=("python3-venv|python3 -c 'import venv, ensurepip'" "ffmpeg|command -v ffmpeg")
 missing=()
 for need in "${needs[@]}"; do
   bash -c "${need#*|}" >/dev/null 2>&1 || missing+=("${need%%|*}")

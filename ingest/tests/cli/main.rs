@@ -8,6 +8,7 @@
 
 mod archives;
 mod bad_input;
+mod clips;
 mod fault_server;
 mod fetch;
 mod finished;
