@@ -25,6 +25,7 @@ use crate::clip::{ClipFacts, Part, Sampled, read_clip};
 use crate::outcome::without_panic;
 use crate::plan::VideoPlan;
 use crate::reject::DropReason;
+use crate::word::word;
 
 /// The hidden command that decodes clips.
 pub const COMMAND: &str = "decode-clips";
@@ -56,6 +57,29 @@ struct Request {
     path: String,
     part: Part,
     rules: VideoPlan,
+}
+
+/// A reason on its way between processes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Reason {
+    rule: String,
+    measured: Option<f64>,
+    limit: Option<f64>,
+    detail: Option<String>,
+}
+
+impl Reason {
+    fn of(drop: &DropReason) -> Self {
+        let detail = drop.detail.clone();
+        let (measured, limit) = (drop.measured, drop.limit);
+        Self { rule: drop.reason.to_owned(), measured, limit, detail }
+    }
+
+    fn drop_reason(self) -> DropReason {
+        let rule = word(&self.rule).unwrap_or("bad_video");
+        let (measured, limit, detail) = (self.measured, self.limit, self.detail);
+        DropReason { measured, limit, detail, ..DropReason::because(rule) }
+    }
 }
 
 /// Processes that decode.
@@ -192,7 +216,7 @@ impl Process {
                     return Ok(refused.map_or(Ok(facts), Err));
                 }
                 DROP => {
-                    let drop = of_toml(&content)?;
+                    let drop = of_toml::<Reason>(&content)?.drop_reason();
                     return Ok(Err(refused.unwrap_or(drop)));
                 }
                 _ => return Err(bad_answer("it is of no known kind")),
@@ -242,13 +266,16 @@ impl Process {
 
     /// Ends the process; returns what became of its last clip.
     fn bury(mut self, fault: &Fault, rules: &VideoPlan) -> DropReason {
-        // Where it is dead already, there is nothing to kill.
+        // What it answers wrongly is not yet dead; where it is, there is nothing to kill.
+        let is_ours =
+            matches!(fault, Fault::Gone(error) if error.kind() == io::ErrorKind::InvalidData);
         let _ = self.child.kill();
         let mut words = String::new();
         if let Some(errors) = self.child.stderr.take() {
             let _ = errors.take(LAST_WORDS_BYTES).read_to_string(&mut words);
         }
         let signal = self.child.wait().ok().and_then(|status| status.signal());
+        let signal = signal.filter(|_| !is_ours);
         let (seconds, cpu_seconds) = (rules.decoder_seconds_max, rules.decoder_cpu_seconds_max);
         match (fault, signal) {
             (Fault::Late, _) => DropReason {
@@ -359,7 +386,7 @@ pub fn serve() -> io::Result<()> {
         match result.and_then(|result| result) {
             Ok(facts) => write_message(&mut answers, FACTS, &[to_toml(&facts).as_bytes()])?,
             Err(drop) => {
-                write_message(&mut answers, DROP, &[to_toml(&drop).as_bytes()])?;
+                write_message(&mut answers, DROP, &[to_toml(&Reason::of(&drop)).as_bytes()])?;
             }
         }
     }
@@ -423,9 +450,9 @@ mod tests {
             detail: Some("three cuts".into()),
             ..DropReason::limit("scene_cut", 0.1, 0.3)
         };
-        let text = to_toml(&drop);
-        assert_eq!(of_toml::<DropReason>(text.as_bytes()).unwrap(), drop);
-        assert!(of_toml::<DropReason>(b"reason = 3").is_err());
+        let text = to_toml(&Reason::of(&drop));
+        assert_eq!(of_toml::<Reason>(text.as_bytes()).unwrap().drop_reason(), drop);
+        assert!(of_toml::<Reason>(b"rule = 3").is_err());
     }
 
     #[test]
