@@ -113,13 +113,16 @@ fn frames_of_ffmpeg(root: &str, file: &str, rate: f64, clip: &VideoText) -> Vec<
     raw.chunks_exact(3 * width as usize * height as usize).map(<[u8]>::to_vec).collect()
 }
 
-/// Peak signal to noise ratio in decibels.
+/// Peak signal to noise ratio of the brightness in decibels: a JPEG file halves its colours.
 fn psnr(jpeg: &[u8], raw: &[u8]) -> f64 {
     let image = image::load_from_memory(jpeg).unwrap().to_rgb8();
     assert_eq!(image.as_raw().len(), raw.len());
-    let squares = image.as_raw().iter().zip(raw);
-    let squares = squares.map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
-    10.0 * (255.0 * 255.0 * raw.len() as f64 / squares.max(1e-9)).log10()
+    let brightness = |pixel: &[u8]| {
+        0.299 * f64::from(pixel[0]) + 0.587 * f64::from(pixel[1]) + 0.114 * f64::from(pixel[2])
+    };
+    let pixels = image.as_raw().chunks_exact(3).zip(raw.chunks_exact(3));
+    let squares = pixels.map(|(a, b)| (brightness(a) - brightness(b)).powi(2)).sum::<f64>();
+    10.0 * (255.0 * 255.0 * (raw.len() / 3) as f64 / squares.max(1e-9)).log10()
 }
 
 fn compare(root: &str, files: &[String], rate: f64) {
