@@ -7,8 +7,8 @@
 
 The files are joined until they hold 100 MB: as they are, and only their HTML responses (packed again, one gzip
 member per record). Both readers must first agree on every record and on the SHA-256 of every block. Then they take
-turns, each in a process of its own; the table has medians of user + system seconds and of the largest resident set,
-with what starting Python and importing FastWARC costs taken off the peer's seconds.
+turns, each in a process of its own; the table has medians of user + system seconds, with what starting Python and
+importing FastWARC costs taken off the peer's.
 """
 import gzip
 import hashlib
@@ -16,7 +16,6 @@ import io
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -84,7 +83,7 @@ def agree(program, path):
 
 
 def measure(command):
-    """User + system seconds, largest resident set in MB, output."""
+    """User + system seconds, output."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -95,7 +94,7 @@ def measure(command):
     os.close(read)
     _, status, used = os.wait4(pid, 0)
     assert status == 0, command
-    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1000, output.decode()
+    return used.ru_utime + used.ru_stime, output.decode()
 
 
 def main():
@@ -103,8 +102,8 @@ def main():
     program = str(pathlib.Path(program).resolve())
     start = statistics.median(measure([sys.executable, "-c", PEER])[0] for _ in range(REPEATS))
     print(f"starting the peer: {start:.3f} s, taken off")
-    print("| input | records | MB | ours, MB/CPU-s | FastWARC, MB/CPU-s | ratio | ours, MB resident | FastWARC |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| input | records | MB | ours, MB/CPU-s | FastWARC, MB/CPU-s | ratio |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for pick in (whole, pages):
             path, raw = joined(files, pathlib.Path(folder), pick)
@@ -113,13 +112,11 @@ def main():
             for _ in range(REPEATS):
                 ours.append(measure([program, "read", path]))
                 theirs.append(measure([sys.executable, "-c", PEER, path]))
-                assert ours[-1][2] == theirs[-1][2], (ours[-1][2], theirs[-1][2])
+                assert ours[-1][1] == theirs[-1][1], (ours[-1][1], theirs[-1][1])
             a = raw / 1e6 / statistics.median(run[0] for run in ours)
             b = raw / 1e6 / (statistics.median(run[0] for run in theirs) - start)
-            a_mb, b_mb = (statistics.median(run[1] for run in runs) for runs in (ours, theirs))
-            print(f"| {pick.__name__} | {n_records} | {raw / 1e6:.0f} | {a:.0f} | {b:.0f} | {a / b:.2f} | {a_mb:.0f} | {b_mb:.0f} |")
+            print(f"| {pick.__name__} | {n_records} | {raw / 1e6:.0f} | {a:.0f} | {b:.0f} | {a / b:.2f} |")
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     main()
