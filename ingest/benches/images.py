@@ -5,8 +5,10 @@
 
 98 photo-like JPEGs of about 0.91 megapixels and quality 80 are made from a seed, and each folder of
 photographs that is named is measured too. Both sides read the same bytes from memory, one thread, in
-turns; the table holds medians of user and system seconds. Before any clock runs, our pixels are
-compared with OpenCV's means over areas of the whole decoded picture: 40 dB or the script fails.
+turns; the tables hold medians of user and system seconds. Before any clock runs, our pixels are
+compared with OpenCV's means over areas of the whole decoded picture. With `oversampling_min = 0`, where
+every pixel is decoded, less than 40 dB fails the script; the default lets the decoder leave out detail
+of JPEGs that are shrunk to less than a quarter, and less than 35 dB fails.
 The environment variable IMAGES_BENCH names the bench when it is built already.
 """
 
@@ -25,11 +27,13 @@ from pathlib import Path
 
 REPEATS = 5
 ROUNDS = 3
-PSNR_MIN = 40.0
+# By `oversampling_min`.
+PSNR_MIN = {0: 40.0, 2: 35.0}
 PLAN = """[image]
 resize = "{mode}"
 size = 256
 only_if_bigger = false
+oversampling_min = {oversampling}
 encode = "{encode}"
 quality = 95
 originals = "never"
@@ -109,13 +113,13 @@ def peer_process(folder, mode, area_max, rounds):
     print(json.dumps({"kept": kept, "cpu_s": seconds, "grown_bytes": grown}))
 
 
-def check_pixels(bench, folder, work):
+def check_pixels(bench, folder, work, oversampling):
     """The worst and the median PSNR of our pixels against cv2.INTER_AREA, as lossless files."""
     import cv2
     import numpy as np
 
     plan, out = work / "png.toml", work / "stored"
-    plan.write_text(PLAN.format(mode="keep_ratio_largest", encode="png"))
+    plan.write_text(PLAN.format(mode="keep_ratio_largest", encode="png", oversampling=oversampling))
     out.mkdir(exist_ok=True)
     ours(bench, folder, plan, 1, out)
     ratios = []
@@ -132,27 +136,31 @@ def check_pixels(bench, folder, work):
         error = np.mean((stored.astype(float) - wanted) ** 2)
         ratios.append((10 * np.log10(255**2 / max(error, 1e-9)), path.name))
     worst = min(ratios)
-    assert worst[0] >= PSNR_MIN, f"{worst[1]}: {worst[0]:.1f} dB"
+    assert worst[0] >= PSNR_MIN[oversampling], f"{worst[1]}: {worst[0]:.1f} dB"
     return worst[0], statistics.median(ratio for ratio, _ in ratios)
 
 
 def measure(bench, folder, work):
-    worst, median = check_pixels(bench, folder, work)
     n = len(list(Path(folder).iterdir()))
-    print(f"\n{folder.name}: {n} files; against INTER_AREA {worst:.1f} dB at worst, {median:.1f} median")
-    print("| mode | img2dataset, images per CPU-second | ours | ratio | ours, peak MB |")
-    print("|---|---|---|---|---|")
+    print(f"\n{folder.name}: {n} files")
+    for oversampling in PSNR_MIN:
+        worst, median = check_pixels(bench, folder, work, oversampling)
+        print(f"oversampling_min = {oversampling}: {worst:.1f} dB at worst, {median:.1f} in the median")
+    print("\n| mode | img2dataset, images per CPU-second | ours | times | every pixel decoded | times |")
+    print("|---|---|---|---|---|---|")
     for mode in ("border", "keep_ratio", "center_crop"):
-        plan = work / f"{mode}.toml"
-        plan.write_text(PLAN.format(mode=mode, encode="jpeg"))
-        a, b = [], []
+        plans = {oversampling: work / f"{mode}{oversampling}.toml" for oversampling in (2, 0)}
+        for oversampling, plan in plans.items():
+            plan.write_text(PLAN.format(mode=mode, encode="jpeg", oversampling=oversampling))
+        runs = {"peer": [], 2: [], 0: []}
         for _ in range(REPEATS):
-            a.append(peer(folder, mode, "inf", ROUNDS))
-            b.append(ours(bench, folder, plan, ROUNDS))
-        assert {run["kept"] for run in a + b} == {n}, "every file is kept by both"
-        a_rate, b_rate = (n / statistics.median(run["cpu_s"] for run in runs) for runs in (a, b))
-        grown = max(run["grown_bytes"] for run in b) / 1e6
-        print(f"| {mode} | {a_rate:.0f} | {b_rate:.0f} | {b_rate / a_rate:.2f} | +{grown:.1f} |")
+            runs["peer"].append(peer(folder, mode, "inf", ROUNDS))
+            for oversampling, plan in plans.items():
+                runs[oversampling].append(ours(bench, folder, plan, ROUNDS))
+        assert {run["kept"] for side in runs.values() for run in side} == {n}, "every file is kept by both"
+        rates = {side: n / statistics.median(run["cpu_s"] for run in runs[side]) for side in runs}
+        cells = [f"{rates[side]:.0f} | {rates[side] / rates['peer']:.2f}" for side in plans]
+        print(f"| {mode} | {rates['peer']:.0f} | {' | '.join(cells)} |", flush=True)
 
 
 def measure_bomb(bench, work):
@@ -160,7 +168,7 @@ def measure_bomb(bench, work):
     folder.mkdir()
     bomb(folder / "bomb.png")
     plan = work / "bomb.toml"
-    plan.write_text(PLAN.format(mode="border", encode="jpeg") + "pixels_max = 1000000\n")
+    plan.write_text(PLAN.format(mode="border", encode="jpeg", oversampling=2) + "pixels_max = 1000000\n")
     runs = [(peer(folder, "border", 1e6, 1), ours(bench, folder, plan, 1)) for _ in range(REPEATS)]
     assert all(run["kept"] == 0 for pair in runs for run in pair)
     size = (folder / "bomb.png").stat().st_size
@@ -175,6 +183,7 @@ def measure_bomb(bench, work):
 
 
 def main():
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     built = os.environ.get("IMAGES_BENCH")
     bench = [built] if built else "cargo bench -q -p flamingo-ingest --bench images --".split()
     with tempfile.TemporaryDirectory() as work:
@@ -185,8 +194,13 @@ def main():
             (made / f"{i:03}.jpg").write_bytes(photo(1000 + i))
         n_bytes = sum(path.stat().st_size for path in made.iterdir())
         print(f"98 made-up photographs, {n_bytes / 1e6:.1f} MB")
-        for folder in [made, *(Path(argument) for argument in sys.argv[1:])]:
-            measure(bench, folder, work)
+        measure(bench, made, work)
+        for n, argument in enumerate(sys.argv[1:]):
+            flat = work / f"photos{n}"
+            flat.mkdir()
+            for i, path in enumerate(sorted(Path(argument).rglob("*.jpg"))):
+                (flat / f"{i:03}-{path.name}").write_bytes(path.read_bytes())
+            measure(bench, flat, work)
         measure_bomb(bench, work)
 
 

@@ -271,7 +271,7 @@ fn decode_jpeg(
         return Err(DropReason::limit("too_many_scans", jpeg.scans.into(), SCANS_MAX.into()));
     }
     let wanted = resize::resized_size(found, rules);
-    let decoded = jpeg::decode(bytes, found, wanted, jpeg)
+    let decoded = jpeg::decode(bytes, found, wanted, rules.oversampling_min, jpeg)
         .map_err(|error| DropReason::detail("bad_image", error))?;
     if let (Some(damage), Truncated::Drop) = (&decoded.damage, rules.truncated) {
         return Err(DropReason::detail("bad_image", damage));

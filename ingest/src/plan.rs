@@ -156,6 +156,10 @@ pub struct ImagePlan {
     pub size: u32,
     /// Whether images that are small enough keep their size: no growing, no border, no crop.
     pub only_if_bigger: bool,
+    /// A JPEG may be decoded at a half, quarter or eighth of its sides where that leaves at least this
+    /// many pixels along a side for one of the stored image: faster, and with 2 some 40 to 50 dB from
+    /// the mean over all pixels. 0 decodes every pixel.
+    pub oversampling_min: u32,
     /// Format of images that are encoded anew.
     pub encode: Encode,
     /// Quality of JPEG and WebP, 1 to 100. PNG loses nothing.
@@ -246,6 +250,7 @@ impl Default for ImagePlan {
             resize: Resize::KeepRatioLargest,
             size: 512,
             only_if_bigger: true,
+            oversampling_min: 2,
             encode: Encode::Jpeg,
             quality: 95,
             originals: Originals::Web,

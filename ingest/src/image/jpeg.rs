@@ -10,10 +10,6 @@ use super::colour;
 use super::outline::{Jpeg, SCANS_MAX};
 use crate::reject::DropReason;
 
-/// A picture that is decoded at a fraction of its size has at least this many pixels along a side
-/// for one of the result: with fewer, it differs visibly from the mean over all pixels.
-const OVERSAMPLING: u32 = 2;
-
 thread_local! {
     /// The tables and buffers of the library, made once for each worker.
     static CODEC: RefCell<Option<(Decompressor, Compressor)>> = const { RefCell::new(None) };
@@ -27,7 +23,8 @@ pub(super) struct Decoded {
     pub(super) damage: Option<String>,
 }
 
-/// Decodes a JPEG of `size`, at a fraction of it where `wanted` is much smaller.
+/// Decodes a JPEG of `size`, at a fraction of it where that leaves `oversampling_min` pixels along
+/// a side for each that is `wanted`.
 ///
 /// # Errors
 /// When the library cannot decode the file, in its own words.
@@ -35,10 +32,11 @@ pub(super) fn decode(
     bytes: &[u8],
     size: (u32, u32),
     wanted: (u32, u32),
+    oversampling_min: u32,
     jpeg: &Jpeg,
 ) -> Result<Decoded, String> {
     with_codec(|decompressor, _| {
-        let factor = fraction(size, wanted);
+        let factor = fraction(size, wanted, oversampling_min);
         decompressor.set_scaling_factor(factor)?;
         decompressor.set_scan_limit(SCANS_MAX)?;
         let side = |side: u32| factor.scale(side as usize);
@@ -76,10 +74,10 @@ fn is_harmless(message: &str) -> bool {
 
 /// The smallest fraction that leaves enough pixels. It saves the inverse transform, not the reading
 /// of the codes: about a third of the time at one half.
-fn fraction(size: (u32, u32), wanted: (u32, u32)) -> ScalingFactor {
+fn fraction(size: (u32, u32), wanted: (u32, u32), oversampling_min: u32) -> ScalingFactor {
     let is_enough = |part: &u32| {
-        let side = |side: u32, wanted: u32| side / part >= wanted.saturating_mul(OVERSAMPLING);
-        side(size.0, wanted.0) && side(size.1, wanted.1)
+        let side = |side: u32, wanted: u32| side / part >= wanted.saturating_mul(oversampling_min);
+        oversampling_min > 0 && side(size.0, wanted.0) && side(size.1, wanted.1)
     };
     ScalingFactor::new(1, [8, 4, 2].into_iter().find(is_enough).unwrap_or(1) as usize)
 }
@@ -128,7 +126,8 @@ mod tests {
     #[test]
     fn a_fraction_leaves_twice_the_pixels() {
         let check = |size, wanted, denominator| {
-            assert_eq!(fraction(size, wanted), ScalingFactor::new(1, denominator), "{size:?}");
+            assert_eq!(fraction(size, wanted, 0), ScalingFactor::ONE);
+            assert_eq!(fraction(size, wanted, 2), ScalingFactor::new(1, denominator), "{size:?}");
         };
         check((1024, 800), (256, 200), 2);
         check((1023, 800), (256, 200), 1);
