@@ -1,6 +1,4 @@
 //! Any bytes as an HTTP response: head, body without its codings within the limit, text.
-//!
-//! RUSTC_BOOTSTRAP=1 cargo fuzz run http_head --fuzz-dir ingest/fuzz -- -timeout=10 -rss_limit_mb=512 -max_total_time=600
 
 #![no_main]
 

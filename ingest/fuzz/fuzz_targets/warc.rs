@@ -1,7 +1,5 @@
 //! Any bytes as an archive: the walk ends, pieces of a block add up to its stated length, and a record
 //! that can be found by its offset is found there again.
-//!
-//! RUSTC_BOOTSTRAP=1 cargo fuzz run warc --fuzz-dir ingest/fuzz -- -timeout=10 -rss_limit_mb=512 -max_total_time=600
 
 #![no_main]
 
