@@ -32,7 +32,7 @@ const WORDS: [(u8, &str); 7] = [
     (
         STRONG,
         "ad ads adslot adsense advert advertisement advertising advertorial breadcrumb breadcrumbs \
-         consent cookie cookies copyright donate footer gdpr \
+         consent cookie cookies copyright donate footer gdpr links \
          login masthead menu menubar modal nav navbar navbox navigation newsletter outbrain pager \
          pagination paywall popup popular promo promos promotion recirc recirculation recommended \
          recommendation recommendations related search sidebar signup skip skyscraper sponsor \
@@ -47,8 +47,8 @@ const WORDS: [(u8, &str); 7] = [
     ),
     (COMMENTS, "comment comments commentlist disqus respond"),
     (SHARE, "share shares sharing sharebar"),
-    (SOCIAL, "social embed widget twitter facebook"),
-    (CAPTION, "caption"),
+    (SOCIAL, "social embed widget twitter facebook prev previous next"),
+    (CAPTION, "caption imagecaption thumbcaption"),
     (LAYOUT, "and body has is js no not one two with without"),
 ];
 
@@ -118,6 +118,8 @@ const TEASER_OWN_MAX: usize = 300;
 const TEASERS_MIN: usize = 2;
 /// Fewest bytes of link text for each image of a list of teasers.
 const TEASER_CHARS: usize = 15;
+/// Most bytes of text for each image of a gallery that leads to other pages.
+const GALLERY_CHARS: usize = 5;
 /// Share of the page's text from which on a word does not make an element furniture.
 const TEXT_SHARE: f64 = 0.4;
 /// The same for asides and comments.
@@ -126,6 +128,9 @@ const ASIDE_SHARE: f64 = 0.75;
 const WEAK_MAX: usize = 150;
 /// Most bytes of text outside links that a social word makes furniture.
 const SOCIAL_MAX: usize = 60;
+
+/// Ends of the names of image files.
+pub(crate) const IMAGE_SUFFIXES: [&str; 6] = ["avif", "gif", "jpeg", "jpg", "png", "webp"];
 
 static TABLE: LazyLock<Names<u8>> = LazyLock::new(|| {
     let mut names = Names::new();
@@ -231,7 +236,10 @@ pub(crate) fn is_heading(name: &str) -> bool {
 fn is_furniture_at(tree: &FlatTree, i: usize, element: &Element, page: f64) -> bool {
     let inside = tree.nodes[i].inside;
     let name = element.name();
-    if is_hidden(element) || matches!(name, "head" | "nav" | "footer" | "dialog") {
+    if is_hidden(element)
+        || is_other_width(tree, i, element)
+        || matches!(name, "head" | "nav" | "footer" | "dialog")
+    {
         return true;
     }
     if inside.own() as f64 > ASIDE_SHARE * page {
@@ -274,10 +282,34 @@ fn is_list_of_links(tree: &FlatTree, i: usize, name: &str) -> bool {
     };
     let are_teasers =
         inside.images > 0 && inside.own() <= TEASER_OWN_MAX && is_linked(TEASERS_MIN, TEASER_SHARE);
-    matches!(name, "ul" | "ol" | "dl" | "table" | "div" | "section" | "menu")
+    is_gallery_of_links(tree, i, name)
+        || matches!(name, "ul" | "ol" | "dl" | "table" | "div" | "section" | "menu")
+            && inside.images == inside.linked_images
+            && inside.link_chars >= TEASER_CHARS * inside.images
+            && (are_teasers || is_linked(LINKS_MIN, LINK_SHARE))
+            && !(inside.images == 1 && has_caption(tree, i))
+}
+
+/// Whether something inside an element is a caption.
+fn has_caption(tree: &FlatTree, i: usize) -> bool {
+    let mut elements = (i + 1..tree.nodes[i].end).filter_map(|i| tree.element(i));
+    elements.any(|element| element.name() == "figcaption" || is_caption(element))
+}
+
+/// Whether a list is little more than images that each lead to another page, not to the image itself.
+fn is_gallery_of_links(tree: &FlatTree, i: usize, name: &str) -> bool {
+    let inside = tree.nodes[i].inside;
+    let is_image = |link: &Element| {
+        let path = link.attr("href").unwrap_or("").split(['?', '#']).next().unwrap_or("");
+        let suffix = path.rsplit('.').next().unwrap_or("");
+        IMAGE_SUFFIXES.iter().any(|image| suffix.eq_ignore_ascii_case(image))
+    };
+    let mut elements = (i + 1..tree.nodes[i].end).filter_map(|i| tree.element(i));
+    matches!(name, "ul" | "ol")
+        && inside.chars <= GALLERY_CHARS * inside.images
+        && inside.images >= LINKS_MIN
         && inside.images == inside.linked_images
-        && inside.link_chars >= TEASER_CHARS * inside.images
-        && (are_teasers || is_linked(LINKS_MIN, LINK_SHARE))
+        && !elements.any(|element| element.name() == "a" && is_image(element))
 }
 
 /// Whether an element is not shown to anyone.
@@ -293,11 +325,25 @@ fn is_hidden(element: &Element) -> bool {
     })
 }
 
+/// Whether an element is a drawing for a narrower screen than the one after it: ai2html makes one
+/// for each width and shows the one that fits.
+fn is_other_width(tree: &FlatTree, i: usize, element: &Element) -> bool {
+    let is_artboard = |element: &Element| {
+        let classes = element.attr("class").unwrap_or("");
+        classes.split_ascii_whitespace().any(|class| class == "g-artboard")
+    };
+    let node = &tree.nodes[i];
+    is_artboard(element)
+        && (node.end..tree.nodes[node.parent].end)
+            .find_map(|next| tree.element(next))
+            .is_some_and(is_artboard)
+}
+
 /// Words of an image's class, id or path that make it an ornament or a counter of visits.
-const IMAGE_WORDS: [&str; 19] = [
+const IMAGE_WORDS: [&str; 20] = [
     "avatar", "avatars", "badge", "beacon", "blank", "bullet", "emoji", "emoticon", "icons",
-    "loader", "loading", "logos", "pixel", "smiley", "smilies", "spacer", "spinner", "tracker",
-    "tracking",
+    "loader", "loading", "logos", "pixel", "qrcode", "smiley", "smilies", "spacer", "spinner",
+    "tracker", "tracking",
 ];
 
 /// Whether an image is an ornament or a counter of visits, by its names and by its address.

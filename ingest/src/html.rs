@@ -197,8 +197,13 @@ impl<'a> Walk<'a> {
         for figure in main_part::figures_before(self.tree, &self.furniture, root) {
             self.visit(figure, self.tree.nodes[figure].end);
         }
-        self.visit(root, self.tree.nodes[root].end);
+        for part in main_part::parts(self.tree, root) {
+            if !self.furniture.is(part) {
+                self.visit(part, self.tree.nodes[part].end);
+            }
+        }
         drop_repeated_fallbacks(&mut self.nodes);
+        join_sizes(&mut self.nodes);
         self.nodes
     }
 
@@ -258,6 +263,12 @@ impl<'a> Walk<'a> {
         if is_block {
             self.open.push(Open { end, is_block, has_kind: kind.is_some(), figure_from });
         }
+        if figure_from.is_some()
+            && self.tree.nodes[i].inside.images == 0
+            && let Some(image) = img_tag::of_figure(element, self.base)
+        {
+            self.nodes.push(Node::Image(image));
+        }
         i + 1
     }
 
@@ -310,8 +321,13 @@ impl<'a> Walk<'a> {
         let fragment = Dom::fragment(&inside);
         let tree = FlatTree::new(&fragment);
         let images = tree.elements().filter(|(_, element)| element.name() == "img");
+        // Outside everything else stand counters of visits, which are told of the visit.
+        let is_outside =
+            self.tree.element(self.tree.nodes[i].parent).is_some_and(|e| e.name() == "body");
         for (_, element) in images {
-            if let Some(image) = img_tag::read(&[element], self.base) {
+            if let Some(image) = img_tag::read(&[element], self.base)
+                && !(is_outside && image.urls[0].contains('?'))
+            {
                 self.flush();
                 self.nodes.push(Node::Image(ImageNode { loading: Loading::NoScript, ..image }));
             }
@@ -378,6 +394,49 @@ fn drop_repeated_fallbacks(nodes: &mut Vec<Node>) {
         }
     }
     *nodes = kept;
+}
+
+/// Makes one image, with its captions once, of those that follow each other and are files of one name:
+/// a site keeps an image in a folder for each of its sizes and shows the one that fits the screen.
+fn join_sizes(nodes: &mut Vec<Node>) {
+    let mut kept: Vec<Node> = Vec::with_capacity(nodes.len());
+    // Where the last image is, with the captions after it.
+    let mut last = None;
+    for node in nodes.drain(..) {
+        match (node, last.map(|last: usize| kept[last..].split_first_mut())) {
+            (Node::Image(image), Some(Some((Node::Image(before), _))))
+                if is_same_file(before, &image) =>
+            {
+                before.urls.extend(image.urls);
+            }
+            (Node::Image(image), _) => {
+                last = Some(kept.len());
+                kept.push(Node::Image(image));
+            }
+            (caption @ Node::Text { kind: BlockKind::Caption, .. }, captions) => {
+                if !captions.flatten().is_some_and(|(_, captions)| captions.contains(&caption)) {
+                    kept.push(caption);
+                }
+            }
+            (text, _) => {
+                last = None;
+                kept.push(text);
+            }
+        }
+    }
+    *nodes = kept;
+}
+
+fn is_same_file(one: &ImageNode, other: &ImageNode) -> bool {
+    file_name(one).is_some_and(is_telling) && file_name(one) == file_name(other)
+}
+
+/// Whether the name of an image file is unlikely to be that of another image: `DSC00889.jpg`, unlike
+/// `large.jpg` and `image.php`.
+fn is_telling(name: &str) -> bool {
+    let Some((stem, suffix)) = name.rsplit_once('.') else { return false };
+    let is_image = furniture::IMAGE_SUFFIXES.iter().any(|image| suffix.eq_ignore_ascii_case(image));
+    is_image && stem.len() >= 8 && stem.bytes().any(|byte| byte.is_ascii_digit())
 }
 
 /// The last part of an image's address, without parameters.
@@ -606,6 +665,54 @@ mod tests {
             ),
             &format!("# T / [x.jpg] / ^ c / {text}"),
         );
+    }
+
+    #[test]
+    fn one_image_in_many_sizes_is_one_image() {
+        let figure = |size| {
+            format!("<figure><img src=/{size}/DSC00889.jpg><figcaption>c</figcaption></figure>")
+        };
+        check(
+            &format!("{}{}t", figure(1), figure(2)),
+            "[https://a.example/1/DSC00889.jpg] / ^ c / t",
+        );
+        check(&format!("{}t{}", figure(1), figure(1)).replace("889", ""), &{
+            let image = "[https://a.example/1/DSC00.jpg] / ^ c";
+            format!("{image} / t / {image}")
+        });
+        check("<img src=a/large.jpg><img src=b/large.jpg>", "[a/large.jpg] / [b/large.jpg]");
+        let drawing = |n| format!("<div class=g-artboard><img src={n}.png><p>{n}</div>");
+        check(&format!("<div>{}\n{}</div>", drawing(1), drawing(2)), "[2.png] / 2");
+    }
+
+    #[test]
+    fn figures_that_a_script_fills_have_their_image() {
+        let figure = "<figure itemtype='http://schema.org/ImageObject' itemid=x.jpg>";
+        check(&format!("{figure}<figcaption>c</figcaption></figure>"), "[x.jpg] / ^ c");
+        check(&format!("{figure}<img src=y.jpg></figure>"), "[y.jpg]");
+        check("<figure itemid=x.jpg></figure>t", "t");
+    }
+
+    #[test]
+    fn images_that_lead_elsewhere_or_count_visits_are_left_out() {
+        let item = |link| format!("<li><a href={link}><img src=x.jpg></a>");
+        let list = |link| format!("<p>text</p><ul>{}</ul>", item(link).repeat(3));
+        check(&list("/next-page"), "text");
+        check(&list("/x-large.jpg"), "text / [x.jpg] / [x.jpg] / [x.jpg]");
+        check("<body>text<noscript><img src=/count.gif?id=1></noscript></body>", "text");
+    }
+
+    #[test]
+    fn parts_of_one_article_are_read_together() {
+        let text = paragraph(9);
+        let part = |text: &str| format!("<div class=part><p>{text}</p></div>");
+        let short = paragraph(3);
+        let page = format!(
+            "<div><p>menu</p>{}<div><img src=x.jpg></div>{}<div>end</div></div>",
+            part(&format!("{text} {text} {text}")),
+            part(&short)
+        );
+        check(&page, &format!("{text} {text} {text} / [x.jpg] / {short}"));
     }
 
     #[test]

@@ -89,6 +89,17 @@ pub(crate) fn read(elements: &[&Element], base: &Url) -> Option<ImageNode> {
     Some(ImageNode { urls: urls.urls, alt, shown, loading })
 }
 
+/// The image of a `<figure>` that a script fills: microdata names its address.
+pub(crate) fn of_figure(figure: &Element, base: &Url) -> Option<ImageNode> {
+    let is_image = |kind: &str| kind.trim_end_matches('/').ends_with("schema.org/ImageObject");
+    figure.attr("itemtype").filter(|kind| is_image(kind.trim()))?;
+    let mut urls = Urls { base, urls: Vec::new() };
+    urls.push(figure.attr("itemid")?.trim());
+    let url = urls.urls.first().filter(|url| !furniture::is_ornament(figure, url))?;
+    let urls = vec![url.clone()];
+    Some(ImageNode { urls, alt: None, shown: None, loading: Loading::Lazy })
+}
+
 /// Absolute addresses without repeats.
 struct Urls<'a> {
     base: &'a Url,

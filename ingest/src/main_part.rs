@@ -21,6 +21,8 @@ const SHARE_MIN: f32 = 0.75;
 
 /// Value from which on the main part is known by its text; below it, by its name if it has one.
 const VALUE_MIN: f32 = 400.0;
+/// Fewest bytes of text outside links in a sibling of the main part that belongs to it.
+const PART_MIN: usize = 140;
 /// Most bytes of text that a `<main>` may add to the main part inside it.
 const ADDED_MAX: usize = 160;
 
@@ -151,6 +153,26 @@ fn is_body(element: &Element) -> bool {
     element
         .attr("itemprop")
         .is_some_and(|value| value.split_whitespace().any(|v| v == "articleBody"))
+}
+
+/// The main part with those of its siblings that are parts of one article: the like of it, with text of
+/// their own, and all between them. In order of reading; the root is one of them.
+pub(crate) fn parts(tree: &FlatTree, root: usize) -> Vec<usize> {
+    let parent = tree.nodes[root].parent;
+    let look = |i: usize| tree.element(i).map(|e| (e.name(), e.attr("class").unwrap_or("")));
+    if parent == root || look(root).is_none_or(|(_, class)| class.is_empty()) {
+        return vec![root];
+    }
+    let (mut siblings, mut i) = (Vec::new(), parent + 1);
+    while i < tree.nodes[parent].end {
+        siblings.push(i);
+        i = tree.nodes[i].end;
+    }
+    let is_part =
+        |i: &usize| *i == root || look(*i) == look(root) && tree.nodes[*i].inside.own() >= PART_MIN;
+    let first = siblings.iter().position(is_part).unwrap_or(0);
+    let last = siblings.iter().rposition(is_part).unwrap_or(siblings.len() - 1);
+    siblings[first..=last].to_vec()
 }
 
 /// Figures of the article around the main part that stand before it: many articles begin with one

@@ -99,7 +99,7 @@ const KINDS: [(u16, &str); 10] = [
 
 /// The attributes that are read, in one word each.
 const ATTRIBUTES: &str = "alt aria-hidden class color content encoding face height hidden href \
-    http-equiv id itemprop itemtype lang name property rel role size src srcset style type width \
+    http-equiv id itemid itemprop itemtype lang name property rel role size src srcset style type width \
     data-src data-srcset data-original data-original-src data-lazy data-lazy-src data-lazy-srcset \
     data-img-src data-src-fg data-scroll-image data-lateloadsrc data-gt-lazy-src data-url \
     data-hi-res-src data-full-src data-image data-medium-file data-large-file data-orig-file \
