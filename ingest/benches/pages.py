@@ -1,5 +1,8 @@
 """Pages to main content: this crate (text and images in order) against resiliparse (text only), same pages.
 
+Ours runs twice: as the peer does, and with the figures, language and rules of the preset m3w.
+
+
   python3 -m venv target/peers && target/peers/bin/pip install -r ingest/benches/requirements.txt
   cargo build --release -p flamingo-ingest --example pages
   python3 ingest/benches/pages.py [RUNS]
@@ -61,11 +64,14 @@ def cpu_seconds(arguments):
 def main():
     n_runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     make_pages()
-    readers = {"flamingo-ingest": [OURS, str(PAGES)], "resiliparse": [PEERS, "-c", RESILIPARSE, str(PAGES)]}
+    peer = [PEERS, "-c", RESILIPARSE, str(PAGES)]
+    readers = {"flamingo-ingest": [OURS, str(PAGES)], "flamingo-ingest, rules of m3w": [OURS, str(PAGES)], "resiliparse": peer}
+    more = {"flamingo-ingest, rules of m3w": ["m3w"]}
     runs = {name: [] for name in readers}
     for _ in range(n_runs):
         for name, arguments in readers.items():
-            runs[name].append(cpu_seconds([*arguments, "1"]) - cpu_seconds([*arguments, "0"]))
+            once, never = ([*arguments, times, *more.get(name, [])] for times in ("1", "0"))
+            runs[name].append(cpu_seconds(once) - cpu_seconds(never))
     files = list(PAGES.iterdir())
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     median = {name: statistics.median(seconds) for name, seconds in runs.items()}
