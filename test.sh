@@ -49,6 +49,10 @@ cargo test --locked --release --workspace
 step "the main job on real data, and the corpora in Python"
 ./eval/tests/real_data.sh
 
+step "broken files, each alone"
+cargo build --quiet --locked --release --workspace
+python3 ingest/tests/bad_files.py
+
 step "an object store on loopback"
 s3=target/s3/bin/python
 if ! $s3 -c 'import boto3, moto' 2>/dev/null; then
