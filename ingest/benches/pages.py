@@ -2,7 +2,6 @@
 
 Ours runs twice: as the peer does, and with the figures, language and rules of the preset m3w.
 
-
   python3 -m venv target/peers && target/peers/bin/pip install -r ingest/benches/requirements.txt
   cargo build --release -p flamingo-ingest --example pages
   python3 ingest/benches/pages.py [RUNS]
@@ -64,13 +63,16 @@ def cpu_seconds(arguments):
 def main():
     n_runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     make_pages()
-    peer = [PEERS, "-c", RESILIPARSE, str(PAGES)]
-    readers = {"flamingo-ingest": [OURS, str(PAGES)], "flamingo-ingest, rules of m3w": [OURS, str(PAGES)], "resiliparse": peer}
-    more = {"flamingo-ingest, rules of m3w": ["m3w"]}
+    # What stands before and after the number of times.
+    readers = {
+        "flamingo-ingest": ([OURS, str(PAGES)], []),
+        "flamingo-ingest, rules of m3w": ([OURS, str(PAGES)], ["m3w"]),
+        "resiliparse": ([PEERS, "-c", RESILIPARSE, str(PAGES)], []),
+    }
     runs = {name: [] for name in readers}
     for _ in range(n_runs):
-        for name, arguments in readers.items():
-            once, never = ([*arguments, times, *more.get(name, [])] for times in ("1", "0"))
+        for name, (before, after) in readers.items():
+            once, never = ([*before, times, *after] for times in ("1", "0"))
             runs[name].append(cpu_seconds(once) - cpu_seconds(never))
     files = list(PAGES.iterdir())
     megabytes = sum(path.stat().st_size for path in files) / 1e6

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -45,9 +46,13 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             started = time.monotonic()
             child = subprocess.Popen(command(file, Path(folder)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            # What hangs is ended; its exit code tells.
+            alarm = threading.Timer(SECONDS_MAX, child.kill)
+            alarm.start()
             errors = child.stderr.read().decode(errors="replace")
             # Of the program and of the processes that it waited for, the largest.
             _, status, usage = os.wait4(child.pid, 0)
+            alarm.cancel()
             seconds = time.monotonic() - started
         code = os.waitstatus_to_exitcode(status)
         kept += code == 0
