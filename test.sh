@@ -53,12 +53,13 @@ step "broken files, each alone"
 cargo build --quiet --locked --release --workspace
 python3 ingest/tests/bad_files.py
 
-step "an object store on loopback"
+step "an object store and HTTPS on loopback"
 s3=target/s3/bin/python
-if ! $s3 -c 'import boto3, moto' 2>/dev/null; then
+if ! $s3 -c 'import boto3, moto, pyarrow, trustme' 2>/dev/null; then
   python3 -m venv target/s3
   target/s3/bin/pip install --quiet --requirement ingest/tests/requirements.txt
 fi
 $s3 ingest/tests/object_store.py
+$s3 ingest/tests/https.py
 
 step "done"

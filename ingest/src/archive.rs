@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flamingo_dataset::CorpusStore;
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
@@ -554,38 +553,21 @@ fn captured_key(url: &str, date: &str) -> Key {
     name_key("captured", &format!("{} {date}", key(url)))
 }
 
-/// The files that `inputs` name: folders as all files in them with an ending of [`SUFFIXES`], files as
-/// they are where their ending or their first bytes fit.
+/// The files that `inputs` name: folders and prefixes of an object store as all files in them with an
+/// ending of [`SUFFIXES`], files as they are where their ending or their first bytes fit.
 ///
 /// # Errors
 /// When an input is missing, is a file of another kind, or is a folder without such files.
 pub fn expand(inputs: &[String]) -> Result<Vec<String>, IngestError> {
     let mut files = Vec::new();
     for input in inputs {
-        if source::is_url(input) && input.ends_with('/') {
-            files.extend(expand_prefix(input)?);
-        } else if !has_suffix(input, SUFFIXES) && !source::is_url(input) && begins_well(input) {
+        if !has_suffix(input, SUFFIXES) && !source::is_url(input) && begins_well(input) {
             files.push(input.clone());
         } else {
             files.extend(source::expand(std::slice::from_ref(input), SUFFIXES)?);
         }
     }
     files.retain(|file| !saved_page::is_part(file));
-    Ok(files)
-}
-
-/// All objects of an object store below an address that ends with a slash.
-fn expand_prefix(prefix: &str) -> Result<Vec<String>, IngestError> {
-    let fetch =
-        |source| IngestError::InputFetch { input: prefix.to_owned(), source: Box::new(source) };
-    let store = CorpusStore::open(prefix).map_err(fetch)?;
-    let names = store.list("").map_err(fetch)?;
-    let names = names.into_iter().filter(|name| has_suffix(name, SUFFIXES));
-    let files: Vec<_> = names.map(|name| format!("{prefix}{name}")).collect();
-    if files.is_empty() {
-        let expected = SUFFIXES.join(", ");
-        return Err(IngestError::InputEmpty { input: prefix.to_owned(), expected });
-    }
     Ok(files)
 }
 

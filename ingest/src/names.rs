@@ -5,7 +5,14 @@ const NAME_MAX: usize = 20;
 
 /// A table of names by their length.
 pub(crate) struct Names<T> {
-    by_length: [Vec<(&'static [u8], T)>; NAME_MAX + 1],
+    by_length: [Vec<Entry<T>>; NAME_MAX + 1],
+}
+
+struct Entry<T> {
+    /// First byte of the name: most other names differ in it.
+    first: u8,
+    name: &'static [u8],
+    value: T,
 }
 
 impl<T: Copy> Names<T> {
@@ -16,12 +23,13 @@ impl<T: Copy> Names<T> {
     /// What is known of a name, `value` at first.
     pub(crate) fn entry(&mut self, name: &'static str, value: T) -> &mut T {
         let names = &mut self.by_length[name.len()];
-        let at = names.iter().position(|(found, _)| *found == name.as_bytes());
+        let name = name.as_bytes();
+        let at = names.iter().position(|entry| entry.name == name);
         let at = at.unwrap_or_else(|| {
-            names.push((name.as_bytes(), value));
+            names.push(Entry { first: name[0], name, value });
             names.len() - 1
         });
-        &mut names[at].1
+        &mut names[at].value
     }
 
     /// What is known of a name, whatever its case.
@@ -29,7 +37,7 @@ impl<T: Copy> Names<T> {
         let names = self.by_length.get(name.len())?;
         let first = name.first()?.to_ascii_lowercase();
         let is_it =
-            |(found, _): &&(&[u8], T)| found[0] == first && found.eq_ignore_ascii_case(name);
-        names.iter().find(is_it).map(|(_, value)| *value)
+            |entry: &&Entry<T>| entry.first == first && entry.name.eq_ignore_ascii_case(name);
+        names.iter().find(is_it).map(|entry| entry.value)
     }
 }

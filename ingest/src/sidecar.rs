@@ -4,11 +4,13 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use flamingo_dataset::{CorpusError, CorpusStore};
 use serde_json::Value;
 
 use crate::clip::Part;
 use crate::plan::{BuildPlan, Cues, ListPlan};
 use crate::reject::DropReason;
+use crate::source::is_url;
 use crate::subtitles;
 
 /// Largest file beside a clip, in bytes.
@@ -145,24 +147,48 @@ fn as_text(value: &Value) -> Option<String> {
     }
 }
 
-/// The text of the file with the name of the clip and this ending; none where there is no such file.
+/// The text of the file or object with the name of the clip and this ending; none where there is no such.
 fn text_beside(clip: &Path, extension: &str) -> Result<Option<String>, DropReason> {
     let path: PathBuf = clip.with_extension(extension);
+    if path == clip {
+        return Ok(None);
+    }
+    let place = path.to_string_lossy();
+    let bytes = if is_url(&place) { object_bytes(&place) } else { file_bytes(&path) };
+    let bytes = bytes.map_err(|message| bad(clip, extension, &message))?;
+    Ok(bytes.map(|bytes| subtitles::decoded(&bytes).into_owned()))
+}
+
+fn file_bytes(path: &Path) -> Result<Option<Vec<u8>>, String> {
     // A pipe would block for ever when it is opened.
-    if path == clip || !path.is_file() {
+    if !path.is_file() {
         return Ok(None);
     }
     let mut bytes = Vec::new();
     let read =
-        fs::File::open(&path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes));
+        fs::File::open(path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes));
     match read {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(bad(clip, extension, &error.to_string())),
-        Ok(n) if n as u64 > BYTES_MAX => {
-            Err(bad(clip, extension, &format!("expected at most {BYTES_MAX} bytes")))
-        }
-        Ok(_) => Ok(Some(subtitles::decoded(&bytes).into_owned())),
+        Err(error) => Err(error.to_string()),
+        Ok(n) => check_bytes(n as u64).map(|()| Some(bytes)),
     }
+}
+
+fn object_bytes(url: &str) -> Result<Option<Vec<u8>>, String> {
+    let (prefix, object) = url.rsplit_once('/').unwrap_or((url, ""));
+    let read = || -> Result<_, CorpusError> {
+        let store = CorpusStore::open(prefix)?;
+        let size = if store.exists(object)? { Some(store.size(object)?) } else { None };
+        Ok((store, size))
+    };
+    let (store, size) = read().map_err(|error| error.to_string())?;
+    let Some(size) = size else { return Ok(None) };
+    check_bytes(size)?;
+    store.get(object).map(|bytes| Some(bytes.to_vec())).map_err(|error| error.to_string())
+}
+
+fn check_bytes(n: u64) -> Result<(), String> {
+    if n > BYTES_MAX { Err(format!("expected at most {BYTES_MAX} bytes")) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -403,8 +403,8 @@ pub fn is_url(input: &str) -> bool {
     })
 }
 
-/// The files that `inputs` name: files as they are, folders as all files in them with one of
-/// `suffixes`, sorted by path.
+/// The files that `inputs` name: files as they are, folders, and prefixes of an object store that end
+/// with a slash, as all files in them with one of `suffixes`, sorted by path.
 ///
 /// # Errors
 /// When an input is missing, is a file of another kind, or is a folder without such files.
@@ -413,6 +413,8 @@ pub fn expand(inputs: &[String], suffixes: &[&str]) -> Result<Vec<String>, Inges
     for input in inputs {
         if !is_url(input) && Path::new(input).is_dir() {
             files.extend(expand_folder(input, suffixes)?);
+        } else if is_prefix(input) {
+            files.extend(expand_prefix(input, suffixes)?);
         } else if has_suffix(input, suffixes) {
             // That there is such a file is found out when it is opened.
             files.push(input.clone());
@@ -432,6 +434,25 @@ fn expand_folder(folder: &str, suffixes: &[&str]) -> Result<Vec<String>, IngestE
     if files.is_empty() {
         let expected = suffixes.join(", ");
         return Err(IngestError::InputEmpty { input: folder.to_owned(), expected });
+    }
+    Ok(files)
+}
+
+/// Whether an input is the address of many objects.
+pub(crate) fn is_prefix(input: &str) -> bool {
+    is_url(input) && input.ends_with('/')
+}
+
+fn expand_prefix(prefix: &str, suffixes: &[&str]) -> Result<Vec<String>, IngestError> {
+    let fetch =
+        |source| IngestError::InputFetch { input: prefix.to_owned(), source: Box::new(source) };
+    let store = CorpusStore::open(prefix).map_err(fetch)?;
+    let names = store.list("").map_err(fetch)?;
+    let names = names.into_iter().filter(|name| has_suffix(name, suffixes));
+    let files: Vec<_> = names.map(|name| format!("{prefix}{name}")).collect();
+    if files.is_empty() {
+        let expected = suffixes.join(", ");
+        return Err(IngestError::InputEmpty { input: prefix.to_owned(), expected });
     }
     Ok(files)
 }

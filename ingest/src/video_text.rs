@@ -33,8 +33,8 @@ const CLIP_SUFFIXES: &[&str] = &[
 /// A list of one of these names in a folder of clips has their captions.
 const FOLDER_LISTS: &[&str] = &["clips.csv", "clips.tsv", "clips.jsonl", "clips.parquet"];
 
-/// Files that `inputs` name: lists and clips as they are, a folder as its list `clips.csv` (or .tsv,
-/// .jsonl, .parquet) or, where it has none, all clips in it, sorted by path.
+/// Files that `inputs` name: lists and clips as they are, a folder or a prefix of an object store as
+/// its list `clips.csv` (or .tsv, .jsonl, .parquet) or, where it has none, all clips in it, sorted by path.
 ///
 /// # Errors
 /// When an input is of another kind or is an empty folder.
@@ -42,16 +42,21 @@ pub fn expand(inputs: &[String]) -> Result<Vec<String>, IngestError> {
     let suffixes = [CLIP_SUFFIXES, list::SUFFIXES].concat();
     let mut files = Vec::new();
     for input in inputs {
-        let listed = FOLDER_LISTS.iter().map(|name| Path::new(input).join(name));
-        if let Some(listed) = listed.filter(|_| !is_url(input)).find(|path| path.is_file()) {
-            files.push(listed.to_string_lossy().into_owned());
-        } else if !is_url(input) && Path::new(input).is_dir() {
-            files.extend(source::expand(std::slice::from_ref(input), CLIP_SUFFIXES)?);
-        } else {
-            files.extend(source::expand(std::slice::from_ref(input), &suffixes)?);
+        let is_folder = source::is_prefix(input) || (!is_url(input) && Path::new(input).is_dir());
+        let kinds = if is_folder { CLIP_SUFFIXES } else { &suffixes };
+        match folder_list(input).filter(|_| is_folder) {
+            Some(list) => files.push(list),
+            None => files.extend(source::expand(std::slice::from_ref(input), kinds)?),
         }
     }
     Ok(files)
+}
+
+/// The list of a folder, or of a prefix of an object store, if it has one.
+fn folder_list(folder: &str) -> Option<String> {
+    let place = |name: &&str| Path::new(folder).join(name).to_string_lossy().into_owned();
+    // What cannot be asked is told when the folder itself is read.
+    FOLDER_LISTS.iter().map(|name| place(name)).find(|list| Source::open(list).is_ok())
 }
 
 /// The inputs and rules that every clip needs.
@@ -206,7 +211,7 @@ impl<'a> ClipJob<'a> {
             return Err(read(drop));
         }
         let mut caption = candidate.caption.clone();
-        if caption.is_none() && !is_url(&candidate.place) {
+        if caption.is_none() {
             // A list without captions: what lies beside the clip is about the whole of it.
             let beside = sidecar::read(Path::new(&candidate.place), self.plan).map_err(read)?;
             let [only] = <[Captioned; 1]>::try_from(beside).unwrap_or([Captioned::none()]);
@@ -262,12 +267,7 @@ impl<'a> ClipJob<'a> {
 
 /// The parts of a file: by what lies beside it.
 fn file_items(i: usize, source: &Source, plan: &BuildPlan) -> Vec<ClipItem> {
-    let rows = if is_url(source.input()) {
-        Ok(vec![Captioned::none()])
-    } else {
-        sidecar::read(Path::new(source.input()), plan)
-    };
-    let rows = match rows {
+    let rows = match sidecar::read(Path::new(source.input()), plan) {
         Ok(rows) => rows,
         Err(drop) => {
             let reject = drop.at(Stage::Read, &file_origin(source), None);

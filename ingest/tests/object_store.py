@@ -5,7 +5,8 @@
   target/s3/bin/python ingest/tests/object_store.py [target/release/flamingo-ingest]
 
 An archive is read from a small HTTP server, by ranges, and the corpus goes to a bucket of moto's server: whole, killed and
-resumed, and in two partitions. What is in the bucket is compared byte for byte with a run on the disk. Nothing leaves this machine.
+resumed, and in two partitions. Clips are read from a bucket, with their captions beside them. What is in the bucket is compared
+byte for byte with a run on the disk. Nothing leaves this machine.
 """
 import http.server
 import logging
@@ -24,6 +25,7 @@ from moto.server import ThreadedMotoServer
 ROOT = Path(__file__).resolve().parents[2]
 INGEST = sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "target/release/flamingo-ingest")
 ARCHIVE = ROOT / "../shared/data/real/openstax-warc/astronomy.warc.gz"
+FILMS = [ROOT / "../shared/data/real/video/mdn" / name for name in ("flower.webm", "friday.mp4")]
 # Small parts, so that the run writes several shards and can be killed between them.
 PLAN = "[shard]\nrows_max = 40\n"
 
@@ -77,8 +79,8 @@ class Ranges(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def command(out, *more, source):
-    return [INGEST, "webpages", "--plan", str(folder / "plan.toml"), "--input", source, "--out", out, *more]
+def command(out, *more, source, kind="webpages"):
+    return [INGEST, kind, "--plan", str(folder / "plan.toml"), "--input", source, "--out", out, *more]
 
 
 def run(arguments):
@@ -155,6 +157,20 @@ with tempfile.TemporaryDirectory() as name:
     run(command(str(folder / "shared"), "--index", "1/2", source=str(ARCHIVE)))
     expect_same(bucket("shared"), disk(folder / "shared"))
     print("two partitions: equal")
+
+    # Clips are sought through, not read whole; their captions lie beside them.
+    films = folder / "films"
+    films.mkdir()
+    for file in FILMS:
+        (films / file.name).write_bytes(file.read_bytes())
+        (films / file.with_suffix(".txt").name).write_text(f"a film called {file.stem}")
+    for file in films.iterdir():
+        s3.upload_file(str(file), "corpora", f"films/{file.name}")
+    (folder / "plan.toml").write_text("[video]\nframes_max = 4\n")
+    run(command(str(folder / "clips"), source=str(films), kind="video-text"))
+    print(run(command("s3://corpora/clips", source="s3://corpora/films/", kind="video-text")), end="")
+    expect_same(bucket("clips"), disk(folder / "clips"))
+    print("clips: equal")
 
     # A bucket that is not there is one clear line.
     failed = subprocess.run(command("s3://nowhere/x", source=address), env=environment, capture_output=True, text=True)

@@ -1,8 +1,8 @@
 //! Figures of Gopher's quality and repetition rules (arXiv 2112.11446, appendix A.1), as datatrove
 //! computes them.
 
-use super::counts::Counts;
-use super::measure::{Lines, Values, share};
+use super::counts::{Counts, Filter};
+use super::measure::{Line, Lines, Values, share};
 use super::tokens::{Token, TokenKind, hash};
 
 /// The stop words of which a document must have two.
@@ -26,9 +26,9 @@ pub(super) fn quality(text: &str, tokens: &[Token], lines: &Lines<'_>, values: &
     let n_alphabetic = tokens.iter().filter(|t| t.kind == TokenKind::Alphabetic).count();
     let hashes = text.bytes().filter(|&byte| byte == b'#').count();
     let ellipses = text.matches("...").count() + text.matches('…').count();
-    let starts = |line: &&&str| line.trim_start().starts_with(['•', '-']);
-    let ends = |line: &&&str| {
-        let line = line.trim_end();
+    let starts = |line: &&Line<'_>| line.text.trim_start().starts_with(['•', '-']);
+    let ends = |line: &&Line<'_>| {
+        let line = line.text.trim_end();
         line.ends_with("...") || line.ends_with('…')
     };
     values.push("gopher_words", n_words as f64);
@@ -58,7 +58,7 @@ pub(super) fn repetition(
     text: &str,
     n_chars: usize,
     tokens: &[Token],
-    counts: &mut Counts,
+    (counts, filter): (&mut Counts, &mut Filter),
     values: &mut Values,
 ) {
     let paragraphs = runs_between(text.trim(), 2);
@@ -73,11 +73,11 @@ pub(super) fn repetition(
     // at the places where the step before saw something twice.
     let mut places: Vec<u32> = (0..tokens.len() as u32).collect();
     for (name, n) in TOP.into_iter().zip(2..) {
-        let chars = sums.top_gram_chars(n, &mut places, counts);
+        let chars = sums.top_gram_chars(n, &mut places, (counts, filter));
         values.push(name, share(chars, n_chars));
     }
     for (name, n) in DUPLICATE.into_iter().zip(5..) {
-        sums.keep_repeated(n, &mut places, counts);
+        sums.keep_repeated(n, &mut places, (counts, filter));
         values.push(name, share(sums.duplicate_gram_chars(n, &places, counts), n_chars));
     }
 }
@@ -158,11 +158,21 @@ impl Sums {
     }
 
     /// Counts the n-grams at `places` and keeps the places of those that come more than once.
-    fn keep_repeated(&self, n: usize, places: &mut Vec<u32>, counts: &mut Counts) {
+    fn keep_repeated(
+        &self,
+        n: usize,
+        places: &mut Vec<u32>,
+        (counts, filter): (&mut Counts, &mut Filter),
+    ) {
         let n_grams = self.hashes.len().saturating_sub(n);
         places.truncate(places.partition_point(|place| (*place as usize) < n_grams));
-        counts.start(places.len());
         let gram = self.grams(n);
+        filter.start(places.len());
+        for place in &*places {
+            filter.add(gram(*place));
+        }
+        places.retain(|place| filter.may_repeat(gram(*place)));
+        counts.start(places.len());
         for place in &*places {
             counts.add(gram(*place), *place as usize);
         }
@@ -171,8 +181,13 @@ impl Sums {
 
     /// Characters that the most frequent n-gram covers, with single spaces between its words. Of
     /// equally frequent ones, the first counts.
-    fn top_gram_chars(&self, n: usize, places: &mut Vec<u32>, counts: &mut Counts) -> usize {
-        self.keep_repeated(n, places, counts);
+    fn top_gram_chars(
+        &self,
+        n: usize,
+        places: &mut Vec<u32>,
+        (counts, filter): (&mut Counts, &mut Filter),
+    ) -> usize {
+        self.keep_repeated(n, places, (counts, filter));
         let most = counts.entries().iter().map(|entry| entry.count).max().unwrap_or(0);
         if most > 1 {
             let top = counts.entries().iter().find(|entry| entry.count == most);

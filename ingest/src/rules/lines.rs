@@ -1,20 +1,24 @@
 //! Figures of C4's and `FineWeb`'s rules, which look at lines, as datatrove computes them.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use aho_corasick::AhoCorasick;
 
 use super::counts::Counts;
 use super::gopher::duplicates;
-use super::measure::{Lines, Values, share};
+use super::measure::{LONG_WORD_CHARS, Line, Lines, Values, share};
 use super::tokens::is_terminal;
 
 /// What C4 takes for the end of a sentence.
 const END_MARKS: [char; 5] = ['.', '?', '!', '"', '\''];
 /// Fewest words of a line that C4 keeps.
 const LINE_WORDS_MIN: usize = 3;
-/// Longest word of a line that C4 keeps, in characters.
-const WORD_CHARS_MAX: usize = 1000;
-/// Phrases, in lower case, of lines about the use of a site.
-const POLICY_PHRASES: [&str; 6] = [
+/// Phrases of lines that C4 takes out or counts: the first of a text of no use, the second of a script
+/// that did not run, the others of lines about the use of a site.
+const PHRASES: [&str; 8] = [
+    "lorem ipsum",
+    "javascript",
     "terms of use",
     "privacy policy",
     "cookie policy",
@@ -22,6 +26,11 @@ const POLICY_PHRASES: [&str; 6] = [
     "use of cookies",
     "use cookies",
 ];
+/// Finds [`PHRASES`], whatever their case.
+static PHRASE_FINDER: LazyLock<AhoCorasick> = LazyLock::new(|| {
+    let mut builder = AhoCorasick::builder();
+    builder.ascii_case_insensitive(true).build(PHRASES).expect("a few short phrases fit")
+});
 /// Longest line that `FineWeb` calls short, in characters.
 const SHORT_LINE_CHARS: usize = 30;
 /// Marks that may follow the end of a sentence and still belong to it.
@@ -33,43 +42,55 @@ const ABBREVIATIONS: [&str; 31] = [
     "oct", "nov", "dec", "approx",
 ];
 
+/// Which kinds of [`PHRASES`] a line has.
+#[derive(Clone, Copy, Default)]
+struct Phrases {
+    is_lorem: bool,
+    is_script: bool,
+    is_policy: bool,
+}
+
+/// What each line has.
+fn phrases(text: &str, lines: &Lines<'_>) -> Vec<Phrases> {
+    let mut found = vec![Phrases::default(); lines.all.len()];
+    for phrase in PHRASE_FINDER.find_iter(text) {
+        let line = lines.all.partition_point(|line| line.start <= phrase.start()) - 1;
+        match phrase.pattern().as_usize() {
+            0 => found[line].is_lorem = true,
+            1 => found[line].is_script = true,
+            _ => found[line].is_policy = true,
+        }
+    }
+    found
+}
+
 /// Adds the figures of C4.
-pub(super) fn c4(lines: &Lines<'_>, values: &mut Values) {
-    let (mut lorem, mut curly, mut script, mut policy) = (0, 0, 0, 0);
-    let (mut kept, mut n_sentences) = (0, 0);
-    for line in &lines.full {
-        let line = line.trim();
-        let lower = line.to_lowercase();
-        let has_policy = POLICY_PHRASES.iter().any(|phrase| lower.contains(phrase));
-        let has_script = lower.contains("javascript");
-        lorem += usize::from(lower.contains("lorem ipsum"));
-        curly += usize::from(line.contains('{'));
-        script += usize::from(has_script);
-        policy += usize::from(has_policy);
-        if is_sentence_line(line) && !has_script && !has_policy {
+pub(super) fn c4(text: &str, lines: &Lines<'_>, values: &mut Values) {
+    let phrases = phrases(text, lines);
+    let count = |is_it: fn(&Phrases) -> bool| phrases.iter().filter(|found| is_it(found)).count();
+    let (mut curly, mut kept, mut n_sentences) = (0, 0, 0);
+    for (line, found) in lines.all.iter().zip(&phrases) {
+        curly += usize::from(line.text.contains('{'));
+        if is_sentence_line(line) && !found.is_script && !found.is_policy {
             kept += 1;
-            n_sentences += sentences(line);
+            n_sentences += line.n_sentences;
         }
     }
     values.push("c4_sentences", n_sentences as f64);
-    values.push("c4_lines", share(kept, lines.full.len()));
-    values.push("lorem_ipsum", f64::from(lorem as u32));
-    values.push("curly_brackets", f64::from(curly as u32));
-    values.push("javascript_lines", f64::from(script as u32));
-    values.push("policy_lines", f64::from(policy as u32));
+    values.push("c4_lines", share(kept, lines.n_full()));
+    values.push("lorem_ipsum", count(|found| found.is_lorem) as f64);
+    values.push("curly_brackets", curly as f64);
+    values.push("javascript_lines", count(|found| found.is_script) as f64);
+    values.push("policy_lines", count(|found| found.is_policy) as f64);
 }
 
 /// Whether C4 takes a line for running text.
-fn is_sentence_line(line: &str) -> bool {
-    let mut n_words = 0;
-    for word in line.split_whitespace() {
-        n_words += 1;
-        if word.len() > WORD_CHARS_MAX && word.chars().count() > WORD_CHARS_MAX {
-            return false;
-        }
+fn is_sentence_line(line: &Line<'_>) -> bool {
+    if line.n_words < LINE_WORDS_MIN || line.long_word_chars > LONG_WORD_CHARS {
+        return false;
     }
-    let line = without_citations(line);
-    n_words >= LINE_WORDS_MIN && line.ends_with(END_MARKS) && !line.ends_with("...")
+    let text = without_citations(line.text.trim());
+    text.ends_with(END_MARKS) && !text.ends_with("...")
 }
 
 /// The line without marks like `[12]`, `[edit]` and `[citation needed]`.
@@ -105,31 +126,25 @@ pub(super) fn fineweb(
     counts: &mut Counts,
     values: &mut Values,
 ) {
-    let full = &lines.full;
-    let n_ended = full.iter().filter(|line| line.chars().next_back().is_some_and(is_terminal));
-    let is_short = |line: &&&str| {
+    let full = || lines.full().map(|line| line.text);
+    let n_full = lines.n_full();
+    let n_ended = full().filter(|line| line.chars().next_back().is_some_and(is_terminal)).count();
+    let is_short = |line: &&str| {
         line.len() <= SHORT_LINE_CHARS || line.chars().nth(SHORT_LINE_CHARS).is_none()
     };
     let newlines = text.bytes().filter(|&byte| byte == b'\n').count();
-    let (.., chars) = duplicates(full.iter().copied(), counts);
-    values.push("line_punctuation", share(n_ended.count(), full.len()));
-    values.push("short_lines", share(full.iter().filter(is_short).count(), full.len()));
+    let (.., chars) = duplicates(full(), counts);
+    values.push("line_punctuation", share(n_ended, n_full));
+    values.push("short_lines", share(full().filter(is_short).count(), n_full));
     values.push("duplicate_chars", share(chars, n_chars - newlines));
     values.push("newlines", share(newlines, n_tokens));
 }
 
-/// How many sentences a line has: one, and one more for each end with words after it.
-pub(super) fn sentences(line: &str) -> usize {
-    let mut words = line.split_whitespace().peekable();
-    let mut n = 0;
-    while let Some(word) = words.next() {
-        n += usize::from(words.peek().is_none() || ends_sentence(word));
-    }
-    n
-}
-
 /// Whether a word carries the end of a sentence.
-fn ends_sentence(word: &str) -> bool {
+pub(super) fn ends_sentence(word: &str) -> bool {
+    if word.as_bytes().last().is_some_and(u8::is_ascii_alphanumeric) {
+        return false;
+    }
     let word = word.trim_end_matches(CLOSING_MARKS);
     let Some(mark) = word.chars().next_back().filter(|c| is_terminal(*c) || *c == '…') else {
         return false;
@@ -158,7 +173,9 @@ mod tests {
 
     #[test]
     fn sentences_end_where_a_reader_says() {
-        let check = |line: &str, expected: usize| assert_eq!(sentences(line), expected, "{line}");
+        let check = |line: &str, expected: usize| {
+            assert_eq!(measured(line).get("sentences"), Some(expected as f32), "{line}");
+        };
         check("", 0);
         check("no end", 1);
         check("One. Two! Three? (Four.) \"Five.\" Six", 6);

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 
 use super::counts::{Counts, Filter};
 use super::lexicon::Lexicon;
+use super::lines::ends_sentence;
 use super::tokens::{Token, tokenize};
+use super::words::word_hash;
 use super::{gopher, lines, words};
 
 /// Bytes of a text that are measured: what is longer is judged by its beginning, so that memory and
@@ -27,19 +29,71 @@ impl Values {
     }
 }
 
-/// The lines of a text.
+/// A text as lines and words, read once for all figures.
 pub(super) struct Lines<'a> {
     /// All, empty ones too.
-    pub(super) all: Vec<&'a str>,
-    /// Those with something on them.
-    pub(super) full: Vec<&'a str>,
+    pub(super) all: Vec<Line<'a>>,
+    /// Hashes of the words of all lines: what [`word_hash`] makes of what stands between white space.
+    pub(super) words: Vec<u64>,
 }
+
+/// A line of a text.
+pub(super) struct Line<'a> {
+    /// Where it begins in the text.
+    pub(super) start: usize,
+    /// Without its end.
+    pub(super) text: &'a str,
+    /// What stands between white space.
+    pub(super) n_words: usize,
+    /// Characters of the longest word, where that may be more than [`LONG_WORD_CHARS`], else 0.
+    pub(super) long_word_chars: usize,
+    /// How many sentences it has: one, and one more for each end with words after it.
+    pub(super) n_sentences: usize,
+}
+
+/// Only longer words have their characters counted.
+pub(super) const LONG_WORD_CHARS: usize = 1000;
 
 impl<'a> Lines<'a> {
     fn new(text: &'a str) -> Self {
-        let all: Vec<_> = text.lines().collect();
-        let full = all.iter().filter(|line| !line.trim().is_empty()).copied().collect();
-        Self { all, full }
+        let mut words = Vec::with_capacity(text.len() / 5);
+        let mut start = 0;
+        let all = text.split_inclusive('\n').map(|line| {
+            let line_start = start;
+            start += line.len();
+            Line::read(line_start, line.lines().next().unwrap_or(""), &mut words)
+        });
+        let all = all.collect();
+        Self { all, words }
+    }
+
+    /// Those with something on them.
+    pub(super) fn full(&self) -> impl Iterator<Item = &Line<'a>> {
+        self.all.iter().filter(|line| line.n_words > 0)
+    }
+
+    /// How many have something on them.
+    pub(super) fn n_full(&self) -> usize {
+        self.full().count()
+    }
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line, and adds the hashes of its words to `words`.
+    fn read(start: usize, text: &'a str, words: &mut Vec<u64>) -> Self {
+        let (mut n_words, mut n_sentences, mut long_word_chars) = (0, 0, 0);
+        let mut is_open = false;
+        for word in text.split_whitespace() {
+            n_words += 1;
+            words.extend(word_hash(word));
+            if word.len() > LONG_WORD_CHARS {
+                long_word_chars = long_word_chars.max(word.chars().count());
+            }
+            is_open = !ends_sentence(word);
+            n_sentences += usize::from(!is_open);
+        }
+        n_sentences += usize::from(is_open);
+        Self { start, text, n_words, long_word_chars, n_sentences }
     }
 }
 
@@ -70,16 +124,16 @@ thread_local! {
 pub fn document(text: &str, lexicon: &Lexicon, punctuation_words: u64) -> Values {
     let text = beginning(text);
     SCRATCH.with_borrow_mut(|scratch| {
-        let Scratch { tokens, counts, .. } = scratch;
+        let Scratch { tokens, counts, filter, .. } = scratch;
         let mut values = Values::default();
         tokenize(text, tokens);
         let by_line = Lines::new(text);
         let n_chars = text.chars().count();
         gopher::quality(text, tokens, &by_line, &mut values);
-        gopher::repetition(text, n_chars, tokens, counts, &mut values);
-        lines::c4(&by_line, &mut values);
+        gopher::repetition(text, n_chars, tokens, (counts, filter), &mut values);
+        lines::c4(text, &by_line, &mut values);
         lines::fineweb(text, n_chars, &by_line, tokens.len(), counts, &mut values);
-        words::measure(text, lexicon, punctuation_words, scratch, &mut values);
+        words::measure(text, &by_line, lexicon, punctuation_words, scratch, &mut values);
         values
     })
 }
@@ -89,7 +143,8 @@ pub fn passage(text: &str, lexicon: &Lexicon, punctuation_words: u64) -> Values 
     let text = beginning(text);
     SCRATCH.with_borrow_mut(|scratch| {
         let mut values = Values::default();
-        words::measure(text, lexicon, punctuation_words, scratch, &mut values);
+        let lines = Lines::new(text);
+        words::measure(text, &lines, lexicon, punctuation_words, scratch, &mut values);
         values
     })
 }

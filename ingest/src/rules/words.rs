@@ -5,8 +5,7 @@
 //! symbols, emoji); here they are all that are no letters, which is the same for any usual text.
 
 use super::lexicon::Lexicon;
-use super::lines::sentences;
-use super::measure::{Scratch, Values, share};
+use super::measure::{Lines, Scratch, Values, share};
 use super::tokens::{hash, is_word, mix};
 
 /// Characters of the n-grams that tell repeated characters.
@@ -20,34 +19,39 @@ const BASE: u64 = 0xD6E8_FEB8_6659_FD93;
 /// `punctuation_words`, as it says nothing there.
 pub(super) fn measure(
     text: &str,
+    lines: &Lines<'_>,
     lexicon: &Lexicon,
     punctuation_words: u64,
     scratch: &mut Scratch,
     values: &mut Values,
 ) {
-    let words: Vec<u64> = text.split_whitespace().filter_map(word_hash).collect();
+    let words = &lines.words;
     let share_in = |list: &super::lexicon::Words| {
         share(words.iter().filter(|word| list.contains(**word)).count(), words.len())
     };
     values.push("words", words.len() as f64);
-    values.push("sentences", text.lines().map(sentences).sum::<usize>() as f64);
+    values.push("sentences", lines.all.iter().map(|line| line.n_sentences).sum::<usize>() as f64);
     values.push("stop_words", share_in(&lexicon.stop));
     values.push("flagged_words", share_in(&lexicon.explicit));
     values.push("spam_words", share_in(&lexicon.spam));
     if let Some(common) = &lexicon.common {
         values.push("common_words", share_in(common));
     }
-    values.push("word_repetition", word_repetition(&words, scratch));
-    values.push("char_repetition", char_repetition(text, scratch));
-    values.push("special_chars", special_chars(text));
-    let (n_marks, n_parts) = punctuation(text);
+    values.push("word_repetition", word_repetition(words, scratch));
+    let chars = read_chars(text, scratch);
+    values.push("char_repetition", char_repetition(scratch));
+    values.push("special_chars", share(chars.special, chars.all));
+    let n_parts = chars.marks + chars.words;
     let is_short = (n_parts as u64) < punctuation_words;
-    values.push("punctuation", if is_short { 1.0 } else { share(n_marks, n_parts) });
+    values.push("punctuation", if is_short { 1.0 } else { share(chars.marks, n_parts) });
 }
 
 /// Hash of a word in lower case, without what is no letter at its ends; none where nothing is left.
 pub(super) fn word_hash(word: &str) -> Option<u64> {
-    let word = word.trim_matches(|c: char| !c.is_alphabetic());
+    let bytes = word.as_bytes();
+    let is_bare =
+        [bytes.first(), bytes.last()].iter().all(|end| end.is_some_and(u8::is_ascii_alphabetic));
+    let word = if is_bare { word } else { word.trim_matches(|c: char| !c.is_alphabetic()) };
     if word.is_empty() {
         return None;
     }
@@ -92,50 +96,55 @@ fn repeated(scratch: &mut Scratch) -> (Vec<u32>, usize) {
     (repeated.collect(), n_single + counts.entries().len())
 }
 
-/// Share of the most frequent 10-grams of characters: of as many as the root of the number of
-/// different ones, and of those that come more than once.
-fn char_repetition(text: &str, scratch: &mut Scratch) -> f64 {
-    let Scratch { chars, grams, .. } = scratch;
-    chars.clear();
-    chars.extend(text.chars().map(|c| mix(u64::from(c) + 1)));
-    grams.clear();
-    let power = (0..CHAR_GRAM).fold(1_u64, |power, _| power.wrapping_mul(BASE));
-    let mut gram = 0_u64;
-    for (i, c) in chars.iter().enumerate() {
-        gram = gram.wrapping_mul(BASE).wrapping_add(*c);
-        if i >= CHAR_GRAM {
-            gram = gram.wrapping_sub(chars[i - CHAR_GRAM].wrapping_mul(power));
-        }
-        if i + 1 >= CHAR_GRAM {
-            grams.push(gram);
-        }
-    }
-    let n_grams = grams.len();
+/// Share of the most frequent 10-grams of characters, of which the scratch has the hashes: of as many
+/// as the root of the number of different ones, and of those that come more than once.
+fn char_repetition(scratch: &mut Scratch) -> f64 {
+    let n_grams = scratch.grams.len();
     let (mut repeated, n_different) = repeated(scratch);
     let n_top = n_different.isqrt().min(repeated.len());
     repeated.sort_unstable_by(|a, b| b.cmp(a));
     share(repeated[..n_top].iter().map(|count| *count as usize).sum(), n_grams)
 }
 
-/// Share of characters that are no letters.
-fn special_chars(text: &str) -> f64 {
-    let (n, special) = text
-        .chars()
-        .fold((0, 0), |(n, special), c| (n + 1, special + usize::from(!c.is_alphabetic())));
-    share(special, n)
+/// Numbers of characters, and of what they make up.
+#[derive(Default)]
+struct Chars {
+    all: usize,
+    /// Those that are no letters.
+    special: usize,
+    /// Punctuation marks.
+    marks: usize,
+    /// Runs of letters, digits, underscores and apostrophes.
+    words: usize,
 }
 
-/// Punctuation marks, and marks and words together. A word is a run of letters, digits, underscores
-/// and apostrophes.
-fn punctuation(text: &str) -> (usize, usize) {
-    let (mut n_marks, mut n_words, mut in_word) = (0, 0, false);
+/// Counts the characters of a text and leaves the hashes of its 10-grams in the scratch.
+fn read_chars(text: &str, scratch: &mut Scratch) -> Chars {
+    let Scratch { chars, grams, .. } = scratch;
+    chars.clear();
+    grams.clear();
+    let mut n = Chars::default();
+    let mut in_word = false;
     for c in text.chars() {
+        chars.push(mix(u64::from(c) + 1));
+        n.special += usize::from(!c.is_alphabetic());
         let is_part = is_word(c) || c == '\'';
-        n_words += usize::from(is_part && !in_word);
-        n_marks += usize::from(matches!(c, ',' | ';' | ':' | '?' | '!' | '.'));
+        n.words += usize::from(is_part && !in_word);
+        n.marks += usize::from(matches!(c, ',' | ';' | ':' | '?' | '!' | '.'));
         in_word = is_part;
     }
-    (n_marks, n_marks + n_words)
+    n.all = chars.len();
+    let power = (0..CHAR_GRAM).fold(1_u64, |power, _| power.wrapping_mul(BASE));
+    let first = chars.len().min(CHAR_GRAM - 1);
+    let push = |gram: u64, c: u64| gram.wrapping_mul(BASE).wrapping_add(c);
+    let mut gram = chars[..first].iter().fold(0, |gram, c| push(gram, *c));
+    // The character that leaves an n-gram with each that enters it; none leaves the first.
+    let leaving = std::iter::once(&0).chain(&*chars);
+    grams.extend(chars[first..].iter().zip(leaving).map(|(enters, leaves)| {
+        gram = push(gram, enters.wrapping_sub(leaves.wrapping_mul(power)));
+        gram
+    }));
+    n
 }
 
 #[cfg(test)]
