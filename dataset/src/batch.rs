@@ -1,5 +1,9 @@
 //! Examples stacked to a batch. Letters: B sequences, L tokens, N images, F frames, H = W size.
 
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::digest::hex;
 use crate::sample::Example;
 
 /// What one training step reads of one dataset.
@@ -30,7 +34,18 @@ pub struct Batch {
     /// Row of its corpus that each sequence was made from `[B]`.
     pub rows: Vec<u64>,
     /// Corrupt rows that others stand in for.
-    pub skipped: u64,
+    pub corrupt: Vec<CorruptRow>,
+}
+
+/// A row that could not be read or made into an example.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorruptRow {
+    /// Name of its dataset.
+    pub dataset: String,
+    /// Its number in the corpus.
+    pub row: u64,
+    /// What is wrong with it.
+    pub problem: String,
 }
 
 /// The lengths that all sequences of a batch share.
@@ -62,8 +77,24 @@ impl Batch {
             size: 0,
             length: shape.tokens,
             rows: Vec::new(),
-            skipped: 0,
+            corrupt: Vec::new(),
         }
+    }
+
+    /// SHA-256 of everything that a step reads: tokens, masks, pixels to the last bit, and the rows they
+    /// come from. Two runs that agree in it for every batch have read the same.
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        let shape = [self.size, self.length, self.n_images, self.n_frames, self.dataset];
+        shape.iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
+        hash.update(self.name.as_bytes());
+        self.tokens.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        self.phi.iter().for_each(|image| hash.update(image.to_le_bytes()));
+        self.image_count.iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
+        self.rows.iter().for_each(|row| hash.update(row.to_le_bytes()));
+        let numbers = self.loss_mask.iter().chain(&self.pixels);
+        numbers.for_each(|number| hash.update(number.to_bits().to_le_bytes()));
+        hex(&hash.finalize())
     }
 
     /// Adds one sequence, padded to the shape of the batch.

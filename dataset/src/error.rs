@@ -167,7 +167,7 @@ pub enum CorpusError {
     EmptyMixture,
     /// No row could be found that can be made into a sample.
     #[error(
-        "dataset `{name}` ({location}): row {row} and the {tried} rows drawn in its place are all corrupt"
+        "dataset `{name}` ({location}): row {row} and the {tried} rows drawn in its place are all corrupt: {problem}"
     )]
     AllCorrupt {
         /// Name of the mixture entry.
@@ -179,7 +179,28 @@ pub enum CorpusError {
         /// How many were tried in its place.
         tried: u64,
         /// Why the last of them failed.
-        source: Box<CorpusError>,
+        problem: String,
+    },
+    /// More of a dataset is corrupt than its setting allows.
+    #[error(
+        "dataset `{name}` ({location}): {n_corrupt} of {n_rows} rows read are corrupt, more than \
+         `corrupt_share_max` = {share_max}; the last is row {row}: {problem}"
+    )]
+    TooManyCorrupt {
+        /// Name of the mixture entry.
+        name: String,
+        /// The corpus.
+        location: String,
+        /// Corrupt rows since the loader began.
+        n_corrupt: u64,
+        /// All rows since then.
+        n_rows: u64,
+        /// The setting.
+        share_max: f64,
+        /// The last corrupt row.
+        row: u64,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A background thread of the loader ended early.
     #[error("the loader's worker threads stopped before step {step}")]

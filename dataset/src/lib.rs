@@ -10,6 +10,7 @@
 //! knows no model: it ends at [`Batch`].
 //!
 //! ```
+//! use std::collections::BTreeSet;
 //! use std::sync::Arc;
 //! use bytes::Bytes;
 //! use flamingo_dataset::*;
@@ -67,6 +68,9 @@
 //!     batch: 2,
 //!     weight: 1.0,
 //!     sample,
+//!     shuffle: Shuffle::default(),
+//!     skip_rows: BTreeSet::new(),
+//!     corrupt_share_max: 0.01,
 //! };
 //! let mut loader = Loader::open(vec![pairs], tokenizer, MixtureMode::Accumulate, 0, 0)?;
 //! let batches = loader.next_step()?;
@@ -79,8 +83,8 @@
 //! Modules in reading order. The corpus: `document` (rows as values), `schema` (their columns),
 //! `store` (where it lies), `manifest`, `columns` and `shard_writer` (rows to Parquet),
 //! `shard_reader` and `row_view` (and back), `corpus` (rows by number). Examples: [`media_mask`]
-//! (which image a token may see), `tokenizer`, `pixels`, `sample` (a row to an example). Batches:
-//! `permutation` and `keyed_random` (order without state), `batch`, `mixture` (what a step holds),
+//! (which image a token may see), `tokenizer`, `pixels`, `sample` (a row to an example), `example_check`. Batches:
+//! `order`, `permutation` and `keyed_random` (order without state), `batch`, `mixture` (what a step holds),
 //! `loader` (reading ahead). For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
 //! `error`.
 
@@ -91,11 +95,13 @@ mod digest;
 mod document;
 mod durable;
 mod error;
+mod example_check;
 mod keyed_random;
 mod loader;
 mod manifest;
 pub mod media_mask;
 mod mixture;
+mod order;
 mod permutation;
 mod pixels;
 pub mod report;
@@ -107,7 +113,7 @@ mod shard_writer;
 mod store;
 mod tokenizer;
 
-pub use batch::Batch;
+pub use batch::{Batch, CorruptRow};
 pub use corpus::Corpus;
 pub use digest::sha256_hex;
 pub use document::{
@@ -116,10 +122,12 @@ pub use document::{
 };
 pub use durable::write_durably;
 pub use error::CorpusError;
+pub use example_check::{ExampleProblem, example_problems};
 pub use loader::{Cursor, Loader};
 pub use manifest::{MANIFEST_FILE, Manifest, ShardEntry};
 pub use media_mask::Attend;
-pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode};
+pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode, Rank};
+pub use order::{EpochOrder, Shuffle, ShuffleQuality};
 pub use pixels::{Augment, Fit, ImageConfig, image_pixels};
 pub use row_view::read_row;
 pub use sample::{Example, LossMask, SampleConfig, SampleKey, example};

@@ -12,10 +12,13 @@ use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Batch, CorpusError, Mixture, MixtureEntry, MixtureMode, Tokenizer};
+use crate::{Batch, CorpusError, MERGED, Mixture, MixtureEntry, MixtureMode, Tokenizer};
 
 /// Finished batches that may wait for the reader, beside the one each thread works on.
 const BATCHES_AHEAD: u64 = 2;
+
+/// A share of corrupt rows is taken of no fewer rows than this: the first row may be a bad one.
+const CORRUPT_ROWS_MIN: u64 = 1000;
 
 /// Where a loader stands. A run stores it in its checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +34,8 @@ pub struct Loader {
     threads: Vec<JoinHandle<()>>,
     cursor: Cursor,
     failed: bool,
+    /// Rows and corrupt rows of each dataset, by name, since the loader began.
+    read: BTreeMap<String, (u64, u64)>,
 }
 
 impl Loader {
@@ -66,13 +71,19 @@ impl Loader {
             std::thread::spawn(move || shared.work())
         });
         let threads = threads.collect();
-        Self { shared, threads, cursor: Cursor { step: first_step }, failed: false }
+        Self {
+            shared,
+            threads,
+            cursor: Cursor { step: first_step },
+            failed: false,
+            read: BTreeMap::new(),
+        }
     }
 
     /// The batches of the next step.
     ///
     /// # Errors
-    /// When a corpus cannot be read or has too many corrupt rows in a row. The loader is of no
+    /// When a corpus cannot be read, or has too many corrupt rows in a row or in all. The loader is of no
     /// further use then.
     pub fn next_step(&mut self) -> Result<Vec<Batch>, CorpusError> {
         let step = self.cursor.step;
@@ -81,11 +92,39 @@ impl Loader {
         }
         let batches = (0..self.shared.mixture.batches_per_step()).map(|_| self.shared.take());
         let batches = batches.collect::<Result<Vec<_>, _>>();
+        let batches = batches.and_then(|batches| self.check_corrupt(&batches).map(|()| batches));
         self.failed = batches.is_err();
         if !self.failed {
             self.cursor.step += 1;
         }
         batches
+    }
+
+    /// Counts the rows of a step, and stops where more are corrupt than a dataset allows.
+    fn check_corrupt(&mut self, batches: &[Batch]) -> Result<(), CorpusError> {
+        for (entry, share) in self.shared.mixture.shares() {
+            let (n_rows, n_corrupt) = self.read.entry(entry.name.clone()).or_default();
+            let has_it = |batch: &&Batch| batch.name == entry.name || batch.name == MERGED;
+            for batch in batches.iter().filter(has_it) {
+                let corrupt: Vec<_> =
+                    batch.corrupt.iter().filter(|found| found.dataset == entry.name).collect();
+                *n_corrupt += corrupt.len() as u64;
+                *n_rows += share + corrupt.len() as u64;
+                let allowed = entry.corrupt_share_max * (*n_rows).max(CORRUPT_ROWS_MIN) as f64;
+                if let Some(last) = corrupt.last().filter(|_| *n_corrupt as f64 > allowed) {
+                    return Err(CorpusError::TooManyCorrupt {
+                        name: entry.name.clone(),
+                        location: entry.corpus.clone(),
+                        n_corrupt: *n_corrupt,
+                        n_rows: *n_rows,
+                        share_max: entry.corrupt_share_max,
+                        row: last.row,
+                        problem: last.problem.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The step that [`Loader::next_step`] gives next.

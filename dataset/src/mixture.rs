@@ -6,17 +6,21 @@
 //! step can be made without those before it.
 //!
 //! A corrupt row is replaced by the row of the next position of its epoch, at the end of the epoch
-//! by that of the first, and is counted in [`Batch::skipped`].
+//! by that of the first, and is named in [`Batch::corrupt`]. Rows of the skip list are passed over in
+//! the same way: the list is part of the order.
+//!
+//! Several processes share the batches of one order: each makes the rows of its share, and together
+//! they make those that one process would.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Batch, BatchShape};
+use crate::batch::{Batch, BatchShape, CorruptRow};
 use crate::digest::sha256_u64;
-use crate::keyed_random::KeyedRandom;
-use crate::permutation::Permutation;
+use crate::order::{EpochOrder, Shuffle};
 use crate::sample::{Example, SampleConfig, SampleKey, example};
 use crate::{Corpus, CorpusError, Tokenizer};
 
@@ -41,6 +45,26 @@ pub struct MixtureEntry {
     pub weight: f64,
     /// How rows become examples.
     pub sample: SampleConfig,
+    /// How far rows are mixed.
+    pub shuffle: Shuffle,
+    /// Rows that are never drawn, by their number in the corpus.
+    pub skip_rows: BTreeSet<u64>,
+    /// Largest share of corrupt rows, of those read since the loader began; more stop it.
+    pub corrupt_share_max: f64,
+}
+
+/// One of several processes that share every batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rank {
+    /// Its number, from 0.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Rank {
+    /// The only process.
+    pub const ONLY: Self = Self { index: 0, count: 1 };
 }
 
 /// How the datasets share the steps (paper appendix B.1.2).
@@ -62,6 +86,7 @@ pub struct Mixture {
     tokenizer: Arc<Tokenizer>,
     mode: MixtureMode,
     seed: u64,
+    rank: Rank,
 }
 
 struct Dataset {
@@ -91,7 +116,29 @@ impl Mixture {
     ) -> Result<Self, CorpusError> {
         check_entries(&entries, mode)?;
         let datasets = entries.into_iter().map(Dataset::open).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { datasets, tokenizer, mode, seed })
+        Ok(Self { datasets, tokenizer, mode, seed, rank: Rank::ONLY })
+    }
+
+    /// The share of one of several processes: of the sequences of each dataset in each batch, as many for
+    /// every process, in the order of their numbers.
+    ///
+    /// # Errors
+    /// When there is no such process, or a batch cannot be shared out evenly.
+    pub fn for_rank(self, rank: Rank) -> Result<Self, CorpusError> {
+        for Dataset { entry, .. } in &self.datasets {
+            if rank.index >= rank.count || entry.batch % rank.count != 0 {
+                let Rank { index, count } = rank;
+                let problem = format!("is {}, for process {index} of {count}", entry.batch);
+                return Err(setting(entry, "batch", problem));
+            }
+        }
+        Ok(Self { rank, ..self })
+    }
+
+    /// The datasets in order, and how many sequences of each batch of theirs this process makes.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = (&MixtureEntry, u64)> {
+        let share = |entry: &MixtureEntry| (entry.batch / self.rank.count) as u64;
+        self.datasets.iter().map(move |Dataset { entry, .. }| (entry, share(entry)))
     }
 
     /// The batches of one step.
@@ -128,12 +175,14 @@ impl Mixture {
         let mut batch = Batch::empty(first, name, shape);
         for part in parts {
             let dataset = &self.datasets[part.dataset];
-            for position in part.first..part.first + dataset.entry.batch as u64 {
+            let share = (dataset.entry.batch / self.rank.count) as u64;
+            let first = part.first + self.rank.index as u64 * share;
+            for position in first..first + share {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
                 let drawn = dataset.draw(position, self.seed, &self.tokenizer)?;
-                batch.skipped += drawn.skipped;
+                batch.corrupt.extend(drawn.corrupt);
                 batch.push(drawn.example, drawn.row, self.tokenizer.pad_id(), shape);
             }
         }
@@ -169,14 +218,23 @@ impl Mixture {
 struct Drawn {
     example: Example,
     row: u64,
-    skipped: u64,
+    corrupt: Vec<CorruptRow>,
 }
 
 impl Dataset {
     fn open(entry: MixtureEntry) -> Result<Self, CorpusError> {
         let corpus = Corpus::open(&entry.corpus)?;
-        if corpus.n_rows() == 0 {
+        let n_rows = corpus.n_rows();
+        if n_rows == 0 {
             return Err(setting(&entry, "corpus", format!("{} has no rows", entry.corpus)));
+        }
+        if let Some(row) = entry.skip_rows.iter().find(|row| **row >= n_rows) {
+            let problem = format!("names row {row}, {} has {n_rows}", entry.corpus);
+            return Err(setting(&entry, "skip_rows", problem));
+        }
+        if entry.skip_rows.len() as u64 == n_rows {
+            let problem = format!("names every row of {}", entry.corpus);
+            return Err(setting(&entry, "skip_rows", problem));
         }
         let key = sha256_u64(corpus.manifest().to_json().as_bytes());
         Ok(Self { entry, corpus, key })
@@ -186,28 +244,32 @@ impl Dataset {
     fn draw(&self, position: u64, seed: u64, tokenizer: &Tokenizer) -> Result<Drawn, CorpusError> {
         let n_rows = self.corpus.n_rows();
         let (epoch, place) = (position / n_rows, position % n_rows);
-        let order = Permutation::new(n_rows, KeyedRandom::new(&[self.key, seed, epoch]).next_u64());
-        let mut skipped = 0;
-        loop {
-            let row = order.at((place + skipped) % n_rows);
+        let order = EpochOrder::new(n_rows, self.entry.shuffle, &[self.key, seed, epoch]);
+        let rows = (0..n_rows).map(|further| order.row((place + further) % n_rows));
+        let mut corrupt: Vec<CorruptRow> = Vec::new();
+        for row in rows.filter(|row| !self.entry.skip_rows.contains(row)) {
             let made = self.corpus.read(row).and_then(|stored| {
                 example(&stored, &self.entry.sample, tokenizer, SampleKey { seed, epoch, row })
             });
-            match made {
-                Ok(example) => return Ok(Drawn { example, row, skipped }),
+            let error = match made {
+                Ok(example) => return Ok(Drawn { example, row, corrupt }),
                 Err(error) if !error.is_about_one_row() => return Err(error),
-                Err(error) if skipped == SUBSTITUTES_MAX.min(n_rows - 1) => {
-                    return Err(CorpusError::AllCorrupt {
-                        name: self.entry.name.clone(),
-                        location: self.entry.corpus.clone(),
-                        row: order.at(place),
-                        tried: skipped,
-                        source: Box::new(error),
-                    });
-                }
-                Err(_) => skipped += 1,
+                Err(error) => error,
+            };
+            let dataset = self.entry.name.clone();
+            corrupt.push(CorruptRow { dataset, row, problem: error.to_string() });
+            if corrupt.len() as u64 > SUBSTITUTES_MAX {
+                break;
             }
         }
+        let problem = corrupt.last().map_or_else(String::new, |last| last.problem.clone());
+        Err(CorpusError::AllCorrupt {
+            name: self.entry.name.clone(),
+            location: self.entry.corpus.clone(),
+            row: corrupt.first().map_or(0, |first| first.row),
+            tried: corrupt.len().saturating_sub(1) as u64,
+            problem,
+        })
     }
 }
 
@@ -220,6 +282,16 @@ fn check_entries(entries: &[MixtureEntry], mode: MixtureMode) -> Result<(), Corp
         if !(entry.weight.is_finite() && entry.weight >= 0.0) {
             let problem = format!("is {}, a number from 0 on expected", entry.weight);
             return Err(setting(entry, "weight", problem));
+        }
+        if !(0.0..=1.0).contains(&entry.corrupt_share_max) {
+            let problem = format!("is {}, 0 to 1 expected", entry.corrupt_share_max);
+            return Err(setting(entry, "corrupt_share_max", problem));
+        }
+        let Shuffle { block_rows, group_blocks } = entry.shuffle;
+        if block_rows == 0 || group_blocks == 0 {
+            let problem =
+                format!("is {block_rows} rows x {group_blocks} blocks, at least 1 expected");
+            return Err(setting(entry, "shuffle", problem));
         }
         if let Some((field, problem)) = entry.sample.problem() {
             return Err(setting(entry, field, problem));

@@ -1,10 +1,7 @@
-//! The order of a corpus: a keyed permutation that can be asked for any position.
+//! A keyed permutation that can be asked for any position.
 //!
-//! A Feistel network permutes the smallest power of four that holds all rows; results outside the
-//! corpus are walked through the network again until they fall inside. Nothing is stored, so a
-//! resumed run needs only its position. The order is uniform over the whole corpus: it mixes as
-//! well as can be, and costs one read per row, which local disks serve well and distant stores
-//! do not.
+//! A Feistel network permutes the smallest power of four that holds all elements; results outside
+//! are walked through the network again until they fall inside. Nothing is stored.
 
 use crate::keyed_random::mix;
 

@@ -2,7 +2,13 @@
 //!
 //! Sizes are checked in the header before anything is decoded. Transparent images are laid on
 //! white, the colour of the page they most likely came from.
+//!
+//! A JPEG with at least four times the pixels that are wanted along each side is decoded at a half, a
+//! quarter or an eighth of its sides, so that at least twice as many are left: the inverse transform
+//! then makes fewer pixels. What comes out after resizing is within 40 dB (PSNR) of what the whole
+//! image gives, on the photographs of the tests.
 
+use std::cell::RefCell;
 use std::io::Cursor;
 
 use fast_image_resize::images::{Image, ImageRef};
@@ -10,6 +16,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use serde::{Deserialize, Serialize};
+use turbojpeg::{Colorspace, Decompressor, PixelFormat, ScalingFactor};
 
 use crate::CorpusError;
 
@@ -18,6 +25,10 @@ const SIDE_MAX: u32 = 16_384;
 
 /// Most pixels of an image that is decoded.
 const PIXELS_MAX: u64 = 64_000_000;
+
+/// Most scans of a JPEG that is decoded: progressive ones have about ten, and a hostile one takes time
+/// for each.
+const SCANS_MAX: u32 = 500;
 
 /// Most memory that a decoder may take: `PIXELS_MAX` at 8 bytes.
 const DECODER_BYTES_MAX: u64 = 512 << 20;
@@ -64,6 +75,17 @@ pub struct Augment {
 impl Augment {
     /// The change that changes nothing.
     pub const NONE: Self = Self { flip: false, brightness: 1.0, contrast: 1.0, saturation: 1.0 };
+
+    fn keeps_colours(&self) -> bool {
+        Self { flip: false, ..*self } == Self::NONE
+    }
+}
+
+impl ImageConfig {
+    /// A value from 0 to 1 of a colour as the encoder reads it.
+    fn normalised(&self, value: f32, colour: usize) -> f32 {
+        (value - self.mean[colour]) / self.std[colour]
+    }
 }
 
 /// Decodes, fits, augments and normalises one image: `[3, size, size]`, red plane first.
@@ -75,10 +97,25 @@ pub fn image_pixels(
     config: &ImageConfig,
     augment: Option<Augment>,
 ) -> Result<Vec<f32>, CorpusError> {
-    let image = decode(bytes)?;
+    let image = decode(bytes, config.size)?;
     let placed = fit(&image, config)?;
     let augment = augment.unwrap_or(Augment::NONE);
-    Ok(normalised(&jittered(&placed.pixels, &augment), &placed, &augment, config))
+    let planes = if augment.keeps_colours() {
+        let value = |value: u8| f32::from(value) / 255.0;
+        let tables: [[f32; 256]; 3] = std::array::from_fn(|colour| {
+            std::array::from_fn(|v| config.normalised(value(v as u8), colour))
+        });
+        planes(&placed.pixels, &placed, augment.flip, config.size, |value, colour| {
+            tables[colour][usize::from(value)]
+        })
+    } else {
+        let values = jittered(&placed.pixels, &augment);
+        planes(&values, &placed, augment.flip, config.size, |value, colour| {
+            config.normalised(value, colour)
+        })
+    };
+    reuse(image);
+    Ok(planes)
 }
 
 /// An image resized, and where it stands in the square.
@@ -91,7 +128,112 @@ struct Placed {
     top: usize,
 }
 
-fn decode(bytes: &[u8]) -> Result<RgbImage, CorpusError> {
+/// What a thread uses for image after image.
+#[derive(Default)]
+struct Tools {
+    decompressor: Option<Decompressor>,
+    resizer: Resizer,
+    /// Room for the pixels of a decoded image.
+    pixels: Vec<u8>,
+}
+
+thread_local! {
+    static TOOLS: RefCell<Tools> = RefCell::default();
+}
+
+/// Keeps the room that an image took for the next one.
+fn reuse(image: RgbImage) {
+    TOOLS.with_borrow_mut(|tools| tools.pixels = image.into_raw());
+}
+
+/// The upright pixels, where `wanted` is the side that is left of them in the end.
+fn decode(bytes: &[u8], wanted: usize) -> Result<RgbImage, CorpusError> {
+    if bytes.starts_with(&[0xff, 0xd8])
+        && let Some(image) = decode_jpeg(bytes, wanted)?
+    {
+        return Ok(image);
+    }
+    decode_any(bytes)
+}
+
+/// A JPEG by libjpeg-turbo; none where its colours are for print or it is no JPEG after all.
+fn decode_jpeg(bytes: &[u8], wanted: usize) -> Result<Option<RgbImage>, CorpusError> {
+    let words = |error: turbojpeg::Error| match error {
+        turbojpeg::Error::TurboJpegError(message) => failed(message),
+        error => failed(error.to_string()),
+    };
+    let image = TOOLS.with_borrow_mut(|tools| {
+        let decompressor = match &mut tools.decompressor {
+            Some(decompressor) => decompressor,
+            none => none.insert(Decompressor::new().map_err(words)?),
+        };
+        let Ok(header) = decompressor.read_header(bytes) else { return Ok(None) };
+        if matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK) {
+            return Ok(None);
+        }
+        check_size(header.width as u64, header.height as u64)?;
+        let factor = fraction(header.width.min(header.height), wanted);
+        decompressor.set_scaling_factor(factor).map_err(words)?;
+        decompressor.set_scan_limit(SCANS_MAX).map_err(words)?;
+        let (width, height) = (factor.scale(header.width), factor.scale(header.height));
+        let mut pixels = std::mem::take(&mut tools.pixels);
+        pixels.resize(3 * width * height, 0);
+        let format = PixelFormat::RGB;
+        let target =
+            turbojpeg::Image { pixels: &mut pixels[..], width, pitch: 3 * width, height, format };
+        match decompressor.decompress(bytes, target) {
+            // Rubbish between segments harms no pixel.
+            Err(turbojpeg::Error::TurboJpegError(message))
+                if message.contains("extraneous bytes before marker") => {}
+            decoded => decoded.map_err(words)?,
+        }
+        Ok(RgbImage::from_raw(width as u32, height as u32, pixels))
+    })?;
+    let Some(image) = image else { return Ok(None) };
+    let orientation = exif(bytes).and_then(Orientation::from_exif_chunk);
+    Ok(Some(match orientation.unwrap_or(Orientation::NoTransforms) {
+        Orientation::NoTransforms => image,
+        orientation => {
+            let mut image = DynamicImage::from(image);
+            image.apply_orientation(orientation);
+            image.into_rgb8()
+        }
+    }))
+}
+
+/// The smallest fraction at which the shorter side keeps twice the pixels that are wanted.
+fn fraction(side: usize, wanted: usize) -> ScalingFactor {
+    let part = [8, 4, 2].into_iter().find(|part| side / part >= wanted.saturating_mul(2));
+    ScalingFactor::new(1, part.unwrap_or(1))
+}
+
+/// The EXIF block of a JPEG.
+fn exif(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes.get(2..)?;
+    // Segments up to the coded pixels: a marker, then a length that counts itself.
+    while let [0xff, marker, high, low, ..] = *rest {
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let content = rest.get(4..2 + length)?;
+        match marker {
+            0xe1 if content.starts_with(b"Exif\0\0") => return Some(&content[6..]),
+            0xda => return None,
+            _ => rest = &rest[2 + length..],
+        }
+    }
+    None
+}
+
+fn check_size(width: u64, height: u64) -> Result<(), CorpusError> {
+    let side = u64::from(SIDE_MAX);
+    if width > side || height > side || width * height > PIXELS_MAX {
+        let limits = format!("{PIXELS_MAX} and {side} a side");
+        return Err(failed(format!("{width} x {height} pixels, at most {limits} are decoded")));
+    }
+    Ok(())
+}
+
+/// An image of any format, at its full size.
+fn decode_any(bytes: &[u8]) -> Result<RgbImage, CorpusError> {
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|e| failed(e.to_string()))?;
@@ -102,9 +244,7 @@ fn decode(bytes: &[u8]) -> Result<RgbImage, CorpusError> {
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|e| failed(e.to_string()))?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > PIXELS_MAX {
-        return Err(failed(format!("{width} x {height} pixels, at most {PIXELS_MAX} are decoded")));
-    }
+    check_size(width.into(), height.into())?;
     // Broken EXIF beside sound pixels is common on the web, and no reason to lose the image.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| failed(e.to_string()))?;
@@ -161,7 +301,9 @@ fn resized(
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
         .crop(from_left as f64, from_top as f64, from_width as f64, from_height as f64);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(e.to_string()))?;
+    TOOLS
+        .with_borrow_mut(|tools| tools.resizer.resize(&source, &mut target, &options))
+        .map_err(|e| failed(e.to_string()))?;
     Ok(Placed { pixels: target.into_vec(), width, height, left, top })
 }
 
@@ -191,17 +333,33 @@ fn luma(pixel: &[f32]) -> f32 {
     0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2]
 }
 
-fn normalised(values: &[f32], at: &Placed, augment: &Augment, config: &ImageConfig) -> Vec<f32> {
-    let size = config.size;
-    let mut planes = vec![0.0; 3 * size * size]; // the mean is 0 once normalised
-    for (colour, plane) in planes.chunks_exact_mut(size * size).enumerate() {
-        let (mean, std) = (config.mean[colour], config.std[colour]);
-        for y in 0..at.height {
-            for x in 0..at.width {
-                let from_x = if augment.flip { at.width - 1 - x } else { x };
-                let value = values[3 * (y * at.width + from_x) + colour];
-                plane[(at.top + y) * size + at.left + x] = (value - mean) / std;
-            }
+/// The planes of red, green and blue `[3, size, size]`; what is no image is 0, the mean once normalised.
+fn planes<V: Copy>(
+    values: &[V],
+    at: &Placed,
+    flip: bool,
+    size: usize,
+    normalised: impl Fn(V, usize) -> f32,
+) -> Vec<f32> {
+    let mut planes = vec![0.0; 3 * size * size];
+    let (red, rest) = planes.split_at_mut(size * size);
+    let (green, blue) = rest.split_at_mut(size * size);
+    for (y, row) in values.chunks_exact(3 * at.width).enumerate() {
+        let from = (at.top + y) * size + at.left;
+        let place = from..from + at.width;
+        let [red, green, blue] =
+            [&mut *red, &mut *green, &mut *blue].map(|plane| &mut plane[place.clone()]);
+        let targets = red.iter_mut().zip(green).zip(blue);
+        let write = |(((red, green), blue), pixel): (((&mut f32, &mut f32), &mut f32), &[V])| {
+            *red = normalised(pixel[0], 0);
+            *green = normalised(pixel[1], 1);
+            *blue = normalised(pixel[2], 2);
+        };
+        let pixels = row.chunks_exact(3);
+        if flip {
+            targets.zip(pixels.rev()).for_each(write);
+        } else {
+            targets.zip(pixels).for_each(write);
         }
     }
     planes
@@ -285,8 +443,71 @@ mod tests {
         assert!(pixels.iter().all(|&v| v > 0.999));
     }
 
+    fn jpeg(image: &RgbImage) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 95);
+        image.write_with_encoder(encoder).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn a_jpeg_is_turned_as_its_exif_says() {
+        let wide = RgbImage::from_fn(32, 16, |x, _| Rgb([if x < 16 { 255 } else { 0 }, 0, 0]));
+        let plain = jpeg(&wide);
+        assert!(exif(&plain).is_none());
+        // Little-endian TIFF with one entry: tag 0x112 (orientation), a short, 6 (a quarter to the right).
+        let tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+        let mut turned = vec![0xff, 0xd8, 0xff, 0xe1, 0, (8 + tiff.len()) as u8];
+        turned.extend(b"Exif\0\0");
+        turned.extend(tiff);
+        turned.extend(&plain[2..]);
+        assert_eq!(exif(&turned), Some(&tiff[..]));
+        let decoded = decode(&turned, 8).unwrap();
+        assert_eq!(decoded.dimensions(), (16, 32));
+        assert!(decoded.get_pixel(8, 4).0[0] > 200 && decoded.get_pixel(8, 28).0[0] < 50);
+        for end in 0..turned.len() {
+            let _ = exif(&turned[..end]); // does not panic
+        }
+    }
+
+    #[test]
+    fn a_large_jpeg_decoded_small_gives_nearly_the_same() {
+        let soft = |x: u32, y: u32, f: f32| {
+            ((x as f32 / f).sin() * (y as f32 / f).cos() * 127.0 + 128.0) as u8
+        };
+        let large = RgbImage::from_fn(640, 480, |x, y| {
+            Rgb([soft(x, y, 23.0), soft(x, y, 11.0), soft(y, x, 37.0)])
+        });
+        let bytes = jpeg(&large);
+        assert_eq!(fraction(480, 60), ScalingFactor::new(1, 4));
+        assert_eq!(fraction(479, 60), ScalingFactor::new(1, 2));
+        assert_eq!(fraction(448, 224), ScalingFactor::new(1, 1));
+        let config = ImageConfig { size: 60, fit: Fit::Squash, mean: [0.0; 3], std: [1.0; 3] };
+        let small = image_pixels(&bytes, &config, None).unwrap();
+        let whole = fit(&decode_any(&bytes).unwrap(), &config).unwrap();
+        let whole = planes(&whole.pixels, &whole, false, 60, |value, _| f32::from(value) / 255.0);
+        let error: f32 = small.iter().zip(&whole).map(|(a, b)| (a - b) * (a - b)).sum();
+        let psnr = -10.0 * (error / small.len() as f32).log10();
+        assert!(psnr > 40.0, "{psnr} dB");
+    }
+
+    #[test]
+    fn colours_that_stay_are_the_same_numbers_by_the_table() {
+        let config = config(Fit::MeanPad);
+        let photo = png(RgbImage::from_fn(9, 5, |x, y| Rgb([x as u8 * 28, y as u8 * 50, 77])));
+        // A change too small to be one, so that the other way is taken.
+        let same = Augment { contrast: 1.0 + f32::EPSILON, ..Augment::NONE };
+        assert!(!same.keeps_colours());
+        let numbers = |augment| image_pixels(&photo, &config, augment).unwrap();
+        assert_eq!(numbers(None), numbers(Some(same)));
+    }
+
     #[test]
     fn what_is_not_an_image_is_an_error() {
+        let whole = jpeg(&RgbImage::from_fn(64, 64, |x, y| Rgb([(x * y) as u8, x as u8, y as u8])));
+        for end in [3, 20, whole.len() / 2, whole.len() - 40] {
+            assert!(image_pixels(&whole[..end], &config(Fit::Squash), None).is_err(), "{end}");
+        }
         let good = halves(32, 16);
         for bad in [&b""[..], b"GIF89a", b"<html>not an image</html>", &good[..good.len() / 2]] {
             assert!(image_pixels(bad, &config(Fit::Squash), None).is_err(), "{}", bad.len());

@@ -21,6 +21,20 @@ pub struct Bar {
     pub note: String,
 }
 
+/// One token of [`Page::tokens`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// What it stands for.
+    pub text: String,
+    /// The image that it sees, if any.
+    pub image: Option<usize>,
+    /// Whether it is learned.
+    pub is_learned: bool,
+}
+
+/// Colours of [`Page::tokens`], which come again after the last.
+const TOKEN_COLOURS: usize = 6;
+
 /// A page under construction.
 pub struct Page {
     html: String,
@@ -86,6 +100,24 @@ impl Page {
                 escape(text)
             ),
         );
+    }
+
+    /// Tokens in a row, coloured by the image that each sees; what is not learned is grey.
+    pub fn tokens(&mut self, tokens: &[Token]) {
+        self.html.push_str("<p class=\"tokens\">");
+        for Token { text, image, is_learned } in tokens {
+            let colour = image.map_or("none".to_owned(), |n| format!("t{}", n % TOKEN_COLOURS));
+            let unlearned = if *is_learned { "" } else { " unlearned" };
+            let sees = image.map_or("no image".to_owned(), |image| format!("image {image}"));
+            write_to(
+                &mut self.html,
+                format_args!(
+                    "<span class=\"{colour}{unlearned}\" title=\"sees {sees}\">{}</span>",
+                    escape(text)
+                ),
+            );
+        }
+        self.html.push_str("</p>\n");
     }
 
     /// A table. Columns of numbers are set flush right.
@@ -190,6 +222,7 @@ mod tests {
         page.thumbnail(b"x", hostile, hostile);
         page.subheading(hostile);
         page.slot(hostile, hostile);
+        page.tokens(&[Token { text: hostile.to_owned(), image: Some(7), is_learned: true }]);
         page.bars(&[Bar { label: hostile.to_owned(), value: 1.0, note: hostile.to_owned() }]);
         let html = page.finish();
         assert!(!html.contains("<script"), "{html}");
@@ -207,6 +240,16 @@ mod tests {
         for outside in ["http://", "https://", "@import", "url("] {
             assert!(!html.contains(outside), "{outside}");
         }
+    }
+
+    #[test]
+    fn tokens_have_the_colour_of_their_image() {
+        let mut page = Page::new("t");
+        let token = |text: &str, image, is_learned| Token { text: text.into(), image, is_learned };
+        page.tokens(&[token("a", None, false), token("b", Some(7), true)]);
+        let html = page.finish();
+        assert!(html.contains("<span class=\"none unlearned\" title=\"sees no image\">a</span>"));
+        assert!(html.contains("<span class=\"t1\" title=\"sees image 7\">b</span>"));
     }
 
     #[test]

@@ -104,6 +104,8 @@ pub struct Example {
     pub loss_mask: Vec<f32>,
     /// Pixels of each image that has a mark in `tokens`, `[F, 3, H, W]` each.
     pub images: Vec<Vec<f32>>,
+    /// Which of the row's images is the first of these.
+    pub first_image: usize,
 }
 
 /// Purposes that draw from streams of their own, so that one does not shift another.
@@ -142,7 +144,7 @@ pub fn example(
     let loss_mask = loss_mask(&tokens, &seen, config.loss, tokenizer);
     let phi = if config.images == 0 { vec![SEES_NONE; tokens.len()] } else { seen };
     let images = pixels_of(row, window.first_image, window.n_images, config, key)?;
-    Ok(Example { tokens, phi, loss_mask, images })
+    Ok(Example { tokens, phi, loss_mask, images, first_image: window.first_image })
 }
 
 /// A run of tokens of a document and the images whose marks it holds.

@@ -114,6 +114,12 @@ impl Tokenizer {
         self.bpe.decode(ids, true).expect("byte-level decoding accepts every sequence")
     }
 
+    /// One token as a reader sees it: a special one by its name.
+    pub fn token_text(&self, id: u32) -> String {
+        let special = self.special_ids.iter().position(|special| *special == id);
+        special.map_or_else(|| self.decode(&[id]), |at| SPECIAL_TOKENS[at].to_owned())
+    }
+
     /// Id of `<PAD>`.
     pub fn pad_id(&self) -> u32 {
         self.special_ids[0]
@@ -216,6 +222,8 @@ mod tests {
         ids.extend(t.encode("red circle"));
         ids.extend([t.eoc_id(), t.eos_id(), t.pad_id()]);
         assert_eq!(t.decode(&ids), "red circle");
+        assert_eq!(t.token_text(3), "<image>");
+        assert_eq!(t.token_text(t.encode("r")[0]), "r");
     }
 
     #[test]

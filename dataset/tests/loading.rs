@@ -4,14 +4,16 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use flamingo_dataset::{
     Batch, CorpusError, CorpusKind, Cursor, Fit, ImageConfig, Loader, LossMask, MERGED, Mixture,
-    MixtureEntry, MixtureMode, Row, SampleConfig, Tokenizer,
+    MixtureEntry, MixtureMode, Rank, Row, SampleConfig, Shuffle, Tokenizer,
 };
+use proptest::prelude::*;
 use support::{clip, page, pair, write_corpus};
 
 fn sample(tokens: usize, images: usize, frames: usize) -> SampleConfig {
@@ -29,7 +31,16 @@ fn sample(tokens: usize, images: usize, frames: usize) -> SampleConfig {
 }
 
 fn entry(name: &str, corpus: &str, batch: usize, sample: SampleConfig) -> MixtureEntry {
-    MixtureEntry { name: name.to_owned(), corpus: corpus.to_owned(), batch, weight: 1.0, sample }
+    MixtureEntry {
+        name: name.to_owned(),
+        corpus: corpus.to_owned(),
+        batch,
+        weight: 1.0,
+        sample,
+        shuffle: Shuffle { block_rows: 2, group_blocks: 2 },
+        skip_rows: BTreeSet::new(),
+        corrupt_share_max: 1.0,
+    }
 }
 
 fn tokenizer() -> Arc<Tokenizer> {
@@ -79,6 +90,35 @@ fn resuming_twice_equals_never_stopping() {
         }
         assert_eq!(cursor, Cursor { step: 17 });
         assert_eq!(resumed, never_stopped, "{mode:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Killed anywhere, twice, with other numbers of threads: every batch has the same hash.
+    #[test]
+    fn stops_and_threads_change_no_hash(
+        first in 0_u64..9, second in 0_u64..9, threads in proptest::array::uniform3(1_usize..5),
+        seed: u64, block_rows in 1_u64..5, merged: bool,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut entries = three_corpora(folder.path());
+        entries.iter_mut().for_each(|entry| entry.shuffle.block_rows = block_rows);
+        let mode = if merged { MixtureMode::Merged } else { MixtureMode::Accumulate };
+        entries.truncate(if merged { 2 } else { 3 });
+        let open = || Mixture::open(entries.clone(), tokenizer(), mode, seed).unwrap();
+        let hashes = |step: Vec<Batch>| step.iter().map(Batch::sha256).collect::<Vec<_>>();
+        let n_steps = first + second + 4;
+        let whole = open();
+        let expected: Vec<_> = (0..n_steps).map(|s| hashes(whole.step(s).unwrap())).collect();
+        let (mut found, mut step) = (Vec::new(), 0);
+        for (n, n_threads) in [first, second, 4].into_iter().zip(threads) {
+            let mut loader = Loader::start(open(), step, n_threads);
+            found.extend((0..n).map(|_| hashes(loader.next_step().unwrap())));
+            step = loader.cursor().step;
+        }
+        prop_assert_eq!(found, expected);
     }
 }
 
@@ -161,7 +201,7 @@ fn without_images_a_row_is_its_text_with_all_marks() {
     entries[0].sample.tokens = 200;
     let batches = mixture(&entries, MixtureMode::Accumulate).step(0).unwrap();
     for (batch, marks_expected) in batches.iter().zip([2, 4, 1]) {
-        assert!(batch.pixels.is_empty() && batch.skipped == 0);
+        assert!(batch.pixels.is_empty() && batch.corrupt.is_empty());
         assert!(batch.phi.iter().all(|&phi| phi == -1));
         assert_eq!(batch.image_count, vec![0; batch.size]);
         let marks = batch.tokens.iter().filter(|&&token| token == 3).count();
@@ -223,7 +263,12 @@ fn a_corrupt_row_is_counted_and_the_next_one_stands_in() {
     let mixture = mixture(std::slice::from_ref(&bad), MixtureMode::Accumulate);
     let epoch: Vec<Batch> = (0..3).map(|s| mixture.step(s).unwrap().remove(0)).collect();
     assert_eq!(epoch.iter().map(|b| b.size).collect::<Vec<_>>(), [4, 4, 4]);
-    assert!(epoch.iter().map(|b| b.skipped).sum::<u64>() >= 2);
+    let corrupt: Vec<_> = epoch.iter().flat_map(|b| b.corrupt.clone()).collect();
+    assert!([2, 7].iter().all(|bad| corrupt.iter().any(|found| found.row == *bad)), "{corrupt:?}");
+    assert!(
+        corrupt.iter().all(|f| f.dataset == "pairs" && f.problem.contains("image")),
+        "{corrupt:?}"
+    );
     let rows: Vec<u64> = epoch.iter().flat_map(|b| b.rows.clone()).collect();
     assert!(!rows.contains(&2) && !rows.contains(&7), "{rows:?}");
     let mut all = rows.clone();
@@ -233,7 +278,7 @@ fn a_corrupt_row_is_counted_and_the_next_one_stands_in() {
     let loader = Loader::open(vec![bad], tokenizer(), MixtureMode::Accumulate, 42, 1);
     assert_eq!(loader.unwrap().next_step().unwrap(), mixture.step(1).unwrap(), "also resumed");
     let sound = Mixture::open(vec![good], tokenizer(), MixtureMode::Accumulate, 42).unwrap();
-    assert_eq!(sound.step(0).unwrap()[0].skipped, 0);
+    assert!(sound.step(0).unwrap()[0].corrupt.is_empty());
 }
 
 #[test]
@@ -247,6 +292,74 @@ fn a_corpus_of_corrupt_rows_is_an_error_that_names_it() {
     assert!(matches!(error, CorpusError::AllCorrupt { tried: 2, .. }), "{error}");
     assert!(error.to_string().contains(&location), "{error}");
     assert!(matches!(loader.next_step().unwrap_err(), CorpusError::LoaderStopped { step: 0 }));
+}
+
+#[test]
+fn more_corrupt_rows_than_allowed_stop_the_loader() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut entry = pairs_with_corrupt(folder.path(), 12, &[2]);
+    // Of the first 1000 rows, ten may be corrupt: those of ten epochs.
+    entry.corrupt_share_max = 0.01;
+    let open = Loader::open(vec![entry], tokenizer(), MixtureMode::Accumulate, 42, 0);
+    let mut loader = open.unwrap();
+    let failed = (0..40).find_map(|step| loader.next_step().err().map(|error| (step, error)));
+    let (step, error) = failed.unwrap();
+    assert!(matches!(error, CorpusError::TooManyCorrupt { n_corrupt: 11, row: 2, .. }), "{error}");
+    assert!((25..33).contains(&step), "{step}");
+    assert!(error.to_string().contains("`pairs`"), "{error}");
+}
+
+#[test]
+fn rows_of_the_skip_list_never_come_and_all_others_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let entries = three_corpora(folder.path());
+    let mut skipping = entries.clone();
+    skipping[1].skip_rows = BTreeSet::from([0, 5, 9]);
+    let read = mixture(&skipping, MixtureMode::Accumulate);
+    let epoch: Vec<u64> = (0..11).flat_map(|s| read.step(s).unwrap()[1].rows.clone()).collect();
+    let expected: BTreeSet<u64> = (0..11).filter(|row| ![0, 5, 9].contains(row)).collect();
+    assert_eq!(epoch.into_iter().collect::<BTreeSet<_>>(), expected);
+    // The order of other datasets, and of rows that were not to be passed over, stays as it was.
+    let plain = mixture(&entries, MixtureMode::Accumulate);
+    for step in 0..11 {
+        let (with, without) = (read.step(step).unwrap(), plain.step(step).unwrap());
+        assert_eq!((&with[0], &with[2]), (&without[0], &without[2]));
+        for (row, before) in with[1].rows.iter().zip(&without[1].rows) {
+            assert!(row == before || [0, 5, 9].contains(before), "{row}, before {before}");
+        }
+    }
+    skipping[1].skip_rows = (0..11).collect();
+    let error = Mixture::open(skipping, tokenizer(), MixtureMode::Accumulate, 1).err().unwrap();
+    assert!(error.to_string().contains("names every row"), "{error}");
+}
+
+#[test]
+fn processes_together_read_what_one_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut entries = three_corpora(folder.path());
+    entries.iter_mut().for_each(|entry| entry.batch = 4);
+    let whole = mixture(&entries, MixtureMode::Accumulate);
+    for count in [1, 2, 4] {
+        let ranks = (0..count).map(|index| {
+            mixture(&entries, MixtureMode::Accumulate).for_rank(Rank { index, count }).unwrap()
+        });
+        let ranks: Vec<_> = ranks.collect();
+        for step in 0..5 {
+            let shares: Vec<_> = ranks.iter().map(|rank| rank.step(step).unwrap()).collect();
+            for (i, batch) in whole.step(step).unwrap().iter().enumerate() {
+                let joined = |part: fn(&Batch) -> Vec<u32>| -> Vec<u32> {
+                    shares.iter().flat_map(|share| part(&share[i])).collect()
+                };
+                let bits =
+                    |numbers: &[f32]| numbers.iter().map(|n| n.to_bits()).collect::<Vec<_>>();
+                assert_eq!(joined(|batch| batch.tokens.clone()), batch.tokens);
+                let pixels = joined(|batch| batch.pixels.iter().map(|n| n.to_bits()).collect());
+                assert_eq!(pixels, bits(&batch.pixels));
+            }
+        }
+    }
+    let uneven = mixture(&entries, MixtureMode::Accumulate).for_rank(Rank { index: 0, count: 3 });
+    assert!(uneven.err().unwrap().to_string().contains("process 0 of 3"));
 }
 
 #[test]

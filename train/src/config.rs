@@ -7,7 +7,9 @@
 
 use std::path::PathBuf;
 
-use flamingo_dataset::{ImageConfig, LossMask, MixtureEntry, MixtureMode, SampleConfig};
+use std::collections::BTreeSet;
+
+use flamingo_dataset::{ImageConfig, LossMask, MixtureEntry, MixtureMode, SampleConfig, Shuffle};
 use serde::{Deserialize, Serialize};
 
 use crate::optimizer::OptimizerConfig;
@@ -99,6 +101,19 @@ pub struct DataConfig {
     /// Which tokens are learned. Paper: all.
     #[serde(default = "paper_loss")]
     pub loss: LossMask,
+    /// How far rows are mixed.
+    #[serde(default)]
+    pub shuffle: Shuffle,
+    /// Rows that are never drawn, by their number in the corpus.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub skip_rows: BTreeSet<u64>,
+    /// Largest share of corrupt rows; each is replaced by the next sound one, and more stop the run.
+    #[serde(default = "few_corrupt")]
+    pub corrupt_share_max: f64,
+}
+
+fn few_corrupt() -> f64 {
+    0.01
 }
 
 fn single_frame() -> usize {
@@ -152,6 +167,9 @@ impl DataConfig {
                 image: image.clone(),
                 loss: self.loss,
             },
+            shuffle: self.shuffle,
+            skip_rows: self.skip_rows.clone(),
+            corrupt_share_max: self.corrupt_share_max,
         }
     }
 }

@@ -85,7 +85,7 @@ mod tests {
             size: 2,
             length: 4,
             rows: vec![7, 9],
-            skipped: 0,
+            corrupt: Vec::new(),
         }
     }
 

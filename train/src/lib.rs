@@ -24,7 +24,8 @@
 //! - [`limits`], [`difference`]: how large numbers may be, and which of them changed
 //! - [`optimizer`], [`schedule`]: one update, and how far it goes
 //! - [`checkpoint`], [`run_folder`], [`files`]: what is on disk, whatever happens
-//! - [`metrics`], [`report`], [`progress`]: what a user sees
+//! - [`metrics`], [`report`], [`progress`]: what a user sees of a run
+//! - [`masks`]: what a row looks like to the trainer
 
 pub mod checkpoint;
 pub mod config;
@@ -37,6 +38,7 @@ pub mod flamingo;
 pub mod inputs;
 pub mod language;
 pub mod limits;
+pub mod masks;
 pub mod metrics;
 pub mod optimizer;
 pub mod overrides;

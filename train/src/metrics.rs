@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use flamingo_dataset::CorruptRow;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
@@ -34,7 +35,8 @@ pub struct StepMetrics {
     /// Seconds spent waiting for rows.
     pub data_wait_seconds: f64,
     /// Rows that could not be used and were replaced by the next ones.
-    pub skipped_rows: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub corrupt_rows: Vec<CorruptRow>,
     /// What the stage observes about its model, such as the gates of each layer.
     pub observed: BTreeMap<String, f64>,
 }
@@ -127,7 +129,7 @@ pub(crate) mod tests {
             images: 3,
             seconds: 0.25,
             data_wait_seconds: 0.05,
-            skipped_rows: 0,
+            corrupt_rows: Vec::new(),
             observed: BTreeMap::from([("gate.0.attention".to_owned(), 0.125)]),
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use flamingo_dataset::CorruptRow;
 use flamingo_dataset::report::Page;
 
 use crate::error::TrainError;
@@ -12,6 +13,9 @@ use crate::metrics::{self, StepMetrics};
 use crate::run_folder;
 
 const FILE: &str = "report.html";
+
+/// Corrupt rows that the page names.
+const CORRUPT_ROWS_MAX: usize = 100;
 
 /// A named line of a chart: points `(step, value)`.
 type Series = (String, Vec<(f64, f64)>);
@@ -51,6 +55,11 @@ fn page(name: &str, steps: &[StepMetrics], config: &str) -> String {
     let seconds = single("whole step", steps, |step| step.seconds);
     let waiting = single("waiting for rows", steps, |step| step.data_wait_seconds);
     page.line_chart("Seconds per step", "step", &[seconds, waiting]);
+    let corrupt = corrupt_rows(steps);
+    if !corrupt.is_empty() {
+        page.heading("Corrupt rows, which the next ones stood in for");
+        page.table(&["step", "dataset", "row", "problem"], &corrupt);
+    }
     page.heading("Config");
     page.table(&["line"], &config.lines().map(|line| vec![line.to_owned()]).collect::<Vec<_>>());
     page.finish()
@@ -69,9 +78,19 @@ fn summary(steps: &[StepMetrics], last: &StepMetrics) -> Vec<Vec<String>> {
         row("of these, waiting for rows", format!("{:.1}", sum(|step| step.data_wait_seconds))),
         row("tokens per second", format!("{:.0}", sum(|step| step.tokens as f64) / seconds)),
         row("images per second", format!("{:.1}", sum(|step| step.images as f64) / seconds)),
-        row("skipped rows", sum(|step| step.skipped_rows as f64).to_string()),
+        row("corrupt rows", sum(|step| step.corrupt_rows.len() as f64).to_string()),
     ]);
     rows
+}
+
+/// The first [`CORRUPT_ROWS_MAX`] of them; the metrics have all.
+fn corrupt_rows(steps: &[StepMetrics]) -> Vec<Vec<String>> {
+    let rows = steps.iter().flat_map(|step| step.corrupt_rows.iter().map(move |row| (step, row)));
+    let line = |(step, found): (&StepMetrics, &CorruptRow)| {
+        let (step, row) = (step.step.to_string(), found.row.to_string());
+        vec![step, found.dataset.clone(), row, found.problem.clone()]
+    };
+    rows.take(CORRUPT_ROWS_MAX).map(line).collect()
 }
 
 fn single(name: &str, steps: &[StepMetrics], value: impl Fn(&StepMetrics) -> f64) -> Series {
@@ -108,7 +127,9 @@ mod tests {
 
     #[test]
     fn the_page_shows_losses_observations_and_config() {
-        let steps = [metrics(1, 3.0), metrics(2, 2.0)];
+        let mut steps = [metrics(1, 3.0), metrics(2, 2.0)];
+        let (dataset, problem) = ("pairs".to_owned(), "it is cut off".to_owned());
+        steps[1].corrupt_rows = vec![CorruptRow { dataset, row: 77, problem }];
         let html = page("demo", &steps, "seed = 7\n");
         for part in [
             "Training run demo",
@@ -117,6 +138,7 @@ mod tests {
             "Observed: gate",
             "0.attention",
             "seed = 7",
+            "it is cut off",
         ] {
             assert!(html.contains(part), "{part} is missing");
         }

@@ -151,7 +151,7 @@ pub fn train(mut run: Run) -> Result<(), TrainError> {
             images: batches.iter().map(|batch| run.stage.n_images(batch)).sum(),
             seconds: clock.elapsed().as_secs_f64(),
             data_wait_seconds,
-            skipped_rows: batches.iter().map(|batch| batch.skipped).sum(),
+            corrupt_rows: batches.iter().flat_map(|batch| batch.corrupt.clone()).collect(),
             observed: run.stage.observe(),
         };
         log.append(&metrics)?;

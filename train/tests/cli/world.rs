@@ -80,9 +80,13 @@ impl World {
 }
 
 /// How a run of the binary ended.
-pub(crate) struct Finished(Output);
+pub(crate) struct Finished(pub(crate) Output);
 
 impl Finished {
+    pub(crate) fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.0.stdout).into_owned()
+    }
+
     pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.0.stderr).into_owned()
     }

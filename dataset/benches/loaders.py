@@ -1,0 +1,182 @@
+"""Reads the same JPEGs through this crate's loader and through the loaders of others.
+
+  python3 -m venv target/loaders && target/loaders/bin/pip install -r dataset/benches/requirements.txt
+  cargo build --release --workspace --examples --bins
+  target/loaders/bin/python dataset/benches/loaders.py [ROUNDS [IMAGES]]
+
+IMAGES (20,000) JPEGs of 256 to 512 pixels a side are made from the photographs of ../shared/data/real/photos and packed as each
+loader wants them, all from one webdataset tar. Then, ROUNDS (3) times in turn and with one and two workers:
+
+  pixels   batches of 64: read in shuffled order, decode, shorter side to 224 by an antialiased bicubic filter, centre crop,
+           normalise to f32 in planes
+  bytes    the same rows, not decoded
+
+Two workers of a peer are two processes with half of the samples each, which is what their PyTorch loaders start, without the cost
+of sending batches between processes: in the peers' favour. Medians; samples a second of wall-clock time, start-up excluded.
+"""
+import io
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PHOTOS = ROOT / "../shared/data/real/photos"
+WORK = ROOT / "target/bench-loaders"
+RELEASE = ROOT / "target/release"
+BATCH = 64
+SHARD = 1000
+
+
+def make(n):
+    """The samples as a tar of each thousand, a corpus, a Hugging Face dataset and a Lance table."""
+    from PIL import Image
+    folder = WORK / str(n)
+    if folder.exists():
+        return folder
+    new = folder.with_name(f"{n}.new")
+    subprocess.run(["rm", "-rf", new], check=True)
+    (new / "tars").mkdir(parents=True)
+    photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.rglob("*.jpg"))]
+    photos = [photo for photo in photos if min(photo.size) >= 300]
+    draw = random.Random(0)
+    for first in range(0, n, SHARD):
+        with tarfile.open(new / f"tars/{first // SHARD:05}.tar", "w") as tar:
+            for i in range(first, min(n, first + SHARD)):
+                photo = draw.choice(photos)
+                side = draw.uniform(0.5, 1) * min(photo.size)
+                left, top = draw.uniform(0, photo.width - side), draw.uniform(0, photo.height - side)
+                size = (draw.randint(256, 512), draw.randint(256, 512))
+                picture = photo.resize(size, Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+                jpeg = io.BytesIO()
+                picture.save(jpeg, "JPEG", quality=90)
+                for suffix, body in (("jpg", jpeg.getvalue()), ("txt", f"photograph number {i}".encode())):
+                    info = tarfile.TarInfo(f"{i:08}.{suffix}")
+                    info.size = len(body)
+                    tar.addfile(info, io.BytesIO(body))
+    (new / "plan.toml").write_text('[image]\nresize = "no"\noriginals = "web"\n[shard]\nrows_max = 5000\n')
+    command = [RELEASE / "flamingo-ingest", "alt-text", "--plan", new / "plan.toml", "--out", new / "corpus", "--input"]
+    subprocess.run([*command, *sorted((new / "tars").iterdir())], check=True, stdout=subprocess.DEVNULL)
+    import lance
+    import pyarrow
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageColumn
+    rows = {"image": [], "caption": []}
+    for path in sorted((new / "tars").iterdir()):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                column = "image" if member.name.endswith(".jpg") else "caption"
+                rows[column].append(tar.extractfile(member).read())
+    rows["caption"] = [caption.decode() for caption in rows["caption"]]
+    lance.write_dataset(pyarrow.table(rows, {"image": pyarrow.binary(), "caption": pyarrow.string()}), str(new / "lance"))
+    pictures = {"image": [{"bytes": image, "path": None} for image in rows["image"]], "caption": rows["caption"]}
+    features = Features({"image": ImageColumn(), "caption": Value("string")})
+    Dataset.from_dict(pictures, features=features).save_to_disk(str(new / "hf"), max_shard_size="200MB")
+    new.rename(folder)
+    return folder
+
+
+def webdataset_samples(folder, worker, workers):
+    import webdataset
+    tars = [str(path) for path in sorted((folder / "tars").iterdir())][worker::workers]
+    for sample in webdataset.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000):
+        yield sample["jpg"]
+
+
+def lance_samples(folder, worker, workers):
+    import lance
+    table = lance.dataset(str(folder / "lance"))
+    order = list(range(table.count_rows()))
+    random.Random(0).shuffle(order)
+    order = order[worker::workers]
+    for first in range(0, len(order), BATCH):
+        yield from (image.as_py() for image in table.take(order[first:first + BATCH], columns=["image"])["image"])
+
+
+def hf_samples(folder, worker, workers):
+    from datasets import Image as ImageColumn
+    from datasets import load_from_disk
+    data = load_from_disk(str(folder / "hf")).cast_column("image", ImageColumn(decode=False)).shuffle(seed=0)
+    for i in range(worker, len(data), workers):
+        yield data[i]["image"]["bytes"]
+
+
+PEERS = {"webdataset": webdataset_samples, "Lance": lance_samples, "HF datasets": hf_samples}
+
+
+def peer(name, what, folder, worker, workers, n, start, sender):
+    import numpy
+    from PIL import Image
+    mean, std = numpy.array([0.48, 0.46, 0.41], numpy.float32), numpy.array([0.27] * 3, numpy.float32)
+
+    def pixels(body):
+        picture = Image.open(io.BytesIO(body)).convert("RGB")
+        scale = 224 / min(picture.size)
+        picture = picture.resize([max(224, round(side * scale)) for side in picture.size], Image.Resampling.BICUBIC)
+        left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
+        values = numpy.asarray(picture.crop((left, top, left + 224, top + 224)), numpy.float32)
+        return ((values / 255 - mean) / std).transpose(2, 0, 1)
+
+    samples = PEERS[name](folder, worker, workers)
+    batch, done = [], 0
+    first = next(samples)
+    start.wait()
+    begun = time.time()
+    while done < n:
+        batch.append(pixels(first) if what == "pixels" else first)
+        done += 1
+        if len(batch) == BATCH and what == "pixels":
+            numpy.stack(batch)
+        if len(batch) == BATCH:
+            batch = []
+        if done < n:
+            first = next(samples)
+    sender.send((begun, time.time()))
+
+
+def run_peer(name, what, folder, workers, n):
+    context = get_context("spawn")
+    start = context.Barrier(workers)
+    receiver, sender = context.Pipe(False)
+    arguments = [(name, what, folder, worker, workers, n // workers, start, sender) for worker in range(workers)]
+    processes = [context.Process(target=peer, args=each) for each in arguments]
+    [process.start() for process in processes]
+    times = [receiver.recv() for _ in processes]
+    [process.join() for process in processes]
+    return n / (max(end for _, end in times) - min(begun for begun, _ in times))
+
+
+def run_ours(what, folder, workers, n):
+    command = [RELEASE / "examples/read_corpus", folder / "corpus", what, str(workers), str(n // BATCH)]
+    words = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return float(words[words.index("s,") + 1])
+
+
+def main():
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    n_images = int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
+    folder = make(n_images)
+    print("| job | workers | " + " | ".join(["flamingo-dataset", *PEERS, "ratio to the best"]) + " |\n|" + "---|" * (4 + len(PEERS)))
+    for what in ("pixels", "bytes"):
+        # Each worker of a peer has its half; decoding all of them takes a minute a time.
+        n = n_images // (4 if what == "pixels" else 1) // (2 * BATCH) * 2 * BATCH
+        for workers in (1, 2):
+            runs = {name: [] for name in ["flamingo-dataset", *PEERS]}
+            for _ in range(rounds):
+                runs["flamingo-dataset"].append(run_ours(what, folder, workers, n))
+                for name in PEERS:
+                    runs[name].append(run_peer(name, what, folder, workers, n))
+            median = {name: statistics.median(speeds) for name, speeds in runs.items()}
+            best = max(median[name] for name in PEERS)
+            cells = [f"{speed:.0f}" for speed in median.values()]
+            print(f"| {what} | {workers} | {' | '.join(cells)} | {median['flamingo-dataset'] / best:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()

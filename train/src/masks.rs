@@ -1,0 +1,194 @@
+//! `masks`: shows which image each token of a row sees and which tokens are learned, and looks through
+//! a corpus for rows whose masks are wrong.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use flamingo_dataset::media_mask::SEES_NONE;
+use flamingo_dataset::report::{Page, Token};
+use flamingo_dataset::{
+    Corpus, Example, Row, SampleConfig, SampleKey, Tokenizer, example, example_problems,
+};
+
+use crate::error::TrainError;
+use crate::files;
+
+/// What to show or check.
+#[derive(Debug, Clone)]
+pub struct MasksJob {
+    /// Path or URL of the corpus.
+    pub corpus: String,
+    /// A `tokenizer.json`, such as a run folder has.
+    pub tokenizer: PathBuf,
+    /// How rows become examples.
+    pub sample: SampleConfig,
+    /// Seed of the run.
+    pub seed: u64,
+    /// How often the corpus was gone through before.
+    pub epoch: u64,
+}
+
+/// A row as the trainer sees it.
+pub struct MaskedRow {
+    row: Row,
+    number: u64,
+    example: Example,
+    tokenizer: Tokenizer,
+}
+
+/// What is wrong with a corpus.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Lint {
+    /// Rows that were looked at.
+    pub n_rows: u64,
+    /// What is wrong, each with the number and key of its row.
+    pub problems: Vec<String>,
+}
+
+impl MasksJob {
+    /// Makes the example of one row.
+    ///
+    /// # Errors
+    /// When the corpus or tokenizer cannot be read, there is no such row, or an image of it cannot be
+    /// decoded.
+    pub fn row(&self, number: u64) -> Result<MaskedRow, TrainError> {
+        let tokenizer = self.tokenizer()?;
+        let corpus = Corpus::open(&self.corpus).map_err(TrainError::loader)?;
+        let row = corpus.read(number).map_err(TrainError::loader)?;
+        let example = self.example(&row, number, &tokenizer)?;
+        Ok(MaskedRow { row, number, example, tokenizer })
+    }
+
+    /// Makes the examples of the first `rows_max` rows and checks each.
+    ///
+    /// # Errors
+    /// When the corpus or tokenizer cannot be read.
+    pub fn lint(&self, rows_max: u64) -> Result<Lint, TrainError> {
+        let tokenizer = self.tokenizer()?;
+        let corpus = Corpus::open(&self.corpus).map_err(TrainError::loader)?;
+        let mut lint = Lint::default();
+        for row in corpus.scan().take(usize::try_from(rows_max).unwrap_or(usize::MAX)) {
+            let row = row.map_err(TrainError::loader)?;
+            let number = lint.n_rows;
+            lint.n_rows += 1;
+            let named = |problem: String| format!("row {number} ({}): {problem}", row.key());
+            match self.example(&row, number, &tokenizer) {
+                Ok(example) => {
+                    let found = example_problems(&example, &tokenizer);
+                    lint.problems.extend(found.iter().map(|problem| named(problem.to_string())));
+                }
+                Err(error) => lint.problems.push(named(error.to_string())),
+            }
+        }
+        Ok(lint)
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer, TrainError> {
+        Tokenizer::load(&self.tokenizer).map_err(TrainError::tokenizer("read"))
+    }
+
+    fn example(
+        &self,
+        row: &Row,
+        number: u64,
+        tokenizer: &Tokenizer,
+    ) -> Result<Example, TrainError> {
+        let key = SampleKey { seed: self.seed, epoch: self.epoch, row: number };
+        example(row, &self.sample, tokenizer, key).map_err(TrainError::loader)
+    }
+}
+
+/// Escape codes of the colours of images on a terminal, which come again after the last.
+const COLOURS: [&str; 6] = ["31", "32", "33", "34", "35", "36"];
+
+impl MaskedRow {
+    /// The tokens without the padding after them.
+    fn tokens(&self) -> Vec<Token> {
+        let Example { tokens, phi, loss_mask, .. } = &self.example;
+        let end = tokens.iter().rposition(|id| *id != self.tokenizer.pad_id()).map_or(0, |l| l + 1);
+        (0..end)
+            .map(|l| Token {
+                text: self.tokenizer.token_text(tokens[l]),
+                image: (phi[l] != SEES_NONE).then_some(phi[l] as usize),
+                is_learned: l > 0 && loss_mask[l - 1] > 0.0,
+            })
+            .collect()
+    }
+
+    fn summary(&self) -> String {
+        let tokens = self.tokens();
+        let n_learned = tokens.iter().filter(|token| token.is_learned).count();
+        let (n, images) = (tokens.len(), self.example.images.len());
+        format!(
+            "row {} ({}): {n} tokens, {n_learned} learned, {images} images",
+            self.number,
+            self.row.key()
+        )
+    }
+
+    /// Lines for a terminal: runs of tokens that see the same image, each with its number; what is not
+    /// learned is grey on a terminal that shows colours, and in brackets elsewhere.
+    pub fn text(&self, has_colours: bool) -> String {
+        let mut text = format!("{}\n", self.summary());
+        let tokens = self.tokens();
+        for run in tokens.chunk_by(|one, other| one.image == other.image) {
+            let name = run[0].image.map_or("-".to_owned(), |image| image.to_string());
+            let colour = run[0].image.map_or("39", |image| COLOURS[image % COLOURS.len()]);
+            let mut line = String::new();
+            for part in run.chunk_by(|one, other| one.is_learned == other.is_learned) {
+                let joined: String = part.iter().map(|token| token.text.as_str()).collect();
+                let shown = joined.replace('\n', "\u{21b5}");
+                let written = match (has_colours, part[0].is_learned) {
+                    (true, true) => write!(line, "\x1b[{colour}m{shown}\x1b[0m"),
+                    (true, false) => write!(line, "\x1b[90m{shown}\x1b[0m"),
+                    (false, true) => write!(line, "{shown}"),
+                    (false, false) => write!(line, "[{shown}]"),
+                };
+                written.expect("writing to a string does not fail");
+            }
+            writeln!(text, "{name:>4}  {line}").expect("writing to a string does not fail");
+        }
+        text
+    }
+
+    /// The same as a page, with the images beside the tokens.
+    pub fn page(&self) -> String {
+        let mut page = Page::new(&format!("Masks of row {}", self.number));
+        page.paragraph(&self.summary());
+        page.paragraph(
+            "A token has the colour of the image that it sees; what is not learned is grey.",
+        );
+        page.tokens(&self.tokens());
+        page.heading("Images");
+        for (i, image) in self.row.images().iter().enumerate() {
+            let mime = image_mime(&image.bytes);
+            let first = self.example.first_image;
+            // All frames of a clip are one image.
+            let seen = match self.row {
+                Row::VideoText(_) => Some(0),
+                _ => i.checked_sub(first).filter(|at| *at < self.example.images.len()),
+            };
+            let seen = seen.map_or("outside the window".to_owned(), |at| format!("image {at}"));
+            page.thumbnail(&image.bytes, mime, &seen);
+        }
+        page.finish()
+    }
+
+    /// Writes the page, all or nothing.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_page(&self, path: &std::path::Path) -> Result<(), TrainError> {
+        files::replace(path, self.page().as_bytes())
+    }
+}
+
+/// The media type by the first bytes.
+fn image_mime(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0x89, b'P', b'N', b'G', ..] => "image/png",
+        [b'R', b'I', b'F', b'F', ..] => "image/webp",
+        [b'G', b'I', b'F', ..] => "image/gif",
+        _ => "image/jpeg",
+    }
+}
