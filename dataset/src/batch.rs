@@ -85,15 +85,23 @@ impl Batch {
     /// come from. Two runs that agree in it for every batch have read the same.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
-        let shape = [self.size, self.length, self.n_images, self.n_frames, self.dataset];
-        shape.iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
+        let counts = [self.size, self.length, self.n_images, self.n_frames, self.dataset];
+        for n in counts.iter().chain(&self.image_count) {
+            hash.update((*n as u64).to_le_bytes());
+        }
         hash.update(self.name.as_bytes());
-        self.tokens.iter().for_each(|id| hash.update(id.to_le_bytes()));
-        self.phi.iter().for_each(|image| hash.update(image.to_le_bytes()));
-        self.image_count.iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
-        self.rows.iter().for_each(|row| hash.update(row.to_le_bytes()));
-        let numbers = self.loss_mask.iter().chain(&self.pixels);
-        numbers.for_each(|number| hash.update(number.to_bits().to_le_bytes()));
+        for id in &self.tokens {
+            hash.update(id.to_le_bytes());
+        }
+        for image in &self.phi {
+            hash.update(image.to_le_bytes());
+        }
+        for row in &self.rows {
+            hash.update(row.to_le_bytes());
+        }
+        for number in self.loss_mask.iter().chain(&self.pixels) {
+            hash.update(number.to_bits().to_le_bytes());
+        }
         hex(&hash.finalize())
     }
 

@@ -123,7 +123,6 @@ struct Placed {
     /// Red, green, blue of each pixel, row by row.
     pixels: Vec<u8>,
     width: usize,
-    height: usize,
     left: usize,
     top: usize,
 }
@@ -304,7 +303,7 @@ fn resized(
     TOOLS
         .with_borrow_mut(|tools| tools.resizer.resize(&source, &mut target, &options))
         .map_err(|e| failed(e.to_string()))?;
-    Ok(Placed { pixels: target.into_vec(), width, height, left, top })
+    Ok(Placed { pixels: target.into_vec(), width, left, top })
 }
 
 /// Values 0 to 1 after brightness, contrast and saturation, in this order.

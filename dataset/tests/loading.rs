@@ -104,7 +104,9 @@ proptest! {
     ) {
         let folder = tempfile::tempdir().unwrap();
         let mut entries = three_corpora(folder.path());
-        entries.iter_mut().for_each(|entry| entry.shuffle.block_rows = block_rows);
+        for entry in &mut entries {
+            entry.shuffle.block_rows = block_rows;
+        }
         let mode = if merged { MixtureMode::Merged } else { MixtureMode::Accumulate };
         entries.truncate(if merged { 2 } else { 3 });
         let open = || Mixture::open(entries.clone(), tokenizer(), mode, seed).unwrap();
@@ -337,7 +339,9 @@ fn rows_of_the_skip_list_never_come_and_all_others_do() {
 fn processes_together_read_what_one_reads() {
     let folder = tempfile::tempdir().unwrap();
     let mut entries = three_corpora(folder.path());
-    entries.iter_mut().for_each(|entry| entry.batch = 4);
+    for entry in &mut entries {
+        entry.batch = 4;
+    }
     let whole = mixture(&entries, MixtureMode::Accumulate);
     for count in [1, 2, 4] {
         let ranks = (0..count).map(|index| {

@@ -54,9 +54,9 @@ pub fn expand(inputs: &[String]) -> Result<Vec<String>, IngestError> {
 
 /// The list of a folder, or of a prefix of an object store, if it has one.
 fn folder_list(folder: &str) -> Option<String> {
-    let place = |name: &&str| Path::new(folder).join(name).to_string_lossy().into_owned();
+    let place = |name: &&'static str| Path::new(folder).join(name).to_string_lossy().into_owned();
     // What cannot be asked is told when the folder itself is read.
-    FOLDER_LISTS.iter().map(|name| place(name)).find(|list| Source::open(list).is_ok())
+    FOLDER_LISTS.iter().map(place).find(|list| Source::open(list).is_ok())
 }
 
 /// The inputs and rules that every clip needs.

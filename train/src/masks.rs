@@ -128,6 +128,9 @@ impl MaskedRow {
 
     /// Lines for a terminal: runs of tokens that see the same image, each with its number; what is not
     /// learned is grey on a terminal that shows colours, and in brackets elsewhere.
+    ///
+    /// # Panics
+    /// Never: a string takes every write.
     pub fn text(&self, has_colours: bool) -> String {
         let mut text = format!("{}\n", self.summary());
         let tokens = self.tokens();
