@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::block_cache::BlockCache;
 use crate::digest::sha256_hex;
 use crate::shard_reader::{Shard, expect_equal};
 use crate::{CorpusError, CorpusKind, CorpusStore, Manifest, Row};
@@ -17,6 +18,7 @@ pub struct Corpus {
     /// First row of each shard.
     starts: Vec<u64>,
     shards: Vec<Mutex<Option<Arc<Shard>>>>,
+    blocks: BlockCache,
 }
 
 impl Corpus {
@@ -43,7 +45,7 @@ impl Corpus {
         let starts = starts.collect();
         expect_equal(&store.name_of(crate::MANIFEST_FILE), "rows", &n_rows, &manifest.rows)?;
         let shards = manifest.shards.iter().map(|_| Mutex::new(None)).collect();
-        Ok(Self { store, manifest, starts, shards })
+        Ok(Self { store, manifest, starts, shards, blocks: BlockCache::default() })
     }
 
     /// The path or URL as it was given.
@@ -66,7 +68,8 @@ impl Corpus {
         self.manifest.rows
     }
 
-    /// Row `row`, counted from 0. Costs one request for its pages once the shard's footer is known.
+    /// Row `row`, counted from 0. Costs one request for the pages of its images once the shard's footer
+    /// and the texts of the rows around it are known.
     ///
     /// # Errors
     /// When there is no such row, or its shard cannot be read or is not what the manifest says.
@@ -77,7 +80,7 @@ impl Corpus {
         }
         // Empty shards share their start with the next one; the last of equals holds the row.
         let shard = self.starts.partition_point(|&start| start <= row) - 1;
-        self.shard(shard)?.read(row - self.starts[shard])
+        self.shard(shard)?.read(shard, row - self.starts[shard], &self.blocks)
     }
 
     /// All rows in order, one row group in memory at a time.

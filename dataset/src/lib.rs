@@ -82,13 +82,14 @@
 //!
 //! Modules in reading order. The corpus: `document` (rows as values), `schema` (their columns),
 //! `store` (where it lies), `manifest`, `columns` and `shard_writer` (rows to Parquet),
-//! `shard_reader` and `row_view` (and back), `corpus` (rows by number). Examples: [`media_mask`]
+//! `shard_reader`, `block_cache` and `row_view` (and back), `corpus` (rows by number). Examples: [`media_mask`]
 //! (which image a token may see), `tokenizer`, `pixels`, `sample` (a row to an example), `example_check`. Batches:
 //! `order`, `permutation` and `keyed_random` (order without state), `batch`, `mixture` (what a step holds),
 //! `loader` (reading ahead). For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
 //! `error`.
 
 mod batch;
+mod block_cache;
 mod columns;
 mod corpus;
 mod digest;

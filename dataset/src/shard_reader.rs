@@ -1,13 +1,16 @@
 //! One open shard: its footer and offset index, and reads of single rows or whole row groups.
 //!
-//! The footer is read once. A row then costs one request for the pages that hold it.
+//! The footer is read once. A row then costs one request for the pages of its images; its other
+//! columns, which are small, are read for a block of rows at once and kept by [`BlockCache`].
 
 use std::io::{self, Read};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::{Array, StructArray};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, StructArray};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::DataType;
 use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -18,7 +21,9 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::PageIndexPolicy;
 use parquet::file::reader::{ChunkReader, Length};
 
+use crate::block_cache::{BLOCK_ROWS, BlockCache, BlockKey};
 use crate::row_view::read_row;
+use crate::schema::{image_fields, image_leaf, list_element};
 use crate::{CorpusError, CorpusKind, CorpusStore, Row, ShardEntry, schema};
 
 /// Rows decoded at a time in a scan.
@@ -34,7 +39,12 @@ pub(crate) struct Shard {
     kind: CorpusKind,
     first_row: u64,
     metadata: ArrowReaderMetadata,
-    projection: ProjectionMask,
+    /// All columns of the schema.
+    all: ProjectionMask,
+    /// Those without the bytes of images.
+    texts: ProjectionMask,
+    /// The bytes of images.
+    bytes: ProjectionMask,
 }
 
 impl Shard {
@@ -53,11 +63,17 @@ impl Shard {
         let rows = metadata.metadata().file_metadata().num_rows() as u64;
         expect_equal(&object, "rows", &rows, &entry.rows)?;
         check_columns(&object, kind, &metadata)?;
+        let columns = metadata.parquet_schema();
         let names = schema(kind);
-        let names = names.fields().iter().map(|f| f.name().as_str());
-        let projection = ProjectionMask::columns(metadata.parquet_schema(), names);
+        let all =
+            ProjectionMask::columns(columns, names.fields().iter().map(|f| f.name().as_str()));
+        let image = image_leaf(kind);
+        let is_image = |leaf: &usize| columns.column(*leaf).path().parts() == image;
+        let leaves = || (0..columns.num_columns()).filter(|leaf| all.leaf_included(*leaf));
+        let texts = ProjectionMask::leaves(columns, leaves().filter(|leaf| !is_image(leaf)));
+        let bytes = ProjectionMask::leaves(columns, leaves().filter(is_image));
         let (store, file) = (store.clone(), entry.file.clone());
-        Ok(Self { store, file, kind, first_row, metadata, projection })
+        Ok(Self { store, file, kind, first_row, metadata, all, texts, bytes })
     }
 
     /// Row groups in the shard.
@@ -65,14 +81,81 @@ impl Shard {
         self.metadata.metadata().num_row_groups()
     }
 
-    /// Row `row_idx` of the shard.
-    pub(crate) fn read(&self, row_idx: u64) -> Result<Row, CorpusError> {
+    /// Row `row_idx` of the shard, which is number `shard` of its corpus.
+    pub(crate) fn read(
+        &self,
+        shard: usize,
+        row_idx: u64,
+        cache: &BlockCache,
+    ) -> Result<Row, CorpusError> {
         let (group, start) = self.group_of(row_idx)?;
-        let place = (row_idx - start) as usize;
-        let selection = RowSelection::from(vec![RowSelector::skip(place), RowSelector::select(1)]);
-        let pages = self.fetch(self.page_ranges(group, &selection)?)?;
-        let mut rows = self.decode(group, pages, Some(selection), row_idx)?;
-        rows.pop().ok_or_else(|| self.damaged(format!("its pages lack row {row_idx}")))
+        let place = row_idx - start;
+        let key = BlockKey { shard, group, block: place / BLOCK_ROWS };
+        let texts = match cache.get(key, || self.read_block(group, key.block, start)) {
+            Ok(texts) => texts,
+            // What is damaged of the block may be another row.
+            Err(error) if error.is_about_one_row() => {
+                return self.read_alone(row_idx, group, start);
+            }
+            Err(error) => return Err(error),
+        };
+        let selection = one_row(place);
+        let pages = self.fetch(self.page_ranges(group, &self.bytes, &selection)?)?;
+        let images = self.decode(group, &self.bytes, pages, Some(selection), row_idx)?;
+        let images = self.only(images, row_idx)?;
+        let at = (place % BLOCK_ROWS) as usize;
+        if images.len() != 1 || at >= texts.len() {
+            return Err(self.damaged(format!("its pages lack row {row_idx}")));
+        }
+        let columns = self.joined(&texts.slice(at, 1), &images).ok_or_else(|| {
+            self.damaged(format!("bytes and paths of the images of row {row_idx} differ in number"))
+        })?;
+        self.row(&columns, 0, row_idx)
+    }
+
+    /// The row without help of the rows around it.
+    fn read_alone(&self, row_idx: u64, group: usize, start: u64) -> Result<Row, CorpusError> {
+        let selection = one_row(row_idx - start);
+        let pages = self.fetch(self.page_ranges(group, &self.all, &selection)?)?;
+        let columns = self.decode(group, &self.all, pages, Some(selection), row_idx)?;
+        let columns = self.only(columns, row_idx)?;
+        if columns.len() != 1 {
+            return Err(self.damaged(format!("its pages lack row {row_idx}")));
+        }
+        self.row(&columns, 0, row_idx)
+    }
+
+    /// The columns without image bytes of a block of rows of a row group; `start` is the group's first
+    /// row.
+    fn read_block(&self, group: usize, block: u64, start: u64) -> Result<StructArray, CorpusError> {
+        let first = block * BLOCK_ROWS;
+        let n_rows = self.metadata.metadata().row_group(group).num_rows() as u64;
+        let n = BLOCK_ROWS.min(n_rows.saturating_sub(first)) as usize;
+        let selection =
+            RowSelection::from(vec![RowSelector::skip(first as usize), RowSelector::select(n)]);
+        let pages = self.fetch(self.page_ranges(group, &self.texts, &selection)?)?;
+        let columns = self.decode(group, &self.texts, pages, Some(selection), start + first)?;
+        self.only(columns, start + first)
+    }
+
+    /// The columns of the schema for one row: the images have their paths from `texts` and their bytes
+    /// from `images`. None where these are not of the same images.
+    fn joined(&self, texts: &StructArray, images: &StructArray) -> Option<StructArray> {
+        let schema = schema(self.kind);
+        let columns = schema.fields().iter().map(|field| {
+            let column = texts.column_by_name(field.name())?;
+            let Some(bytes) = images.column_by_name(field.name()) else {
+                return Some(Arc::clone(column));
+            };
+            let is_list = matches!(field.data_type(), DataType::List(_));
+            if is_list { joined_list(column, bytes) } else { joined_images(column, bytes) }
+        });
+        let columns = columns.collect::<Option<Vec<_>>>()?;
+        StructArray::try_new(schema.fields().clone(), columns, None).ok()
+    }
+
+    fn row(&self, columns: &StructArray, at: usize, row_idx: u64) -> Result<Row, CorpusError> {
+        read_row(self.kind, columns, at, self.store.location(), self.first_row + row_idx)
     }
 
     /// All rows of one row group, in order.
@@ -85,7 +168,10 @@ impl Shard {
             offset..offset + length
         });
         let pages = self.fetch(columns.collect())?;
-        self.decode(group, pages, None, start as u64)
+        let batches = self.decode(group, &self.all, pages, None, start as u64)?;
+        let places = batches.iter().flat_map(|batch| (0..batch.len()).map(move |at| (batch, at)));
+        let numbered = places.zip(start as u64..);
+        numbered.map(|((batch, at), row_idx)| self.row(batch, at, row_idx)).collect()
     }
 
     /// The row group that holds a row, and the first row of that group.
@@ -101,19 +187,20 @@ impl Shard {
         Err(self.damaged(format!("its row groups hold {start} rows, row {row_idx} is wanted")))
     }
 
-    /// Ranges of the pages that hold the selected rows of a row group.
+    /// Ranges of the pages of some columns that hold the selected rows of a row group.
     fn page_ranges(
         &self,
         group: usize,
+        columns: &ProjectionMask,
         selection: &RowSelection,
     ) -> Result<Vec<Range<u64>>, CorpusError> {
         let Some(index) = self.metadata.metadata().offset_index() else {
             return Err(self.damaged("it has no offset index".to_owned()));
         };
-        let columns = self.metadata.metadata().row_group(group).columns();
+        let chunks = self.metadata.metadata().row_group(group).columns();
         let mut ranges = Vec::new();
-        for (leaf, (pages, column)) in index[group].iter().zip(columns).enumerate() {
-            if !self.projection.leaf_included(leaf) {
+        for (leaf, (pages, column)) in index[group].iter().zip(chunks).enumerate() {
+            if !columns.leaf_included(leaf) {
                 continue;
             }
             if let Some(dictionary) = column.dictionary_page_offset() {
@@ -131,18 +218,19 @@ impl Shard {
         Ok(FetchedRanges { parts: parts.into() })
     }
 
-    /// Rows of a row group from its fetched pages; `row_idx` is the first of them in the shard.
+    /// Columns of a row group from their fetched pages; `row_idx` is the first row of them in the shard.
     ///
     /// The decoders index by what they read, so damaged pages may make them panic: that is an error of
     /// these pages like any other.
     fn decode(
         &self,
         group: usize,
+        columns: &ProjectionMask,
         pages: FetchedRanges,
         selection: Option<RowSelection>,
         row_idx: u64,
-    ) -> Result<Vec<Row>, CorpusError> {
-        let decode = || self.decode_pages(group, pages, selection, row_idx);
+    ) -> Result<Vec<StructArray>, CorpusError> {
+        let decode = || self.decode_pages(group, columns, pages, selection);
         catch_unwind(AssertUnwindSafe(decode))
             .unwrap_or_else(|_| Err(self.damaged(format!("row {row_idx} cannot be decoded"))))
     }
@@ -150,30 +238,35 @@ impl Shard {
     fn decode_pages(
         &self,
         group: usize,
+        columns: &ProjectionMask,
         pages: FetchedRanges,
         selection: Option<RowSelection>,
-        row_idx: u64,
-    ) -> Result<Vec<Row>, CorpusError> {
+    ) -> Result<Vec<StructArray>, CorpusError> {
+        let batch_rows = if selection.is_some() { BLOCK_ROWS as usize } else { SCAN_ROWS };
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(pages, self.metadata.clone())
                 .with_row_groups(vec![group])
-                .with_projection(self.projection.clone())
+                .with_projection(columns.clone())
                 .with_row_selection_policy(RowSelectionPolicy::Selectors)
-                .with_batch_size(SCAN_ROWS);
+                .with_batch_size(batch_rows);
         if let Some(selection) = selection {
             builder = builder.with_row_selection(selection);
         }
-        let mut rows = Vec::new();
-        for batch in builder.build().map_err(|e| self.broken(e))? {
-            let batch =
-                batch.map_err(|source| CorpusError::Arrow { object: self.name(), source })?;
-            let columns = StructArray::from(batch);
-            for idx in 0..columns.len() {
-                let row = self.first_row + row_idx + rows.len() as u64;
-                rows.push(read_row(self.kind, &columns, idx, self.store.location(), row)?);
-            }
+        let arrow = |source| CorpusError::Arrow { object: self.name(), source };
+        let reader = builder.build().map_err(|e| self.broken(e))?;
+        reader.map(|batch| batch.map(StructArray::from).map_err(arrow)).collect()
+    }
+
+    /// What was decoded of at most a block of rows.
+    fn only(
+        &self,
+        mut batches: Vec<StructArray>,
+        row_idx: u64,
+    ) -> Result<StructArray, CorpusError> {
+        match batches.pop() {
+            Some(batch) if batches.is_empty() => Ok(batch),
+            _ => Err(self.damaged(format!("its pages lack row {row_idx}"))),
         }
-        Ok(rows)
     }
 
     fn name(&self) -> String {
@@ -187,6 +280,32 @@ impl Shard {
     fn broken(&self, source: ParquetError) -> CorpusError {
         CorpusError::Parquet { object: self.name(), source }
     }
+}
+
+/// Selects one row.
+fn one_row(place: u64) -> RowSelection {
+    RowSelection::from(vec![RowSelector::skip(place as usize), RowSelector::select(1)])
+}
+
+/// Images of which one array has the paths and the other the bytes.
+fn joined_images(paths: &ArrayRef, bytes: &ArrayRef) -> Option<ArrayRef> {
+    let (paths, bytes) = (paths.as_struct_opt()?, bytes.as_struct_opt()?);
+    if paths.len() != bytes.len() {
+        return None;
+    }
+    let columns = vec![Arc::clone(bytes.column(0)), Arc::clone(paths.column(0))];
+    let joined = StructArray::try_new(image_fields(), columns, bytes.nulls().cloned()).ok()?;
+    Some(Arc::new(joined))
+}
+
+/// The same for lists of one row.
+fn joined_list(paths: &ArrayRef, bytes: &ArrayRef) -> Option<ArrayRef> {
+    let (paths, bytes) = (paths.as_list_opt::<i32>()?, bytes.as_list_opt::<i32>()?);
+    let images = joined_images(&paths.value(0), &bytes.value(0))?;
+    let element = list_element(DataType::Struct(image_fields()));
+    let offsets = OffsetBuffer::from_lengths([images.len()]);
+    let joined = ListArray::try_new(element, offsets, images, bytes.nulls().cloned()).ok()?;
+    Some(Arc::new(joined))
 }
 
 /// Compares a number of the file with the manifest.

@@ -1,0 +1,153 @@
+//! The small columns of blocks of rows, kept while a shuffled epoch comes back to them.
+//!
+//! An order that mixes groups of blocks (see `order`) returns to a block as often as it has rows, so
+//! that its texts are fetched and decompressed once for all of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::array::{Array, StructArray};
+
+use crate::CorpusError;
+
+/// Rows of a block within a row group. Blocks of the order that are as long touch two of these.
+pub(crate) const BLOCK_ROWS: u64 = 256;
+
+/// Most bytes of blocks that a corpus keeps: some 64 blocks of long pages, far more of captions.
+const BYTES_MAX: usize = 64 << 20;
+
+/// A block of a corpus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct BlockKey {
+    /// Number of the shard.
+    pub(crate) shard: usize,
+    /// Number of the row group in it.
+    pub(crate) group: usize,
+    /// Number of the block in that.
+    pub(crate) block: u64,
+}
+
+/// The blocks that were used last.
+#[derive(Default)]
+pub(crate) struct BlockCache {
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    slots: HashMap<BlockKey, Slot>,
+    bytes: usize,
+    /// Counts uses.
+    clock: u64,
+}
+
+/// A block, which the first who wants it reads while others wait.
+type Block = Arc<Mutex<Option<Arc<StructArray>>>>;
+
+struct Slot {
+    block: Block,
+    bytes: usize,
+    used: u64,
+}
+
+impl BlockCache {
+    /// A block: kept, or read now.
+    pub(crate) fn get(
+        &self,
+        key: BlockKey,
+        read: impl FnOnce() -> Result<StructArray, CorpusError>,
+    ) -> Result<Arc<StructArray>, CorpusError> {
+        let block = self.slot(key);
+        let mut block = block.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(columns) = &*block {
+            return Ok(Arc::clone(columns));
+        }
+        let columns = Arc::new(read()?);
+        *block = Some(Arc::clone(&columns));
+        self.count(key, columns.get_array_memory_size());
+        Ok(columns)
+    }
+
+    fn slot(&self, key: BlockKey) -> Block {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.clock += 1;
+        let used = kept.clock;
+        let new = || Slot { block: Block::default(), bytes: 0, used };
+        let slot = kept.slots.entry(key).or_insert_with(new);
+        slot.used = used;
+        Arc::clone(&slot.block)
+    }
+
+    /// Notes how large a block is that was read, and lets those go that were not used for longest.
+    fn count(&self, key: BlockKey, bytes: usize) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = kept.slots.get_mut(&key) {
+            slot.bytes = bytes;
+            kept.bytes += bytes;
+        }
+        while kept.bytes > BYTES_MAX && kept.slots.len() > 1 {
+            let others = kept.slots.iter().filter(|(other, _)| **other != key);
+            let Some(oldest) = others.min_by_key(|(_, slot)| slot.used).map(|(key, _)| *key) else {
+                return;
+            };
+            let freed = kept.slots.remove(&oldest).map_or(0, |slot| slot.bytes);
+            kept.bytes -= freed;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use arrow::array::StringArray;
+    use arrow::datatypes::{DataType, Field, Fields};
+
+    use super::*;
+
+    fn key(block: u64) -> BlockKey {
+        BlockKey { shard: 0, group: 0, block }
+    }
+
+    fn columns(n_bytes: usize) -> StructArray {
+        let texts = StringArray::from(vec!["x".repeat(n_bytes)]);
+        let fields = Fields::from(vec![Field::new("text", DataType::Utf8, true)]);
+        StructArray::new(fields, vec![Arc::new(texts)], None)
+    }
+
+    #[test]
+    fn a_block_is_read_once_until_others_take_its_room() {
+        let cache = BlockCache::default();
+        let n_read = Cell::new(0);
+        let get = |block, bytes| {
+            let read = || {
+                n_read.set(n_read.get() + 1);
+                Ok(columns(bytes))
+            };
+            cache.get(key(block), read).unwrap();
+            n_read.get()
+        };
+        assert_eq!(get(0, 100), 1);
+        assert_eq!(get(0, 100), 1);
+        let third = BYTES_MAX / 3;
+        assert_eq!(get(1, third), 2);
+        assert_eq!(get(2, third), 3);
+        assert_eq!(get(1, third), 3, "still there");
+        assert_eq!(get(3, third), 4);
+        assert_eq!(get(1, third), 4, "used after the second");
+        assert_eq!(get(2, third), 5, "had to go");
+        // One that is larger than everything is given out, and the next takes its place.
+        assert_eq!(get(4, 2 * BYTES_MAX), 6);
+        assert_eq!(get(1, third), 7);
+        assert!(cache.kept.lock().unwrap().bytes <= BYTES_MAX);
+    }
+
+    #[test]
+    fn a_block_that_cannot_be_read_is_tried_again() {
+        let cache = BlockCache::default();
+        let failed = || Err(CorpusError::EmptyMixture);
+        assert!(cache.get(key(0), failed).is_err());
+        assert!(cache.get(key(0), || Ok(columns(1))).is_ok());
+    }
+}
