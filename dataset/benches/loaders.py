@@ -73,7 +73,8 @@ def make(n):
                 column = "image" if member.name.endswith(".jpg") else "caption"
                 rows[column].append(tar.extractfile(member).read())
     rows["caption"] = [caption.decode() for caption in rows["caption"]]
-    lance.write_dataset(pyarrow.table(rows, {"image": pyarrow.binary(), "caption": pyarrow.string()}), str(new / "lance"))
+    columns = pyarrow.schema({"image": pyarrow.binary(), "caption": pyarrow.string()})
+    lance.write_dataset(pyarrow.table(rows, schema=columns), str(new / "lance"))
     pictures = {"image": [{"bytes": image, "path": None} for image in rows["image"]], "caption": rows["caption"]}
     features = Features({"image": ImageColumn(), "caption": Value("string")})
     Dataset.from_dict(pictures, features=features).save_to_disk(str(new / "hf"), max_shard_size="200MB")

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::digest::hex;
+use crate::pixel_buffer::PixelBuffer;
+use crate::pixels::recycle;
 use crate::sample::Example;
 
 /// What one training step reads of one dataset.
@@ -20,7 +22,7 @@ pub struct Batch {
     /// 1 where `tokens[l + 1]` is to be predicted from position l, else 0 `[B, L]`.
     pub loss_mask: Vec<f32>,
     /// Pixels `[B, N, F, 3, H, W]`, zero where a sequence has fewer than N images.
-    pub pixels: Vec<f32>,
+    pub pixels: PixelBuffer,
     /// Images of each sequence `[B]`, at most N.
     pub image_count: Vec<usize>,
     /// N.
@@ -62,15 +64,15 @@ pub(crate) struct BatchShape {
 }
 
 impl Batch {
-    /// A batch without sequences.
-    pub(crate) fn empty(dataset: usize, name: &str, shape: BatchShape) -> Self {
+    /// A batch without sequences, with room for the pixels of `size`.
+    pub(crate) fn empty(dataset: usize, name: &str, size: usize, shape: BatchShape) -> Self {
         Self {
             dataset,
             name: name.to_owned(),
             tokens: Vec::new(),
             phi: Vec::new(),
             loss_mask: Vec::new(),
-            pixels: Vec::new(),
+            pixels: PixelBuffer::with_capacity(size * shape.images * shape.image_len),
             image_count: Vec::new(),
             n_images: shape.images,
             n_frames: shape.frames,
@@ -99,7 +101,7 @@ impl Batch {
         for row in &self.rows {
             hash.update(row.to_le_bytes());
         }
-        for number in self.loss_mask.iter().chain(&self.pixels) {
+        for number in self.loss_mask.iter().chain(&*self.pixels) {
             hash.update(number.to_bits().to_le_bytes());
         }
         hex(&hash.finalize())
@@ -119,7 +121,8 @@ impl Batch {
         self.loss_mask.extend(example.loss_mask);
         self.loss_mask.resize(self.size * shape.tokens, 0.0);
         for image in example.images {
-            self.pixels.extend(image);
+            self.pixels.extend_from_slice(&image);
+            recycle(image);
         }
         self.pixels.resize(self.size * shape.images * shape.image_len, 0.0);
     }

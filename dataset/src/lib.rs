@@ -84,7 +84,7 @@
 //! `store` (where it lies), `manifest`, `columns` and `shard_writer` (rows to Parquet),
 //! `shard_reader`, `block_cache` and `row_view` (and back), `corpus` (rows by number). Examples: [`media_mask`]
 //! (which image a token may see), `tokenizer`, `pixels`, `sample` (a row to an example), `example_check`. Batches:
-//! `order`, `permutation` and `keyed_random` (order without state), `batch`, `mixture` (what a step holds),
+//! `order`, `permutation` and `keyed_random` (order without state), `batch`, `pixel_buffer`, `mixture` (what a step holds),
 //! `loader` (reading ahead). For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
 //! `error`.
 
@@ -104,6 +104,7 @@ pub mod media_mask;
 mod mixture;
 mod order;
 mod permutation;
+mod pixel_buffer;
 mod pixels;
 pub mod report;
 mod row_view;
@@ -129,6 +130,7 @@ pub use manifest::{MANIFEST_FILE, Manifest, ShardEntry};
 pub use media_mask::Attend;
 pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode, Rank};
 pub use order::{EpochOrder, Shuffle, ShuffleQuality};
+pub use pixel_buffer::PixelBuffer;
 pub use pixels::{Augment, Fit, ImageConfig, image_pixels};
 pub use row_view::read_row;
 pub use sample::{Example, LossMask, SampleConfig, SampleKey, example};

@@ -172,7 +172,8 @@ impl Mixture {
             MixtureMode::Merged => MERGED,
             _ => &self.datasets[first].entry.name,
         };
-        let mut batch = Batch::empty(first, name, shape);
+        let size = parts.iter().map(|part| self.datasets[part.dataset].entry.batch).sum::<usize>();
+        let mut batch = Batch::empty(first, name, size / self.rank.count, shape);
         for part in parts {
             let dataset = &self.datasets[part.dataset];
             let share = (dataset.entry.batch / self.rank.count) as u64;

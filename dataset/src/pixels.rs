@@ -114,7 +114,7 @@ pub fn image_pixels(
             config.normalised(value, colour)
         })
     };
-    reuse(image);
+    reuse(image, placed);
     Ok(planes)
 }
 
@@ -134,15 +134,34 @@ struct Tools {
     resizer: Resizer,
     /// Room for the pixels of a decoded image.
     pixels: Vec<u8>,
+    /// Room for those of a resized one.
+    resized: Vec<u8>,
+    /// Room for the planes of images.
+    planes: Vec<Vec<f32>>,
 }
+
+/// Most planes that lie ready in a thread.
+const SPARE_PLANES_MAX: usize = 8;
 
 thread_local! {
     static TOOLS: RefCell<Tools> = RefCell::default();
 }
 
 /// Keeps the room that an image took for the next one.
-fn reuse(image: RgbImage) {
-    TOOLS.with_borrow_mut(|tools| tools.pixels = image.into_raw());
+fn reuse(image: RgbImage, placed: Placed) {
+    TOOLS.with_borrow_mut(|tools| {
+        tools.pixels = image.into_raw();
+        tools.resized = placed.pixels;
+    });
+}
+
+/// Keeps the room of planes that were copied for those of the next image.
+pub(crate) fn recycle(planes: Vec<f32>) {
+    TOOLS.with_borrow_mut(|tools| {
+        if tools.planes.len() < SPARE_PLANES_MAX {
+            tools.planes.push(planes);
+        }
+    });
 }
 
 /// The upright pixels, where `wanted` is the side that is left of them in the end.
@@ -296,7 +315,10 @@ fn resized(
 ) -> Result<Placed, CorpusError> {
     let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)
         .map_err(|e| failed(e.to_string()))?;
-    let mut target = Image::new(width as u32, height as u32, PixelType::U8x3);
+    let mut pixels = TOOLS.with_borrow_mut(|tools| std::mem::take(&mut tools.resized));
+    pixels.resize(3 * width * height, 0);
+    let mut target = Image::from_vec_u8(width as u32, height as u32, pixels, PixelType::U8x3)
+        .map_err(|e| failed(e.to_string()))?;
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
         .crop(from_left as f64, from_top as f64, from_width as f64, from_height as f64);
@@ -340,7 +362,12 @@ fn planes<V: Copy>(
     size: usize,
     normalised: impl Fn(V, usize) -> f32,
 ) -> Vec<f32> {
-    let mut planes = vec![0.0; 3 * size * size];
+    let mut planes = TOOLS.with_borrow_mut(|tools| tools.planes.pop()).unwrap_or_default();
+    let is_whole = at.width == size && values.len() == 3 * size * size;
+    if !is_whole {
+        planes.clear();
+    }
+    planes.resize(3 * size * size, 0.0);
     let (red, rest) = planes.split_at_mut(size * size);
     let (green, blue) = rest.split_at_mut(size * size);
     for (y, row) in values.chunks_exact(3 * at.width).enumerate() {

@@ -286,6 +286,10 @@ fn frames_pixels(
     config: &ImageConfig,
     augment: Option<Augment>,
 ) -> Result<Vec<f32>, CorpusError> {
+    if n_frames == 1 {
+        let image = frames[0];
+        return image_pixels(&image.bytes, config, augment).map_err(|e| named(e, image));
+    }
     let mut pixels = Vec::with_capacity(n_frames * 3 * config.size * config.size);
     let mut last = None;
     for i in 0..n_frames {

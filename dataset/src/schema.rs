@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,17 @@ impl fmt::Display for CorpusKind {
 
 /// The columns of a corpus of `kind`, with the `huggingface` metadata.
 pub fn schema(kind: CorpusKind) -> SchemaRef {
+    static SCHEMAS: LazyLock<[SchemaRef; 3]> = LazyLock::new(|| {
+        [CorpusKind::Interleaved, CorpusKind::ImageText, CorpusKind::VideoText].map(make_schema)
+    });
+    Arc::clone(match kind {
+        CorpusKind::Interleaved => &SCHEMAS[0],
+        CorpusKind::ImageText => &SCHEMAS[1],
+        CorpusKind::VideoText => &SCHEMAS[2],
+    })
+}
+
+fn make_schema(kind: CorpusKind) -> SchemaRef {
     let fields: Fields = match kind {
         CorpusKind::Interleaved => interleaved_fields(),
         CorpusKind::ImageText => image_text_fields(),
@@ -165,7 +176,7 @@ fn list_type(values: DataType) -> DataType {
     DataType::List(list_element(values))
 }
 
-fn image_type() -> DataType {
+pub(crate) fn image_type() -> DataType {
     DataType::Struct(image_fields())
 }
 

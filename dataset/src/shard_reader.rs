@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, ListArray, StructArray};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, ListArray, StructArray};
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::DataType;
 use bytes::{Buf, Bytes};
@@ -17,13 +17,17 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
     RowSelectionPolicy, RowSelector,
 };
+use parquet::column::reader::{get_column_reader, get_typed_column_reader};
+use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::PageIndexPolicy;
+use parquet::file::page_index::offset_index::{OffsetIndexMetaData, PageLocation};
 use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::serialized_reader::SerializedPageReader;
 
 use crate::block_cache::{BLOCK_ROWS, BlockCache, BlockKey};
 use crate::row_view::read_row;
-use crate::schema::{image_fields, image_leaf, list_element};
+use crate::schema::{image_fields, image_leaf, image_type, list_element};
 use crate::{CorpusError, CorpusKind, CorpusStore, Row, ShardEntry, schema};
 
 /// Rows decoded at a time in a scan.
@@ -43,8 +47,8 @@ pub(crate) struct Shard {
     all: ProjectionMask,
     /// Those without the bytes of images.
     texts: ProjectionMask,
-    /// The bytes of images.
-    bytes: ProjectionMask,
+    /// Number of the column with the bytes of images.
+    image_leaf: usize,
 }
 
 impl Shard {
@@ -71,9 +75,9 @@ impl Shard {
         let is_image = |leaf: &usize| columns.column(*leaf).path().parts() == image;
         let leaves = || (0..columns.num_columns()).filter(|leaf| all.leaf_included(*leaf));
         let texts = ProjectionMask::leaves(columns, leaves().filter(|leaf| !is_image(leaf)));
-        let bytes = ProjectionMask::leaves(columns, leaves().filter(is_image));
+        let image_leaf = leaves().find(is_image).expect("the columns were checked");
         let (store, file) = (store.clone(), entry.file.clone());
-        Ok(Self { store, file, kind, first_row, metadata, all, texts, bytes })
+        Ok(Self { store, file, kind, first_row, metadata, all, texts, image_leaf })
     }
 
     /// Row groups in the shard.
@@ -99,12 +103,13 @@ impl Shard {
             }
             Err(error) => return Err(error),
         };
-        let selection = one_row(place);
-        let pages = self.fetch(self.page_ranges(group, &self.bytes, &selection)?)?;
-        let images = self.decode(group, &self.bytes, pages, Some(selection), row_idx)?;
-        let images = self.only(images, row_idx)?;
+        let chunk = self.metadata.metadata().row_group(group).column(self.image_leaf);
+        if chunk.dictionary_page_offset().is_some() {
+            return self.read_alone(row_idx, group, start);
+        }
+        let images = self.image_bytes(group, place)?;
         let at = (place % BLOCK_ROWS) as usize;
-        if images.len() != 1 || at >= texts.len() {
+        if at >= texts.len() {
             return Err(self.damaged(format!("its pages lack row {row_idx}")));
         }
         let columns = self.joined(&texts.slice(at, 1), &images).ok_or_else(|| {
@@ -138,17 +143,79 @@ impl Shard {
         self.only(columns, start + first)
     }
 
+    /// The bytes of the images of a row of a row group: of each element of its list, where it is one.
+    ///
+    /// Only the page of the row is looked at: a reader of whole columns would pass over all pages
+    /// before it.
+    fn image_bytes(&self, group: usize, place: u64) -> Result<BinaryArray, CorpusError> {
+        let decode = || self.image_bytes_of_page(group, place);
+        catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+            Err(self.damaged(format!("row {place} of row group {group} cannot be decoded")))
+        })
+    }
+
+    fn image_bytes_of_page(&self, group: usize, place: u64) -> Result<BinaryArray, CorpusError> {
+        let row_group = self.metadata.metadata().row_group(group);
+        let pages = self.offset_index(group)?[self.image_leaf].page_locations();
+        let after = pages.partition_point(|page| page.first_row_index as u64 <= place);
+        let Some(page) = after.checked_sub(1).map(|at| &pages[at]) else {
+            return Err(self.damaged(format!("its pages lack row {place} of row group {group}")));
+        };
+        let first = page.first_row_index as u64;
+        let end = pages.get(after).map_or(row_group.num_rows(), |next| next.first_row_index);
+        let n_rows = (end as u64).saturating_sub(first) as usize;
+        let (offset, size) = (page.offset as u64, page.compressed_page_size as u64);
+        let range = offset..offset.saturating_add(size);
+        let fetched = self.fetch(vec![range])?;
+        let values = || -> Result<_, ParquetError> {
+            // A column that is this page alone.
+            let column = row_group.column(self.image_leaf).clone().into_builder();
+            let column = column
+                .set_data_page_offset(page.offset)
+                .set_total_compressed_size(size as i64)
+                .build()?;
+            let location = PageLocation { first_row_index: 0, ..page.clone() };
+            let pages = SerializedPageReader::new(
+                Arc::new(fetched),
+                &column,
+                n_rows,
+                Some(vec![location]),
+            )?;
+            let reader = get_column_reader(column.column_descr_ptr(), Box::new(pages));
+            let mut reader = get_typed_column_reader::<ByteArrayType>(reader);
+            reader.skip_records((place - first) as usize)?;
+            let (mut defined, mut repeated, mut values) = (Vec::new(), Vec::new(), Vec::new());
+            reader.read_records(1, Some(&mut defined), Some(&mut repeated), &mut values)?;
+            Ok((column.column_descr().max_def_level(), defined, values))
+        };
+        let (deepest, defined, values) = values().map_err(|e| self.broken(e))?;
+        // An image may be null, or its bytes may be; what is less deep is no element of a list.
+        let mut values = values.iter().map(ByteArray::data);
+        let images = defined.iter().filter(|level| **level >= deepest - 2);
+        Ok(images.map(|level| if *level == deepest { values.next() } else { None }).collect())
+    }
+
+    fn offset_index(&self, group: usize) -> Result<&[OffsetIndexMetaData], CorpusError> {
+        let index = self.metadata.metadata().offset_index();
+        let index = index.and_then(|index| index.get(group)).map(Vec::as_slice);
+        index.ok_or_else(|| self.damaged("it has no offset index".to_owned()))
+    }
+
     /// The columns of the schema for one row: the images have their paths from `texts` and their bytes
     /// from `images`. None where these are not of the same images.
-    fn joined(&self, texts: &StructArray, images: &StructArray) -> Option<StructArray> {
+    fn joined(&self, texts: &StructArray, images: &BinaryArray) -> Option<StructArray> {
         let schema = schema(self.kind);
         let columns = schema.fields().iter().map(|field| {
             let column = texts.column_by_name(field.name())?;
-            let Some(bytes) = images.column_by_name(field.name()) else {
-                return Some(Arc::clone(column));
-            };
-            let is_list = matches!(field.data_type(), DataType::List(_));
-            if is_list { joined_list(column, bytes) } else { joined_images(column, bytes) }
+            match field.data_type() {
+                DataType::Struct(_) if self.kind == CorpusKind::ImageText => {
+                    joined_images(column, images)
+                }
+                DataType::List(element) if *element.data_type() == image_type() => {
+                    joined_list(column, images)
+                }
+                _ => Some(Arc::clone(column)),
+            }
         });
         let columns = columns.collect::<Option<Vec<_>>>()?;
         StructArray::try_new(schema.fields().clone(), columns, None).ok()
@@ -194,12 +261,10 @@ impl Shard {
         columns: &ProjectionMask,
         selection: &RowSelection,
     ) -> Result<Vec<Range<u64>>, CorpusError> {
-        let Some(index) = self.metadata.metadata().offset_index() else {
-            return Err(self.damaged("it has no offset index".to_owned()));
-        };
+        let index = self.offset_index(group)?;
         let chunks = self.metadata.metadata().row_group(group).columns();
         let mut ranges = Vec::new();
-        for (leaf, (pages, column)) in index[group].iter().zip(chunks).enumerate() {
+        for (leaf, (pages, column)) in index.iter().zip(chunks).enumerate() {
             if !columns.leaf_included(leaf) {
                 continue;
             }
@@ -288,23 +353,23 @@ fn one_row(place: u64) -> RowSelection {
 }
 
 /// Images of which one array has the paths and the other the bytes.
-fn joined_images(paths: &ArrayRef, bytes: &ArrayRef) -> Option<ArrayRef> {
-    let (paths, bytes) = (paths.as_struct_opt()?, bytes.as_struct_opt()?);
+fn joined_images(paths: &ArrayRef, bytes: &BinaryArray) -> Option<ArrayRef> {
+    let paths = paths.as_struct_opt()?;
     if paths.len() != bytes.len() {
         return None;
     }
-    let columns = vec![Arc::clone(bytes.column(0)), Arc::clone(paths.column(0))];
-    let joined = StructArray::try_new(image_fields(), columns, bytes.nulls().cloned()).ok()?;
+    let columns: Vec<ArrayRef> = vec![Arc::new(bytes.clone()), Arc::clone(paths.column(0))];
+    let joined = StructArray::try_new(image_fields(), columns, paths.nulls().cloned()).ok()?;
     Some(Arc::new(joined))
 }
 
-/// The same for lists of one row.
-fn joined_list(paths: &ArrayRef, bytes: &ArrayRef) -> Option<ArrayRef> {
-    let (paths, bytes) = (paths.as_list_opt::<i32>()?, bytes.as_list_opt::<i32>()?);
-    let images = joined_images(&paths.value(0), &bytes.value(0))?;
-    let element = list_element(DataType::Struct(image_fields()));
+/// The same for a list that is one row.
+fn joined_list(paths: &ArrayRef, bytes: &BinaryArray) -> Option<ArrayRef> {
+    let paths = paths.as_list_opt::<i32>()?;
+    let images = joined_images(&paths.value(0), bytes)?;
     let offsets = OffsetBuffer::from_lengths([images.len()]);
-    let joined = ListArray::try_new(element, offsets, images, bytes.nulls().cloned()).ok()?;
+    let element = list_element(image_type());
+    let joined = ListArray::try_new(element, offsets, images, paths.nulls().cloned()).ok()?;
     Some(Arc::new(joined))
 }
 

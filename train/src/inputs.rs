@@ -78,7 +78,7 @@ mod tests {
             tokens: vec![1, 3, 9, 0, 1, 3, 9, 3],
             phi: vec![-1, 0, 0, 0, -1, 0, 0, 1],
             loss_mask: vec![0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0],
-            pixels: [image(1.0), image(0.0), image(2.0), image(3.0)].concat(),
+            pixels: [image(1.0), image(0.0), image(2.0), image(3.0)].concat().into(),
             image_count: vec![1, 2],
             n_images: 2,
             n_frames: 2,
@@ -106,7 +106,8 @@ mod tests {
     fn padding_between_the_images_of_two_rows_is_left_out() {
         let batch = batch();
         assert_eq!(packed_pixels(&batch), [image(1.0), image(2.0), image(3.0)].concat());
-        let no_images = Batch { n_images: 0, pixels: Vec::new(), image_count: vec![0, 0], ..batch };
+        let no_images =
+            Batch { n_images: 0, pixels: Vec::new().into(), image_count: vec![0, 0], ..batch };
         assert!(packed_pixels(&no_images).is_empty());
     }
 }
