@@ -41,6 +41,8 @@ if [ ! -x "$deny" ]; then
   # Unoptimised: it runs for a second and compiles for minutes.
   cargo install --quiet --locked --debug --root target/tools --target-dir target/tools cargo-deny@0.20.2
 fi
+# It looks at the crates of all platforms, of which a build fetches those of one.
+cargo fetch --locked --quiet
 "$deny" --offline check licenses bans sources
 
 step "tests"
