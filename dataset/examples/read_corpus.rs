@@ -2,23 +2,28 @@
 //! measures.
 //!
 //! ```sh
-//! cargo run --release -p flamingo-dataset --example read_corpus -- CORPUS pixels|bytes THREADS BATCHES
+//! cargo run --release -p flamingo-dataset --example read_corpus -- \
+//!     CORPUS pixels|bytes|hashes THREADS BATCHES [FIRST_BATCH]
 //! ```
 //!
-//! `pixels` takes batches of 64 from the loader: 224 x 224, centre crop, normalised. `bytes` reads the
-//! same rows in the same order and decodes nothing.
+//! CORPUS may be several, with commas between them, for `pixels`: each gives every step a batch.
+//! `pixels` takes batches of 64 from the loader: 224 x 224, centre crop, normalised, from
+//! FIRST_BATCH on. `bytes` reads the same rows in the same order and decodes nothing.
+//! `hashes` prints the SHA-256 of each batch in place of times: what `dataset/tests/faulty_store.py`
+//! compares.
 
 #![allow(clippy::print_stdout, reason = "the example is run for what it prints")]
 
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use flamingo_dataset::{
-    Corpus, EpochOrder, Fit, ImageConfig, Loader, LossMask, Mixture, MixtureEntry, MixtureMode,
-    SampleConfig, Shuffle, Tokenizer,
+    Batch, Corpus, EpochOrder, Fit, ImageConfig, Loader, LossMask, Mixture, MixtureEntry,
+    MixtureMode, SampleConfig, Shuffle, Tokenizer,
 };
 
 /// Rows of a batch.
@@ -27,14 +32,19 @@ const BATCH: usize = 64;
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let corpus = arguments.next().ok_or("expected a corpus")?;
-    let what = arguments.next().ok_or("expected `pixels` or `bytes`")?;
+    let what = arguments.next().ok_or("expected `pixels`, `bytes` or `hashes`")?;
     let threads: usize = arguments.next().ok_or("expected a number of threads")?.parse()?;
     let batches: u64 = arguments.next().ok_or("expected a number of batches")?.parse()?;
+    let from: u64 = arguments.next().map_or(Ok(0), |number| number.parse())?;
     let started = Instant::now();
     let first = match &*what {
-        "pixels" => pixels(corpus, threads, batches)?,
+        "pixels" => pixels(&corpus, threads, from..from + batches, |_| ())?,
         "bytes" => bytes(&corpus, threads, batches)?,
-        other => return Err(format!("`{other}`, expected `pixels` or `bytes`").into()),
+        "hashes" => {
+            pixels(&corpus, threads, from..from + batches, |batch| println!("{}", batch.sha256()))?;
+            return Ok(());
+        }
+        other => return Err(format!("`{other}`, expected `pixels`, `bytes` or `hashes`").into()),
     };
     let seconds = started.elapsed().as_secs_f64();
     let n = batches * BATCH as u64;
@@ -46,7 +56,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Takes batches from the loader; seconds to the first.
-fn pixels(corpus: String, threads: usize, batches: u64) -> Result<f64, Box<dyn Error>> {
+fn pixels(
+    corpora: &str,
+    threads: usize,
+    batches: Range<u64>,
+    seen: impl Fn(&Batch),
+) -> Result<f64, Box<dyn Error>> {
     let started = Instant::now();
     let image =
         ImageConfig { size: 224, fit: Fit::CenterCrop, mean: [0.48, 0.46, 0.41], std: [0.27; 3] };
@@ -61,24 +76,26 @@ fn pixels(corpus: String, threads: usize, batches: u64) -> Result<f64, Box<dyn E
         image,
         loss: LossMask::All,
     };
-    let entry = MixtureEntry {
-        name: "pairs".to_owned(),
-        corpus,
+    let entry = |(i, corpus): (usize, &str)| MixtureEntry {
+        name: format!("pairs {i}"),
+        corpus: corpus.to_owned(),
         batch: BATCH,
         weight: 1.0,
-        sample,
+        sample: sample.clone(),
         shuffle: Shuffle::default(),
         skip_rows: BTreeSet::new(),
         corrupt_share_max: 0.0,
     };
+    let entries: Vec<_> = corpora.split(',').enumerate().map(entry).collect();
     let tokenizer = Arc::new(Tokenizer::train(["a photograph".to_owned()].into_iter(), 270)?);
-    let mixture = Mixture::open(vec![entry], tokenizer, MixtureMode::Accumulate, 0)?;
-    let mut loader = Loader::start(mixture, 0, threads);
+    let mixture = Mixture::open(entries, tokenizer, MixtureMode::Accumulate, 0)?;
+    let mut loader = Loader::start(mixture, batches.start, threads);
     let mut first = 0.0;
-    for batch in 0..batches {
+    for batch in batches.clone() {
         let step = loader.next_step()?;
         assert_eq!(step[0].pixels.len(), BATCH * 3 * 224 * 224, "pixels of a batch");
-        if batch == 0 {
+        seen(&step[0]);
+        if batch == batches.start {
             first = started.elapsed().as_secs_f64();
         }
     }
