@@ -55,7 +55,7 @@ step "broken files, each alone"
 cargo build --quiet --locked --release --workspace
 python3 ingest/tests/bad_files.py
 
-step "an object store and HTTPS on loopback"
+step "object stores and HTTPS on loopback, and a store that fails"
 s3=target/s3/bin/python
 if ! $s3 -c 'import boto3, moto, pyarrow, trustme' 2>/dev/null; then
   python3 -m venv target/s3
@@ -63,5 +63,6 @@ if ! $s3 -c 'import boto3, moto, pyarrow, trustme' 2>/dev/null; then
 fi
 $s3 ingest/tests/object_store.py
 $s3 ingest/tests/https.py
+$s3 dataset/tests/faulty_store.py
 
 step "done"

@@ -8,7 +8,7 @@
 //!
 //! CORPUS may be several, with commas between them, for `pixels`: each gives every step a batch.
 //! `pixels` takes batches of 64 from the loader: 224 x 224, centre crop, normalised, from
-//! FIRST_BATCH on. `bytes` reads the same rows in the same order and decodes nothing.
+//! `FIRST_BATCH` on. `bytes` reads the same rows in the same order and decodes nothing.
 //! `hashes` prints the SHA-256 of each batch in place of times: what `dataset/tests/faulty_store.py`
 //! compares.
 

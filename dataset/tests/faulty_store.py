@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = ROOT / "target/release"
 PHOTOS = ROOT / "../shared/data/real/photos/data-juicer"
-BATCHES = 12
+BATCHES = 6
 
 if not PHOTOS.exists():
     print(f"skipped: {PHOTOS} is not here")
