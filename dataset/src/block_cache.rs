@@ -8,13 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, StructArray};
 
-use crate::CorpusError;
+use crate::{CorpusError, CorpusKind};
 
-/// Rows of a block within a row group. Blocks of the order that are as long touch two of these.
-pub(crate) const BLOCK_ROWS: u64 = 256;
+/// Rows of a block within a row group: as many as a page of texts holds of long ones, and some of the
+/// rows of a page of short ones.
+pub(crate) fn block_rows(kind: CorpusKind) -> u64 {
+    match kind {
+        CorpusKind::Interleaved => 64,
+        CorpusKind::ImageText | CorpusKind::VideoText => 256,
+    }
+}
 
-/// Most bytes of blocks that a corpus keeps: some 64 blocks of long pages, far more of captions.
-const BYTES_MAX: usize = 64 << 20;
+/// Most bytes of blocks that a corpus keeps: the default shuffle comes back to some 17,000 rows, of
+/// which each may have 7 KB of texts.
+const BYTES_MAX: usize = 128 << 20;
 
 /// A block of a corpus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,14 +64,14 @@ impl BlockCache {
         key: BlockKey,
         read: impl FnOnce() -> Result<StructArray, CorpusError>,
     ) -> Result<Arc<StructArray>, CorpusError> {
-        let block = self.slot(key);
-        let mut block = block.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = self.slot(key);
+        let mut block = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(columns) = &*block {
             return Ok(Arc::clone(columns));
         }
         let columns = Arc::new(read()?);
         *block = Some(Arc::clone(&columns));
-        self.count(key, columns.get_array_memory_size());
+        self.count(key, &slot, columns.get_array_memory_size());
         Ok(columns)
     }
 
@@ -79,14 +86,17 @@ impl BlockCache {
     }
 
     /// Notes how large a block is that was read, and lets those go that were not used for longest.
-    fn count(&self, key: BlockKey, bytes: usize) {
+    fn count(&self, key: BlockKey, block: &Block, bytes: usize) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = kept.slots.get_mut(&key) {
-            slot.bytes = bytes;
-            kept.bytes += bytes;
-        }
-        while kept.bytes > BYTES_MAX && kept.slots.len() > 1 {
-            let others = kept.slots.iter().filter(|(other, _)| **other != key);
+        let Some(slot) = kept.slots.get_mut(&key).filter(|slot| Arc::ptr_eq(&slot.block, block))
+        else {
+            return;
+        };
+        slot.bytes = bytes;
+        kept.bytes += bytes;
+        while kept.bytes > BYTES_MAX {
+            // Those without bytes are being read.
+            let others = kept.slots.iter().filter(|(other, slot)| **other != key && slot.bytes > 0);
             let Some(oldest) = others.min_by_key(|(_, slot)| slot.used).map(|(key, _)| *key) else {
                 return;
             };

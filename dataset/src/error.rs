@@ -167,7 +167,7 @@ pub enum CorpusError {
     EmptyMixture,
     /// No row could be found that can be made into a sample.
     #[error(
-        "dataset `{name}` ({location}): row {row} and the {tried} rows drawn in its place are all corrupt: {problem}"
+        "dataset `{name}` ({location}): row {row} and the {tried} rows drawn in its place are all corrupt"
     )]
     AllCorrupt {
         /// Name of the mixture entry.
@@ -179,7 +179,7 @@ pub enum CorpusError {
         /// How many were tried in its place.
         tried: u64,
         /// Why the last of them failed.
-        problem: String,
+        source: Box<CorpusError>,
     },
     /// More of a dataset is corrupt than its setting allows.
     #[error(

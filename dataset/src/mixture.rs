@@ -248,28 +248,28 @@ impl Dataset {
         let order = EpochOrder::new(n_rows, self.entry.shuffle, &[self.key, seed, epoch]);
         let rows = (0..n_rows).map(|further| order.row((place + further) % n_rows));
         let mut corrupt: Vec<CorruptRow> = Vec::new();
+        let mut last = CorpusError::EmptyMixture;
         for row in rows.filter(|row| !self.entry.skip_rows.contains(row)) {
             let made = self.corpus.read(row).and_then(|stored| {
                 example(&stored, &self.entry.sample, tokenizer, SampleKey { seed, epoch, row })
             });
-            let error = match made {
+            last = match made {
                 Ok(example) => return Ok(Drawn { example, row, corrupt }),
                 Err(error) if !error.is_about_one_row() => return Err(error),
                 Err(error) => error,
             };
             let dataset = self.entry.name.clone();
-            corrupt.push(CorruptRow { dataset, row, problem: error.to_string() });
+            corrupt.push(CorruptRow { dataset, row, problem: last.to_string() });
             if corrupt.len() as u64 > SUBSTITUTES_MAX {
                 break;
             }
         }
-        let problem = corrupt.last().map_or_else(String::new, |last| last.problem.clone());
         Err(CorpusError::AllCorrupt {
             name: self.entry.name.clone(),
             location: self.entry.corpus.clone(),
             row: corrupt.first().map_or(0, |first| first.row),
             tried: corrupt.len().saturating_sub(1) as u64,
-            problem,
+            source: Box::new(last),
         })
     }
 }
@@ -296,6 +296,11 @@ fn check_entries(entries: &[MixtureEntry], mode: MixtureMode) -> Result<(), Corp
         }
         if let Some((field, problem)) = entry.sample.problem() {
             return Err(setting(entry, field, problem));
+        }
+        let is_taken = |other: &&MixtureEntry| other.name == entry.name;
+        if entry.name == MERGED || entries.iter().filter(is_taken).count() > 1 {
+            let problem = format!("must be unlike the others and `{MERGED}`");
+            return Err(setting(entry, "name", problem));
         }
         let same_images = entry.sample.frames == first.sample.frames
             && entry.sample.image.size == first.sample.image.size;

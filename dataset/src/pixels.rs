@@ -130,7 +130,6 @@ struct Placed {
 /// What a thread uses for image after image.
 #[derive(Default)]
 struct Tools {
-    decompressor: Option<Decompressor>,
     resizer: Resizer,
     /// Room for the pixels of a decoded image.
     pixels: Vec<u8>,
@@ -140,6 +139,8 @@ struct Tools {
     planes: Vec<Vec<f32>>,
 }
 
+/// Most bytes of pixels that lie ready in a thread: those of a photograph of five megapixels.
+const SPARE_BYTES_MAX: usize = 16 << 20;
 /// Most planes that lie ready in a thread.
 const SPARE_PLANES_MAX: usize = 8;
 
@@ -147,11 +148,12 @@ thread_local! {
     static TOOLS: RefCell<Tools> = RefCell::default();
 }
 
-/// Keeps the room that an image took for the next one.
+/// Keeps the room that an image took for the next one, unless it is large.
 fn reuse(image: RgbImage, placed: Placed) {
+    let kept = |room: Vec<u8>| if room.capacity() <= SPARE_BYTES_MAX { room } else { Vec::new() };
     TOOLS.with_borrow_mut(|tools| {
-        tools.pixels = image.into_raw();
-        tools.resized = placed.pixels;
+        tools.pixels = kept(image.into_raw());
+        tools.resized = kept(placed.pixels);
     });
 }
 
@@ -180,34 +182,34 @@ fn decode_jpeg(bytes: &[u8], wanted: usize) -> Result<Option<RgbImage>, CorpusEr
         turbojpeg::Error::TurboJpegError(message) => failed(message),
         error => failed(error.to_string()),
     };
-    let image = TOOLS.with_borrow_mut(|tools| {
-        let decompressor = match &mut tools.decompressor {
-            Some(decompressor) => decompressor,
-            none => none.insert(Decompressor::new().map_err(words)?),
-        };
-        let Ok(header) = decompressor.read_header(bytes) else { return Ok(None) };
-        if matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK) {
-            return Ok(None);
-        }
-        check_size(header.width as u64, header.height as u64)?;
-        let factor = fraction(header.width.min(header.height), wanted);
-        decompressor.set_scaling_factor(factor).map_err(words)?;
-        decompressor.set_scan_limit(SCANS_MAX).map_err(words)?;
-        let (width, height) = (factor.scale(header.width), factor.scale(header.height));
-        let mut pixels = std::mem::take(&mut tools.pixels);
-        pixels.resize(3 * width * height, 0);
-        let format = PixelFormat::RGB;
-        let target =
-            turbojpeg::Image { pixels: &mut pixels[..], width, pitch: 3 * width, height, format };
-        match decompressor.decompress(bytes, target) {
-            // Rubbish between segments harms no pixel.
-            Err(turbojpeg::Error::TurboJpegError(message))
-                if message.contains("extraneous bytes before marker") => {}
-            decoded => decoded.map_err(words)?,
-        }
-        Ok(RgbImage::from_raw(width as u32, height as u32, pixels))
-    })?;
-    let Some(image) = image else { return Ok(None) };
+    // A new one for each image: what one that failed has seen of a file stays in it, and so do tables
+    // that a later file may lack.
+    let mut decompressor = Decompressor::new().map_err(words)?;
+    let Ok(header) = decompressor.read_header(bytes) else { return Ok(None) };
+    if matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK) {
+        return Ok(None);
+    }
+    check_size(header.width as u64, header.height as u64)?;
+    let factor = fraction(header.width.min(header.height), wanted);
+    decompressor.set_scaling_factor(factor).map_err(words)?;
+    decompressor.set_scan_limit(SCANS_MAX).map_err(words)?;
+    let (width, height) = (factor.scale(header.width), factor.scale(header.height));
+    let mut pixels = TOOLS.with_borrow_mut(|tools| std::mem::take(&mut tools.pixels));
+    pixels.resize(3 * width * height, 0);
+    let format = PixelFormat::RGB;
+    let target =
+        turbojpeg::Image { pixels: &mut pixels[..], width, pitch: 3 * width, height, format };
+    match decompressor.decompress(bytes, target) {
+        // Rubbish between segments harms no pixel, but only the first complaint is told: a file that is
+        // also cut off does not end as it should.
+        Err(turbojpeg::Error::TurboJpegError(message))
+            if message.contains("extraneous bytes before marker")
+                && bytes.ends_with(&[0xff, 0xd9]) => {}
+        decoded => decoded.map_err(words)?,
+    }
+    let Some(image) = RgbImage::from_raw(width as u32, height as u32, pixels) else {
+        return Ok(None);
+    };
     let orientation = exif(bytes).and_then(Orientation::from_exif_chunk);
     Ok(Some(match orientation.unwrap_or(Orientation::NoTransforms) {
         Orientation::NoTransforms => image,
@@ -493,6 +495,33 @@ mod tests {
         assert!(decoded.get_pixel(8, 4).0[0] > 200 && decoded.get_pixel(8, 28).0[0] < 50);
         for end in 0..turned.len() {
             let _ = exif(&turned[..end]); // does not panic
+        }
+    }
+
+    #[test]
+    fn a_bad_jpeg_changes_nothing_of_the_next() {
+        let good = jpeg(&RgbImage::from_fn(80, 60, |x, y| Rgb([x as u8 * 3, y as u8 * 4, 9])));
+        // A frame without tables of its own, as films have them.
+        let table = good.windows(2).position(|two| two == [0xff, 0xc4]).unwrap();
+        let length = usize::from(u16::from_be_bytes([good[table + 2], good[table + 3]]));
+        let bare = [&good[..table], &good[table + 2 + length..]].concat();
+        let numbers = |bytes: &[u8]| image_pixels(bytes, &config(Fit::Squash), None).ok();
+        let (expected, alone) = (
+            numbers(&good),
+            std::thread::spawn({
+                let bare = bare.clone();
+                move || image_pixels(&bare, &config(Fit::Squash), None).ok()
+            }),
+        );
+        assert!(expected.is_some());
+        assert_eq!(numbers(&bare), alone.join().unwrap(), "tables of another image were used");
+        for bad in
+            [&[0xff, 0xd8, 0xff, 0xf0, 0, 2][..], &[0xff, 0xd8, 0xff, 0xc0, 0, 9], &good[..90]]
+        {
+            assert!(numbers(bad).is_none());
+            let decoded = decode_jpeg(&good, 8).unwrap().expect("still decoded by libjpeg-turbo");
+            assert_eq!(decoded.dimensions().0, 40, "at a half");
+            assert_eq!(numbers(&good), expected);
         }
     }
 

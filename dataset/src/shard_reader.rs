@@ -25,13 +25,16 @@ use parquet::file::page_index::offset_index::{OffsetIndexMetaData, PageLocation}
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use crate::block_cache::{BLOCK_ROWS, BlockCache, BlockKey};
+use crate::block_cache::{BlockCache, BlockKey, block_rows};
 use crate::row_view::read_row;
 use crate::schema::{image_fields, image_leaf, image_type, list_element};
 use crate::{CorpusError, CorpusKind, CorpusStore, Row, ShardEntry, schema};
 
 /// Rows decoded at a time in a scan.
 const SCAN_ROWS: usize = 64;
+
+/// Columns for other readers: a row is made without them.
+const DERIVED_COLUMNS: [&str; 4] = ["text", "media_prev", "media_next", "image_char_offset"];
 
 /// How much a reader of the footer fetches at a time where the length is not known before.
 const FOOTER_READ_BYTES: u64 = 64 * 1024;
@@ -73,8 +76,12 @@ impl Shard {
             ProjectionMask::columns(columns, names.fields().iter().map(|f| f.name().as_str()));
         let image = image_leaf(kind);
         let is_image = |leaf: &usize| columns.column(*leaf).path().parts() == image;
+        let is_derived = |leaf: &usize| {
+            DERIVED_COLUMNS.contains(&columns.column(*leaf).path().parts()[0].as_str())
+        };
         let leaves = || (0..columns.num_columns()).filter(|leaf| all.leaf_included(*leaf));
-        let texts = ProjectionMask::leaves(columns, leaves().filter(|leaf| !is_image(leaf)));
+        let texts = leaves().filter(|leaf| !is_image(leaf) && !is_derived(leaf));
+        let texts = ProjectionMask::leaves(columns, texts);
         let image_leaf = leaves().find(is_image).expect("the columns were checked");
         let (store, file) = (store.clone(), entry.file.clone());
         Ok(Self { store, file, kind, first_row, metadata, all, texts, image_leaf })
@@ -94,7 +101,8 @@ impl Shard {
     ) -> Result<Row, CorpusError> {
         let (group, start) = self.group_of(row_idx)?;
         let place = row_idx - start;
-        let key = BlockKey { shard, group, block: place / BLOCK_ROWS };
+        let block_rows = block_rows(self.kind);
+        let key = BlockKey { shard, group, block: place / block_rows };
         let texts = match cache.get(key, || self.read_block(group, key.block, start)) {
             Ok(texts) => texts,
             // What is damaged of the block may be another row.
@@ -108,7 +116,7 @@ impl Shard {
             return self.read_alone(row_idx, group, start);
         }
         let images = self.image_bytes(group, place)?;
-        let at = (place % BLOCK_ROWS) as usize;
+        let at = (place % block_rows) as usize;
         if at >= texts.len() {
             return Err(self.damaged(format!("its pages lack row {row_idx}")));
         }
@@ -133,9 +141,9 @@ impl Shard {
     /// The columns without image bytes of a block of rows of a row group; `start` is the group's first
     /// row.
     fn read_block(&self, group: usize, block: u64, start: u64) -> Result<StructArray, CorpusError> {
-        let first = block * BLOCK_ROWS;
+        let first = block * block_rows(self.kind);
         let n_rows = self.metadata.metadata().row_group(group).num_rows() as u64;
-        let n = BLOCK_ROWS.min(n_rows.saturating_sub(first)) as usize;
+        let n = block_rows(self.kind).min(n_rows.saturating_sub(first)) as usize;
         let selection =
             RowSelection::from(vec![RowSelector::skip(first as usize), RowSelector::select(n)]);
         let pages = self.fetch(self.page_ranges(group, &self.texts, &selection)?)?;
@@ -201,24 +209,24 @@ impl Shard {
         index.ok_or_else(|| self.damaged("it has no offset index".to_owned()))
     }
 
-    /// The columns of the schema for one row: the images have their paths from `texts` and their bytes
+    /// The columns of one row: the images have their paths from `texts` and their bytes
     /// from `images`. None where these are not of the same images.
     fn joined(&self, texts: &StructArray, images: &BinaryArray) -> Option<StructArray> {
         let schema = schema(self.kind);
-        let columns = schema.fields().iter().map(|field| {
-            let column = texts.column_by_name(field.name())?;
-            match field.data_type() {
-                DataType::Struct(_) if self.kind == CorpusKind::ImageText => {
-                    joined_images(column, images)
-                }
-                DataType::List(element) if *element.data_type() == image_type() => {
-                    joined_list(column, images)
-                }
-                _ => Some(Arc::clone(column)),
+        let (names, columns) = (texts.column_names(), texts.columns());
+        let fields = names.iter().map(|name| schema.field_with_name(name).ok().cloned());
+        let fields = fields.collect::<Option<Vec<_>>>()?;
+        let columns = fields.iter().zip(columns).map(|(field, column)| match field.data_type() {
+            DataType::Struct(_) if self.kind == CorpusKind::ImageText => {
+                joined_images(column, images)
             }
+            DataType::List(element) if *element.data_type() == image_type() => {
+                joined_list(column, images)
+            }
+            _ => Some(Arc::clone(column)),
         });
         let columns = columns.collect::<Option<Vec<_>>>()?;
-        StructArray::try_new(schema.fields().clone(), columns, None).ok()
+        StructArray::try_new(fields.into(), columns, None).ok()
     }
 
     fn row(&self, columns: &StructArray, at: usize, row_idx: u64) -> Result<Row, CorpusError> {
@@ -307,7 +315,8 @@ impl Shard {
         pages: FetchedRanges,
         selection: Option<RowSelection>,
     ) -> Result<Vec<StructArray>, CorpusError> {
-        let batch_rows = if selection.is_some() { BLOCK_ROWS as usize } else { SCAN_ROWS };
+        let batch_rows =
+            if selection.is_some() { block_rows(self.kind) as usize } else { SCAN_ROWS };
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(pages, self.metadata.clone())
                 .with_row_groups(vec![group])

@@ -1,6 +1,7 @@
 //! The place a corpus lies: a folder, or a prefix of an object store.
 //!
-//! Everything goes through `object_store`, so a local folder and a bucket behave alike. The API is
+//! Everything but ranges of local files goes through `object_store`, so a local folder and a bucket
+//! behave alike. The API is
 //! synchronous: futures run on one small runtime shared by the whole process, and a caller may be
 //! on any thread, inside another runtime included.
 
@@ -87,6 +88,22 @@ impl CorpusStore {
         let path = self.path(object)?;
         let meta = self.run(move |objects| async move { objects.head(&path).await });
         Ok(meta.map_err(|e| self.failed("read", object, e))?.size)
+    }
+
+    /// Size of one object; none where there is none, or where the store denies it, as stores do of missing
+    /// objects to those who may not list.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub fn size_if_any(&self, object: &str) -> Result<Option<u64>, CorpusError> {
+        use object_store::Error::{NotFound, PermissionDenied};
+        match self.size(object) {
+            Ok(size) => Ok(Some(size)),
+            Err(CorpusError::Object {
+                source: NotFound { .. } | PermissionDenied { .. }, ..
+            }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The bytes of one object.

@@ -114,10 +114,15 @@ impl Tokenizer {
         self.bpe.decode(ids, true).expect("byte-level decoding accepts every sequence")
     }
 
-    /// One token as a reader sees it: a special one by its name.
-    pub fn token_text(&self, id: u32) -> String {
-        let special = self.special_ids.iter().position(|special| *special == id);
-        special.map_or_else(|| self.decode(&[id]), |at| SPECIAL_TOKENS[at].to_owned())
+    /// Tokens as a reader sees them: a special one by its name.
+    pub fn tokens_text(&self, ids: &[u32]) -> String {
+        let special = |id: &u32| self.special_ids.iter().position(|special| special == id);
+        let runs = ids.chunk_by(|one, other| special(one).is_none() && special(other).is_none());
+        let text = |run: &[u32]| match special(&run[0]) {
+            Some(at) => SPECIAL_TOKENS[at].to_owned(),
+            None => self.decode(run),
+        };
+        runs.map(text).collect()
     }
 
     /// Id of `<PAD>`.
@@ -222,8 +227,7 @@ mod tests {
         ids.extend(t.encode("red circle"));
         ids.extend([t.eoc_id(), t.eos_id(), t.pad_id()]);
         assert_eq!(t.decode(&ids), "red circle");
-        assert_eq!(t.token_text(3), "<image>");
-        assert_eq!(t.token_text(t.encode("r")[0]), "r");
+        assert_eq!(t.tokens_text(&ids), "<BOS><image>red circle<EOC><EOS><PAD>");
     }
 
     #[test]

@@ -125,4 +125,5 @@ with tempfile.TemporaryDirectory() as name:
     assert len(set(expected)) == BATCHES
     found = hashes(f"http://127.0.0.1:{server.server_port}/corpus", 2)
     assert found == expected, "a batch differs"
+    assert Faulty.n_faults > 20, "the server did not fail"
     print(f"{BATCHES} batches are equal after {Faulty.n_faults} faults in {Faulty.n_answers} answers")

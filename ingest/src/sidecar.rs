@@ -1,8 +1,10 @@
 //! What lies beside a clip: its caption in `.txt`, its parts in `.json`, its words in `.vtt` or `.srt`.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flamingo_dataset::{CorpusError, CorpusStore};
 use serde_json::Value;
@@ -46,17 +48,21 @@ impl Captioned {
 ///
 /// # Errors
 /// When a file is there but cannot be used.
-pub(crate) fn read(clip: &Path, plan: &BuildPlan) -> Result<Vec<Captioned>, DropReason> {
-    if let Some(text) = text_beside(clip, "txt")? {
+pub(crate) fn read(
+    clip: &Path,
+    plan: &BuildPlan,
+    beside: &Beside,
+) -> Result<Vec<Captioned>, DropReason> {
+    if let Some(text) = beside.text(clip, "txt")? {
         return Ok(vec![Captioned::whole(Some(text))]);
     }
-    if let Some(text) = text_beside(clip, "json")? {
+    if let Some(text) = beside.text(clip, "json")? {
         let value: Value =
             serde_json::from_str(&text).map_err(|error| bad(clip, "json", &error.to_string()))?;
         return parts(&value, &plan.list).map_err(|message| bad(clip, "json", &message));
     }
     for extension in SUBTITLES {
-        let Some(text) = text_beside(clip, extension)? else { continue };
+        let Some(text) = beside.text(clip, extension)? else { continue };
         let cues = subtitles::cues(&text);
         if plan.video.cues == Cues::Join || cues.is_empty() {
             return Ok(vec![Captioned::whole(Some(subtitles::text(&cues)))]);
@@ -147,16 +153,56 @@ fn as_text(value: &Value) -> Option<String> {
     }
 }
 
-/// The text of the file or object with the name of the clip and this ending; none where there is no such.
-fn text_beside(clip: &Path, extension: &str) -> Result<Option<String>, DropReason> {
-    let path: PathBuf = clip.with_extension(extension);
-    if path == clip {
-        return Ok(None);
+/// What lies beside clips.
+#[derive(Default)]
+pub(crate) struct Beside {
+    prefixes: Mutex<HashMap<String, Arc<Prefix>>>,
+}
+
+/// A prefix of an object store, listed once for all its clips.
+struct Prefix {
+    store: CorpusStore,
+    /// None where it may not be listed: then each object is asked for.
+    names: Option<HashSet<String>>,
+}
+
+impl Beside {
+    /// The text of the file or object with the name of the clip and this ending; none where there is no
+    /// such.
+    fn text(&self, clip: &Path, extension: &str) -> Result<Option<String>, DropReason> {
+        let path: PathBuf = clip.with_extension(extension);
+        if path == clip {
+            return Ok(None);
+        }
+        let place = path.to_string_lossy();
+        let bytes = if is_url(&place) { self.object_bytes(&place) } else { file_bytes(&path) };
+        let bytes = bytes.map_err(|message| bad(clip, extension, &message))?;
+        Ok(bytes.map(|bytes| subtitles::decoded(&bytes).into_owned()))
     }
-    let place = path.to_string_lossy();
-    let bytes = if is_url(&place) { object_bytes(&place) } else { file_bytes(&path) };
-    let bytes = bytes.map_err(|message| bad(clip, extension, &message))?;
-    Ok(bytes.map(|bytes| subtitles::decoded(&bytes).into_owned()))
+
+    fn object_bytes(&self, url: &str) -> Result<Option<Vec<u8>>, String> {
+        let (prefix, object) = url.rsplit_once('/').unwrap_or((url, ""));
+        let words = |error: CorpusError| error.to_string();
+        let prefix = self.prefix(prefix).map_err(words)?;
+        if prefix.names.as_ref().is_some_and(|names| !names.contains(object)) {
+            return Ok(None);
+        }
+        let Some(size) = prefix.store.size_if_any(object).map_err(words)? else { return Ok(None) };
+        check_bytes(size)?;
+        prefix.store.get(object).map(|bytes| Some(bytes.to_vec())).map_err(words)
+    }
+
+    fn prefix(&self, location: &str) -> Result<Arc<Prefix>, CorpusError> {
+        let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = prefixes.get(location) {
+            return Ok(Arc::clone(known));
+        }
+        let store = CorpusStore::open(location)?;
+        let names = store.list("").ok().map(HashSet::from_iter);
+        let prefix = Arc::new(Prefix { store, names });
+        prefixes.insert(location.to_owned(), Arc::clone(&prefix));
+        Ok(prefix)
+    }
 }
 
 fn file_bytes(path: &Path) -> Result<Option<Vec<u8>>, String> {
@@ -172,19 +218,6 @@ fn file_bytes(path: &Path) -> Result<Option<Vec<u8>>, String> {
         Err(error) => Err(error.to_string()),
         Ok(n) => check_bytes(n as u64).map(|()| Some(bytes)),
     }
-}
-
-fn object_bytes(url: &str) -> Result<Option<Vec<u8>>, String> {
-    let (prefix, object) = url.rsplit_once('/').unwrap_or((url, ""));
-    let read = || -> Result<_, CorpusError> {
-        let store = CorpusStore::open(prefix)?;
-        let size = if store.exists(object)? { Some(store.size(object)?) } else { None };
-        Ok((store, size))
-    };
-    let (store, size) = read().map_err(|error| error.to_string())?;
-    let Some(size) = size else { return Ok(None) };
-    check_bytes(size)?;
-    store.get(object).map(|bytes| Some(bytes.to_vec())).map_err(|error| error.to_string())
 }
 
 fn check_bytes(n: u64) -> Result<(), String> {
@@ -208,20 +241,20 @@ mod tests {
             fs::write(clip.with_extension(extension), text).unwrap();
         };
         let mut plan = BuildPlan::default();
-        assert_eq!(read(&clip, &plan).unwrap(), [Captioned::whole(None)]);
+        assert_eq!(read(&clip, &plan, &Beside::default()).unwrap(), [Captioned::whole(None)]);
         write(
             "en.srt",
             "1\n00:00:01,000 --> 00:00:02,000\nHello\n\n2\n00:00:03,000 --> 00:00:04,000\nyou\n",
         );
-        assert_eq!(read(&clip, &plan).unwrap(), [row(0.0, None, "Hello you")]);
+        assert_eq!(read(&clip, &plan, &Beside::default()).unwrap(), [row(0.0, None, "Hello you")]);
         plan.video.cues = Cues::Clips;
         let cues = [row(1000.0, Some(2000.0), "Hello"), row(3000.0, Some(4000.0), "you")];
-        assert_eq!(read(&clip, &plan).unwrap(), cues);
+        assert_eq!(read(&clip, &plan, &Beside::default()).unwrap(), cues);
         write("json", r#"{"caption": "all", "clips": [[0, 1.5], ["00:00:02", 3, "own"]]}"#);
         let parts = [row(0.0, Some(1500.0), "all"), row(2000.0, Some(3000.0), "own")];
-        assert_eq!(read(&clip, &plan).unwrap(), parts);
+        assert_eq!(read(&clip, &plan, &Beside::default()).unwrap(), parts);
         write("txt", "written");
-        assert_eq!(read(&clip, &plan).unwrap(), [row(0.0, None, "written")]);
+        assert_eq!(read(&clip, &plan, &Beside::default()).unwrap(), [row(0.0, None, "written")]);
     }
 
     #[test]

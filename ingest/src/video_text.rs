@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flamingo_dataset::{EncodedImage, Row, VideoText};
+use flamingo_dataset::{CorpusStore, EncodedImage, Row, VideoText};
 use tempfile::NamedTempFile;
 
 use crate::alt_text::{self, check_caption};
@@ -21,7 +21,7 @@ use crate::ordered::Weigh;
 use crate::outcome::{Outcome, without_panic};
 use crate::plan::BuildPlan;
 use crate::reject::{DropReason, Origin, Reject, Stage};
-use crate::sidecar::{self, Captioned};
+use crate::sidecar::{self, Beside, Captioned};
 use crate::source::{self, Source, is_url};
 use crate::split;
 
@@ -43,8 +43,9 @@ pub fn expand(inputs: &[String]) -> Result<Vec<String>, IngestError> {
     let mut files = Vec::new();
     for input in inputs {
         let is_folder = source::is_prefix(input) || (!is_url(input) && Path::new(input).is_dir());
-        let kinds = if is_folder { CLIP_SUFFIXES } else { &suffixes };
-        match folder_list(input).filter(|_| is_folder) {
+        let (list, kinds) =
+            if is_folder { (folder_list(input)?, CLIP_SUFFIXES) } else { (None, &*suffixes) };
+        match list {
             Some(list) => files.push(list),
             None => files.extend(source::expand(std::slice::from_ref(input), kinds)?),
         }
@@ -53,10 +54,21 @@ pub fn expand(inputs: &[String]) -> Result<Vec<String>, IngestError> {
 }
 
 /// The list of a folder, or of a prefix of an object store, if it has one.
-fn folder_list(folder: &str) -> Option<String> {
-    let place = |name: &&'static str| Path::new(folder).join(name).to_string_lossy().into_owned();
-    // What cannot be asked is told when the folder itself is read.
-    FOLDER_LISTS.iter().map(place).find(|list| Source::open(list).is_ok())
+fn folder_list(folder: &str) -> Result<Option<String>, IngestError> {
+    let place = |name: &str| Path::new(folder).join(name).to_string_lossy().into_owned();
+    if !source::is_prefix(folder) {
+        let mut lists = FOLDER_LISTS.iter().map(|name| place(name));
+        return Ok(lists.find(|list| Path::new(list).is_file()));
+    }
+    let fetch =
+        |source| IngestError::InputFetch { input: folder.to_owned(), source: Box::new(source) };
+    let store = CorpusStore::open(folder).map_err(fetch)?;
+    for name in FOLDER_LISTS {
+        if store.size_if_any(name).map_err(fetch)?.is_some() {
+            return Ok(Some(place(name)));
+        }
+    }
+    Ok(None)
 }
 
 /// The inputs and rules that every clip needs.
@@ -64,6 +76,7 @@ pub struct ClipJob<'a> {
     sources: &'a [Arc<Source>],
     plan: &'a BuildPlan,
     decoders: Decoders,
+    beside: Arc<Beside>,
 }
 
 /// A clip to be read, or a row that is none.
@@ -114,18 +127,18 @@ impl<'a> ClipJob<'a> {
     /// When it cannot be found.
     pub fn new(sources: &'a [Arc<Source>], plan: &'a BuildPlan) -> Result<Self, IngestError> {
         let decoders = Decoders::of_this_program().map_err(|error| no_decoder(&error))?;
-        Ok(Self { sources, plan, decoders })
+        Ok(Self { sources, plan, decoders, beside: Arc::default() })
     }
 
     /// All clips in order.
     pub fn items(&self) -> impl Iterator<Item = Result<ClipItem, IngestError>> + Send + 'a {
-        let (sources, plan) = (self.sources, self.plan);
+        let (sources, plan, beside) = (self.sources, self.plan, Arc::clone(&self.beside));
         sources.iter().enumerate().flat_map(move |(i, source)| {
             let items: Box<dyn Iterator<Item = _> + Send> = if list::is_list(source.input()) {
                 let rows = list::list_rows(i, source, &plan.list);
                 Box::new(rows.map(|item| item.map(ClipItem::Listed)))
             } else {
-                Box::new(file_items(i, source, plan).into_iter().map(Ok))
+                Box::new(file_items(i, source, plan, &beside).into_iter().map(Ok))
             };
             items
         })
@@ -213,7 +226,8 @@ impl<'a> ClipJob<'a> {
         let mut caption = candidate.caption.clone();
         if caption.is_none() {
             // A list without captions: what lies beside the clip is about the whole of it.
-            let beside = sidecar::read(Path::new(&candidate.place), self.plan).map_err(read)?;
+            let beside = sidecar::read(Path::new(&candidate.place), self.plan, &self.beside)
+                .map_err(read)?;
             let [only] = <[Captioned; 1]>::try_from(beside).unwrap_or([Captioned::none()]);
             caption = only.caption;
         }
@@ -266,8 +280,8 @@ impl<'a> ClipJob<'a> {
 }
 
 /// The parts of a file: by what lies beside it.
-fn file_items(i: usize, source: &Source, plan: &BuildPlan) -> Vec<ClipItem> {
-    let rows = match sidecar::read(Path::new(source.input()), plan) {
+fn file_items(i: usize, source: &Source, plan: &BuildPlan, beside: &Beside) -> Vec<ClipItem> {
+    let rows = match sidecar::read(Path::new(source.input()), plan, beside) {
         Ok(rows) => rows,
         Err(drop) => {
             let reject = drop.at(Stage::Read, &file_origin(source), None);

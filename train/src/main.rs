@@ -75,11 +75,19 @@ struct MasksArgs {
           value_parser = clap::value_parser!(u32).range(2..))]
     tokens: u32,
     /// Most images of an example.
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    images: usize,
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    images: u32,
+    /// Frames of a clip.
+    #[arg(long, value_name = "F", default_value_t = 8,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    frames: u32,
     /// Chance that the text of a page sees the next image in place of the previous one.
     #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = probability)]
     next_image_probability: f64,
+    /// Chance of a space before a caption.
+    #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = probability)]
+    space_prefix_probability: f64,
     /// Only tokens that see an image are learned.
     #[arg(long)]
     loss_seeing_an_image: bool,
@@ -99,10 +107,10 @@ impl From<&MasksArgs> for MasksJob {
             tokenizer: args.tokenizer.clone(),
             sample: SampleConfig {
                 tokens: args.tokens as usize,
-                images: args.images,
-                frames: 1,
+                images: args.images as usize,
+                frames: args.frames as usize,
                 next_image_probability: args.next_image_probability,
-                space_prefix_probability: 0.5,
+                space_prefix_probability: args.space_prefix_probability,
                 flip_probability: 0.0,
                 colour_jitter: 0.0,
                 // The pixels are not looked at; they must only be there.
@@ -132,12 +140,9 @@ fn masks(args: &MasksArgs) -> Result<bool, TrainError> {
         }
         return Ok(true);
     }
-    let lint = job.lint(args.rows.unwrap_or(u64::MAX))?;
-    for problem in &lint.problems {
-        println!("{problem}");
-    }
-    println!("{} rows, {} problems", lint.n_rows, lint.problems.len());
-    Ok(lint.problems.is_empty())
+    let lint = job.lint(args.rows.unwrap_or(u64::MAX), |problem| println!("{problem}"))?;
+    println!("{} rows, {} problems", lint.n_rows, lint.n_problems);
+    Ok(lint.n_problems == 0)
 }
 
 #[derive(Args)]

@@ -36,13 +36,13 @@ pub struct MaskedRow {
     tokenizer: Tokenizer,
 }
 
-/// What is wrong with a corpus.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// What came of looking through a corpus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Lint {
     /// Rows that were looked at.
     pub n_rows: u64,
-    /// What is wrong, each with the number and key of its row.
-    pub problems: Vec<String>,
+    /// What is wrong with them.
+    pub n_problems: u64,
 }
 
 impl MasksJob {
@@ -59,28 +59,36 @@ impl MasksJob {
         Ok(MaskedRow { row, number, example, tokenizer })
     }
 
-    /// Makes the examples of the first `rows_max` rows and checks each.
+    /// Makes the examples of the first `rows_max` rows and checks each. Each problem is told with the number
+    /// and key of its row.
     ///
     /// # Errors
     /// When the corpus or tokenizer cannot be read.
-    pub fn lint(&self, rows_max: u64) -> Result<Lint, TrainError> {
+    pub fn lint(&self, rows_max: u64, mut tell: impl FnMut(&str)) -> Result<Lint, TrainError> {
         let tokenizer = self.tokenizer()?;
         let corpus = Corpus::open(&self.corpus).map_err(TrainError::loader)?;
-        let mut lint = Lint::default();
-        for row in corpus.scan().take(usize::try_from(rows_max).unwrap_or(usize::MAX)) {
-            let row = row.map_err(TrainError::loader)?;
-            let number = lint.n_rows;
-            lint.n_rows += 1;
-            let named = |problem: String| format!("row {number} ({}): {problem}", row.key());
-            match self.example(&row, number, &tokenizer) {
-                Ok(example) => {
-                    let found = example_problems(&example, &tokenizer);
-                    lint.problems.extend(found.iter().map(|problem| named(problem.to_string())));
-                }
-                Err(error) => lint.problems.push(named(error.to_string())),
+        let mut lint = Lint { n_rows: corpus.n_rows().min(rows_max), n_problems: 0 };
+        for number in 0..lint.n_rows {
+            let (key, problems) = match corpus.read(number) {
+                Ok(row) => (format!(" ({})", row.key()), self.problems(&row, number, &tokenizer)),
+                Err(error) if error.is_about_one_row() => (String::new(), vec![error.to_string()]),
+                Err(error) => return Err(TrainError::loader(error)),
+            };
+            lint.n_problems += problems.len() as u64;
+            for problem in problems {
+                tell(&printable(&format!("row {number}{key}: {problem}")));
             }
         }
         Ok(lint)
+    }
+
+    fn problems(&self, row: &Row, number: u64, tokenizer: &Tokenizer) -> Vec<String> {
+        match self.example(row, number, tokenizer) {
+            Ok(example) => {
+                example_problems(&example, tokenizer).iter().map(ToString::to_string).collect()
+            }
+            Err(error) => vec![error.to_string()],
+        }
     }
 
     fn tokenizer(&self) -> Result<Tokenizer, TrainError> {
@@ -102,17 +110,27 @@ impl MasksJob {
 const COLOURS: [&str; 6] = ["31", "32", "33", "34", "35", "36"];
 
 impl MaskedRow {
-    /// The tokens without the padding after them.
+    /// The tokens without the padding after them. Tokens that are parts of one character are one.
     fn tokens(&self) -> Vec<Token> {
         let Example { tokens, phi, loss_mask, .. } = &self.example;
         let end = tokens.iter().rposition(|id| *id != self.tokenizer.pad_id()).map_or(0, |l| l + 1);
-        (0..end)
-            .map(|l| Token {
-                text: self.tokenizer.token_text(tokens[l]),
-                image: (phi[l] != SEES_NONE).then_some(phi[l] as usize),
-                is_learned: l > 0 && loss_mask[l - 1] > 0.0,
-            })
-            .collect()
+        let (mut shown, mut start) = (Vec::new(), 0);
+        for l in 0..end {
+            let text = self.tokenizer.tokens_text(&tokens[start..=l]);
+            let place = |l: usize| (phi[l], l > 0 && loss_mask[l - 1] > 0.0);
+            let is_part = text.ends_with(char::REPLACEMENT_CHARACTER)
+                && l + 1 < end
+                && l - start < CHARACTER_TOKENS_MAX
+                && place(l) == place(l + 1);
+            if is_part {
+                continue;
+            }
+            let (image, is_learned) = place(start);
+            let image = (image != SEES_NONE).then_some(image as usize);
+            shown.push(Token { text: printable(&text), image, is_learned });
+            start = l + 1;
+        }
+        shown
     }
 
     fn summary(&self) -> String {
@@ -122,7 +140,7 @@ impl MaskedRow {
         format!(
             "row {} ({}): {n} tokens, {n_learned} learned, {images} images",
             self.number,
-            self.row.key()
+            printable(self.row.key())
         )
     }
 
@@ -140,7 +158,7 @@ impl MaskedRow {
             let mut line = String::new();
             for part in run.chunk_by(|one, other| one.is_learned == other.is_learned) {
                 let joined: String = part.iter().map(|token| token.text.as_str()).collect();
-                let shown = joined.replace('\n', "\u{21b5}");
+                let shown = joined;
                 let written = match (has_colours, part[0].is_learned) {
                     (true, true) => write!(line, "\x1b[{colour}m{shown}\x1b[0m"),
                     (true, false) => write!(line, "\x1b[90m{shown}\x1b[0m"),
@@ -184,6 +202,19 @@ impl MaskedRow {
     pub fn write_page(&self, path: &std::path::Path) -> Result<(), TrainError> {
         files::replace(path, self.page().as_bytes())
     }
+}
+
+/// Most tokens of one character: its bytes.
+const CHARACTER_TOKENS_MAX: usize = 4;
+
+/// A text without what would steer a terminal; an arrow for the end of a line.
+fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' => '\u{21b5}',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(shown).collect()
 }
 
 /// The media type by the first bytes.

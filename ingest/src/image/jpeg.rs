@@ -11,8 +11,8 @@ use super::outline::{Jpeg, SCANS_MAX};
 use crate::reject::DropReason;
 
 thread_local! {
-    /// The tables and buffers of the library, made once for each worker.
-    static CODEC: RefCell<Option<(Decompressor, Compressor)>> = const { RefCell::new(None) };
+    /// The tables and buffers of the encoder, made once for each worker.
+    static COMPRESSOR: RefCell<Option<Compressor>> = const { RefCell::new(None) };
 }
 
 /// How a JPEG came out of the decoder.
@@ -35,7 +35,10 @@ pub(super) fn decode(
     oversampling_min: u32,
     jpeg: &Jpeg,
 ) -> Result<Decoded, String> {
-    with_codec(|decompressor, _| {
+    // A new one for each file: what one that failed has seen of a file stays in it, and so do tables
+    // that a later file may lack.
+    let decode = || {
+        let mut decompressor = Decompressor::new()?;
         let factor = fraction(size, wanted, oversampling_min);
         decompressor.set_scaling_factor(factor)?;
         decompressor.set_scan_limit(SCANS_MAX)?;
@@ -57,7 +60,8 @@ pub(super) fn decode(
         }
         let rgb = RgbImage::from_raw(width as u32, height as u32, pixels);
         Ok(Decoded { rgb: rgb.expect("three bytes were made for each pixel"), damage })
-    })
+    };
+    decode().map_err(words)
 }
 
 /// Whether the decoder went on after this complaint: the pixels are there, some of them made up.
@@ -94,29 +98,22 @@ pub fn encode_jpeg(rgb: &RgbImage, quality: u8) -> Result<Vec<u8>, DropReason> {
     let (width, height) = (width as usize, height as usize);
     let pixels = &rgb.as_raw()[..];
     let source = Image { pixels, width, pitch: 3 * width, height, format: PixelFormat::RGB };
-    with_codec(|_, compressor| {
+    let taken = COMPRESSOR.take();
+    let encoded = taken.map_or_else(Compressor::new, Ok).and_then(|mut compressor| {
         compressor.set_quality(quality.into())?;
         compressor.set_subsamp(Subsamp::Sub2x2)?;
-        compressor.compress_to_vec(source)
-    })
-    .map_err(|error| DropReason::detail("not_encoded", error))
+        let encoded = compressor.compress_to_vec(source);
+        COMPRESSOR.set(Some(compressor));
+        encoded
+    });
+    encoded.map_err(|error| DropReason::detail("not_encoded", words(error)))
 }
 
-/// Runs `work` with this thread's codec. After a panic the next call makes a new one.
-fn with_codec<T>(
-    work: impl FnOnce(&mut Decompressor, &mut Compressor) -> turbojpeg::Result<T>,
-) -> Result<T, String> {
-    let make = || Ok((Decompressor::new()?, Compressor::new()?));
-    let taken = CODEC.take();
-    let used = taken.map_or_else(make, Ok).and_then(|(mut decompressor, mut compressor)| {
-        let result = work(&mut decompressor, &mut compressor);
-        CODEC.set(Some((decompressor, compressor)));
-        result
-    });
-    used.map_err(|error| match error {
+fn words(error: turbojpeg::Error) -> String {
+    match error {
         turbojpeg::Error::TurboJpegError(message) => message,
         error => error.to_string(),
-    })
+    }
 }
 
 #[cfg(test)]

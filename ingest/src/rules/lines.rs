@@ -53,7 +53,7 @@ struct Phrases {
 /// What each line has.
 fn phrases(text: &str, lines: &Lines<'_>) -> Vec<Phrases> {
     let mut found = vec![Phrases::default(); lines.all.len()];
-    for phrase in PHRASE_FINDER.find_iter(text) {
+    for phrase in PHRASE_FINDER.find_overlapping_iter(text) {
         let line = lines.all.partition_point(|line| line.start <= phrase.start()) - 1;
         match phrase.pattern().as_usize() {
             0 => found[line].is_lorem = true,

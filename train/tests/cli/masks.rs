@@ -58,6 +58,12 @@ fn rows_with_faults_are_named_and_fail_the_check() {
     assert!(found.stdout().ends_with("3 rows, 1 problems\n"), "{}", found.stdout());
     let first = masks(&world, "broken", &["--lint", "--rows", "1"]);
     assert_eq!(first.stdout(), "1 rows, 0 problems\n");
+    // Characters of several tokens are whole, and nothing of a text steers the terminal.
+    let Row::ImageText(mut foreign) = pair(3) else { unreachable!("pairs are image_text rows") };
+    foreign.caption = "日本\u{1b}[2J".to_owned();
+    world.write_corpus("foreign", &[Row::ImageText(foreign)]);
+    let shown = masks(&world, "foreign", &["--space-prefix-probability", "0"]).stdout();
+    assert!(shown.contains("日本\u{fffd}[2J<EOC>") && !shown.contains('\u{1b}'), "{shown}");
     // An example of two tokens ends before the caption.
     let short = masks(&world, "pairs", &["--lint", "--tokens", "2"]);
     assert_eq!(short.stdout().matches("no token is learned").count(), 6, "{}", short.stdout());
