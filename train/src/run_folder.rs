@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use toml::Table;
+use toml::{Table, Value};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::config_file::ConfigFile;
@@ -27,6 +27,9 @@ const LOCK: &str = "lock";
 
 /// Keys that may change when a run is continued: they say what is kept, not what is computed.
 const MAY_CHANGE: [&str; 2] = ["checkpoint_every", "keep_last"];
+
+/// Keys of a dataset that may: rows that spoil a run are left out from then on.
+const MAY_CHANGE_OF_DATA: [&str; 2] = ["skip_rows", "corrupt_share_max"];
 
 /// The key that may change as well where the learning rate does not depend on it.
 const STEPS: &str = "steps";
@@ -180,5 +183,10 @@ fn lasting(path: &Path, text: &str, decay: Decay) -> Result<Table, TrainError> {
     })?;
     let may_change = |key: &str| MAY_CHANGE.contains(&key) || decay.is_endless() && key == STEPS;
     table.retain(|key, _| !may_change(key));
+    for entry in table.get_mut("data").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(entry) = entry.as_table_mut() {
+            entry.retain(|key, _| !MAY_CHANGE_OF_DATA.contains(&key));
+        }
+    }
     Ok(table)
 }

@@ -237,6 +237,10 @@ fn a_run_folder_is_never_overwritten_and_never_continued_with_other_numbers() {
         assert!(finished.stderr().contains(words), "{}", finished.stderr());
     };
     expect(&[], 2, "exists; --resume continues it");
+    let without = ["--resume", "--stop-after", "2", "--set", "data.pairs.skip_rows=[1, 4]"];
+    world.train("language", LANGUAGE, "run", &without).expect_success();
+    let config = std::fs::read_to_string(world.path("run/config.toml")).unwrap();
+    assert!(config.contains("skip_rows = [1, 4]"), "{config}");
     expect(
         &["--resume", "--set", "data.pairs.weight=0.5"],
         2,
