@@ -12,7 +12,8 @@ loader wants them, all from one webdataset tar. Then, ROUNDS (3) times in turn a
   bytes    the same rows, not decoded
 
 Two workers of a peer are two processes with half of the samples each, which is what their PyTorch loaders start, without the cost
-of sending batches between processes: in the peers' favour. Medians; samples a second of wall-clock time, start-up excluded.
+of sending batches between processes: in the peers' favour. Medians; samples a second of wall-clock time, without the start of the
+peers' programs and with that of ours.
 """
 import io
 import os
