@@ -158,7 +158,7 @@ with tempfile.TemporaryDirectory() as name:
     expect_same(bucket("shared"), disk(folder / "shared"))
     print("two partitions: equal")
 
-    # Clips are sought through, not read whole; their captions lie beside them.
+    # Clips of a prefix, with their captions beside them.
     films = folder / "films"
     films.mkdir()
     for file in FILMS:

@@ -5,9 +5,8 @@
 //! all defaults spelled out and every `--set` applied, is written to the run folder as
 //! `config.toml`.
 
-use std::path::PathBuf;
-
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use flamingo_dataset::{ImageConfig, LossMask, MixtureEntry, MixtureMode, SampleConfig, Shuffle};
 use serde::{Deserialize, Serialize};
