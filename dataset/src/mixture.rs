@@ -247,30 +247,33 @@ impl Dataset {
         let (epoch, place) = (position / n_rows, position % n_rows);
         let order = EpochOrder::new(n_rows, self.entry.shuffle, &[self.key, seed, epoch]);
         let rows = (0..n_rows).map(|further| order.row((place + further) % n_rows));
+        let mut rows = rows.filter(|row| !self.entry.skip_rows.contains(row));
+        let n_drawn = n_rows - self.entry.skip_rows.len() as u64;
         let mut corrupt: Vec<CorruptRow> = Vec::new();
-        let mut last = CorpusError::EmptyMixture;
-        for row in rows.filter(|row| !self.entry.skip_rows.contains(row)) {
+        loop {
+            let row =
+                rows.next().expect("the skip list leaves a row, and the last one ends the loop");
             let made = self.corpus.read(row).and_then(|stored| {
                 example(&stored, &self.entry.sample, tokenizer, SampleKey { seed, epoch, row })
             });
-            last = match made {
+            let error = match made {
                 Ok(example) => return Ok(Drawn { example, row, corrupt }),
                 Err(error) if !error.is_about_one_row() => return Err(error),
                 Err(error) => error,
             };
-            let dataset = self.entry.name.clone();
-            corrupt.push(CorruptRow { dataset, row, problem: last.to_string() });
-            if corrupt.len() as u64 > SUBSTITUTES_MAX {
-                break;
+            let tried = corrupt.len() as u64;
+            if tried == SUBSTITUTES_MAX.min(n_drawn - 1) {
+                return Err(CorpusError::AllCorrupt {
+                    name: self.entry.name.clone(),
+                    location: self.entry.corpus.clone(),
+                    row: corrupt.first().map_or(row, |first| first.row),
+                    tried,
+                    source: Box::new(error),
+                });
             }
+            let dataset = self.entry.name.clone();
+            corrupt.push(CorruptRow { dataset, row, problem: error.to_string() });
         }
-        Err(CorpusError::AllCorrupt {
-            name: self.entry.name.clone(),
-            location: self.entry.corpus.clone(),
-            row: corrupt.first().map_or(0, |first| first.row),
-            tried: corrupt.len().saturating_sub(1) as u64,
-            source: Box::new(last),
-        })
     }
 }
 

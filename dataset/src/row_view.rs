@@ -17,7 +17,7 @@ use crate::{
 /// When the columns of the row contradict each other.
 ///
 /// # Panics
-/// When `columns` lacks one that the schema of `kind` has, or has it with another type.
+/// When `columns` lacks one of the schema of `kind` that a row is made of, or has it with another type.
 pub fn read_row(
     kind: CorpusKind,
     columns: &StructArray,

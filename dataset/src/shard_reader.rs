@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, ListArray, StructArray};
 use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, FieldRef, Fields};
 use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -52,6 +52,8 @@ pub(crate) struct Shard {
     texts: ProjectionMask,
     /// Number of the column with the bytes of images.
     image_leaf: usize,
+    /// The columns that a row is made of.
+    row_fields: Fields,
 }
 
 impl Shard {
@@ -84,7 +86,10 @@ impl Shard {
         let texts = ProjectionMask::leaves(columns, texts);
         let image_leaf = leaves().find(is_image).expect("the columns were checked");
         let (store, file) = (store.clone(), entry.file.clone());
-        Ok(Self { store, file, kind, first_row, metadata, all, texts, image_leaf })
+        let fields = schema(kind);
+        let is_read = |field: &&FieldRef| !DERIVED_COLUMNS.contains(&field.name().as_str());
+        let row_fields = fields.fields().iter().filter(is_read).cloned().collect();
+        Ok(Self { store, file, kind, first_row, metadata, all, texts, image_leaf, row_fields })
     }
 
     /// Row groups in the shard.
@@ -212,21 +217,18 @@ impl Shard {
     /// The columns of one row: the images have their paths from `texts` and their bytes
     /// from `images`. None where these are not of the same images.
     fn joined(&self, texts: &StructArray, images: &BinaryArray) -> Option<StructArray> {
-        let schema = schema(self.kind);
-        let (names, columns) = (texts.column_names(), texts.columns());
-        let fields = names.iter().map(|name| schema.field_with_name(name).ok().cloned());
-        let fields = fields.collect::<Option<Vec<_>>>()?;
-        let columns = fields.iter().zip(columns).map(|(field, column)| match field.data_type() {
-            DataType::Struct(_) if self.kind == CorpusKind::ImageText => {
-                joined_images(column, images)
+        let columns = self.row_fields.iter().map(|field| {
+            let column = texts.column_by_name(field.name())?;
+            match field.data_type() {
+                DataType::Struct(_) => joined_images(column, images),
+                DataType::List(element) if *element.data_type() == image_type() => {
+                    joined_list(column, images)
+                }
+                _ => Some(Arc::clone(column)),
             }
-            DataType::List(element) if *element.data_type() == image_type() => {
-                joined_list(column, images)
-            }
-            _ => Some(Arc::clone(column)),
         });
         let columns = columns.collect::<Option<Vec<_>>>()?;
-        StructArray::try_new(fields.into(), columns, None).ok()
+        StructArray::try_new(self.row_fields.clone(), columns, None).ok()
     }
 
     fn row(&self, columns: &StructArray, at: usize, row_idx: u64) -> Result<Row, CorpusError> {

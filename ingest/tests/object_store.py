@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INGEST = sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "target/release/flamingo-ingest")
 ARCHIVE = ROOT / "../shared/data/real/openstax-warc/astronomy.warc.gz"
 FILMS = [ROOT / "../shared/data/real/video/mdn" / name for name in ("flower.webm", "friday.mp4")]
+PHOTO = ROOT / "../shared/data/real/photos/mdn/moon.jpg"
 # Small parts, so that the run writes several shards and can be killed between them.
 PLAN = "[shard]\nrows_max = 40\n"
 
@@ -171,6 +172,19 @@ with tempfile.TemporaryDirectory() as name:
     print(run(command("s3://corpora/clips", source="s3://corpora/films/", kind="video-text")), end="")
     expect_same(bucket("clips"), disk(folder / "clips"))
     print("clips: equal")
+
+    # A list of a prefix, with its pictures beside it.
+    lists = folder / "lists"
+    lists.mkdir()
+    (lists / "moon.jpg").write_bytes(PHOTO.read_bytes())
+    (lists / "pairs.csv").write_text("file,caption\nmoon.jpg,the moon above us\n")
+    for file in lists.iterdir():
+        s3.upload_file(str(file), "corpora", f"lists/{file.name}")
+    (folder / "plan.toml").write_text("")
+    run(command(str(folder / "pairs"), source=str(lists), kind="alt-text"))
+    print(run(command("s3://corpora/pairs", source="s3://corpora/lists/", kind="alt-text")), end="")
+    expect_same(bucket("pairs"), disk(folder / "pairs"))
+    print("pairs: equal")
 
     # A bucket that is not there is one clear line.
     failed = subprocess.run(command("s3://nowhere/x", source=address), env=environment, capture_output=True, text=True)

@@ -157,8 +157,7 @@ impl MaskedRow {
             let colour = run[0].image.map_or("39", |image| COLOURS[image % COLOURS.len()]);
             let mut line = String::new();
             for part in run.chunk_by(|one, other| one.is_learned == other.is_learned) {
-                let joined: String = part.iter().map(|token| token.text.as_str()).collect();
-                let shown = joined;
+                let shown: String = part.iter().map(|token| token.text.as_str()).collect();
                 let written = match (has_colours, part[0].is_learned) {
                     (true, true) => write!(line, "\x1b[{colour}m{shown}\x1b[0m"),
                     (true, false) => write!(line, "\x1b[90m{shown}\x1b[0m"),
