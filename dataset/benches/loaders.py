@@ -1,6 +1,9 @@
 """Reads the same JPEGs through this crate's loader and through the loaders of others.
 
-  python3 -m venv target/loaders && target/loaders/bin/pip install -r dataset/benches/requirements.txt
+  python3 -m venv target/loaders
+  # Mosaic Streaming asks for older packages than it needs and datasets can use, so it comes first. PyTorch is 5 GB.
+  target/loaders/bin/pip install mosaicml-streaming==0.13.0 litdata==0.2.76 torch==2.15.0
+  target/loaders/bin/pip install --upgrade --requirement dataset/benches/requirements.txt
   cargo build --release --workspace --examples --bins
   target/loaders/bin/python dataset/benches/loaders.py [ROUNDS [IMAGES]]
 
@@ -10,10 +13,11 @@ loader wants them, all from one webdataset tar. Then, ROUNDS (3) times in turn a
   pixels   batches of 64: read in shuffled order, decode, shorter side to 224 by an antialiased bicubic filter, centre crop,
            normalise to f32 in planes
   bytes    the same rows, not decoded
+  random   rows from anywhere in one file of 2,000 images of some 100 KB; only Lance offers that
 
 Two workers of a peer are two processes with half of the samples each, which is what their PyTorch loaders start, without the cost
-of sending batches between processes: in the peers' favour. Medians; samples a second of wall-clock time, without the start of the
-peers' programs and with that of ours.
+of sending batches between processes: in the peers' favour. Medians; samples a second of wall-clock time, without the start of any
+program and the opening of its dataset.
 """
 import io
 import os
@@ -76,11 +80,65 @@ def make(n):
     rows["caption"] = [caption.decode() for caption in rows["caption"]]
     columns = pyarrow.schema({"image": pyarrow.binary(), "caption": pyarrow.string()})
     lance.write_dataset(pyarrow.table(rows, schema=columns), str(new / "lance"))
+    write_streams(new, rows)
     pictures = {"image": [{"bytes": image, "path": None} for image in rows["image"]], "caption": rows["caption"]}
     features = Features({"image": ImageColumn(), "caption": Value("string")})
     Dataset.from_dict(pictures, features=features).save_to_disk(str(new / "hf"), max_shard_size="200MB")
     new.rename(folder)
     return folder
+
+
+def write_streams(new, rows):
+    """Mosaic Streaming and litdata, in two halves each, one for each worker."""
+    from litdata.streaming.writer import BinaryWriter
+    from streaming import MDSWriter
+    for half in range(2):
+        part = [{"image": rows["image"][i], "caption": rows["caption"][i]} for i in range(half, len(rows["image"]), 2)]
+        with MDSWriter(out=str(new / f"mds/{half}"), columns={"image": "bytes", "caption": "str"}, progress_bar=False) as writer:
+            [writer.write(sample) for sample in part]
+        (new / f"litdata/{half}").mkdir(parents=True)
+        writer = BinaryWriter(str(new / f"litdata/{half}"), chunk_bytes="64MB")
+        for i, sample in enumerate(part):
+            writer[i] = sample
+        writer.done()
+        writer.merge()
+
+
+def make_large(folder):
+    """One file with 2,000 images of some 100 KB, and the same as a Lance table."""
+    large = folder / "large"
+    if large.exists():
+        return large
+    import lance
+    import pyarrow
+    from PIL import Image
+    new = folder / "large.new"
+    subprocess.run(["rm", "-rf", new], check=True)
+    new.mkdir()
+    photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.rglob("*.jpg"))]
+    photos = [photo for photo in photos if min(photo.size) >= 300]
+    draw, images = random.Random(1), []
+    with tarfile.open(new / "large.tar", "w") as tar:
+        for i in range(2000):
+            photo = draw.choice(photos)
+            for quality in (95, 98, 100):
+                jpeg = io.BytesIO()
+                photo.resize((480 + i % 64, 480), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=quality)
+                if len(jpeg.getvalue()) > 80_000:
+                    break
+            images.append(jpeg.getvalue())
+            for suffix, body in (("jpg", jpeg.getvalue()), ("txt", f"photograph number {i}".encode())):
+                info = tarfile.TarInfo(f"{i:08}.{suffix}")
+                info.size = len(body)
+                tar.addfile(info, io.BytesIO(body))
+    (new / "plan.toml").write_text('[image]\nresize = "no"\noriginals = "web"\n[shard]\nbytes_max = 500000000\n')
+    command = [RELEASE / "flamingo-ingest", "alt-text", "--plan", new / "plan.toml", "--out", new / "corpus", "--input"]
+    subprocess.run([*command, new / "large.tar"], check=True, stdout=subprocess.DEVNULL)
+    table = pyarrow.table({"image": images}, schema=pyarrow.schema({"image": pyarrow.binary()}))
+    lance.write_dataset(table, str(new / "lance"))
+    new.rename(large)
+    print(f"large: {sum(map(len, images)) // len(images)} bytes an image", file=sys.stderr)
+    return large
 
 
 def webdataset_samples(folder, worker, workers):
@@ -108,7 +166,29 @@ def hf_samples(folder, worker, workers):
         yield data[i]["image"]["bytes"]
 
 
-PEERS = {"webdataset": webdataset_samples, "Lance": lance_samples, "HF datasets": hf_samples}
+def halves(folder, worker, workers):
+    """The halves of a worker."""
+    return [str(folder / str(half)) for half in range(2) if workers == 1 or half == worker]
+
+
+def mosaic_samples(folder, worker, workers):
+    from streaming import Stream, StreamingDataset
+    # Two processes that are no ranks of one job must not name their shared memory at the same time.
+    time.sleep(5 * worker)
+    streams = [Stream(local=half) for half in halves(folder / "mds", worker, workers)]
+    for sample in StreamingDataset(streams=streams, shuffle=True, batch_size=BATCH):
+        yield sample["image"]
+
+
+def litdata_samples(folder, worker, workers):
+    from litdata import StreamingDataset
+    for half in halves(folder / "litdata", worker, workers):
+        for sample in StreamingDataset(half, shuffle=True, seed=0):
+            yield sample["image"]
+
+
+PEERS = {"webdataset": webdataset_samples, "Lance": lance_samples, "HF datasets": hf_samples,
+         "Mosaic Streaming": mosaic_samples, "litdata": litdata_samples}
 
 
 def peer(name, what, folder, worker, workers, n, start, sender):
@@ -163,10 +243,12 @@ def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     n_images = int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
     folder = make(n_images)
+    from streaming.base.util import clean_stale_shared_memory
+    clean_stale_shared_memory()
     print("| job | workers | " + " | ".join(["flamingo-dataset", *PEERS, "ratio to the best"]) + " |\n|" + "---|" * (4 + len(PEERS)))
     for what in ("pixels", "bytes"):
-        # Each worker of a peer has its half; decoding all of them takes a minute a time.
-        n = n_images // (4 if what == "pixels" else 1) // (2 * BATCH) * 2 * BATCH
+        # Each worker of a peer has its half; decoding all of them takes two minutes a time.
+        n = n_images // (8 if what == "pixels" else 1) // (2 * BATCH) * 2 * BATCH
         for workers in (1, 2):
             runs = {name: [] for name in ["flamingo-dataset", *PEERS]}
             for _ in range(rounds):
@@ -177,6 +259,14 @@ def main():
             best = max(median[name] for name in PEERS)
             cells = [f"{speed:.0f}" for speed in median.values()]
             print(f"| {what} | {workers} | {' | '.join(cells)} | {median['flamingo-dataset'] / best:.2f} |", flush=True)
+    large = make_large(folder)
+    for workers in (1, 2):
+        ours, lance = [], []
+        for _ in range(rounds):
+            ours.append(run_ours("random", large, workers, 2000 // (2 * BATCH) * 2 * BATCH))
+            lance.append(run_peer("Lance", "bytes", large, workers, 2000 // (2 * BATCH) * 2 * BATCH))
+        ours, lance = statistics.median(ours), statistics.median(lance)
+        print(f"| random | {workers} | {ours:.0f} | - | {lance:.0f} | - | - | - | {ours / lance:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

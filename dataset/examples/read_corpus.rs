@@ -3,14 +3,18 @@
 //!
 //! ```sh
 //! cargo run --release -p flamingo-dataset --example read_corpus -- \
-//!     CORPUS pixels|bytes|hashes THREADS BATCHES [FIRST_BATCH]
+//!     CORPUS pixels|bytes|random|hashes THREADS BATCHES [FIRST_BATCH]
+//! cargo run --release -p flamingo-dataset --example read_corpus -- CORPUS rows LAYOUT
 //! ```
 //!
 //! CORPUS may be several, with commas between them, for `pixels`: each gives every step a batch.
 //! `pixels` takes batches of 64 from the loader: 224 x 224, centre crop, normalised, from
-//! `FIRST_BATCH` on. `bytes` reads the same rows in the same order and decodes nothing.
+//! `FIRST_BATCH` on. `bytes` reads the same rows in the same order and decodes nothing; `random` reads
+//! rows from anywhere. Speeds are without the time that it takes to open the corpus. The variable
+//! `DISK_CACHE` names a cache: `FOLDER,BYTES,BYTES_OF_A_PIECE`.
 //! `hashes` prints the SHA-256 of each batch in place of times: what `dataset/tests/faulty_store.py`
-//! compares.
+//! compares. `rows` prints every row of a layout, given as JSON, as a line of JSON: the texts and the
+//! SHA-256 of the images. `dataset/tests/layouts.py` compares them.
 
 #![allow(clippy::print_stdout, reason = "the example is run for what it prints")]
 
@@ -22,8 +26,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use flamingo_dataset::{
-    Batch, Corpus, EpochOrder, Fit, ImageConfig, Loader, LossMask, Mixture, MixtureEntry,
-    MixtureMode, SampleConfig, Shuffle, Tokenizer,
+    Batch, Corpus, DiskCacheConfig, EncodedImage, EpochOrder, Fit, ImageConfig, Layout, Loader,
+    LossMask, Mixture, MixtureEntry, MixtureMode, PixelType, Row, SampleConfig, Shuffle, Tokenizer,
+    sha256_hex,
 };
 
 /// Rows of a batch.
@@ -32,36 +37,86 @@ const BATCH: usize = 64;
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let corpus = arguments.next().ok_or("expected a corpus")?;
-    let what = arguments.next().ok_or("expected `pixels`, `bytes` or `hashes`")?;
+    let what = arguments.next().ok_or("expected `pixels`, `bytes`, `hashes` or `rows`")?;
+    if what == "rows" {
+        return rows(&corpus, &arguments.next().ok_or("expected a layout in JSON")?);
+    }
     let threads: usize = arguments.next().ok_or("expected a number of threads")?.parse()?;
     let batches: u64 = arguments.next().ok_or("expected a number of batches")?.parse()?;
     let from: u64 = arguments.next().map_or(Ok(0), |number| number.parse())?;
-    let started = Instant::now();
-    let first = match &*what {
+    let Times { seconds, first, n_bytes } = match &*what {
         "pixels" => pixels(&corpus, threads, from..from + batches, |_| ())?,
-        "bytes" => bytes(&corpus, threads, batches)?,
+        "bytes" => bytes(&corpus, threads, batches, Shuffle::default())?,
+        "random" => {
+            let uniform = Shuffle { block_rows: 1, group_blocks: u64::MAX };
+            bytes(&corpus, threads, batches, uniform)?
+        }
         "hashes" => {
             pixels(&corpus, threads, from..from + batches, |batch| println!("{}", batch.sha256()))?;
             return Ok(());
         }
         other => return Err(format!("`{other}`, expected `pixels`, `bytes` or `hashes`").into()),
     };
-    let seconds = started.elapsed().as_secs_f64();
     let n = batches * BATCH as u64;
     println!(
-        "{n} samples in {seconds:.3} s, {:.0} a second, first after {first:.3} s",
+        "{n} samples in {seconds:.3} s, {:.0} a second, first after {first:.3} s, {n_bytes} bytes",
         n as f64 / seconds
     );
     Ok(())
 }
 
-/// Takes batches from the loader; seconds to the first.
+/// What is measured.
+struct Times {
+    /// From an open corpus to the last row.
+    seconds: f64,
+    /// From the start to the first batch, or for `bytes` until the corpus is open.
+    first: f64,
+    /// Bytes of images and texts, as far as they were counted.
+    n_bytes: u64,
+}
+
+/// Prints every row, or why it cannot be read.
+fn rows(corpus: &str, layout: &str) -> Result<(), Box<dyn Error>> {
+    let corpus = Corpus::open_as(corpus, &serde_json::from_str::<Layout>(layout)?, None)?;
+    for number in 0..corpus.n_rows() {
+        let row = match corpus.read(number) {
+            Ok(row) => row,
+            Err(error) => {
+                println!("{}", serde_json::json!({ "error": error.to_string() }));
+                continue;
+            }
+        };
+        let image = |image: &&EncodedImage| sha256_hex(&image.bytes);
+        let images: Vec<_> = row.images().iter().map(image).collect();
+        let slots = match &row {
+            Row::Interleaved(page) => page.joined_text().text,
+            _ => String::new(),
+        };
+        println!(
+            "{}",
+            serde_json::json!({ "key": row.key(), "texts": row.texts(), "images": images,
+                "slots": slots })
+        );
+    }
+    Ok(())
+}
+
+/// The cache that the environment names: FOLDER, BYTES and BYTES of a piece.
+fn disk_cache() -> Option<DiskCacheConfig> {
+    let named = std::env::var("DISK_CACHE").ok()?;
+    let mut parts = named.split(',');
+    let folder = parts.next()?.into();
+    let mut number = || parts.next()?.parse().ok();
+    Some(DiskCacheConfig { folder, bytes_max: number()?, piece_bytes: number()? })
+}
+
+/// Takes batches from the loader.
 fn pixels(
     corpora: &str,
     threads: usize,
     batches: Range<u64>,
     seen: impl Fn(&Batch),
-) -> Result<f64, Box<dyn Error>> {
+) -> Result<Times, Box<dyn Error>> {
     let started = Instant::now();
     let image =
         ImageConfig { size: 224, fit: Fit::CenterCrop, mean: [0.48, 0.46, 0.41], std: [0.27; 3] };
@@ -74,11 +129,15 @@ fn pixels(
         flip_probability: 0.0,
         colour_jitter: 0.0,
         image,
-        loss: LossMask::All,
+        pixels: PixelType::F32,
+        loss: LossMask::Paper,
+        pack: 1,
     };
     let entry = |(i, corpus): (usize, &str)| MixtureEntry {
         name: format!("pairs {i}"),
         corpus: corpus.to_owned(),
+        layout: Layout::Corpus,
+        disk_cache: disk_cache(),
         batch: BATCH,
         weight: 1.0,
         sample: sample.clone(),
@@ -89,6 +148,7 @@ fn pixels(
     let entries: Vec<_> = corpora.split(',').enumerate().map(entry).collect();
     let tokenizer = Arc::new(Tokenizer::train(["a photograph".to_owned()].into_iter(), 270)?);
     let mixture = Mixture::open(entries, tokenizer, MixtureMode::Accumulate, 0)?;
+    let open = Instant::now();
     let mut loader = Loader::start(mixture, batches.start, threads);
     let mut first = 0.0;
     for batch in batches.clone() {
@@ -99,22 +159,30 @@ fn pixels(
             first = started.elapsed().as_secs_f64();
         }
     }
-    Ok(first)
+    Ok(Times { seconds: open.elapsed().as_secs_f64(), first, n_bytes: 0 })
 }
 
-/// Reads rows; seconds until the corpus is open.
-fn bytes(corpus: &str, threads: usize, batches: u64) -> Result<f64, Box<dyn Error>> {
+/// Reads rows.
+fn bytes(
+    corpus: &str,
+    threads: usize,
+    batches: u64,
+    shuffle: Shuffle,
+) -> Result<Times, Box<dyn Error>> {
     let started = Instant::now();
-    let corpus = Corpus::open(corpus)?;
+    let corpus = Corpus::open_as(corpus, &Layout::Corpus, disk_cache().as_ref())?;
     let first = started.elapsed().as_secs_f64();
-    let order = EpochOrder::new(corpus.n_rows(), Shuffle::default(), &[0]);
+    let open = Instant::now();
+    let order = EpochOrder::new(corpus.n_rows(), shuffle, &[0]);
     let n_bytes = AtomicU64::new(0);
     let read = |thread: u64| {
         let positions = (thread..batches * BATCH as u64).step_by(threads);
         positions.map(|position| corpus.read(order.row(position % corpus.n_rows()))).try_for_each(
             |row| {
-                let n: usize = row?.images().iter().map(|image| image.bytes.len()).sum();
-                n_bytes.fetch_add(n as u64, Ordering::Relaxed);
+                let row = row?;
+                let images: usize = row.images().iter().map(|image| image.bytes.len()).sum();
+                let texts: usize = row.texts().iter().map(|text| text.len()).sum();
+                n_bytes.fetch_add((images + texts) as u64, Ordering::Relaxed);
                 Ok::<_, flamingo_dataset::CorpusError>(())
             },
         )
@@ -130,6 +198,6 @@ fn bytes(corpus: &str, threads: usize, batches: u64) -> Result<f64, Box<dyn Erro
             .collect();
         threads.into_iter().try_for_each(|thread| thread.join().expect("a reader does not panic"))
     })?;
-    assert!(n_bytes.into_inner() > 0, "the rows have images");
-    Ok(first)
+    let seconds = open.elapsed().as_secs_f64();
+    Ok(Times { seconds, first, n_bytes: n_bytes.into_inner() })
 }

@@ -1,12 +1,15 @@
 //! Examples stacked to a batch. Letters: B sequences, L tokens, N images, F frames, H = W size.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::CorpusError;
 use crate::digest::hex;
 use crate::pixel_buffer::PixelBuffer;
-use crate::pixels::recycle;
-use crate::sample::Example;
+use crate::pixels::{Augment, ImageConfig, add_bytes, add_pixels, normalised_tables};
+use crate::sample::Sequence;
 
 /// What one training step reads of one dataset.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +25,7 @@ pub struct Batch {
     /// 1 where `tokens[l + 1]` is to be predicted from position l, else 0 `[B, L]`.
     pub loss_mask: Vec<f32>,
     /// Pixels `[B, N, F, 3, H, W]`, zero where a sequence has fewer than N images.
-    pub pixels: PixelBuffer,
+    pub pixels: BatchPixels,
     /// Images of each sequence `[B]`, at most N.
     pub image_count: Vec<usize>,
     /// N.
@@ -33,10 +36,89 @@ pub struct Batch {
     pub size: usize,
     /// L.
     pub length: usize,
-    /// Row of its corpus that each sequence was made from `[B]`.
+    /// Rows of its corpus that the sequences were made from, one after another: as many for each as are
+    /// packed, or one.
     pub rows: Vec<u64>,
     /// Corrupt rows that others stand in for.
     pub corrupt: Vec<CorruptRow>,
+}
+
+/// The pixels of a batch, as numbers or as values of 256.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BatchPixels {
+    /// Normalised.
+    F32(PixelBuffer),
+    /// To be normalised: `(value / 255 - mean) / std` of red, green and blue.
+    U8 {
+        /// Values of 256.
+        values: Vec<u8>,
+        /// Mean of red, green and blue, 0 to 1.
+        mean: [f32; 3],
+        /// Standard deviation of red, green and blue.
+        std: [f32; 3],
+    },
+}
+
+impl BatchPixels {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(numbers) => numbers.len(),
+            Self::U8 { values, .. } => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds the numbers of a range to others, normalised; `plane` is the number of pixels of one colour.
+    ///
+    /// # Panics
+    /// When the range is not within the pixels, or does not begin with a plane of red.
+    pub fn append_to(&self, numbers: &mut Vec<f32>, range: Range<usize>, plane: usize) {
+        match self {
+            Self::F32(pixels) => numbers.extend_from_slice(&pixels[range]),
+            Self::U8 { values, mean, std } => {
+                assert!(range.start.is_multiple_of(3 * plane), "{range:?} begins within an image");
+                let tables = normalised_tables(*mean, *std);
+                for (values, colour) in values[range].chunks(plane).zip((0..3).cycle()) {
+                    numbers.extend(values.iter().map(|value| tables[colour][usize::from(*value)]));
+                }
+            }
+        }
+    }
+
+    /// Adds one frame.
+    pub(crate) fn add(
+        &mut self,
+        image: &[u8],
+        config: &ImageConfig,
+        augment: Option<Augment>,
+    ) -> Result<(), CorpusError> {
+        match self {
+            Self::F32(pixels) => add_pixels(pixels, image, config, augment),
+            Self::U8 { values, .. } => add_bytes(values, image, config, augment),
+        }
+    }
+
+    /// Adds the last `n` of them once more.
+    pub(crate) fn repeat(&mut self, n: usize) {
+        let last = self.len() - n..;
+        match self {
+            Self::F32(pixels) => pixels.extend_from_within(last),
+            Self::U8 { values, .. } => values.extend_from_within(last),
+        }
+    }
+
+    /// Takes off what is more, or pads with zeros.
+    pub(crate) fn resize(&mut self, n: usize) {
+        match self {
+            Self::F32(pixels) => pixels.resize(n, 0.0),
+            Self::U8 { values, .. } => values.resize(n, 0),
+        }
+    }
 }
 
 /// A row that could not be read or made into an example.
@@ -51,7 +133,7 @@ pub struct CorruptRow {
 }
 
 /// The lengths that all sequences of a batch share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct BatchShape {
     /// L.
     pub(crate) tokens: usize,
@@ -61,6 +143,8 @@ pub(crate) struct BatchShape {
     pub(crate) frames: usize,
     /// Numbers in one image, F * 3 * H * W.
     pub(crate) image_len: usize,
+    /// None for numbers, else mean and standard deviation.
+    pub(crate) of_256: Option<([f32; 3], [f32; 3])>,
 }
 
 impl Batch {
@@ -72,7 +156,12 @@ impl Batch {
             tokens: Vec::new(),
             phi: Vec::new(),
             loss_mask: Vec::new(),
-            pixels: PixelBuffer::with_capacity(size * shape.images * shape.image_len),
+            pixels: match shape.of_256 {
+                None => BatchPixels::F32(PixelBuffer::with_capacity(
+                    size * shape.images * shape.image_len,
+                )),
+                Some((mean, std)) => BatchPixels::U8 { values: Vec::new(), mean, std },
+            },
             image_count: Vec::new(),
             n_images: shape.images,
             n_frames: shape.frames,
@@ -101,29 +190,44 @@ impl Batch {
         for row in &self.rows {
             hash.update(row.to_le_bytes());
         }
-        for number in self.loss_mask.iter().chain(&*self.pixels) {
+        for number in &self.loss_mask {
             hash.update(number.to_bits().to_le_bytes());
+        }
+        match &self.pixels {
+            BatchPixels::F32(pixels) => {
+                for number in pixels.iter() {
+                    hash.update(number.to_bits().to_le_bytes());
+                }
+            }
+            BatchPixels::U8 { values, mean, std } => {
+                for number in mean.iter().chain(std) {
+                    hash.update(number.to_bits().to_le_bytes());
+                }
+                hash.update(values);
+            }
         }
         hex(&hash.finalize())
     }
 
-    /// Adds one sequence, padded to the shape of the batch.
-    pub(crate) fn push(&mut self, example: Example, row: u64, pad_id: u32, shape: BatchShape) {
+    /// Adds one sequence whose pixels are there already, padded to the shape of the batch.
+    pub(crate) fn push(
+        &mut self,
+        sequence: Sequence,
+        rows: &[u64],
+        pad_id: u32,
+        shape: BatchShape,
+    ) {
         self.size += 1;
-        self.rows.push(row);
-        self.image_count.push(example.images.len());
+        self.rows.extend(rows);
+        self.image_count.push(sequence.n_images);
         // Padding after the end sees what the last token saw; nothing there is predicted.
-        let last_phi = example.phi.last().copied().unwrap_or(crate::media_mask::SEES_NONE);
-        self.tokens.extend(example.tokens);
+        let last_phi = sequence.phi.last().copied().unwrap_or(crate::media_mask::SEES_NONE);
+        self.tokens.extend(sequence.tokens);
         self.tokens.resize(self.size * shape.tokens, pad_id);
-        self.phi.extend(example.phi);
+        self.phi.extend(sequence.phi);
         self.phi.resize(self.size * shape.tokens, last_phi);
-        self.loss_mask.extend(example.loss_mask);
+        self.loss_mask.extend(sequence.loss_mask);
         self.loss_mask.resize(self.size * shape.tokens, 0.0);
-        for image in example.images {
-            self.pixels.extend_from_slice(&image);
-            recycle(image);
-        }
-        self.pixels.resize(self.size * shape.images * shape.image_len, 0.0);
+        self.pixels.resize(self.size * shape.images * shape.image_len);
     }
 }

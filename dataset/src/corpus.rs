@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::block_cache::BlockCache;
 use crate::digest::sha256_hex;
+use crate::layout::{self, ForeignRows, Layout, Place};
 use crate::shard_reader::{Shard, expect_equal};
-use crate::{CorpusError, CorpusKind, CorpusStore, Manifest, Row};
+use crate::{CorpusError, CorpusKind, CorpusStore, DiskCacheConfig, Manifest, Row};
 
 /// A published corpus.
 ///
@@ -17,8 +18,13 @@ pub struct Corpus {
     manifest: Manifest,
     /// First row of each shard.
     starts: Vec<u64>,
-    shards: Vec<Mutex<Option<Arc<Shard>>>>,
-    blocks: BlockCache,
+    rows: Rows,
+}
+
+/// How the rows of shards are read.
+enum Rows {
+    Own { shards: Vec<Mutex<Option<Arc<Shard>>>>, blocks: BlockCache },
+    Foreign(Box<dyn ForeignRows>),
 }
 
 impl Corpus {
@@ -27,9 +33,28 @@ impl Corpus {
     /// # Errors
     /// When the location cannot be opened, has no manifest, or has one of a newer version.
     pub fn open(location: &str) -> Result<Self, CorpusError> {
-        let store = CorpusStore::open(location)?;
-        let manifest = Manifest::read(&store)?;
-        Self::with_manifest(store, manifest)
+        Self::open_as(location, &Layout::Corpus, None)
+    }
+
+    /// Opens what another program wrote at a path or URL, and keeps pieces of it on a local disk. All
+    /// files of another program are looked into first, to count their rows; what stands for the manifest
+    /// is made of that.
+    ///
+    /// # Errors
+    /// When the location cannot be opened or listed, or a file is not of this layout.
+    pub fn open_as(
+        location: &str,
+        layout: &Layout,
+        cache: Option<&DiskCacheConfig>,
+    ) -> Result<Self, CorpusError> {
+        let store = CorpusStore::open_with(location, cache)?;
+        if layout.is_own() {
+            let manifest = Manifest::read(&store)?;
+            return Self::with_manifest(store, manifest);
+        }
+        let (rows, manifest) = layout::open(&store, layout, cache)?;
+        let corpus = Self::with_manifest(store, manifest)?;
+        Ok(Self { rows: Rows::Foreign(rows), ..corpus })
     }
 
     /// The corpus that a manifest describes, which may not be published yet.
@@ -45,7 +70,8 @@ impl Corpus {
         let starts = starts.collect();
         expect_equal(&store.name_of(crate::MANIFEST_FILE), "rows", &n_rows, &manifest.rows)?;
         let shards = manifest.shards.iter().map(|_| Mutex::new(None)).collect();
-        Ok(Self { store, manifest, starts, shards, blocks: BlockCache::default() })
+        let rows = Rows::Own { shards, blocks: BlockCache::default() };
+        Ok(Self { store, manifest, starts, rows })
     }
 
     /// The path or URL as it was given.
@@ -74,18 +100,51 @@ impl Corpus {
     /// # Errors
     /// When there is no such row, or its shard cannot be read or is not what the manifest says.
     pub fn read(&self, row: u64) -> Result<Row, CorpusError> {
+        self.read_part(row, true)
+    }
+
+    /// The same with images that have no bytes: for text alone they are not fetched.
+    ///
+    /// # Errors
+    /// As [`Corpus::read`].
+    pub fn read_texts(&self, row: u64) -> Result<Row, CorpusError> {
+        self.read_part(row, false)
+    }
+
+    fn read_part(&self, row: u64, with_images: bool) -> Result<Row, CorpusError> {
         if row >= self.n_rows() {
             let (location, n_rows) = (self.location().to_owned(), self.n_rows());
             return Err(CorpusError::NoSuchRow { location, row, n_rows });
         }
         // Empty shards share their start with the next one; the last of equals holds the row.
         let shard = self.starts.partition_point(|&start| start <= row) - 1;
-        self.shard(shard)?.read(shard, row - self.starts[shard], &self.blocks)
+        let row_idx = row - self.starts[shard];
+        match &self.rows {
+            Rows::Own { blocks, .. } => {
+                self.shard(shard)?.read(shard, row_idx, blocks, with_images)
+            }
+            Rows::Foreign(rows) => {
+                let place = Place { location: self.location(), row, with_images };
+                rows.read(shard, row_idx, &place)
+            }
+        }
+    }
+
+    /// The addresses of the rows, in order.
+    pub(crate) fn urls(&self) -> Result<Vec<Option<String>>, CorpusError> {
+        let mut urls = Vec::with_capacity(self.n_rows() as usize);
+        for idx in 0..self.manifest.shards.len() {
+            urls.extend(self.shard(idx)?.urls()?);
+        }
+        Ok(urls)
     }
 
     /// All rows in order, one row group in memory at a time.
-    pub fn scan(&self) -> impl Iterator<Item = Result<Row, CorpusError>> + '_ {
-        (0..self.shards.len())
+    pub fn scan(&self) -> Box<dyn Iterator<Item = Result<Row, CorpusError>> + Send + '_> {
+        if let Rows::Foreign(_) = &self.rows {
+            return Box::new((0..self.n_rows()).map(|row| self.read(row)));
+        }
+        let rows = (0..self.manifest.shards.len())
             .flat_map(move |idx| match self.shard(idx) {
                 Ok(shard) => Scan::Groups((0..shard.n_groups()).map(move |g| shard.read_group(g))),
                 Err(error) => Scan::Failed(Some(error)),
@@ -93,14 +152,19 @@ impl Corpus {
             .flat_map(|group| match group {
                 Ok(rows) => rows.into_iter().map(Ok).collect(),
                 Err(error) => vec![Err(error)],
-            })
+            });
+        Box::new(rows)
     }
 
-    /// Reads every shard and compares its SHA-256 with the manifest.
+    /// Reads every shard and compares its SHA-256 with the manifest. Of what another program wrote, which
+    /// has no digests, every row is read.
     ///
     /// # Errors
     /// When a shard cannot be read or differs.
     pub fn verify(&self) -> Result<(), CorpusError> {
+        if let Rows::Foreign(_) = &self.rows {
+            return (0..self.n_rows()).try_for_each(|row| self.read(row).map(drop));
+        }
         for (idx, entry) in self.manifest.shards.iter().enumerate() {
             self.shard(idx)?;
             let found = sha256_hex(&self.store.get(&entry.file)?);
@@ -112,7 +176,10 @@ impl Corpus {
 
     /// The open shard; the first caller reads its footer while others wait.
     fn shard(&self, idx: usize) -> Result<Arc<Shard>, CorpusError> {
-        let mut slot = self.shards[idx].lock().unwrap_or_else(PoisonError::into_inner);
+        let Rows::Own { shards, .. } = &self.rows else {
+            unreachable!("rows of others are read without shards")
+        };
+        let mut slot = shards[idx].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shard) = slot.as_ref() {
             return Ok(Arc::clone(shard));
         }

@@ -60,6 +60,22 @@ pub enum CorpusError {
         /// What the manifest says.
         expected: String,
     },
+    /// A file of another program is not as that program writes it.
+    #[error("{object}: {problem}")]
+    Layout {
+        /// Location and object name.
+        object: String,
+        /// What was expected.
+        problem: String,
+    },
+    /// A file of kept features cannot be read or written.
+    #[error("feature cache {path}: {problem}; it may be deleted")]
+    FeatureCache {
+        /// The file or folder.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A shard lacks a column of the schema, or has it with another type.
     #[error("shard {object} column `{column}` should be {expected}, found {found}")]
     Column {
@@ -211,6 +227,19 @@ pub enum CorpusError {
 }
 
 impl CorpusError {
+    /// Whether it says that an object does not exist.
+    pub fn is_not_found(&self) -> bool {
+        use object_store::Error::NotFound;
+        matches!(self, Self::Object { source: NotFound { .. }, .. })
+    }
+
+    /// Whether it says that an object is denied, as stores also say of missing objects to those who may not
+    /// list.
+    pub fn is_denied(&self) -> bool {
+        use object_store::Error::PermissionDenied;
+        matches!(self, Self::Object { source: PermissionDenied { .. }, .. })
+    }
+
     /// Whether another row of the same corpus may well be readable. The loader goes on after such
     /// an error and counts it; a missing shard or a failing disk stops it.
     pub fn is_about_one_row(&self) -> bool {

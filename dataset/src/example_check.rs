@@ -52,26 +52,30 @@ impl fmt::Display for ExampleProblem {
     }
 }
 
-/// Everything that is wrong with an example that was made with images.
+/// Everything that is wrong with an example.
 pub fn example_problems(example: &Example, tokenizer: &Tokenizer) -> Vec<ExampleProblem> {
     let is_mark = |token: &u32| *token == tokenizer.image_id();
     let places: Vec<usize> =
         (0..example.tokens.len()).filter(|&l| is_mark(&example.tokens[l])).collect();
     let mut problems = Vec::new();
-    let (marks, images) = (places.len(), example.images.len());
-    if marks != images {
+    let (marks, images) = (places.len(), example.n_images);
+    // An example of text alone keeps its marks and sees nothing.
+    let is_text = images == 0 && example.phi.iter().all(|image| *image == SEES_NONE);
+    if marks != images && !is_text {
         problems.push(ExampleProblem::Marks { marks, images });
     }
     if example.loss_mask.iter().all(|weight| *weight == 0.0) {
         problems.push(ExampleProblem::NothingLearned);
     }
-    problems.extend(leak(example, &places));
-    let is_text = |token: u32| token != tokenizer.image_id() && token != tokenizer.pad_id();
+    if !is_text {
+        problems.extend(leak(example, &places));
+    }
+    let is_learnable = |token: u32| token != tokenizer.image_id() && token != tokenizer.pad_id();
     let predicted = example.loss_mask.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
     problems.extend(
         predicted
             .map(|(l, _)| l + 1)
-            .filter(|&token| !example.tokens.get(token).is_some_and(|token| is_text(*token)))
+            .filter(|&token| !example.tokens.get(token).is_some_and(|token| is_learnable(*token)))
             .map(|token| ExampleProblem::Predicted { token }),
     );
     problems
@@ -97,6 +101,7 @@ fn leak(example: &Example, places: &[usize]) -> Option<ExampleProblem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::BatchPixels;
 
     fn tokenizer() -> Tokenizer {
         Tokenizer::train(["a b".to_owned()].into_iter(), 262).unwrap()
@@ -108,7 +113,8 @@ mod tests {
             tokens: vec![1, 3, 99, 4, 3, 98, 4, 0],
             phi: vec![-1, 0, 0, 0, 1, 1, 1, 1],
             loss_mask: vec![0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0],
-            images: vec![vec![0.0], vec![1.0]],
+            pixels: BatchPixels::F32(vec![0.0, 1.0].into()),
+            n_images: 2,
             first_image: 0,
         }
     }
@@ -126,7 +132,7 @@ mod tests {
             assert_eq!(expected.to_string(), words);
         };
         check(
-            |e| e.images.truncate(1),
+            |e| e.n_images = 1,
             ExampleProblem::Marks { marks: 2, images: 1 },
             "2 marks for 1 images",
         );

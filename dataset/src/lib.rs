@@ -60,11 +60,15 @@
 //!     flip_probability: 0.0,
 //!     colour_jitter: 0.0,
 //!     image: ImageConfig { size: 8, fit: Fit::MeanPad, mean: [0.5; 3], std: [0.5; 3] },
-//!     loss: LossMask::All,
+//!     pixels: PixelType::F32,
+//!     loss: LossMask::Paper,
+//!     pack: 1,
 //! };
 //! let pairs = MixtureEntry {
 //!     name: "pairs".into(),
 //!     corpus: location.into(),
+//!     layout: Layout::Corpus,
+//!     disk_cache: None,
 //!     batch: 2,
 //!     weight: 1.0,
 //!     sample,
@@ -81,23 +85,27 @@
 //! ```
 //!
 //! Modules in reading order. The corpus: `document` (rows as values), `schema` (their columns),
-//! `store` (where it lies), `manifest`, `columns` and `shard_writer` (rows to Parquet),
-//! `shard_reader`, `block_cache` and `row_view` (and back), `corpus` (rows by number). Examples: [`media_mask`]
-//! (which image a token may see), `tokenizer`, `pixels`, `sample` (a row to an example), `example_check`. Batches:
+//! `store` (where it lies), `disk_cache` (pieces of it nearby), `manifest`, `columns` and `shard_writer` (rows to Parquet),
+//! `shard_reader`, `block_cache` and `row_view` (and back), `corpus` (rows by number), `layout` (what others wrote). Examples: [`media_mask`]
+//! (which image a token may see), `tokenizer`, `bpe_ranks`, `pixels`, `sample` (a row to an example), `example_check`. Batches:
 //! `order`, `permutation` and `keyed_random` (order without state), `batch`, `pixel_buffer`, `mixture` (what a step holds),
-//! `loader` (reading ahead). For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
+//! `loader` (reading ahead). `feature_cache` keeps what a frozen encoder made of images. For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
 //! `error`.
 
 mod batch;
 mod block_cache;
+mod bpe_ranks;
 mod columns;
 mod corpus;
 mod digest;
+mod disk_cache;
 mod document;
 mod durable;
 mod error;
 mod example_check;
+mod feature_cache;
 mod keyed_random;
+mod layout;
 mod loader;
 mod manifest;
 pub mod media_mask;
@@ -115,9 +123,10 @@ mod shard_writer;
 mod store;
 mod tokenizer;
 
-pub use batch::{Batch, CorruptRow};
+pub use batch::{Batch, BatchPixels, CorruptRow};
 pub use corpus::Corpus;
 pub use digest::sha256_hex;
+pub use disk_cache::DiskCacheConfig;
 pub use document::{
     EncodedImage, IMAGE_MARK, ImageMeta, ImageText, Interleaved, JoinedText, Row, Slot, VideoText,
     WarcPlace,
@@ -125,15 +134,17 @@ pub use document::{
 pub use durable::write_durably;
 pub use error::CorpusError;
 pub use example_check::{ExampleProblem, example_problems};
+pub use feature_cache::FeatureCache;
+pub use layout::{Layout, MissingImage};
 pub use loader::{Cursor, Loader};
 pub use manifest::{MANIFEST_FILE, Manifest, ShardEntry};
 pub use media_mask::Attend;
 pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode, Rank};
 pub use order::{EpochOrder, Shuffle, ShuffleQuality};
 pub use pixel_buffer::PixelBuffer;
-pub use pixels::{Augment, Fit, ImageConfig, image_pixels};
+pub use pixels::{Augment, Fit, ImageConfig, PixelType, image_bytes, image_pixels};
 pub use row_view::read_row;
-pub use sample::{Example, LossMask, SampleConfig, SampleKey, example};
+pub use sample::{Example, LossMask, SampleConfig, SampleKey, example, packed_example};
 pub use schema::{CorpusKind, SCHEMA_VERSION, schema};
 pub use shard_reader::StoredObject;
 pub use shard_writer::{ShardWriter, encode_shard};

@@ -109,7 +109,7 @@ impl Loader {
                 let corrupt: Vec<_> =
                     batch.corrupt.iter().filter(|found| found.dataset == entry.name).collect();
                 *n_corrupt += corrupt.len() as u64;
-                *n_rows += share + corrupt.len() as u64;
+                *n_rows += share * entry.sample.pack as u64 + corrupt.len() as u64;
                 let allowed = entry.corrupt_share_max * (*n_rows).max(CORRUPT_ROWS_MIN) as f64;
                 if let Some(last) = corrupt.last().filter(|_| *n_corrupt as f64 > allowed) {
                     return Err(CorpusError::TooManyCorrupt {

@@ -1,8 +1,8 @@
 //! Several corpora drawn from together: which rows make up step s.
 //!
 //! Step s of dataset m covers positions `s * b_m` and on of an endless sequence of positions, where
-//! `b_m` is the batch of the dataset (round-robin counts only the steps at which the dataset has its
-//! turn). Position p lies in epoch p / n and names a row through that epoch's permutation, so any
+//! `b_m` is the batch of the dataset times the rows of a sequence (round-robin counts only the steps at
+//! which the dataset has its turn). Position p lies in epoch p / n and names a row through that epoch's permutation, so any
 //! step can be made without those before it.
 //!
 //! A corrupt row is replaced by the row of the next position of its epoch, at the end of the epoch
@@ -18,11 +18,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Batch, BatchShape, CorruptRow};
+use crate::batch::{Batch, BatchPixels, BatchShape, CorruptRow};
 use crate::digest::sha256_u64;
 use crate::order::{EpochOrder, Shuffle};
-use crate::sample::{Example, SampleConfig, SampleKey, example};
-use crate::{Corpus, CorpusError, Tokenizer};
+use crate::pixels::PixelType;
+use crate::sample::{SampleConfig, SampleKey, Sequence, make_sequence};
+use crate::{Corpus, CorpusError, DiskCacheConfig, Layout, Row, Tokenizer};
 
 /// Name of a batch that holds rows of all datasets.
 pub const MERGED: &str = "merged";
@@ -38,6 +39,10 @@ pub struct MixtureEntry {
     pub name: String,
     /// Path or URL of the corpus.
     pub corpus: String,
+    /// Who wrote it.
+    pub layout: Layout,
+    /// Where pieces of a corpus in a distant store are kept.
+    pub disk_cache: Option<DiskCacheConfig>,
     /// Sequences per step, `b_m`.
     pub batch: usize,
     /// Weight of the loss, the paper's lambda (section 2.4). The loader only checks it; 0 is watched and
@@ -96,7 +101,7 @@ struct Dataset {
     key: u64,
 }
 
-/// Positions `first..first + entry.batch` of one dataset.
+/// Sequences `first..first + entry.batch` of one dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Part {
     dataset: usize,
@@ -114,8 +119,29 @@ impl Mixture {
         mode: MixtureMode,
         seed: u64,
     ) -> Result<Self, CorpusError> {
-        check_entries(&entries, mode)?;
-        let datasets = entries.into_iter().map(Dataset::open).collect::<Result<Vec<_>, _>>()?;
+        check_entries(&entries.iter().collect::<Vec<_>>(), mode)?;
+        let open = |entry: MixtureEntry| {
+            let cache = entry.disk_cache.as_ref();
+            let corpus = Corpus::open_as(&entry.corpus, &entry.layout, cache)?;
+            Ok((entry, corpus))
+        };
+        let entries = entries.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        Self::with_corpora(entries, tokenizer, mode, seed)
+    }
+
+    /// The mixture of corpora that are open.
+    ///
+    /// # Errors
+    /// When there is no entry, a setting is out of range, or a corpus is empty.
+    pub fn with_corpora(
+        entries: Vec<(MixtureEntry, Corpus)>,
+        tokenizer: Arc<Tokenizer>,
+        mode: MixtureMode,
+        seed: u64,
+    ) -> Result<Self, CorpusError> {
+        check_entries(&entries.iter().map(|(entry, _)| entry).collect::<Vec<_>>(), mode)?;
+        let datasets = entries.into_iter().map(|(entry, corpus)| Dataset::new(entry, corpus));
+        let datasets = datasets.collect::<Result<Vec<_>, _>>()?;
         Ok(Self { datasets, tokenizer, mode, seed, rank: Rank::ONLY })
     }
 
@@ -178,13 +204,14 @@ impl Mixture {
             let dataset = &self.datasets[part.dataset];
             let share = (dataset.entry.batch / self.rank.count) as u64;
             let first = part.first + self.rank.index as u64 * share;
-            for position in first..first + share {
+            for sequence in first..first + share {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
-                let drawn = dataset.draw(position, self.seed, &self.tokenizer)?;
+                let pixels = &mut batch.pixels;
+                let drawn = dataset.draw(sequence, self.seed, &self.tokenizer, pixels)?;
                 batch.corrupt.extend(drawn.corrupt);
-                batch.push(drawn.example, drawn.row, self.tokenizer.pad_id(), shape);
+                batch.push(drawn.sequence, &drawn.rows, self.tokenizer.pad_id(), shape);
             }
         }
         Ok(Some(batch))
@@ -211,20 +238,24 @@ impl Mixture {
             images: samples().map(|s| s.images).max().unwrap_or(first.images),
             frames: first.frames,
             image_len: first.frames * 3 * first.image.size * first.image.size,
+            of_256: match first.pixels {
+                PixelType::F32 => None,
+                PixelType::U8 => Some((first.image.mean, first.image.std)),
+            },
         }
     }
 }
 
-/// An example and what it cost.
+/// A sequence and what it cost.
 struct Drawn {
-    example: Example,
-    row: u64,
+    sequence: Sequence,
+    /// The rows that it is made of.
+    rows: Vec<u64>,
     corrupt: Vec<CorruptRow>,
 }
 
 impl Dataset {
-    fn open(entry: MixtureEntry) -> Result<Self, CorpusError> {
-        let corpus = Corpus::open(&entry.corpus)?;
+    fn new(entry: MixtureEntry, corpus: Corpus) -> Result<Self, CorpusError> {
         let n_rows = corpus.n_rows();
         if n_rows == 0 {
             return Err(setting(&entry, "corpus", format!("{} has no rows", entry.corpus)));
@@ -241,43 +272,131 @@ impl Dataset {
         Ok(Self { entry, corpus, key })
     }
 
-    /// The example at a position, or that of the first position after it whose row is sound.
-    fn draw(&self, position: u64, seed: u64, tokenizer: &Tokenizer) -> Result<Drawn, CorpusError> {
+    /// Makes a sequence of the rows of its positions, or of the first sound rows after them. Adds its
+    /// pixels to those of others.
+    fn draw(
+        &self,
+        sequence: u64,
+        seed: u64,
+        tokenizer: &Tokenizer,
+        pixels: &mut BatchPixels,
+    ) -> Result<Drawn, CorpusError> {
+        let pack = self.entry.sample.pack as u64;
+        let positions = sequence * pack..(sequence + 1) * pack;
+        let mut candidates: Vec<_> = positions.map(|at| self.candidates(at, seed)).collect();
+        let mut corrupt = Vec::new();
+        let mut drawn = Vec::with_capacity(candidates.len());
+        for candidates in &mut candidates {
+            drawn.push(self.next_readable(candidates, &mut corrupt)?);
+        }
+        loop {
+            let rows: Vec<_> = drawn.iter().map(|(row, key)| (row, *key)).collect();
+            let before = pixels.len();
+            let (place, error) = match make_sequence(&rows, &self.entry.sample, tokenizer, pixels) {
+                Ok(sequence) => {
+                    let rows = drawn.iter().map(|(_, key)| key.row).collect();
+                    return Ok(Drawn { sequence, rows, corrupt });
+                }
+                Err(problem) => problem,
+            };
+            pixels.resize(before);
+            candidates[place].note(drawn[place].1.row, error, &mut corrupt)?;
+            drawn[place] = self.next_readable(&mut candidates[place], &mut corrupt)?;
+        }
+    }
+
+    /// The rows that may stand at a position, in the order in which they are tried.
+    fn candidates(&self, position: u64, seed: u64) -> Candidates<'_> {
         let n_rows = self.corpus.n_rows();
         let (epoch, place) = (position / n_rows, position % n_rows);
         let order = EpochOrder::new(n_rows, self.entry.shuffle, &[self.key, seed, epoch]);
-        let rows = (0..n_rows).map(|further| order.row((place + further) % n_rows));
-        let mut rows = rows.filter(|row| !self.entry.skip_rows.contains(row));
-        let n_drawn = n_rows - self.entry.skip_rows.len() as u64;
-        let mut corrupt: Vec<CorruptRow> = Vec::new();
+        Candidates { dataset: self, order, seed, epoch, place, further: 0, tried: Vec::new() }
+    }
+
+    /// The next row that can be read.
+    fn next_readable(
+        &self,
+        candidates: &mut Candidates,
+        corrupt: &mut Vec<CorruptRow>,
+    ) -> Result<(Row, SampleKey), CorpusError> {
         loop {
-            let row =
-                rows.next().expect("the skip list leaves a row, and the last one ends the loop");
-            let made = self.corpus.read(row).and_then(|stored| {
-                example(&stored, &self.entry.sample, tokenizer, SampleKey { seed, epoch, row })
-            });
-            let error = match made {
-                Ok(example) => return Ok(Drawn { example, row, corrupt }),
-                Err(error) if !error.is_about_one_row() => return Err(error),
-                Err(error) => error,
+            let row = candidates.next_row();
+            let read = if self.entry.sample.images > 0 {
+                self.corpus.read(row)
+            } else {
+                self.corpus.read_texts(row)
             };
-            let tried = corrupt.len() as u64;
-            if tried == SUBSTITUTES_MAX.min(n_drawn - 1) {
-                return Err(CorpusError::AllCorrupt {
-                    name: self.entry.name.clone(),
-                    location: self.entry.corpus.clone(),
-                    row: corrupt.first().map_or(row, |first| first.row),
-                    tried,
-                    source: Box::new(error),
-                });
+            match read {
+                Ok(stored) => {
+                    let (seed, epoch) = (candidates.seed, candidates.epoch);
+                    return Ok((stored, SampleKey { seed, epoch, row }));
+                }
+                Err(error) => candidates.note(row, error, corrupt)?,
             }
-            let dataset = self.entry.name.clone();
-            corrupt.push(CorruptRow { dataset, row, problem: error.to_string() });
         }
     }
 }
 
-fn check_entries(entries: &[MixtureEntry], mode: MixtureMode) -> Result<(), CorpusError> {
+/// The rows that may stand at a position: its own, then those of the positions after it, to the end of
+/// the epoch and from its start.
+struct Candidates<'a> {
+    dataset: &'a Dataset,
+    order: EpochOrder,
+    seed: u64,
+    epoch: u64,
+    place: u64,
+    /// Positions that were passed.
+    further: u64,
+    /// Rows that are corrupt.
+    tried: Vec<u64>,
+}
+
+impl Candidates<'_> {
+    fn next_row(&mut self) -> u64 {
+        let n_rows = self.dataset.corpus.n_rows();
+        loop {
+            assert!(
+                self.further < n_rows,
+                "the skip list leaves a row, and the last one ends this"
+            );
+            let row = self.order.row((self.place + self.further) % n_rows);
+            self.further += 1;
+            if !self.dataset.entry.skip_rows.contains(&row) {
+                return row;
+            }
+        }
+    }
+
+    /// Notes a corrupt row; fails where it is no fault of the row, or too many were.
+    fn note(
+        &mut self,
+        row: u64,
+        error: CorpusError,
+        corrupt: &mut Vec<CorruptRow>,
+    ) -> Result<(), CorpusError> {
+        if !error.is_about_one_row() {
+            return Err(error);
+        }
+        let entry = &self.dataset.entry;
+        let n_drawn = self.dataset.corpus.n_rows() - entry.skip_rows.len() as u64;
+        let tried = self.tried.len() as u64;
+        if tried == SUBSTITUTES_MAX.min(n_drawn - 1) {
+            return Err(CorpusError::AllCorrupt {
+                name: entry.name.clone(),
+                location: entry.corpus.clone(),
+                row: self.tried.first().copied().unwrap_or(row),
+                tried,
+                source: Box::new(error),
+            });
+        }
+        self.tried.push(row);
+        let dataset = entry.name.clone();
+        corrupt.push(CorruptRow { dataset, row, problem: error.to_string() });
+        Ok(())
+    }
+}
+
+fn check_entries(entries: &[&MixtureEntry], mode: MixtureMode) -> Result<(), CorpusError> {
     let Some(first) = entries.first() else { return Err(CorpusError::EmptyMixture) };
     for entry in entries {
         if entry.batch == 0 {
@@ -300,7 +419,7 @@ fn check_entries(entries: &[MixtureEntry], mode: MixtureMode) -> Result<(), Corp
         if let Some((field, problem)) = entry.sample.problem() {
             return Err(setting(entry, field, problem));
         }
-        let is_taken = |other: &&MixtureEntry| other.name == entry.name;
+        let is_taken = |other: &&&MixtureEntry| other.name == entry.name;
         if entry.name == MERGED || entries.iter().filter(is_taken).count() > 1 {
             let problem = format!("must be unlike the others and `{MERGED}`");
             return Err(setting(entry, "name", problem));
@@ -310,6 +429,14 @@ fn check_entries(entries: &[MixtureEntry], mode: MixtureMode) -> Result<(), Corp
         if mode == MixtureMode::Merged && !same_images {
             let problem = format!("and image size must be those of `{}` to merge", first.name);
             return Err(setting(entry, "frames", problem));
+        }
+        let same_pixels = entry.sample.pixels == first.sample.pixels
+            && (entry.sample.pixels == PixelType::F32
+                || (entry.sample.image.mean, entry.sample.image.std)
+                    == (first.sample.image.mean, first.sample.image.std));
+        if mode == MixtureMode::Merged && !same_pixels {
+            let problem = format!("must be those of `{}` to merge", first.name);
+            return Err(setting(entry, "pixels", problem));
         }
     }
     Ok(())

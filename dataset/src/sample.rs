@@ -7,20 +7,28 @@
 //! - a page is `<BOS>`, its slots, `<EOC><EOS>`, with `<EOC>` before each `<image>` but a first one;
 //! - a pair or clip is `<BOS><image>caption<EOC><EOS>`.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
+use crate::batch::BatchPixels;
 use crate::digest::sha256_u64;
 use crate::keyed_random::KeyedRandom;
 use crate::media_mask::{SEES_NONE, phi};
-use crate::pixels::{Augment, ImageConfig, image_pixels};
+use crate::pixel_buffer::PixelBuffer;
+use crate::pixels::{Augment, ImageConfig, PixelType};
 use crate::{Attend, CorpusError, EncodedImage, Interleaved, Row, Slot, Tokenizer};
 
-/// Which tokens are predicted. Marks `<image>` and padding never are; `<EOC>` and `<EOS>` are.
+/// Which tokens are predicted. Marks `<image>` and padding never are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossMask {
-    /// Every token of text.
-    All,
+    /// Every token of text, `<EOC>` and `<EOS>` included (paper, equation 1).
+    Paper,
+    /// `OpenFlamingo`'s: all of a caption; of a page the texts that follow an image, each up to its
+    /// `<EOC>`. What stands before the first image, or between an `<EOC>` and the next image, is read
+    /// and not predicted.
+    OpenFlamingo,
     /// Only tokens predicted from a position that sees an image: text before the first image (or, on a
     /// page that looks ahead, after the last one) is read and not predicted.
     SeeingAnImage,
@@ -48,21 +56,46 @@ pub struct SampleConfig {
     pub colour_jitter: f64,
     /// What the vision encoder reads.
     pub image: ImageConfig,
+    /// How pixels leave the loader.
+    pub pixels: PixelType,
     /// Which tokens are predicted.
     pub loss: LossMask,
+    /// Rows that share a sequence, one after another; 1 for one row each. `phi` of every row is of its own
+    /// images, and its first token is not predicted; a language model reads the text of those before it.
+    pub pack: usize,
 }
 
 impl SampleConfig {
+    /// Room for pixels, of the type that is wanted.
+    fn no_pixels(&self) -> BatchPixels {
+        match self.pixels {
+            PixelType::F32 => BatchPixels::F32(PixelBuffer::default()),
+            PixelType::U8 => {
+                let (mean, std) = (self.image.mean, self.image.std);
+                BatchPixels::U8 { values: Vec::new(), mean, std }
+            }
+        }
+    }
+
     /// The first field out of its range, with what was expected.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         let counts = [
             ("tokens", self.tokens, 2),
             ("frames", self.frames, 1),
             ("image.size", self.image.size, 1),
+            ("pack", self.pack, 1),
         ];
         for (field, value, least) in counts {
             if value < least {
                 return Some((field, format!("is {value}, at least {least} expected")));
+            }
+        }
+        // Each row begins with a few tokens and may show an image.
+        for (field, value) in [("tokens", self.tokens / PACKED_TOKENS_MIN), ("images", self.images)]
+        {
+            if self.pack > 1 && value > 0 && value < self.pack {
+                let pack = self.pack;
+                return Some((field, format!("leave too little to each of {pack} packed rows")));
             }
         }
         let shares = [
@@ -81,6 +114,9 @@ impl SampleConfig {
         (!usable).then(|| ("image.std", format!("is {std:?}, positive numbers expected")))
     }
 }
+
+/// Fewest tokens of each row of a sequence that several share.
+const PACKED_TOKENS_MIN: usize = 4;
 
 /// What an example is a function of, beside the row itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,10 +138,21 @@ pub struct Example {
     pub phi: Vec<i32>,
     /// 1 where `tokens[l + 1]` is to be predicted from position l, else 0 `[L]`.
     pub loss_mask: Vec<f32>,
-    /// Pixels of each image that has a mark in `tokens`, `[F, 3, H, W]` each.
-    pub images: Vec<Vec<f32>>,
+    /// Pixels of the images that have a mark in `tokens`, `[N, F, 3, H, W]`.
+    pub pixels: BatchPixels,
+    /// How many images these are.
+    pub n_images: usize,
     /// Which of the row's images is the first of these.
     pub first_image: usize,
+}
+
+/// An example whose pixels are elsewhere.
+pub(crate) struct Sequence {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) phi: Vec<i32>,
+    pub(crate) loss_mask: Vec<f32>,
+    pub(crate) n_images: usize,
+    pub(crate) first_image: usize,
 }
 
 /// Purposes that draw from streams of their own, so that one does not shift another.
@@ -123,28 +170,129 @@ pub fn example(
     tokenizer: &Tokenizer,
     key: SampleKey,
 ) -> Result<Example, CorpusError> {
-    let mut random = KeyedRandom::new(&[key.seed, key.epoch, key.row, TEXT_STREAM]);
-    let (window, attend) = match row {
-        Row::Interleaved(page) => {
-            let window = cut(&page_tokens(page, tokenizer), config, tokenizer, &mut random);
-            (window, attend(page, config, key.seed))
-        }
-        Row::ImageText(pair) => {
-            let tokens = caption_tokens(&pair.caption, config, tokenizer, &mut random);
-            (from_start(tokens, config), Attend::Previous)
-        }
-        Row::VideoText(clip) => {
-            let tokens = caption_tokens(&clip.caption, config, tokenizer, &mut random);
-            (from_start(tokens, config), Attend::Previous)
-        }
+    packed_example(&[(row, key)], config, tokenizer).map_err(|(_, error)| error)
+}
+
+/// Makes one example of several rows, one after another. Short ones are taken whole, and the others
+/// share what is left evenly.
+///
+/// # Errors
+/// When an image cannot be decoded; names the row by its place among `rows`.
+pub fn packed_example(
+    rows: &[(&Row, SampleKey)],
+    config: &SampleConfig,
+    tokenizer: &Tokenizer,
+) -> Result<Example, (usize, CorpusError)> {
+    let mut pixels = config.no_pixels();
+    let made = make_sequence(rows, config, tokenizer, &mut pixels)?;
+    let Sequence { tokens, phi, loss_mask, n_images, first_image } = made;
+    Ok(Example { tokens, phi, loss_mask, pixels, n_images, first_image })
+}
+
+/// The same with the pixels added to those of others; where it fails, some may have been added.
+pub(crate) fn make_sequence(
+    rows: &[(&Row, SampleKey)],
+    config: &SampleConfig,
+    tokenizer: &Tokenizer,
+    pixels: &mut BatchPixels,
+) -> Result<Sequence, (usize, CorpusError)> {
+    let mut documents: Vec<_> =
+        rows.iter().map(|(row, key)| Document::new(row, *key, config, tokenizer)).collect();
+    let lengths: Vec<_> = documents.iter().map(|document| document.tokens.len()).collect();
+    let n_marks = documents.iter().map(|document| document.n_marks(tokenizer));
+    let n_tokens = even_shares(&lengths, config.tokens);
+    let n_images = even_shares(&n_marks.collect::<Vec<_>>(), config.images);
+    let mut made = Sequence {
+        tokens: Vec::with_capacity(config.tokens),
+        phi: Vec::with_capacity(config.tokens),
+        loss_mask: Vec::with_capacity(config.tokens),
+        n_images: 0,
+        first_image: 0,
     };
-    let mut tokens = window.tokens;
-    tokens.resize(config.tokens, tokenizer.pad_id());
-    let seen = phi(&tokens, tokenizer.image_id(), attend);
-    let loss_mask = loss_mask(&tokens, &seen, config.loss, tokenizer);
-    let phi = if config.images == 0 { vec![SEES_NONE; tokens.len()] } else { seen };
-    let images = pixels_of(row, window.first_image, window.n_images, config, key)?;
-    Ok(Example { tokens, phi, loss_mask, images, first_image: window.first_image })
+    let shares = n_tokens.into_iter().zip(n_images);
+    for (i, (document, (tokens, images))) in documents.iter_mut().zip(shares).enumerate() {
+        let window = document.window(tokens, images, config, tokenizer);
+        let seen = phi(&window.tokens, tokenizer.image_id(), document.attend);
+        made.loss_mask.extend(loss_mask(&window.tokens, &seen, document, config.loss, tokenizer));
+        let before = made.n_images as i32;
+        made.phi.extend(seen.into_iter().map(|image| match image {
+            image if image == SEES_NONE || config.images == 0 => SEES_NONE,
+            image => before + image,
+        }));
+        made.tokens.extend(window.tokens);
+        let (row, key) = rows[i];
+        let images = window.first_image..window.first_image + window.n_images;
+        add_images(row, images, config, key, pixels).map_err(|e| (i, e))?;
+        made.n_images += window.n_images;
+        if i == 0 {
+            made.first_image = window.first_image;
+        }
+    }
+    // What pads sees what the last token sees, and is not predicted.
+    let last = made.phi.last().copied().unwrap_or(SEES_NONE);
+    made.tokens.resize(config.tokens, tokenizer.pad_id());
+    made.phi.resize(config.tokens, last);
+    made.loss_mask.resize(config.tokens, 0.0);
+    Ok(made)
+}
+
+/// Shares of `whole` for those who want this much of it: all that is wanted where it is little, and as
+/// much as the others get where it is more.
+fn even_shares(wanted: &[usize], whole: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    order.sort_by_key(|i| wanted[*i]);
+    let (mut shares, mut left) = (vec![0; wanted.len()], whole);
+    for (done, i) in order.into_iter().enumerate() {
+        shares[i] = wanted[i].min(left / (wanted.len() - done));
+        left -= shares[i];
+    }
+    shares
+}
+
+/// A row as tokens, before it is cut.
+struct Document {
+    tokens: Vec<u32>,
+    attend: Attend,
+    is_page: bool,
+    random: KeyedRandom,
+}
+
+impl Document {
+    fn new(row: &Row, key: SampleKey, config: &SampleConfig, tokenizer: &Tokenizer) -> Self {
+        let mut random = KeyedRandom::new(&[key.seed, key.epoch, key.row, TEXT_STREAM]);
+        let caption = match row {
+            Row::Interleaved(page) => {
+                let tokens = page_tokens(page, tokenizer);
+                let attend = attend(page, config, key.seed);
+                return Self { tokens, attend, is_page: true, random };
+            }
+            Row::ImageText(pair) => &pair.caption,
+            Row::VideoText(clip) => &clip.caption,
+        };
+        let tokens = caption_tokens(caption, config, tokenizer, &mut random);
+        Self { tokens, attend: Attend::Previous, is_page: false, random }
+    }
+
+    fn n_marks(&self, tokenizer: &Tokenizer) -> usize {
+        self.tokens.iter().filter(|token| **token == tokenizer.image_id()).count()
+    }
+
+    /// What of it stands in an example, at most so many tokens and images. With no images in the whole
+    /// example the marks of any number stay.
+    fn window(
+        &mut self,
+        n_tokens: usize,
+        n_images: usize,
+        config: &SampleConfig,
+        tokenizer: &Tokenizer,
+    ) -> Window {
+        if self.is_page {
+            return cut(&self.tokens, n_tokens, n_images, config, tokenizer, &mut self.random);
+        }
+        // A caption is never cut at its start; a long one loses its end.
+        self.tokens.truncate(n_tokens);
+        Window { tokens: std::mem::take(&mut self.tokens), first_image: 0, n_images }
+    }
 }
 
 /// A run of tokens of a document and the images whose marks it holds.
@@ -194,32 +342,28 @@ fn caption_tokens(
     tokens
 }
 
-/// A caption is never cut at its start; a long one loses its end.
-fn from_start(mut tokens: Vec<u32>, config: &SampleConfig) -> Window {
-    tokens.truncate(config.tokens);
-    Window { tokens, first_image: 0, n_images: config.images.min(1) }
-}
-
-/// A random window of L tokens, which ends before the mark of image N + 1, if images are wanted at
-/// all. A shorter page is taken whole. Images whose marks were cut off are gone.
+/// A random window of `n_tokens`, which ends before the mark of image `n_images + 1`, if images are
+/// wanted at all. A shorter page is taken whole. Images whose marks were cut off are gone.
 fn cut(
     tokens: &[u32],
+    n_tokens: usize,
+    n_images: usize,
     config: &SampleConfig,
     tokenizer: &Tokenizer,
     random: &mut KeyedRandom,
 ) -> Window {
     let is_mark = |token: &&u32| **token == tokenizer.image_id();
-    let start = random.below(tokens.len().saturating_sub(config.tokens) + 1);
-    let end = tokens.len().min(start + config.tokens);
+    let start = random.below(tokens.len().saturating_sub(n_tokens) + 1);
+    let end = tokens.len().min(start + n_tokens);
     let marks = (start..end).filter(|&l| is_mark(&&tokens[l]));
     let end = match config.images {
         0 => end,
-        n_images => marks.clone().nth(n_images).unwrap_or(end),
+        _ => marks.clone().nth(n_images).unwrap_or(end),
     };
     Window {
         tokens: tokens[start..end].to_vec(),
         first_image: tokens[..start].iter().filter(is_mark).count(),
-        n_images: marks.take(config.images).count(),
+        n_images: marks.take(n_images).count(),
     }
 }
 
@@ -230,13 +374,28 @@ fn attend(page: &Interleaved, config: &SampleConfig, seed: u64) -> Attend {
     if random.chance(config.next_image_probability) { Attend::Next } else { Attend::Previous }
 }
 
-fn loss_mask(tokens: &[u32], seen: &[i32], rule: LossMask, tokenizer: &Tokenizer) -> Vec<f32> {
+/// 1 where the next token of the window is to be predicted.
+fn loss_mask(
+    tokens: &[u32],
+    seen: &[i32],
+    document: &Document,
+    rule: LossMask,
+    tokenizer: &Tokenizer,
+) -> Vec<f32> {
     let mut mask = vec![0.0; tokens.len()];
+    // Whether what comes next belongs to an image, as `OpenFlamingo` counts it.
+    let mut is_answer = !document.is_page;
     for l in 0..tokens.len().saturating_sub(1) {
+        if document.is_page && tokens[l] == tokenizer.image_id() {
+            is_answer = true;
+        } else if document.is_page && tokens[l] == tokenizer.eoc_id() {
+            is_answer = false;
+        }
         let next = tokens[l + 1];
         let is_text = next != tokenizer.image_id() && next != tokenizer.pad_id();
         let counts = match rule {
-            LossMask::All => true,
+            LossMask::Paper => true,
+            LossMask::OpenFlamingo => is_answer,
             LossMask::SeeingAnImage => seen[l] != SEES_NONE,
         };
         mask[l] = f32::from(u8::from(is_text && counts));
@@ -244,15 +403,16 @@ fn loss_mask(tokens: &[u32], seen: &[i32], rule: LossMask, tokenizer: &Tokenizer
     mask
 }
 
-fn pixels_of(
+/// Adds the pixels of some of the images of a row.
+fn add_images(
     row: &Row,
-    first_image: usize,
-    n_images: usize,
+    wanted: Range<usize>,
     config: &SampleConfig,
     key: SampleKey,
-) -> Result<Vec<Vec<f32>>, CorpusError> {
-    if n_images == 0 {
-        return Ok(Vec::new());
+    pixels: &mut BatchPixels,
+) -> Result<(), CorpusError> {
+    if wanted.is_empty() {
+        return Ok(());
     }
     let stored = row.images();
     let images: Vec<&[&EncodedImage]> = match row {
@@ -261,15 +421,13 @@ fn pixels_of(
             return Err(CorpusError::Image { name: None, problem });
         }
         Row::VideoText(_) => vec![&stored],
-        _ => stored.chunks(1).skip(first_image).take(n_images).collect(),
+        _ => stored.chunks(1).skip(wanted.start).take(wanted.len()).collect(),
     };
-    let with_idx = images.into_iter().zip(first_image as u64..);
-    with_idx
-        .map(|(frames, idx)| {
-            let mut random = KeyedRandom::new(&[key.seed, key.epoch, key.row, IMAGE_STREAM, idx]);
-            frames_pixels(frames, config.frames, &config.image, Some(augment(config, &mut random)))
-        })
-        .collect()
+    for (frames, idx) in images.into_iter().zip(wanted.start as u64..) {
+        let mut random = KeyedRandom::new(&[key.seed, key.epoch, key.row, IMAGE_STREAM, idx]);
+        add_frames(frames, config, augment(config, &mut random), pixels)?;
+    }
+    Ok(())
 }
 
 fn augment(config: &SampleConfig, random: &mut KeyedRandom) -> Augment {
@@ -278,32 +436,26 @@ fn augment(config: &SampleConfig, random: &mut KeyedRandom) -> Augment {
     Augment { flip, brightness: factor(), contrast: factor(), saturation: factor() }
 }
 
-/// Pixels `[F, 3, H, W]` of `n_frames` frames spread evenly over `frames`; a clip with fewer shows
+/// Adds the pixels `[F, 3, H, W]` of F frames spread evenly over `frames`; a clip with fewer shows
 /// some of them more than once, a still image stands still.
-fn frames_pixels(
+fn add_frames(
     frames: &[&EncodedImage],
-    n_frames: usize,
-    config: &ImageConfig,
-    augment: Option<Augment>,
-) -> Result<Vec<f32>, CorpusError> {
-    if n_frames == 1 {
-        let image = frames[0];
-        return image_pixels(&image.bytes, config, augment).map_err(|e| named(e, image));
-    }
-    let mut pixels = Vec::with_capacity(n_frames * 3 * config.size * config.size);
+    config: &SampleConfig,
+    augment: Augment,
+    pixels: &mut BatchPixels,
+) -> Result<(), CorpusError> {
     let mut last = None;
-    for i in 0..n_frames {
-        let idx = i * frames.len() / n_frames;
+    for i in 0..config.frames {
+        let idx = i * frames.len() / config.frames;
         if last == Some(idx) {
-            let frame = pixels.len() - 3 * config.size * config.size;
-            pixels.extend_from_within(frame..);
+            pixels.repeat(3 * config.image.size * config.image.size);
             continue;
         }
         let image = frames[idx];
-        pixels.extend(image_pixels(&image.bytes, config, augment).map_err(|e| named(e, image))?);
+        pixels.add(&image.bytes, &config.image, Some(augment)).map_err(|e| named(e, image))?;
         last = Some(idx);
     }
-    Ok(pixels)
+    Ok(())
 }
 
 fn named(error: CorpusError, image: &EncodedImage) -> CorpusError {
@@ -340,7 +492,9 @@ mod tests {
             flip_probability: 0.0,
             colour_jitter: 0.0,
             image: ImageConfig { size: 2, fit: Fit::Squash, mean: [0.0; 3], std: [1.0; 3] },
-            loss: LossMask::All,
+            pixels: PixelType::F32,
+            loss: LossMask::Paper,
+            pack: 1,
         }
     }
 
@@ -352,8 +506,14 @@ mod tests {
         EncodedImage { bytes: Bytes::from(bytes.into_inner()), path: Some(format!("{number}.png")) }
     }
 
-    fn number_of(pixels: &[f32]) -> u8 {
-        (pixels[0] * 255.0).round() as u8
+    /// The number of each image, or of each frame of a clip.
+    fn numbers_of(made: &Example) -> Vec<u8> {
+        match &made.pixels {
+            BatchPixels::F32(pixels) => {
+                pixels.chunks(12).map(|image| (image[0] * 255.0).round() as u8).collect()
+            }
+            BatchPixels::U8 { values, .. } => values.chunks(12).map(|image| image[0]).collect(),
+        }
     }
 
     /// A page from a pattern: `i` is an image, any other letter a text.
@@ -481,10 +641,72 @@ mod tests {
     }
 
     #[test]
+    fn open_flamingo_learns_what_follows_an_image_up_to_its_end_of_chunk() {
+        let rule = SampleConfig { loss: LossMask::OpenFlamingo, ..config(12, 9) };
+        let learned = |row: &Row| {
+            let made = make(row, &rule, 0);
+            // Letters of the tokens that are predicted.
+            let targets = made.tokens.iter().skip(1).zip(&made.loss_mask);
+            spelled(&targets.filter(|(_, m)| **m > 0.0).map(|(t, _)| *t).collect::<Vec<_>>())
+        };
+        assert_eq!(learned(&page("xiyiz")), "yCzC");
+        assert_eq!(learned(&page("ixy")), "x\nyC");
+        assert_eq!(learned(&page("xy")), "");
+        assert_eq!(learned(&pair("red")), "redCE");
+    }
+
+    #[test]
+    fn packed_rows_see_their_own_images_and_are_not_predicted_from_each_other() {
+        let config = SampleConfig { pack: 3, ..config(24, 4) };
+        let key = |row| SampleKey { seed: 1, epoch: 0, row };
+        let rows = [page("xiy"), pair("red"), page("izi")];
+        let rows: Vec<_> = rows.iter().zip(0..).map(|(row, number)| (row, key(number))).collect();
+        let made = packed_example(&rows, &config, &tokenizer()).unwrap();
+        assert_eq!(spelled(&made.tokens), "BxCIyCEBIredCEBIzCICEPPPP");
+        assert_eq!(numbers_of(&made), [0, 7, 0, 1]);
+        let begins = made.tokens.iter().enumerate().filter(|(_, token)| **token == 1);
+        let unlearned = begins.skip(1).all(|(l, _)| made.loss_mask[l - 1] == 0.0);
+        assert!(unlearned, "the end of a row predicts nothing of the next");
+        // Each part is what the row alone is.
+        let mut at = 0;
+        for (row, key) in &rows {
+            let alone = example(row, &config, &tokenizer(), *key).unwrap();
+            let n = alone.tokens.iter().take_while(|token| **token != 0).count();
+            assert_eq!(made.tokens[at..at + n], alone.tokens[..n]);
+            assert_eq!(made.loss_mask[at..at + n], alone.loss_mask[..n]);
+            let first = made.phi[..at].iter().max().map_or(0, |image| image + 1);
+            let moved = |image: &i32| if *image < 0 { *image } else { image + first };
+            assert_eq!(made.phi[at..at + n], alone.phi[..n].iter().map(moved).collect::<Vec<_>>());
+            at += n;
+        }
+    }
+
+    #[test]
+    fn rows_that_are_too_long_together_share_evenly_what_short_ones_leave() {
+        assert_eq!(even_shares(&[3, 90, 50], 43), [3, 20, 20]);
+        assert_eq!(even_shares(&[3, 9], 43), [3, 9]);
+        assert_eq!(even_shares(&[50], 43), [43]);
+        assert_eq!(even_shares(&[0, 2, 2, 2], 5), [0, 1, 2, 2]);
+        let config = SampleConfig { pack: 2, ..config(16, 2) };
+        let (long, short) = (pair(&"z".repeat(50)), pair("red"));
+        let key = SampleKey { seed: 1, epoch: 0, row: 0 };
+        let made = packed_example(&[(&long, key), (&short, key)], &config, &tokenizer()).unwrap();
+        let text = spelled(&made.tokens);
+        assert!(text.starts_with("BIzzz") && text.ends_with("BIredCE"), "{text}");
+        let bad = SampleConfig { images: 1, ..config.clone() };
+        assert_eq!(bad.problem().unwrap().0, "images");
+        let mut broken = short.clone();
+        let Row::ImageText(pair) = &mut broken else { unreachable!() };
+        pair.image.bytes = Bytes::from_static(b"nothing");
+        let rows = [(&long, key), (&broken, key)];
+        assert_eq!(packed_example(&rows, &config, &tokenizer()).unwrap_err().0, 1);
+    }
+
+    #[test]
     fn a_window_ends_before_one_image_too_many() {
         let made = make(&page("xiyizi"), &config(30, 2), 0);
         assert_eq!(spelled(&made.tokens).trim_end_matches('P'), "BxCIyCIzC");
-        assert_eq!(made.images.iter().map(|i| number_of(i)).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(numbers_of(&made), [0, 1]);
     }
 
     #[test]
@@ -506,8 +728,10 @@ mod tests {
     fn frames_are_spread_over_a_clip_and_a_short_clip_stands_still() {
         let frames = |n_frames, row: &Row| {
             let config = SampleConfig { frames: n_frames, ..config(8, 1) };
-            let pixels = make(row, &config, 0).images.remove(0);
-            pixels.chunks(12).map(number_of).collect::<Vec<_>>()
+            let bytes = SampleConfig { pixels: PixelType::U8, ..config.clone() };
+            let reds = numbers_of(&make(row, &config, 0));
+            assert_eq!(numbers_of(&make(row, &bytes, 0)), reds);
+            reds
         };
         assert_eq!(frames(4, &clip(8)), [0, 2, 4, 6]);
         assert_eq!(frames(4, &clip(2)), [0, 0, 1, 1]);
@@ -530,7 +754,7 @@ mod tests {
     #[test]
     fn augmentation_is_a_function_of_the_key() {
         let config = SampleConfig { colour_jitter: 0.5, flip_probability: 0.5, ..config(8, 1) };
-        let pixels = |number| make(&pair("x"), &config, number).images;
+        let pixels = |number| make(&pair("x"), &config, number).pixels;
         assert_eq!(pixels(1), pixels(1));
         assert_ne!(pixels(1), pixels(2));
     }
@@ -551,9 +775,10 @@ mod tests {
             let made = make(&page(&pattern), &config, number);
             prop_assert_eq!(made.tokens.len(), tokens);
             let n_marks = made.tokens.iter().filter(|&&t| t == 3).count();
-            prop_assert_eq!(made.images.len(), n_marks);
+            prop_assert_eq!(made.n_images, n_marks);
             prop_assert!(n_marks <= images);
-            let numbers: Vec<u8> = made.images.iter().map(|i| number_of(i)).collect();
+            let numbers = numbers_of(&made);
+            prop_assert_eq!(numbers.len(), n_marks);
             prop_assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "{:?}", numbers);
             prop_assert!(made.phi.iter().all(|&p| (SEES_NONE..n_marks as i32).contains(&p)));
             prop_assert!(made.loss_mask[tokens - 1] == 0.0);

@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, ListArray, StructArray};
 use arrow::buffer::OffsetBuffer;
@@ -103,6 +103,7 @@ impl Shard {
         shard: usize,
         row_idx: u64,
         cache: &BlockCache,
+        with_images: bool,
     ) -> Result<Row, CorpusError> {
         let (group, start) = self.group_of(row_idx)?;
         let place = row_idx - start;
@@ -120,11 +121,15 @@ impl Shard {
         if chunk.dictionary_page_offset().is_some() {
             return self.read_alone(row_idx, group, start);
         }
-        let images = self.image_bytes(group, place)?;
         let at = (place % block_rows) as usize;
         if at >= texts.len() {
             return Err(self.damaged(format!("its pages lack row {row_idx}")));
         }
+        let images = if with_images {
+            self.image_bytes(group, place)?
+        } else {
+            no_bytes(n_images(self.kind, &texts, at))
+        };
         let columns = self.joined(&texts.slice(at, 1), &images).ok_or_else(|| {
             self.damaged(format!("bytes and paths of the images of row {row_idx} differ in number"))
         })?;
@@ -233,6 +238,21 @@ impl Shard {
 
     fn row(&self, columns: &StructArray, at: usize, row_idx: u64) -> Result<Row, CorpusError> {
         read_row(self.kind, columns, at, self.store.location(), self.first_row + row_idx)
+    }
+
+    /// The addresses of the rows, in order.
+    pub(crate) fn urls(&self) -> Result<Vec<Option<String>>, CorpusError> {
+        let (mut urls, mut start) = (Vec::new(), 0);
+        for group in 0..self.n_groups() {
+            let n_rows = self.metadata.metadata().row_group(group).num_rows() as u64;
+            for block in 0..n_rows.div_ceil(block_rows(self.kind)) {
+                let texts = self.read_block(group, block, start)?;
+                let column = texts.column_by_name("url").expect("the columns were checked");
+                urls.extend(column.as_string::<i32>().iter().map(|url| url.map(str::to_owned)));
+            }
+            start += n_rows;
+        }
+        Ok(urls)
     }
 
     /// All rows of one row group, in order.
@@ -358,6 +378,22 @@ impl Shard {
     }
 }
 
+/// Images of a row, those that are null included.
+fn n_images(kind: CorpusKind, texts: &StructArray, row: usize) -> usize {
+    let list = match kind {
+        CorpusKind::ImageText => return 1,
+        CorpusKind::Interleaved => "images",
+        CorpusKind::VideoText => "frames",
+    };
+    let list = texts.column_by_name(list).and_then(|images| images.as_list_opt::<i32>());
+    list.map_or(0, |list| list.value_length(row) as usize)
+}
+
+/// Images without bytes.
+fn no_bytes(n: usize) -> BinaryArray {
+    (0..n).map(|_| Some(&b""[..])).collect()
+}
+
 /// Selects one row.
 fn one_row(place: u64) -> RowSelection {
     RowSelection::from(vec![RowSelector::skip(place as usize), RowSelector::select(1)])
@@ -407,7 +443,7 @@ fn read_footer(
     let options = ArrowReaderOptions::new()
         .with_offset_index_policy(PageIndexPolicy::Required)
         .with_column_index_policy(PageIndexPolicy::Skip);
-    let object = StoredObject { store: store.clone(), file: file.to_owned(), size };
+    let object = StoredObject { store: store.clone(), file: file.to_owned(), size, failure: None };
     ArrowReaderMetadata::load(&object, options)
 }
 
@@ -437,7 +473,11 @@ pub struct StoredObject {
     store: CorpusStore,
     file: String,
     size: u64,
+    failure: Option<Failure>,
 }
+
+/// The first failure of a store that a decoder met.
+pub(crate) type Failure = Arc<Mutex<Option<CorpusError>>>;
 
 impl StoredObject {
     /// The object `file` of a store.
@@ -446,11 +486,33 @@ impl StoredObject {
     /// When the object does not exist or cannot be read.
     pub fn open(store: &CorpusStore, file: &str) -> Result<Self, CorpusError> {
         let size = store.size(file)?;
-        Ok(Self { store: store.clone(), file: file.to_owned(), size })
+        Ok(Self { store: store.clone(), file: file.to_owned(), size, failure: None })
     }
 
-    fn range(&self, range: Range<u64>) -> Result<Bytes, CorpusError> {
-        self.store.get_range(&self.file, range)
+    /// The same, where its size is known; the first failure of the store goes into `failure`, since
+    /// decoders pass on no more than its words.
+    pub(crate) fn known(store: &CorpusStore, file: &str, size: u64, failure: &Failure) -> Self {
+        let (store, file, failure) = (store.clone(), file.to_owned(), Some(Arc::clone(failure)));
+        Self { store, file, size, failure }
+    }
+
+    /// Its size in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(crate) fn range(&self, range: Range<u64>) -> Result<Bytes, CorpusError> {
+        let found = self.store.get_range(&self.file, range.clone());
+        match (found, &self.failure) {
+            // What is not in the file is no fault of the store.
+            (Err(error), Some(failure)) if range.end <= self.size => {
+                let problem = error.to_string();
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                let (object, source) = (self.store.name_of(&self.file), ParquetError::EOF(problem));
+                Err(CorpusError::Parquet { object, source })
+            }
+            (found, _) => found,
+        }
     }
 }
 
@@ -464,7 +526,8 @@ impl ChunkReader for StoredObject {
     type T = StoredObjectReader;
 
     fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
-        let object = Self { store: self.store.clone(), file: self.file.clone(), size: self.size };
+        let (store, file, failure) = (self.store.clone(), self.file.clone(), self.failure.clone());
+        let object = Self { store, file, size: self.size, failure };
         Ok(StoredObjectReader { object, next: start, piece: Bytes::new() })
     }
 

@@ -23,6 +23,7 @@ use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
 use crate::CorpusError;
+use crate::disk_cache::{DiskCache, DiskCacheConfig};
 
 /// Threads that drive network requests; local files use the runtime's blocking pool.
 const RUNTIME_THREADS: usize = 2;
@@ -49,6 +50,8 @@ pub struct CorpusStore {
     objects: Arc<dyn ObjectStore>,
     /// The same, where it is a folder of this machine.
     folder: Option<Arc<LocalFileSystem>>,
+    /// Pieces of it, where it is not.
+    cache: Option<Arc<DiskCache>>,
 }
 
 impl CorpusStore {
@@ -75,6 +78,19 @@ impl CorpusStore {
         Self::open(location)
     }
 
+    /// Opens a location that exists, and keeps pieces of what is read of it on a local disk. A folder of
+    /// this machine needs none.
+    ///
+    /// # Errors
+    /// As [`CorpusStore::open`], and when the folder of the pieces cannot be used.
+    pub fn open_with(location: &str, cache: Option<&DiskCacheConfig>) -> Result<Self, CorpusError> {
+        let mut store = Self::open(location)?;
+        if let (None, Some(config)) = (&store.folder, cache) {
+            store.cache = Some(DiskCache::open(config)?);
+        }
+        Ok(store)
+    }
+
     /// The path or URL as it was given.
     pub fn location(&self) -> &str {
         &self.location
@@ -85,9 +101,19 @@ impl CorpusStore {
     /// # Errors
     /// When the object does not exist or cannot be read.
     pub fn size(&self, object: &str) -> Result<u64, CorpusError> {
+        match &self.cache {
+            Some(cache) => cache.size(self, object),
+            None => Ok(self.version(object)?.0),
+        }
+    }
+
+    /// Size of one object, and what the store says to tell its versions apart.
+    pub(crate) fn version(&self, object: &str) -> Result<(u64, String), CorpusError> {
         let path = self.path(object)?;
         let meta = self.run(move |objects| async move { objects.head(&path).await });
-        Ok(meta.map_err(|e| self.failed("read", object, e))?.size)
+        let meta = meta.map_err(|e| self.failed("read", object, e))?;
+        let version = meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339());
+        Ok((meta.size, version))
     }
 
     /// Size of one object; none where there is none, or where the store denies it, as stores do of missing
@@ -96,12 +122,9 @@ impl CorpusStore {
     /// # Errors
     /// When the store cannot be asked.
     pub fn size_if_any(&self, object: &str) -> Result<Option<u64>, CorpusError> {
-        use object_store::Error::{NotFound, PermissionDenied};
         match self.size(object) {
             Ok(size) => Ok(Some(size)),
-            Err(CorpusError::Object {
-                source: NotFound { .. } | PermissionDenied { .. }, ..
-            }) => Ok(None),
+            Err(error) if error.is_not_found() || error.is_denied() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -114,6 +137,14 @@ impl CorpusStore {
         let path = self.path(object)?;
         self.run(move |objects| async move { objects.get(&path).await?.bytes().await })
             .map_err(|e| self.failed("read", object, e))
+    }
+
+    /// The bytes of one object, of pieces on the local disk where such are kept.
+    pub(crate) fn get_kept(&self, object: &str) -> Result<Bytes, CorpusError> {
+        match &self.cache {
+            Some(_) => self.get_range(object, 0..self.size(object)?),
+            None => self.get(object),
+        }
     }
 
     /// The bytes `range` of one object.
@@ -129,6 +160,26 @@ impl CorpusStore {
     /// # Errors
     /// When the object does not exist, is shorter, or cannot be read.
     pub fn get_ranges(
+        &self,
+        object: &str,
+        ranges: Vec<Range<u64>>,
+    ) -> Result<Vec<Bytes>, CorpusError> {
+        if let Some(cache) = &self.cache {
+            return cache.get_ranges(self, object, &ranges);
+        }
+        self.fetch_ranges(object, ranges)
+    }
+
+    /// A range of one object, of which no piece is kept.
+    pub(crate) fn fetch_range(
+        &self,
+        object: &str,
+        range: Range<u64>,
+    ) -> Result<Bytes, CorpusError> {
+        Ok(self.fetch_ranges(object, vec![range])?.swap_remove(0))
+    }
+
+    fn fetch_ranges(
         &self,
         object: &str,
         ranges: Vec<Range<u64>>,
@@ -351,7 +402,7 @@ fn open_folder(location: &str) -> Result<CorpusStore, CorpusError> {
         .with_fsync(true);
     let files = Arc::new(files);
     let folder = Some(Arc::clone(&files));
-    Ok(CorpusStore { location: location.into(), objects: files, folder })
+    Ok(CorpusStore { location: location.into(), objects: files, folder, cache: None })
 }
 
 fn open_url(location: &str, url: &Url) -> Result<CorpusStore, CorpusError> {
@@ -367,6 +418,7 @@ fn open_url(location: &str, url: &Url) -> Result<CorpusStore, CorpusError> {
         location: location.into(),
         objects: Arc::new(PrefixStore::new(store, prefix)),
         folder: None,
+        cache: None,
     })
 }
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flamingo_dataset::{
-    Batch, CorpusError, CorpusKind, Cursor, Fit, ImageConfig, Loader, LossMask, MERGED, Mixture,
-    MixtureEntry, MixtureMode, Rank, Row, SampleConfig, Shuffle, Tokenizer,
+    Batch, CorpusError, CorpusKind, Cursor, Fit, ImageConfig, Layout, Loader, LossMask, MERGED,
+    Mixture, MixtureEntry, MixtureMode, PixelType, Rank, Row, SampleConfig, Shuffle, Tokenizer,
 };
 use proptest::prelude::*;
 use support::{clip, page, pair, write_corpus};
@@ -26,7 +26,9 @@ fn sample(tokens: usize, images: usize, frames: usize) -> SampleConfig {
         flip_probability: 0.5,
         colour_jitter: 0.2,
         image: ImageConfig { size: 6, fit: Fit::MeanPad, mean: [0.5; 3], std: [0.3; 3] },
-        loss: LossMask::All,
+        pixels: PixelType::F32,
+        loss: LossMask::Paper,
+        pack: 1,
     }
 }
 
@@ -34,6 +36,8 @@ fn entry(name: &str, corpus: &str, batch: usize, sample: SampleConfig) -> Mixtur
     MixtureEntry {
         name: name.to_owned(),
         corpus: corpus.to_owned(),
+        layout: Layout::Corpus,
+        disk_cache: None,
         batch,
         weight: 1.0,
         sample,
@@ -72,6 +76,13 @@ fn steps(loader: &mut Loader, n: usize) -> Vec<Vec<Batch>> {
     (0..n).map(|_| loader.next_step().unwrap()).collect()
 }
 
+/// The pixels of a batch.
+fn numbers(batch: &Batch) -> Vec<f32> {
+    let mut numbers = Vec::new();
+    batch.pixels.append_to(&mut numbers, 0..batch.pixels.len(), 36);
+    numbers
+}
+
 #[test]
 fn resuming_twice_equals_never_stopping() {
     let folder = tempfile::tempdir().unwrap();
@@ -100,12 +111,16 @@ proptest! {
     #[test]
     fn stops_and_threads_change_no_hash(
         first in 0_u64..9, second in 0_u64..9, threads in proptest::array::uniform3(1_usize..5),
-        seed: u64, block_rows in 1_u64..5, merged: bool,
+        seed: u64, block_rows in 1_u64..5, merged: bool, pack in 1_usize..3,
     ) {
         let folder = tempfile::tempdir().unwrap();
         let mut entries = three_corpora(folder.path());
         for entry in &mut entries {
             entry.shuffle.block_rows = block_rows;
+        }
+        entries[0].sample.pack = pack;
+        if !merged {
+            entries[1].sample.pixels = PixelType::U8;
         }
         let mode = if merged { MixtureMode::Merged } else { MixtureMode::Accumulate };
         entries.truncate(if merged { 2 } else { 3 });
@@ -122,6 +137,30 @@ proptest! {
         }
         prop_assert_eq!(found, expected);
     }
+}
+
+/// Two short rows in a sequence: the rows of two steps of one row each, in the same order.
+#[test]
+fn packed_sequences_take_the_rows_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut entries = three_corpora(folder.path());
+    entries.truncate(1);
+    let alone = mixture(&entries, MixtureMode::Accumulate);
+    entries[0].sample.pack = 2;
+    entries[0].sample.tokens = 256;
+    entries[0].sample.images = 10;
+    let packed = mixture(&entries, MixtureMode::Accumulate);
+    let mut n_images = 0;
+    for step in 0..9 {
+        let batch = &packed.step(step).unwrap()[0];
+        let rows = [2 * step, 2 * step + 1].map(|s| alone.step(s).unwrap()[0].rows.clone());
+        assert_eq!(batch.rows, rows.concat());
+        assert_eq!((batch.size, batch.rows.len()), (2, 4));
+        n_images += batch.image_count.iter().sum::<usize>();
+    }
+    // Pages have 1 + i % 4 images, and all fit: 36 rows are five epochs of seven and one row.
+    let per_epoch: usize = (0..7).map(|i| 1 + i % 4).sum();
+    assert!((5 * per_epoch + 1..=5 * per_epoch + 4).contains(&n_images), "{n_images}");
 }
 
 #[test]
@@ -351,14 +390,14 @@ fn processes_together_read_what_one_reads() {
         for step in 0..5 {
             let shares: Vec<_> = ranks.iter().map(|rank| rank.step(step).unwrap()).collect();
             for (i, batch) in whole.step(step).unwrap().iter().enumerate() {
-                let joined = |part: fn(&Batch) -> Vec<u32>| -> Vec<u32> {
+                let joined = |part: &dyn Fn(&Batch) -> Vec<u32>| -> Vec<u32> {
                     shares.iter().flat_map(|share| part(&share[i])).collect()
                 };
                 let bits =
                     |numbers: &[f32]| numbers.iter().map(|n| n.to_bits()).collect::<Vec<_>>();
-                assert_eq!(joined(|batch| batch.tokens.clone()), batch.tokens);
-                let pixels = joined(|batch| batch.pixels.iter().map(|n| n.to_bits()).collect());
-                assert_eq!(pixels, bits(&batch.pixels));
+                assert_eq!(joined(&|batch| batch.tokens.clone()), batch.tokens);
+                let pixels = joined(&|batch| bits(&numbers(batch)));
+                assert_eq!(pixels, bits(&numbers(batch)));
             }
         }
     }

@@ -4,12 +4,15 @@
 
 mod support;
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use flamingo_dataset::{
     Corpus, CorpusError, CorpusKind, CorpusStore, Interleaved, Manifest, Row, Slot, encode_shard,
     schema,
 };
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::page_index::offset_index::PageLocation;
 use proptest::prelude::*;
 use support::{clip, meta, page, pair, png, write_corpus};
 
@@ -231,6 +234,96 @@ fn a_row_past_the_end_does_not_exist() {
     let location = write_corpus(folder.path(), CorpusKind::ImageText, &[&[pair(1)]]);
     let error = Corpus::open(&location).unwrap().read(1).unwrap_err();
     assert!(matches!(error, CorpusError::NoSuchRow { row: 1, n_rows: 1, .. }), "{error}");
+}
+
+/// Pages with texts of some kilobytes that do not compress well.
+fn long_pages(n: u8) -> Vec<Row> {
+    let page = |number: u8| {
+        let Row::Interleaved(mut page) = page(number, 1) else { unreachable!() };
+        let mut word = u64::from(number) + 1;
+        let words = (0..900).map(|_| {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695);
+            format!("{:x} ", word >> 40)
+        });
+        page.slots.push(Slot::Text(words.collect()));
+        Row::Interleaved(page)
+    };
+    (0..n).map(page).collect()
+}
+
+/// The pages of a shard, of all columns: which column, and their bytes.
+fn parquet_pages(shard: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let bytes = Bytes::copy_from_slice(shard);
+    let mut reader =
+        ParquetMetaDataReader::new().with_offset_index_policy(PageIndexPolicy::Required);
+    reader.try_parse(&bytes).unwrap();
+    let metadata = reader.finish().unwrap();
+    let groups = metadata.row_groups().iter().zip(metadata.offset_index().unwrap());
+    let columns = groups.flat_map(|(group, index)| group.columns().iter().zip(index));
+    let pages = columns.flat_map(|(column, index)| {
+        let name = column.column_path().string();
+        index.page_locations().iter().map(move |page| (name.clone(), page))
+    });
+    let bytes_of = |(name, page): (String, &PageLocation)| {
+        let start = page.offset as usize;
+        (name, shard[start..start + page.compressed_page_size as usize].to_vec())
+    };
+    pages.map(bytes_of).collect()
+}
+
+/// What stores that keep equal bytes once keep of a corpus that was made again.
+#[test]
+fn a_row_put_before_the_others_leaves_the_pages_of_their_images() {
+    let mut random = 1_u64;
+    let mut noise = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695);
+        (random >> 56) as u8
+    };
+    let row = |number: u8| {
+        let Row::ImageText(mut row) = pair(number) else { unreachable!() };
+        row.image.bytes = (0..20_000).map(|_| noise()).collect();
+        Row::ImageText(row)
+    };
+    let rows: Vec<Row> = (0..100).map(row).collect();
+    let with = encode_shard(CorpusKind::ImageText, &rows).unwrap();
+    let without = encode_shard(CorpusKind::ImageText, &rows[1..]).unwrap();
+    let before: HashSet<_> = parquet_pages(&without).into_iter().collect();
+    let pages = parquet_pages(&with);
+    let kept: usize = pages.iter().filter(|page| before.contains(page)).map(|p| p.1.len()).sum();
+    assert!(kept * 100 > with.len() * 97, "{kept} of {} bytes are as they were", with.len());
+}
+
+#[test]
+fn damaged_texts_cost_the_rows_of_their_page_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = long_pages(60);
+    let location = write_corpus(folder.path(), CorpusKind::Interleaved, &[&rows]);
+    let path = folder.path().join("shard-00000.parquet");
+    let mut shard = std::fs::read(&path).unwrap();
+    let pages = parquet_pages(&shard);
+    let texts: Vec<_> =
+        pages.iter().filter(|(name, _)| name == "texts.list.element").map(|(_, b)| b).collect();
+    assert!(texts.len() > 3, "{} pages of texts", texts.len());
+    let damaged = texts[1];
+    let at = shard.windows(damaged.len()).position(|bytes| bytes == &damaged[..]).unwrap();
+    // Past the head of the page.
+    shard[at + 60..at + damaged.len()].fill(0xa5);
+    std::fs::write(&path, shard).unwrap();
+    let corpus = Corpus::open(&location).unwrap();
+    let (mut sound, mut lost) = (0, 0);
+    for (row, expected) in (0..).zip(&rows) {
+        match corpus.read(row) {
+            Ok(found) => {
+                assert_eq!(&found, expected);
+                sound += 1;
+            }
+            Err(error) => {
+                assert!(error.is_about_one_row(), "{error}");
+                lost += 1;
+            }
+        }
+    }
+    assert!(lost > 0 && sound > 30, "{sound} sound, {lost} lost");
 }
 
 #[test]

@@ -32,8 +32,9 @@ for corpus in webpages pairs clips; do
 done
 
 python=.venv/bin/python
-if ! $python -c 'import datasets, duckdb, polars, pyarrow, PIL' 2>/dev/null; then
+if ! $python -c 'import datasets, duckdb, polars, pyarrow, webdataset, PIL' 2>/dev/null; then
   python3 -m venv .venv
   .venv/bin/pip install --quiet --requirement dataset/tests/requirements.txt
 fi
 $python dataset/tests/readers.py "$out"/corpora/{webpages,pairs,clips}
+$python dataset/tests/layouts.py

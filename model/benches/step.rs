@@ -191,6 +191,7 @@ fn flamingo() -> Result<(), ModelError> {
         phi: (0..batch).flat_map(|_| phi(length, images)).collect(),
         loss_mask: mask(batch * length, length),
         pixels: noise(batch * images * pixels),
+        features: None,
         n_frames: 1,
         image_count: vec![images; batch],
     };

@@ -20,7 +20,7 @@ use crate::gated_xattn::{CrossAttentionConfig, GatedCrossAttention, MediaKeys};
 use crate::inputs::{Inputs, Latents, check_media};
 use crate::language_model::{LanguageModel, all_logits};
 use crate::ops::{self, MediaReads};
-use crate::params::{Declare, Params, Source, Trainable, Training};
+use crate::params::{Declare, Parameter, Params, Source, Trainable, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
 use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
@@ -175,19 +175,17 @@ impl Flamingo {
     /// SHA-256 over names, shapes and values of all frozen parameters, in hexadecimal: equal before
     /// and after training.
     pub fn frozen_sha256(&self) -> String {
-        let mut digest = Sha256::new();
-        let frozen = self.params().into_iter().flat_map(Params::iter);
-        for parameter in frozen.filter(|parameter| !parameter.weight.is_trained()) {
-            digest.update(format!("{} {:?}\n", parameter.name, parameter.shape));
-            for block in parameter.weight.values().chunks(HASHED_AT_ONCE) {
-                digest.update(le_bytes(block));
-            }
-        }
-        let mut text = String::new();
-        for byte in digest.finalize() {
-            write!(text, "{byte:02x}").expect("a string takes all that is written");
-        }
-        text
+        let all = self.params().into_iter().flat_map(Params::iter);
+        sha256(all.filter(|parameter| !parameter.weight.is_trained()))
+    }
+
+    /// The same over the vision tower and the instructions of this processor: names what
+    /// [`Flamingo::features`] are of. Processors of one kind of instructions whose caches differ may still
+    /// differ in the last bits.
+    pub fn vision_sha256(&self) -> String {
+        let weights = sha256(self.vision_params.iter());
+        let all = format!("{weights} {:?} {}", self.config.vision, ops::processor());
+        hex(&Sha256::digest(all.as_bytes()))
     }
 
     /// Adds to `gradients` those of `scale` times the mean loss over the predicted tokens; returns
@@ -258,6 +256,20 @@ impl Flamingo {
         })
     }
 
+    /// What the frozen vision tower makes of `pixels` `[M, 3, H, W]`, for [`Inputs::features`]: `[M, P, V]`.
+    /// The part of each image depends on that image alone, to the last bit.
+    ///
+    /// # Errors
+    /// When the pixels are not whole images of the model's size.
+    pub fn features(&self, pixels: &[f32]) -> Result<Vec<f32>, ModelError> {
+        let n_images = pixels.len() / self.config.vision.n_pixel_values();
+        check_media(pixels, n_images, 1, &self.config)?;
+        if n_images == 0 {
+            return Ok(Vec::new());
+        }
+        ops::on_pool(|| Ok(self.vision.features(&self.vision_params, pixels)?.values().to_vec()))
+    }
+
     /// The latents of `pixels` `[M, F, 3, H, W]`, so that images which are read often are resampled
     /// once.
     ///
@@ -316,10 +328,23 @@ impl Flamingo {
         self.resampler.forward(&self.params, features.with(tape), n_images, n_frames)
     }
 
+    /// The latents of the images of a batch: `[M * R, V]`.
+    fn media<T: Record>(&self, inputs: &Inputs, tape: T) -> Result<Matrix<T>, DeviceError> {
+        let n_images = inputs.image_count.iter().sum();
+        match &inputs.features {
+            Some(features) if n_images > 0 => {
+                let features = Buffer::from(features.clone());
+                let features = Matrix::constant(features, self.config.vision.width);
+                let features = features.with(tape);
+                self.resampler.forward(&self.params, features, n_images, inputs.n_frames)
+            }
+            _ => self.resample(&inputs.pixels, n_images, inputs.n_frames, tape),
+        }
+    }
+
     /// States after the language model's last norm: `[B * L, D]`.
     fn hidden<T: Record>(&self, inputs: &Inputs, tape: T) -> Result<Matrix<T>, DeviceError> {
-        let n_images = inputs.image_count.iter().sum();
-        let media = self.resample(&inputs.pixels, n_images, inputs.n_frames, tape)?; // [M * R, V]
+        let media = self.media(inputs, tape)?;
         let (keys, tape) = self.media_keys(media)?;
         let reads = Arc::new(MediaReads::new(inputs.images_seen(), self.config.resampler.latents));
         let (decoder, params) = self.language.parts();
@@ -357,6 +382,25 @@ impl Flamingo {
         let (decoder, params) = self.language.parts();
         ops::cross_entropy(hidden, decoder.head(params), targets, share)
     }
+}
+
+fn sha256<'a>(parameters: impl Iterator<Item = &'a Parameter>) -> String {
+    let mut digest = Sha256::new();
+    for parameter in parameters {
+        digest.update(format!("{} {:?}\n", parameter.name, parameter.shape));
+        for block in parameter.weight.values().chunks(HASHED_AT_ONCE) {
+            digest.update(le_bytes(block));
+        }
+    }
+    hex(&digest.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in bytes {
+        write!(text, "{byte:02x}").expect("a string takes all that is written");
+    }
+    text
 }
 
 fn check_same<C: PartialEq + std::fmt::Debug>(

@@ -21,6 +21,9 @@ pub struct Inputs {
     pub loss_mask: Vec<f32>,
     /// `[M, F, 3, H, W]`: the images of all sequences one after the other, without padding.
     pub pixels: Vec<f32>,
+    /// `[M, F, P, V]`: what [`Flamingo::features`](crate::Flamingo::features) made of these images, in
+    /// place of `pixels`, which are not looked at then.
+    pub features: Option<Vec<f32>>,
     /// `F`.
     pub n_frames: usize,
     /// `[B]`: images of each sequence.
@@ -54,7 +57,11 @@ impl Inputs {
         for (phi, images) in self.phi.chunks(self.length).zip(&self.image_count) {
             check_phi(phi, *images)?;
         }
-        check_media(&self.pixels, self.image_count.iter().sum(), self.n_frames, config)?;
+        let n_images = self.image_count.iter().sum();
+        match &self.features {
+            Some(features) => check_features(features, n_images, self.n_frames, config)?,
+            None => check_media(&self.pixels, n_images, self.n_frames, config)?,
+        }
         targets(&self.tokens, self.length, &self.loss_mask)
     }
 
@@ -102,14 +109,39 @@ pub(crate) fn check_media(
     n_frames: usize,
     config: &FlamingoConfig,
 ) -> Result<(), ModelError> {
-    if n_frames == 0 {
-        return Err(ModelError::Input {
-            what: "n_frames",
-            found: "0".to_owned(),
-            expected: "at least 1".to_owned(),
-        });
-    }
+    check_frames(n_frames)?;
     check_pixels(pixels, &config.vision, Some(n_images.saturating_mul(n_frames)))
+}
+
+/// Checks that `features` are those of `n_images` images or videos of `n_frames` frames.
+fn check_features(
+    features: &[f32],
+    n_images: usize,
+    n_frames: usize,
+    config: &FlamingoConfig,
+) -> Result<(), ModelError> {
+    check_frames(n_frames)?;
+    let one = config.vision.n_feature_values();
+    let expected = n_images.checked_mul(n_frames).and_then(|n| n.checked_mul(one));
+    if expected == Some(features.len()) {
+        return Ok(());
+    }
+    Err(ModelError::Input {
+        what: "features",
+        found: format!("{} values", features.len()),
+        expected: format!("{n_images} images of {n_frames} frames of {one} values"),
+    })
+}
+
+fn check_frames(n_frames: usize) -> Result<(), ModelError> {
+    if n_frames > 0 {
+        return Ok(());
+    }
+    Err(ModelError::Input {
+        what: "n_frames",
+        found: "0".to_owned(),
+        expected: "at least 1".to_owned(),
+    })
 }
 
 /// Checks that every token has an entry in `phi`.

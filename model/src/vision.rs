@@ -69,6 +69,11 @@ impl VisionConfig {
         side * side
     }
 
+    /// Values of the features of one image `[P, V]`.
+    pub fn n_feature_values(&self) -> usize {
+        self.n_patches() * self.width
+    }
+
     /// Values of one image `[3, H, W]`.
     pub fn n_pixel_values(&self) -> usize {
         CHANNELS * self.image_size * self.image_size
@@ -147,10 +152,21 @@ impl Vision {
 
     /// Patch rows of pixels `[M, 3, H, W]`, the class row dropped and before the last norm, as the
     /// resampler reads them: `[M * P, V]`.
+    ///
+    /// Each image goes through the tower by itself: products of more rows add in another order, and what is
+    /// kept of an image must be what it would be beside any others.
     pub(crate) fn features(&self, p: &Params, pixels: &[f32]) -> Result<Matrix, DeviceError> {
-        let x = self.forward(p, pixels, crate::tensor::NotRecording::default())?;
-        let length = 1 + self.config.n_patches();
-        ops::pick_rows(x.clone(), (0..x.rows()).filter(|row| row % length != 0).collect())
+        let (width, values) = (self.config.width, self.config.n_feature_values());
+        let images = pixels.par_chunks(self.config.n_pixel_values());
+        let mut out = Buffer::unset(images.len() * values);
+        let image = |(pixels, out): (&[f32], &mut [f32])| {
+            let x = self.forward(p, pixels, crate::tensor::NotRecording::default())?;
+            // The class row comes first.
+            out.copy_from_slice(&x.values()[width..]);
+            Ok(())
+        };
+        images.zip(out.par_chunks_mut(values)).try_for_each(image)?;
+        Ok(Matrix::constant(out, width))
     }
 
     /// The mean of each image's patch rows after the last norm: `[M, V]`.

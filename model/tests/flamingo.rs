@@ -88,6 +88,7 @@ fn inputs() -> Inputs {
         phi: vec![-1, 0, 0, 0, 1, 1, -1, -1, 0, 0, 0, 0],
         loss_mask: vec![1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0],
         pixels: noise(3 * 2 * PIXELS, 1),
+        features: None,
         n_frames: 2,
         image_count: vec![2, 1],
     }
@@ -383,6 +384,31 @@ fn weights_that_diverged_are_an_error_and_not_token_0() {
     for error in errors {
         assert!(matches!(error, ModelError::NotFinite { .. }), "{error}");
     }
+}
+
+#[test]
+fn features_of_frames_alone_give_what_pixels_give() {
+    let model = opened();
+    let batch = inputs();
+    let alone = batch.pixels.chunks(PIXELS).map(|frame| model.features(frame).unwrap());
+    let features = alone.collect::<Vec<_>>().concat();
+    assert_eq!(bits(&features), bits(&model.features(&batch.pixels).unwrap()));
+    let kept = Inputs { pixels: Vec::new(), features: Some(features.clone()), ..batch.clone() };
+    let step = |inputs: &Inputs| {
+        let (loss, mut gradients) = model.step(inputs, 1.0, Gradients::default()).unwrap();
+        let gradient = gradient(&model, &mut gradients, "resampler.latents").unwrap();
+        (loss.to_bits(), bits(&gradient))
+    };
+    assert_eq!(step(&kept), step(&batch));
+    assert_eq!(bits(&model.logits(&kept).unwrap()), bits(&model.logits(&batch).unwrap()));
+    let short = Inputs { features: Some(features[1..].to_vec()), ..kept.clone() };
+    assert!(model.loss_only(&short).unwrap_err().to_string().contains("features"));
+    assert!(model.features(&batch.pixels[1..]).is_err());
+    let no_images =
+        Inputs { phi: vec![-1; 12], features: Some(Vec::new()), image_count: vec![0, 0], ..kept };
+    assert!(model.loss_only(&no_images).unwrap().is_finite());
+    assert_eq!(model.vision_sha256().len(), 64);
+    assert_ne!(model.vision_sha256(), model.frozen_sha256());
 }
 
 #[test]

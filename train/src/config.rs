@@ -8,7 +8,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use flamingo_dataset::{ImageConfig, LossMask, MixtureEntry, MixtureMode, SampleConfig, Shuffle};
+use flamingo_dataset::{
+    DiskCacheConfig, ImageConfig, Layout, LossMask, MixtureEntry, MixtureMode, PixelType,
+    SampleConfig, Shuffle,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::optimizer::OptimizerConfig;
@@ -38,6 +41,13 @@ pub struct RunConfig<M> {
     /// How images become pixels, in stages that look at images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageConfig>,
+    /// Where pieces of corpora in distant stores are kept. May change when a run is continued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_cache: Option<DiskCacheConfig>,
+    /// Where the Flamingo stage keeps what its frozen vision encoder made of images. May change when a
+    /// run is continued: the numbers are the same with and without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_cache: Option<FeatureCacheConfig>,
     /// The stage's model.
     pub model: M,
     /// The datasets.
@@ -48,11 +58,28 @@ fn paper_mixture() -> MixtureMode {
     MixtureMode::Accumulate
 }
 
+/// Where features are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeatureCacheConfig {
+    /// Folder, which runs with the same encoder may share.
+    pub folder: PathBuf,
+    /// No more are added once the encoder's files have this many bytes: an image takes 4 * patches *
+    /// width. Paper: none; for CLIP's ViT-L/14 a megabyte.
+    #[serde(default = "cache_bytes")]
+    pub bytes_max: u64,
+}
+
+fn cache_bytes() -> u64 {
+    100_000_000_000
+}
+
 /// Where a tokenizer comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TokenizerConfig {
-    /// A `tokenizer.json`.
+    /// A `tokenizer.json` of Hugging Face, a folder with one or with `vocab.json` and `merges.txt`, the
+    /// merges of GPT-2 or CLIP, or ranks of tiktoken. Marks that it lacks are added after its tokens.
     Path(PathBuf),
     /// Trained on the texts of the run's corpora.
     Train {
@@ -71,6 +98,9 @@ pub struct DataConfig {
     pub name: String,
     /// Path or URL of the corpus.
     pub corpus: String,
+    /// Who wrote it, where it is not a corpus of this project.
+    #[serde(default, skip_serializing_if = "Layout::is_own")]
+    pub layout: Layout,
     /// Rows per update.
     pub batch: usize,
     /// Its lambda. Paper: 1.0 for M3W, 0.2 for ALIGN and LTIP, 0.03 for VTP.
@@ -82,7 +112,7 @@ pub struct DataConfig {
     #[serde(default)]
     pub images: usize,
     /// Frames per image or clip; an image is a clip of one frame. Paper: 8 for video.
-    #[serde(default = "single_frame")]
+    #[serde(default = "one")]
     pub frames: usize,
     /// Chance that the text of a page looks at the next image instead of the previous one. Paper:
     /// 0.5.
@@ -97,9 +127,15 @@ pub struct DataConfig {
     /// Strength of the colour augmentation. The paper names it but gives no strength; 0 is none.
     #[serde(default)]
     pub colour_jitter: f64,
-    /// Which tokens are learned. Paper: all.
+    /// How pixels leave the loader: `f32`, or `u8` for a quarter of the memory of batches read ahead.
+    #[serde(default)]
+    pub pixels: PixelType,
+    /// Which tokens are learned: `paper` (all), `open_flamingo` or `seeing_an_image`.
     #[serde(default = "paper_loss")]
     pub loss: LossMask,
+    /// Rows that share a sequence, where most are far shorter than `tokens`.
+    #[serde(default = "one")]
+    pub pack: usize,
     /// How far rows are mixed.
     #[serde(default)]
     pub shuffle: Shuffle,
@@ -115,7 +151,7 @@ fn few_corrupt() -> f64 {
     0.01
 }
 
-fn single_frame() -> usize {
+fn one() -> usize {
     1
 }
 
@@ -124,7 +160,7 @@ fn paper_chance() -> f64 {
 }
 
 fn paper_loss() -> LossMask {
-    LossMask::All
+    LossMask::Paper
 }
 
 impl<M> RunConfig<M> {
@@ -144,15 +180,25 @@ impl<M> RunConfig<M> {
         image: &ImageConfig,
         locate: impl Fn(&str) -> String,
     ) -> Vec<MixtureEntry> {
-        self.data.iter().map(|entry| entry.to_mixture(image, locate(&entry.corpus))).collect()
+        let mut disk_cache = self.disk_cache.clone();
+        if let Some(cache) = &mut disk_cache {
+            cache.folder = locate(&cache.folder.to_string_lossy()).into();
+        }
+        let entries = self.data.iter().map(|entry| MixtureEntry {
+            disk_cache: disk_cache.clone(),
+            ..entry.to_mixture(image, &locate)
+        });
+        entries.collect()
     }
 }
 
 impl DataConfig {
-    fn to_mixture(&self, image: &ImageConfig, corpus: String) -> MixtureEntry {
+    fn to_mixture(&self, image: &ImageConfig, locate: impl Fn(&str) -> String) -> MixtureEntry {
         MixtureEntry {
             name: self.name.clone(),
-            corpus,
+            corpus: locate(&self.corpus),
+            layout: self.layout.clone().located(locate),
+            disk_cache: None,
             batch: self.batch,
             weight: self.weight,
             sample: SampleConfig {
@@ -164,7 +210,9 @@ impl DataConfig {
                 flip_probability: self.flip_probability,
                 colour_jitter: self.colour_jitter,
                 image: image.clone(),
+                pixels: self.pixels,
                 loss: self.loss,
+                pack: self.pack,
             },
             shuffle: self.shuffle,
             skip_rows: self.skip_rows.clone(),

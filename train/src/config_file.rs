@@ -116,6 +116,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         self.require(weight >= 0.0 && weight.is_finite(), key("weight"), &weight, "0 or more")?;
         self.require(entry.tokens > 1, key("tokens"), &entry.tokens, "at least 2")?;
         self.require(entry.frames > 0, key("frames"), &entry.frames, "at least 1")?;
+        self.require(entry.pack > 0, key("pack"), &entry.pack, "at least 1")?;
         let sizes = [
             ("batch", entry.batch, limits::BATCH_MAX),
             ("tokens", entry.tokens, limits::TOKENS_MAX),
@@ -240,6 +241,15 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     /// When there is none.
     pub fn image(&self) -> Result<&ImageConfig, TrainError> {
         self.section(self.config.image.as_ref(), "image")
+    }
+
+    /// Fails where features are to be kept: the encoder of the stage is trained, or there is none.
+    ///
+    /// # Errors
+    /// When there is a section `[feature_cache]`.
+    pub fn require_no_feature_cache(&self) -> Result<(), TrainError> {
+        let none = self.config.feature_cache.is_none();
+        self.require(none, "feature_cache", &"given", "nothing: no frozen vision encoder here")
     }
 
     /// The `[tokenizer]` section.

@@ -43,7 +43,12 @@ struct Contrastive {
 /// disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
     let file = command.read_config::<ContrastiveModel>()?;
+    file.require_no_feature_cache()?;
     file.require_images(|images| images == 1, "1")?;
+    for entry in &file.config.data {
+        let key = format!("data.{}.pack", entry.name);
+        file.require(entry.pack == 1, key, &entry.pack, "1: a caption is matched by itself")?;
+    }
     let image = file.image()?;
     let model = &file.config.model;
     let (size, expected) = (model.vision.image_size, format!("{}, as image.size", image.size));
@@ -53,7 +58,7 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
 
     let folder = command.check_folder(&file)?;
     let is_pairs = |kind| kind == CorpusKind::ImageText;
-    let corpora = open_corpora(command, &file.config.data, is_pairs, "image_text")?;
+    let corpora = open_corpora(command, &file.config, image, is_pairs, "image_text")?;
     let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
     file.require_vocabulary("model.text.vocabulary", model.text.vocabulary, &tokenizer)?;
 
@@ -64,7 +69,7 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
         }
     };
     let mut stage = Contrastive { clip, label_smoothing: model.label_smoothing };
-    let prepared = Prepared { command, file: &file, folder, corpora: &corpora, tokenizer, image };
+    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
     launch(prepared, &mut stage)
 }
 

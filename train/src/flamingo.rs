@@ -4,16 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use flamingo_dataset::{Batch, ImageConfig, Tokenizer};
+use flamingo_dataset::{Batch, FeatureCache, ImageConfig, Tokenizer};
 use flamingo_model::{
-    CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients, ModelError, ResamplerConfig,
+    CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients, Inputs, ModelError, ResamplerConfig,
     Trainable,
 };
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::checkpoint::Checkpoint;
+use crate::config::FeatureCacheConfig;
 use crate::config_file::{ConfigFile, parse_error};
 use crate::difference::first_difference;
 use crate::error::TrainError;
@@ -37,7 +39,10 @@ pub struct FlamingoModel {
 }
 
 /// The model under training.
-struct Joined(Flamingo);
+struct Joined {
+    flamingo: Flamingo,
+    features: Option<Mutex<FeatureCache>>,
+}
 
 /// Trains, or goes on.
 ///
@@ -58,10 +63,25 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     let language = &flamingo.config().language;
     file.require_context(language.context)?;
     file.require_vocabulary("model.language", language.vocabulary, &tokenizer)?;
-    let corpora = open_corpora(command, &file.config.data, |_| true, "any")?;
+    let corpora = open_corpora(command, &file.config, image, |_| true, "any")?;
 
-    let prepared = Prepared { command, file: &file, folder, corpora: &corpora, tokenizer, image };
-    launch(prepared, &mut Joined(flamingo))
+    let features = file.config.feature_cache.as_ref();
+    let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;
+    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
+    launch(prepared, &mut Joined { flamingo, features: features.map(Mutex::new) })
+}
+
+/// The features of the model's vision encoder.
+fn feature_cache(
+    command: &Command,
+    config: &FeatureCacheConfig,
+    flamingo: &Flamingo,
+) -> Result<FeatureCache, TrainError> {
+    let folder = command.locate(&config.folder.to_string_lossy());
+    let n_values = flamingo.config().vision.n_feature_values();
+    let encoder = flamingo.vision_sha256();
+    FeatureCache::open(Path::new(&folder), &encoder, n_values, config.bytes_max)
+        .map_err(TrainError::loader)
 }
 
 fn check_model(file: &ConfigFile<FlamingoModel>) -> Result<(), TrainError> {
@@ -127,9 +147,38 @@ fn continued(checkpoint: &Checkpoint) -> Result<Flamingo, TrainError> {
     Ok(flamingo)
 }
 
+impl Joined {
+    /// A batch, with the features of its images where they are kept.
+    fn inputs(&self, batch: &Batch) -> Result<Inputs, TrainError> {
+        let mut inputs = inputs::inputs(batch);
+        let Some(cache) = &self.features else { return Ok(inputs) };
+        let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let vision = &self.flamingo.config().vision;
+        let frames: Vec<&[f32]> = inputs.pixels.chunks(vision.n_pixel_values()).collect();
+        let keys: Vec<String> = frames.iter().map(|frame| FeatureCache::key(frame)).collect();
+        let kept = keys.iter().map(|key| cache.get(key)).collect::<Result<Vec<_>, _>>();
+        let kept = kept.map_err(TrainError::loader)?;
+        let missing = frames.iter().zip(&kept).filter(|(_, kept)| kept.is_none());
+        let missing: Vec<f32> = missing.flat_map(|(frame, _)| *frame).copied().collect();
+        let made = self.flamingo.features(&missing).map_err(TrainError::model("run"))?;
+        let mut made = made.chunks(vision.n_feature_values());
+        let mut features = Vec::with_capacity(frames.len() * vision.n_feature_values());
+        for (key, kept) in keys.into_iter().zip(kept) {
+            if let Some(feature) = kept {
+                features.extend(feature);
+            } else if let Some(feature) = made.next() {
+                features.extend_from_slice(feature);
+                cache.put(key, feature.to_vec()).map_err(TrainError::loader)?;
+            }
+        }
+        inputs.features = Some(features);
+        Ok(inputs)
+    }
+}
+
 impl Stage for Joined {
     fn loss(&self, batch: &Batch) -> Result<f32, TrainError> {
-        self.0.loss_only(&inputs::inputs(batch)).map_err(TrainError::model("run"))
+        self.flamingo.loss_only(&self.inputs(batch)?).map_err(TrainError::model("run"))
     }
 
     fn step(
@@ -138,35 +187,42 @@ impl Stage for Joined {
         weight: f32,
         gradients: Gradients,
     ) -> Result<(f32, Gradients), TrainError> {
-        self.0.step(&inputs::inputs(batch), weight, gradients).map_err(TrainError::model("run"))
+        self.flamingo
+            .step(&self.inputs(batch)?, weight, gradients)
+            .map_err(TrainError::model("run"))
     }
 
     fn model(&self) -> &dyn Trainable {
-        &self.0
+        &self.flamingo
     }
 
     fn model_mut(&mut self) -> &mut dyn Trainable {
-        &mut self.0
+        &mut self.flamingo
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {
-        self.0.save(folder)
+        self.flamingo.save(folder)
+    }
+
+    fn at_checkpoint(&self) -> Result<(), TrainError> {
+        let Some(cache) = &self.features else { return Ok(()) };
+        cache.lock().unwrap_or_else(PoisonError::into_inner).flush().map_err(TrainError::loader)
     }
 
     /// How far each gate is open, `|tanh|` (paper, figure 6).
     fn observe(&self) -> BTreeMap<String, f64> {
-        observe(&self.0, |name| name.ends_with("_gate"), "gate", |alpha| alpha.tanh().abs())
+        observe(&self.flamingo, |name| name.ends_with("_gate"), "gate", |alpha| alpha.tanh().abs())
     }
 
     fn frozen_sha256(&self) -> Option<String> {
-        Some(self.0.frozen_sha256())
+        Some(self.flamingo.frozen_sha256())
     }
 
     /// With closed gates the model must be its language model, to the last bit, whatever the images
     /// show.
     fn check_fresh(&self, first: &Batch) -> Result<Option<String>, TrainError> {
         let flamingo = self.loss(first)?;
-        let language = self.0.language_model().loss_only(&inputs::text(first));
+        let language = self.flamingo.language_model().loss_only(&inputs::text(first));
         let language = language.map_err(TrainError::model("run"))?;
         if flamingo.to_bits() != language.to_bits() {
             return Err(TrainError::GatesLeak { flamingo, language });

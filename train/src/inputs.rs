@@ -15,6 +15,7 @@ pub fn inputs(batch: &Batch) -> Inputs {
         phi: batch.phi.clone(),
         loss_mask: batch.loss_mask.clone(),
         pixels: packed_pixels(batch),
+        features: None,
         n_frames: batch.n_frames,
         image_count: batch.image_count.clone(),
     }
@@ -53,21 +54,31 @@ pub fn pairs(batch: &Batch) -> Result<Pairs, TrainError> {
 /// `[B, N, F, 3, H, W]`.
 fn packed_pixels(batch: &Batch) -> Vec<f32> {
     let places = batch.size * batch.n_images;
-    if places == 0 {
+    if places == 0 || batch.pixels.is_empty() {
         return Vec::new();
     }
     let image_values = batch.pixels.len() / places;
-    let rows = batch.pixels.chunks(batch.n_images * image_values);
-    let counted = rows.zip(&batch.image_count);
-    counted.flat_map(|(row, count)| &row[..count * image_values]).copied().collect()
+    let plane = image_values / (3 * batch.n_frames);
+    let mut packed = Vec::with_capacity(batch.image_count.iter().sum::<usize>() * image_values);
+    for (row, count) in batch.image_count.iter().enumerate() {
+        let first = row * batch.n_images * image_values;
+        batch.pixels.append_to(&mut packed, first..first + count * image_values, plane);
+    }
+    packed
 }
 
 #[cfg(test)]
 mod tests {
+    use flamingo_dataset::BatchPixels;
+
     use super::*;
 
     fn image(value: f32) -> [f32; 6] {
         [value; 6]
+    }
+
+    fn numbers(numbers: Vec<f32>) -> BatchPixels {
+        BatchPixels::F32(numbers.into())
     }
 
     /// Two rows of four tokens with one and two images; the first ends in padding.
@@ -78,7 +89,7 @@ mod tests {
             tokens: vec![1, 3, 9, 0, 1, 3, 9, 3],
             phi: vec![-1, 0, 0, 0, -1, 0, 0, 1],
             loss_mask: vec![0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0],
-            pixels: [image(1.0), image(0.0), image(2.0), image(3.0)].concat().into(),
+            pixels: numbers([image(1.0), image(0.0), image(2.0), image(3.0)].concat()),
             image_count: vec![1, 2],
             n_images: 2,
             n_frames: 2,
@@ -107,7 +118,20 @@ mod tests {
         let batch = batch();
         assert_eq!(packed_pixels(&batch), [image(1.0), image(2.0), image(3.0)].concat());
         let no_images =
-            Batch { n_images: 0, pixels: Vec::new().into(), image_count: vec![0, 0], ..batch };
+            Batch { n_images: 0, pixels: numbers(Vec::new()), image_count: vec![0, 0], ..batch };
         assert!(packed_pixels(&no_images).is_empty());
+    }
+
+    #[test]
+    fn values_of_256_are_normalised_here() {
+        let frame = |values: [u8; 3]| values.to_vec();
+        let values = [[0, 51, 255], [0; 3], [255, 0, 102], [1, 2, 3]].map(frame).concat();
+        let (mean, std) = ([0.0, 0.2, 0.5], [1.0, 0.5, 0.25]);
+        let pixels = BatchPixels::U8 { values, mean, std };
+        let batch = Batch { pixels, n_frames: 1, n_images: 2, image_count: vec![1, 1], ..batch() };
+        let expected = [0.0, 0.0, 2.0, 1.0, -0.4, -0.4];
+        let found = packed_pixels(&batch);
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+        assert_eq!(found.len(), 6);
     }
 }

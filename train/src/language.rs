@@ -21,13 +21,14 @@ struct Language(LanguageModel);
 /// disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
     let file = command.read_config::<LanguageConfig>()?;
+    file.require_no_feature_cache()?;
     file.require_images(|images| images == 0, "0")?;
     let model = &file.config.model;
     file.require_context(model.context)?;
     file.require_model(model.validate())?;
 
     let folder = command.check_folder(&file)?;
-    let corpora = open_corpora(command, &file.config.data, |_| true, "any")?;
+    let corpora = open_corpora(command, &file.config, &no_image(), |_| true, "any")?;
     let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
     file.require_vocabulary("model.vocabulary", model.vocabulary, &tokenizer)?;
 
@@ -37,8 +38,7 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
         }
         None => LanguageModel::new(model, file.config.seed).map_err(TrainError::model("build"))?,
     };
-    let prepared =
-        Prepared { command, file: &file, folder, corpora: &corpora, tokenizer, image: &no_image() };
+    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
     launch(prepared, &mut Language(language))
 }
 

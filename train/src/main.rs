@@ -5,12 +5,13 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use flamingo_dataset::{Fit, ImageConfig, LossMask, SampleConfig};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use flamingo_dataset::{Layout, LossMask};
+use flamingo_train::limits::{TRAINED_VOCABULARY_MAX, TRAINED_VOCABULARY_MIN};
 use flamingo_train::masks::MasksJob;
 use flamingo_train::overrides::Override;
 use flamingo_train::run_folder::Start;
-use flamingo_train::{Command, TrainError, contrastive, flamingo, language};
+use flamingo_train::{Command, TrainError, contrastive, flamingo, language, setup};
 
 /// Trains the three parts of a Flamingo model, one stage at a time.
 ///
@@ -45,16 +46,59 @@ enum Stage {
         flamingo-train masks --corpus corpora/webpages --row 7 \\\n      \
         --tokenizer runs/demo/language/tokenizer.json --out row.html\n  \
         flamingo-train masks --corpus corpora/webpages --lint \\\n      \
-        --tokenizer runs/demo/language/tokenizer.json")]
+        --tokenizer runs/demo/language/tokenizer.json\n  \
+        flamingo-train masks --config configs/flamingo.toml --root runs/demo --data webpages \\\n      \
+        --row 7 --tokenizer runs/demo/language/tokenizer.json")]
     Masks(MasksArgs),
+    /// Trains a byte-level BPE tokenizer on the texts of corpora, as GPT-2's was.
+    #[command(after_help = "Example:\n  \
+        flamingo-train train-tokenizer --corpus corpora/webpages --corpus corpora/pairs \\\n      \
+        --vocabulary 8000 --out tokenizer.json")]
+    TrainTokenizer(TokenizerArgs),
+}
+
+#[derive(Args)]
+struct TokenizerArgs {
+    /// Path or URL of a corpus. Repeatable.
+    #[arg(long = "corpus", value_name = "CORPUS", required = true)]
+    corpora: Vec<String>,
+    /// Most tokens, the five marks and the 256 bytes included.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32)
+          .range(TRAINED_VOCABULARY_MIN as i64..=TRAINED_VOCABULARY_MAX as i64))]
+    vocabulary: u32,
+    /// Most rows read of each corpus, from its start.
+    #[arg(long, value_name = "ROWS", default_value_t = 100_000)]
+    rows_max: u64,
+    /// File to write; must not exist.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// Runs `train-tokenizer`.
+#[expect(clippy::print_stdout, reason = "the user is told what was made")]
+fn train_tokenizer(args: &TokenizerArgs) -> Result<bool, TrainError> {
+    let made =
+        setup::write_tokenizer(&args.corpora, args.vocabulary as usize, args.rows_max, &args.out)?;
+    println!("{made}");
+    Ok(true)
 }
 
 #[derive(Args)]
 struct MasksArgs {
     /// Path or URL of the corpus.
-    #[arg(long)]
-    corpus: String,
-    /// The `tokenizer.json` of a run.
+    #[arg(long, required_unless_present = "config")]
+    corpus: Option<String>,
+    /// Config of a run: corpus, numbers and seed are those of a dataset of it, but for those given
+    /// here.
+    #[arg(long, value_name = "FILE", requires = "data")]
+    config: Option<PathBuf>,
+    /// Name of the dataset in the config.
+    #[arg(long, value_name = "NAME", requires = "config")]
+    data: Option<String>,
+    /// Folder that relative paths in the config start from [default: the working directory].
+    #[arg(long, requires = "config")]
+    root: Option<PathBuf>,
+    /// A `tokenizer.json`, such as a run has, or another tokenizer that a config may name.
     #[arg(long, value_name = "FILE")]
     tokenizer: PathBuf,
     /// Number of the row, from 0.
@@ -70,56 +114,73 @@ struct MasksArgs {
     /// With --lint, looks at the first rows only.
     #[arg(long, value_name = "N", requires = "lint")]
     rows: Option<u64>,
-    /// Tokens of an example.
-    #[arg(long, value_name = "L", default_value_t = 256,
-          value_parser = clap::value_parser!(u32).range(2..))]
-    tokens: u32,
-    /// Most images of an example.
-    #[arg(long, value_name = "N", default_value_t = 5,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    images: u32,
-    /// Frames of a clip.
-    #[arg(long, value_name = "F", default_value_t = 8,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    frames: u32,
-    /// Chance that the text of a page sees the next image in place of the previous one.
-    #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = probability)]
-    next_image_probability: f64,
-    /// Chance of a space before a caption.
-    #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = probability)]
-    space_prefix_probability: f64,
-    /// Only tokens that see an image are learned.
+    /// Tokens of an example [default: 256, or the config's].
+    #[arg(long, value_name = "L", value_parser = clap::value_parser!(u32).range(2..))]
+    tokens: Option<u32>,
+    /// Most images of an example [default: 5, or the config's].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    images: Option<u32>,
+    /// Frames of a clip [default: 8, or the config's].
+    #[arg(long, value_name = "F", value_parser = clap::value_parser!(u32).range(1..))]
+    frames: Option<u32>,
+    /// Chance that the text of a page sees the next image in place of the previous one [default: 0.5,
+    /// or the config's].
+    #[arg(long, value_name = "P", value_parser = probability)]
+    next_image_probability: Option<f64>,
+    /// Chance of a space before a caption [default: 0.5, or the config's].
+    #[arg(long, value_name = "P", value_parser = probability)]
+    space_prefix_probability: Option<f64>,
+    /// Which tokens are learned [default: paper, or the config's].
+    #[arg(long, value_enum)]
+    loss: Option<Loss>,
+    /// Seed of the run [default: 0, or the config's].
     #[arg(long)]
-    loss_seeing_an_image: bool,
-    /// Seed of the run.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    seed: Option<u64>,
     /// How often the corpus was gone through before: another window of a long page.
     #[arg(long, default_value_t = 0)]
     epoch: u64,
 }
 
-impl From<&MasksArgs> for MasksJob {
-    fn from(args: &MasksArgs) -> Self {
-        let loss = if args.loss_seeing_an_image { LossMask::SeeingAnImage } else { LossMask::All };
-        Self {
-            corpus: args.corpus.clone(),
-            tokenizer: args.tokenizer.clone(),
-            sample: SampleConfig {
-                tokens: args.tokens as usize,
-                images: args.images as usize,
-                frames: args.frames as usize,
-                next_image_probability: args.next_image_probability,
-                space_prefix_probability: args.space_prefix_probability,
-                flip_probability: 0.0,
-                colour_jitter: 0.0,
-                // The pixels are not looked at; they must only be there.
-                image: ImageConfig { size: 8, fit: Fit::Squash, mean: [0.0; 3], std: [1.0; 3] },
-                loss,
-            },
-            seed: args.seed,
-            epoch: args.epoch,
+/// The rules of a config's `loss`.
+#[derive(Clone, Copy, ValueEnum)]
+enum Loss {
+    /// All text.
+    Paper,
+    /// Captions, and of pages what follows an image up to its end of chunk.
+    OpenFlamingo,
+    /// What sees an image.
+    SeeingAnImage,
+}
+
+impl MasksArgs {
+    fn job(&self) -> Result<MasksJob, TrainError> {
+        let mut job = match (&self.config, &self.data) {
+            (Some(config), Some(data)) => MasksJob::of_config(config, data, self.root.as_deref())?,
+            _ => MasksJob::new(self.corpus.clone().unwrap_or_default()),
+        };
+        if let Some(corpus) = &self.corpus {
+            job.corpus.clone_from(corpus);
+            job.layout = Layout::Corpus;
         }
+        job.tokenizer.clone_from(&self.tokenizer);
+        job.epoch = self.epoch;
+        job.seed = self.seed.unwrap_or(job.seed);
+        let sample = &mut job.sample;
+        let number = |given: Option<u32>, number| given.map_or(number, |given| given as usize);
+        sample.tokens = number(self.tokens, sample.tokens);
+        sample.images = number(self.images, sample.images);
+        sample.frames = number(self.frames, sample.frames);
+        let next = &mut sample.next_image_probability;
+        *next = self.next_image_probability.unwrap_or(*next);
+        let space = &mut sample.space_prefix_probability;
+        *space = self.space_prefix_probability.unwrap_or(*space);
+        sample.loss = match self.loss {
+            None => sample.loss,
+            Some(Loss::Paper) => LossMask::Paper,
+            Some(Loss::OpenFlamingo) => LossMask::OpenFlamingo,
+            Some(Loss::SeeingAnImage) => LossMask::SeeingAnImage,
+        };
+        Ok(job)
     }
 }
 
@@ -131,7 +192,7 @@ fn probability(text: &str) -> Result<f64, String> {
 /// Runs `masks`; false where a corpus has problems.
 #[expect(clippy::print_stdout, reason = "the row is what the user asked for")]
 fn masks(args: &MasksArgs) -> Result<bool, TrainError> {
-    let job = MasksJob::from(args);
+    let job = args.job()?;
     if !args.lint {
         let row = job.row(args.row)?;
         print!("{}", row.text(std::io::stdout().is_terminal()));
@@ -187,6 +248,7 @@ fn main() -> ExitCode {
         Stage::Language(args) => language::run(&args.into()).map(|()| true),
         Stage::Flamingo(args) => flamingo::run(&args.into()).map(|()| true),
         Stage::Masks(args) => masks(&args),
+        Stage::TrainTokenizer(args) => train_tokenizer(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -2,22 +2,29 @@
 //! a corpus for rows whose masks are wrong.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use flamingo_dataset::media_mask::SEES_NONE;
 use flamingo_dataset::report::{Page, Token};
 use flamingo_dataset::{
-    Corpus, Example, Row, SampleConfig, SampleKey, Tokenizer, example, example_problems,
+    Corpus, CorpusError, DiskCacheConfig, Example, Fit, ImageConfig, Layout, LossMask, PixelType,
+    Row, SampleConfig, SampleKey, Tokenizer, example, example_problems,
 };
 
+use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::files;
+use crate::setup::located;
 
 /// What to show or check.
 #[derive(Debug, Clone)]
 pub struct MasksJob {
     /// Path or URL of the corpus.
     pub corpus: String,
+    /// Who wrote it.
+    pub layout: Layout,
+    /// Where pieces of it are kept.
+    pub disk_cache: Option<DiskCacheConfig>,
     /// A `tokenizer.json`, such as a run folder has.
     pub tokenizer: PathBuf,
     /// How rows become examples.
@@ -46,6 +53,66 @@ pub struct Lint {
 }
 
 impl MasksJob {
+    /// The rows of a corpus with the paper's numbers for pages and clips.
+    pub fn new(corpus: String) -> Self {
+        Self {
+            corpus,
+            layout: Layout::Corpus,
+            disk_cache: None,
+            tokenizer: PathBuf::new(),
+            sample: SampleConfig {
+                tokens: 256,
+                images: 5,
+                frames: 8,
+                next_image_probability: 0.5,
+                space_prefix_probability: 0.5,
+                flip_probability: 0.0,
+                colour_jitter: 0.0,
+                image: unseen(),
+                pixels: PixelType::F32,
+                loss: LossMask::Paper,
+                pack: 1,
+            },
+            seed: 0,
+            epoch: 0,
+        }
+    }
+
+    /// The rows of a dataset of a run's config; paths start from `root`.
+    ///
+    /// # Errors
+    /// When the config is not one, or has no such dataset.
+    pub fn of_config(config: &Path, data: &str, root: Option<&Path>) -> Result<Self, TrainError> {
+        let file = ConfigFile::<toml::Table>::read(config, &[])?;
+        let locate = |path: &str| located(root, path);
+        let entries = file.config.mixture_entries(&unseen(), locate);
+        let names = entries.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>().join(", ");
+        let entry = entries.into_iter().find(|entry| entry.name == data);
+        let entry = entry.ok_or_else(|| TrainError::ConfigValue {
+            path: config.to_path_buf(),
+            key: "data".to_owned(),
+            value: data.to_owned(),
+            expected: format!("the name of one of {names}"),
+        })?;
+        // Rows are shown one by one.
+        let sample = SampleConfig { pack: 1, ..entry.sample };
+        let (layout, disk_cache, seed) = (entry.layout, entry.disk_cache, file.config.seed);
+        Ok(Self { layout, disk_cache, sample, seed, ..Self::new(entry.corpus) })
+    }
+
+    /// A row as the loader reads it.
+    fn read(&self, corpus: &Corpus, number: u64) -> Result<Row, CorpusError> {
+        match self.sample.images {
+            0 => corpus.read_texts(number),
+            _ => corpus.read(number),
+        }
+    }
+
+    fn open(&self) -> Result<Corpus, TrainError> {
+        Corpus::open_as(&self.corpus, &self.layout, self.disk_cache.as_ref())
+            .map_err(TrainError::loader)
+    }
+
     /// Makes the example of one row.
     ///
     /// # Errors
@@ -53,8 +120,8 @@ impl MasksJob {
     /// decoded.
     pub fn row(&self, number: u64) -> Result<MaskedRow, TrainError> {
         let tokenizer = self.tokenizer()?;
-        let corpus = Corpus::open(&self.corpus).map_err(TrainError::loader)?;
-        let row = corpus.read(number).map_err(TrainError::loader)?;
+        let corpus = self.open()?;
+        let row = self.read(&corpus, number).map_err(TrainError::loader)?;
         let example = self.example(&row, number, &tokenizer)?;
         Ok(MaskedRow { row, number, example, tokenizer })
     }
@@ -66,10 +133,10 @@ impl MasksJob {
     /// When the corpus or tokenizer cannot be read.
     pub fn lint(&self, rows_max: u64, mut tell: impl FnMut(&str)) -> Result<Lint, TrainError> {
         let tokenizer = self.tokenizer()?;
-        let corpus = Corpus::open(&self.corpus).map_err(TrainError::loader)?;
+        let corpus = self.open()?;
         let mut lint = Lint { n_rows: corpus.n_rows().min(rows_max), n_problems: 0 };
         for number in 0..lint.n_rows {
-            let (key, problems) = match corpus.read(number) {
+            let (key, problems) = match self.read(&corpus, number) {
                 Ok(row) => (format!(" ({})", row.key()), self.problems(&row, number, &tokenizer)),
                 Err(error) if error.is_about_one_row() => (String::new(), vec![error.to_string()]),
                 Err(error) => return Err(TrainError::loader(error)),
@@ -106,6 +173,11 @@ impl MasksJob {
     }
 }
 
+/// Pixels are not looked at; they must only be there.
+fn unseen() -> ImageConfig {
+    ImageConfig { size: 8, fit: Fit::Squash, mean: [0.0; 3], std: [1.0; 3] }
+}
+
 /// Escape codes of the colours of images on a terminal, which come again after the last.
 const COLOURS: [&str; 6] = ["31", "32", "33", "34", "35", "36"];
 
@@ -136,7 +208,7 @@ impl MaskedRow {
     fn summary(&self) -> String {
         let tokens = self.tokens();
         let n_learned = tokens.iter().filter(|token| token.is_learned).count();
-        let (n, images) = (tokens.len(), self.example.images.len());
+        let (n, images) = (tokens.len(), self.example.n_images);
         format!(
             "row {} ({}): {n} tokens, {n_learned} learned, {images} images",
             self.number,
@@ -186,7 +258,7 @@ impl MaskedRow {
             // All frames of a clip are one image.
             let seen = match self.row {
                 Row::VideoText(_) => Some(0),
-                _ => i.checked_sub(first).filter(|at| *at < self.example.images.len()),
+                _ => i.checked_sub(first).filter(|at| *at < self.example.n_images),
             };
             let seen = seen.map_or("outside the window".to_owned(), |at| format!("image {at}"));
             page.thumbnail(&image.bytes, mime, &seen);

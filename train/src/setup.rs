@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flamingo_dataset::{
-    Corpus, CorpusError, CorpusKind, ImageConfig, Loader, MixtureMode, Row, Slot, Tokenizer,
-    sha256_hex,
+    Corpus, CorpusError, CorpusKind, ImageConfig, Loader, Mixture, MixtureEntry, MixtureMode, Row,
+    Slot, Tokenizer, sha256_hex,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{DataConfig, RunConfig, TokenizerConfig};
+use crate::config::{RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::optimizer::AdamW;
@@ -40,10 +40,7 @@ pub struct Command {
 impl Command {
     /// Where a path of the config leads; URLs stay as they are.
     pub fn locate(&self, path: &str) -> String {
-        match &self.root {
-            Some(root) if !path.contains("://") => root.join(path).display().to_string(),
-            _ => path.to_owned(),
-        }
+        located(self.root.as_deref(), path)
     }
 
     /// Reads the config.
@@ -62,20 +59,29 @@ impl Command {
     }
 }
 
+/// Where a path of a config leads that starts from `root`; URLs stay as they are.
+pub(crate) fn located(root: Option<&Path>, path: &str) -> String {
+    match root {
+        Some(root) if !path.contains("://") => root.join(path).display().to_string(),
+        _ => path.to_owned(),
+    }
+}
+
 /// Opens the corpora of a config, in its order.
 ///
 /// `expected` describes the kinds for which `fits` holds.
-pub(crate) fn open_corpora(
+pub(crate) fn open_corpora<M>(
     command: &Command,
-    data: &[DataConfig],
+    config: &RunConfig<M>,
+    image: &ImageConfig,
     fits: impl Fn(CorpusKind) -> bool,
     expected: &'static str,
-) -> Result<Vec<Corpus>, TrainError> {
-    let open = |entry: &DataConfig| {
-        let corpus =
-            Corpus::open(&command.locate(&entry.corpus)).map_err(in_dataset(&entry.name))?;
+) -> Result<Vec<(MixtureEntry, Corpus)>, TrainError> {
+    let open = |entry: MixtureEntry| {
+        let corpus = Corpus::open_as(&entry.corpus, &entry.layout, entry.disk_cache.as_ref())
+            .map_err(in_dataset(&entry.name))?;
         if fits(corpus.kind()) {
-            return Ok(corpus);
+            return Ok((entry, corpus));
         }
         Err(TrainError::CorpusKind {
             name: entry.name.clone(),
@@ -84,7 +90,7 @@ pub(crate) fn open_corpora(
             expected,
         })
     };
-    data.iter().map(open).collect()
+    config.mixture_entries(image, |path| command.locate(path)).into_iter().map(open).collect()
 }
 
 fn in_dataset(name: &str) -> impl FnOnce(CorpusError) -> TrainError {
@@ -98,7 +104,7 @@ pub(crate) fn own_tokenizer(
     command: &Command,
     config: &TokenizerConfig,
     folder: &RunFolder,
-    corpora: &[Corpus],
+    corpora: &[(MixtureEntry, Corpus)],
 ) -> Result<Tokenizer, TrainError> {
     if let Some(checkpoint) = &folder.checkpoint {
         return same_tokenizer(folder, checkpoint);
@@ -108,7 +114,8 @@ pub(crate) fn own_tokenizer(
             read_tokenizer(Path::new(&command.locate(&path.to_string_lossy())))
         }
         TokenizerConfig::Train { vocabulary, rows_max } => {
-            train_tokenizer(*vocabulary, *rows_max, corpora)
+            let corpora = corpora.iter().map(|(_, corpus)| corpus);
+            Ok(train_tokenizer(*vocabulary, *rows_max, corpora)?.0)
         }
     }
 }
@@ -120,31 +127,75 @@ pub(crate) fn same_tokenizer(
     checkpoint: &Checkpoint,
 ) -> Result<Tokenizer, TrainError> {
     let path = folder.tokenizer();
-    let now = file_sha256(&path)?;
+    let now = tokenizer_sha256(&path)?;
     let was = &checkpoint.state.tokenizer_sha256;
     checkpoint.require_same("the digest of tokenizer.json", was, &now)?;
     read_tokenizer(&path)
 }
 
-fn file_sha256(path: &Path) -> Result<String, TrainError> {
-    Ok(sha256_hex(&std::fs::read(path).map_err(TrainError::file("read", path))?))
+/// Names the marks of a tokenizer beside it where their names do not.
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// Digest of a run's tokenizer, with what names its marks where there is such a file.
+fn tokenizer_sha256(path: &Path) -> Result<String, TrainError> {
+    let read = |path: &Path| std::fs::read(path).map_err(TrainError::file("read", path));
+    let mut bytes = read(path)?;
+    let config = path.with_file_name(TOKENIZER_CONFIG);
+    if config.exists() {
+        bytes.extend(read(&config)?);
+    }
+    Ok(sha256_hex(&bytes))
 }
 
 pub(crate) fn read_tokenizer(path: &Path) -> Result<Tokenizer, TrainError> {
     Tokenizer::load(path).map_err(TrainError::tokenizer("read"))
 }
 
-fn train_tokenizer(
+fn train_tokenizer<'a>(
     vocabulary: usize,
     rows_max: u64,
-    corpora: &[Corpus],
-) -> Result<Tokenizer, TrainError> {
-    let mut failed = None;
-    let rows = corpora.iter().flat_map(|corpus| corpus.scan().take(rows_max as usize));
+    corpora: impl Iterator<Item = &'a Corpus> + Send,
+) -> Result<(Tokenizer, u64), TrainError> {
+    let (mut failed, mut n_rows) = (None, 0_u64);
+    let rows = corpora.flat_map(|corpus| {
+        let numbers = 0..corpus.n_rows().min(rows_max);
+        numbers.map(|number| corpus.read_texts(number))
+    });
+    // What is corrupt teaches nothing; it is counted and named where it is trained on.
+    let rows = rows.filter(|row| !row.as_ref().is_err_and(CorpusError::is_about_one_row));
     let rows = rows.map_while(|row| row.map_err(|error| failed = Some(error)).ok());
+    let rows = rows.inspect(|_| n_rows += 1);
     let tokenizer = Tokenizer::train(rows.flat_map(texts), vocabulary);
     let result = failed.map_or(tokenizer, Err);
-    result.map_err(TrainError::tokenizer("train"))
+    let tokenizer = result.map_err(TrainError::tokenizer("train"))?;
+    Ok((tokenizer, n_rows))
+}
+
+/// Trains a tokenizer on the first `rows_max` rows of each corpus and writes it into a new file. Says how
+/// many tokens it has, and of how many rows how many could be read.
+///
+/// # Errors
+/// When the file, or a `tokenizer_config.json` beside it, is there already or cannot be written, or a
+/// corpus cannot be read.
+pub fn write_tokenizer(
+    corpora: &[String],
+    vocabulary: usize,
+    rows_max: u64,
+    out: &Path,
+) -> Result<String, TrainError> {
+    for path in [out.to_path_buf(), out.with_file_name(TOKENIZER_CONFIG)] {
+        if path.exists() {
+            let there = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+            return Err(TrainError::file("write", &path)(there));
+        }
+    }
+    let corpora = corpora.iter().map(|corpus| Corpus::open(corpus));
+    let corpora = corpora.collect::<Result<Vec<_>, _>>().map_err(TrainError::loader)?;
+    let (tokenizer, n_read) = train_tokenizer(vocabulary, rows_max, corpora.iter())?;
+    tokenizer.save(out).map_err(TrainError::tokenizer("write"))?;
+    let n_rows: u64 = corpora.iter().map(|corpus| corpus.n_rows().min(rows_max)).sum();
+    let (n_tokens, name) = (tokenizer.n_tokens(), out.display());
+    Ok(format!("{n_tokens} tokens in {name}, from {n_read} of {n_rows} rows"))
 }
 
 fn texts(row: Row) -> Vec<String> {
@@ -166,26 +217,22 @@ pub(crate) struct Prepared<'run, M> {
     pub(crate) command: &'run Command,
     pub(crate) file: &'run ConfigFile<M>,
     pub(crate) folder: RunFolder,
-    pub(crate) corpora: &'run [Corpus],
+    pub(crate) corpora: Vec<(MixtureEntry, Corpus)>,
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) image: &'run ImageConfig,
 }
 
 /// Completes the set-up, makes the run folder and trains.
 pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<(), TrainError> {
-    let Prepared { command, file, mut folder, corpora, tokenizer, image } = prepared;
+    let Prepared { command, file, mut folder, corpora, tokenizer } = prepared;
     let config = &file.config;
-    let corpora_sha256 = same_corpora(config, &folder, corpora)?;
+    let corpora_sha256 = same_corpora(config, &folder, &corpora)?;
     let optimizer = optimizer(config, &folder, stage)?;
     let tokenizer = Arc::new(tokenizer);
-    let loader = Loader::open(
-        config.mixture_entries(image, |corpus| command.locate(corpus)),
-        Arc::clone(&tokenizer),
-        config.mixture,
-        config.seed,
-        folder.step(),
-    )
-    .map_err(TrainError::loader)?;
+    let mixture =
+        Mixture::with_corpora(corpora, Arc::clone(&tokenizer), config.mixture, config.seed)
+            .map_err(TrainError::loader)?;
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let loader = Loader::start(mixture, folder.step(), n_threads);
 
     folder.create()?;
     if folder.checkpoint.is_none() {
@@ -201,7 +248,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         checkpoint_every: config.checkpoint_every,
         keep_last: config.keep_last,
         stop_after: command.stop_after.map_or(config.steps, |step| step.min(config.steps)),
-        tokenizer_sha256: file_sha256(&folder.tokenizer())?,
+        tokenizer_sha256: tokenizer_sha256(&folder.tokenizer())?,
         corpora_sha256,
     })
 }
@@ -222,9 +269,9 @@ fn weights<M>(config: &RunConfig<M>) -> Vec<f64> {
 fn same_corpora<M>(
     config: &RunConfig<M>,
     folder: &RunFolder,
-    corpora: &[Corpus],
+    corpora: &[(MixtureEntry, Corpus)],
 ) -> Result<Vec<String>, TrainError> {
-    let now: Vec<String> = corpora.iter().map(|corpus| corpus.manifest().sha256()).collect();
+    let now: Vec<String> = corpora.iter().map(|(_, corpus)| corpus.manifest().sha256()).collect();
     let Some(checkpoint) = &folder.checkpoint else { return Ok(now) };
     let both = checkpoint.state.corpora_sha256.iter().zip(&now);
     for (entry, (was, now)) in config.data.iter().zip(both) {

@@ -51,6 +51,14 @@ pub trait Stage {
     /// When the disk cannot be written.
     fn save(&self, folder: &Path) -> Result<(), ModelError>;
 
+    /// Brings to the disk what the stage keeps beside its model.
+    ///
+    /// # Errors
+    /// When the disk cannot be written.
+    fn at_checkpoint(&self) -> Result<(), TrainError> {
+        Ok(())
+    }
+
     /// Images and clips of a batch that the stage looks at.
     fn n_images(&self, batch: &Batch) -> u64 {
         batch.image_count.iter().sum::<usize>() as u64
@@ -159,6 +167,7 @@ pub fn train(mut run: Run) -> Result<(), TrainError> {
         if done.is_multiple_of(run.checkpoint_every) || done == run.stop_after {
             log.sync()?;
             require_frozen(frozen_sha256.as_deref(), run.stage)?;
+            run.stage.at_checkpoint()?;
             save(&run, done, frozen_sha256.clone())?;
             report::write(&run.folder.path)?;
         }

@@ -37,6 +37,7 @@ pub(crate) use linear::{Kernel, KernelLayout, linear, linear_onto};
 pub(crate) use media_attention::{MediaReads, media_attention};
 pub(crate) use media_tokens::{add_time, repeat_latents, with_latents};
 pub(crate) use rows::{mean_rows, pick_rows, prepend_class};
+pub(crate) use wide::processor;
 
 /// Elements that one thread takes at a time in element-wise loops: small enough for its cache,
 /// large enough that waking the thread pays.

@@ -22,6 +22,21 @@ macro_rules! wide {
 }
 pub(crate) use wide;
 
+/// The kinds of instructions by which kernels are chosen: sums in another order differ in their last
+/// bits.
+pub(crate) fn processor() -> String {
+    #[cfg(target_arch = "x86_64")]
+    let kinds = [
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let kinds: [(&str, bool); 0] = [];
+    let found = kinds.iter().filter(|(_, found)| *found).map(|(name, _)| *name);
+    [std::env::consts::ARCH].into_iter().chain(found).collect::<Vec<_>>().join(" ")
+}
+
 /// Runs `work` compiled for AVX2 where there is AVX2.
 #[inline]
 pub(crate) fn run_wide<R>(work: impl FnOnce() -> R) -> R {

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use flamingo_dataset::{Row, Tokenizer};
 
-use crate::world::{Finished, World, pair};
+use crate::world::{FLAMINGO, Finished, World, pair};
 
 fn masks(world: &World, corpus: &str, more: &[&str]) -> Finished {
     let tokenizer = world.path("tokenizer.json");
@@ -38,6 +38,50 @@ fn a_row_is_shown_by_the_images_that_its_tokens_see() {
     let none = masks(&world, "pages", &["--row", "77"]);
     assert_eq!(none.code(), Some(1));
     assert!(none.stderr().contains("77"), "{}", none.stderr());
+}
+
+#[test]
+fn the_numbers_of_a_config_are_those_of_its_run() {
+    let world = World::with_towers();
+    let tokenizer = world.path("language/tokenizer.json");
+    let config = world.path("masks.toml");
+    std::fs::write(&config, FLAMINGO.replace("[[data]]", "[[data]]\nloss = \"open_flamingo\""))
+        .unwrap();
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+        command.arg("masks").arg("--config").arg(&config).arg("--root").arg(world.path(""));
+        Finished(command.arg("--tokenizer").arg(&tokenizer).args(more).output().unwrap())
+    };
+    let row = ["--data", "pages", "--row", "2", "--next-image-probability", "0"];
+    let shown = run(&row);
+    shown.expect_success();
+    let ends = |text: &str| text.lines().last().unwrap_or_default().to_owned();
+    // What follows the end of a chunk is not learned by this rule, and is by the paper's.
+    assert!(ends(&shown.stdout()).ends_with("<EOC>[<EOS>]"), "{}", shown.stdout());
+    let paper = run(&[&row[..], &["--loss", "paper"]].concat()).stdout();
+    assert!(ends(&paper).ends_with("<EOC><EOS>"), "{paper}");
+    let unknown = run(&["--data", "nothing"]);
+    assert_eq!(unknown.code(), Some(2));
+    assert!(unknown.stderr().contains("pages"), "{}", unknown.stderr());
+}
+
+#[test]
+fn a_trained_tokenizer_is_written_once_and_serves() {
+    let world = World::new();
+    let out = world.path("trained.json");
+    let train = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+        command.arg("train-tokenizer").arg("--corpus").arg(world.path("pages"));
+        command.arg("--corpus").arg(world.path("pairs")).args(["--vocabulary", "290"]);
+        Finished(command.arg("--out").arg(&out).output().unwrap())
+    };
+    train().expect_success();
+    let tokenizer = Tokenizer::load(&out).unwrap();
+    assert_eq!(tokenizer.n_tokens(), 290);
+    assert!(tokenizer.encode("here we see a blue square .").len() < 20);
+    let again = train();
+    assert_eq!(again.code(), Some(1));
+    assert!(again.stderr().contains("trained.json"), "{}", again.stderr());
 }
 
 #[test]

@@ -49,6 +49,41 @@ fn two_stops_change_nothing_in_any_stage() {
 }
 
 #[test]
+fn kept_features_change_no_bit_and_serve_another_run() {
+    let world = World::with_towers();
+    world.train("flamingo", FLAMINGO, "whole", &[]).expect_success();
+    let folder = world.path("features");
+    let keeping = format!("{FLAMINGO}\n[feature_cache]\nfolder = {:?}\n", folder.display());
+    world.train("flamingo", &keeping, "keeping", &["--stop-after", "2"]).expect_success();
+    let files = || {
+        let encoders = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let parts = encoders.flat_map(|encoder| std::fs::read_dir(encoder).unwrap());
+        parts.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let first = files();
+    assert!(!first.is_empty());
+    // Dropped or taken up at a resume: the run is the same.
+    world
+        .train("flamingo", FLAMINGO, "keeping", &["--resume", "--stop-after", "4"])
+        .expect_success();
+    world.train("flamingo", &keeping, "keeping", &["--resume"]).expect_success();
+    assert_same_outcome(&world.path("whole"), &world.path("keeping"));
+    world.train("flamingo", &keeping, "again", &[]).expect_success();
+    let all = files().len();
+    world.train("flamingo", &keeping, "served", &[]).expect_success();
+    assert_eq!(files().len(), all, "nothing was new");
+    assert_same_outcome(&world.path("whole"), &world.path("served"));
+    std::fs::write(&first[0], b"PAR1").unwrap();
+    let broken = world.train("flamingo", &keeping, "broken", &[]);
+    assert_eq!(broken.code(), Some(1));
+    assert!(broken.stderr().contains("feature cache"), "{}", broken.stderr());
+    let language = format!("{LANGUAGE}\n[feature_cache]\nfolder = {:?}\n", folder.display());
+    let refused = world.train("language", &language, "refused", &[]);
+    assert_eq!(refused.code(), Some(2));
+    assert!(refused.stderr().contains("`feature_cache`"), "{}", refused.stderr());
+}
+
+#[test]
 fn a_finished_run_may_go_on_for_more_steps_and_old_checkpoints_go() {
     let world = World::with_towers();
     let run = world.path("run");
