@@ -189,7 +189,7 @@ impl DiskCache {
             if fetched.len() as u64 != bytes.end - bytes.start {
                 let Range { start, end } = bytes;
                 let problem = format!("{} bytes came of {start} to {end}", fetched.len());
-                return Err(CorpusError::Location { location: store.name_of(name), problem });
+                return Err(CorpusError::DiskCache { path: store.name_of(name), problem });
             }
             for (number, piece) in (number..).zip(fetched.chunks(piece_bytes as usize)) {
                 self.write_piece(&key_of(number), piece)?;
@@ -350,8 +350,7 @@ fn is_unfinished(folder: &str, name: &str) -> bool {
 }
 
 fn failed(path: &Path, problem: &dyn std::fmt::Display) -> CorpusError {
-    let location = format!("{} (disk cache)", path.display());
-    CorpusError::Location { location, problem: problem.to_string() }
+    CorpusError::DiskCache { path: path.display().to_string(), problem: problem.to_string() }
 }
 
 /// Part of a piece of `size` bytes, if the file is whole, and, where that is not known yet, its digest right.

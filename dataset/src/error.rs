@@ -68,6 +68,14 @@ pub enum CorpusError {
         /// What was expected.
         problem: String,
     },
+    /// A piece of a distant object cannot be kept on the local disk, or did not come whole.
+    #[error("disk cache, {path}: {problem}")]
+    DiskCache {
+        /// The file, folder or object.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// A file of kept features cannot be read or written.
     #[error("feature cache {path}: {problem}; it may be deleted")]
     FeatureCache {

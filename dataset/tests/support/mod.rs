@@ -1,7 +1,5 @@
 //! Small corpora for the tests of this crate.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
-
 use std::io::Cursor;
 use std::path::Path;
 
