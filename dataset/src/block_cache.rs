@@ -1,4 +1,4 @@
-//! The small columns of blocks of rows, kept while a shuffled epoch comes back to them.
+//! What blocks of rows hold beside images, kept while a shuffled epoch comes back to them.
 //!
 //! An order that mixes groups of blocks (see `order`) returns to a block as often as it has rows, so
 //! that its texts are fetched and decompressed once for all of them.
@@ -6,18 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{Array, StructArray};
-
-use crate::{CorpusError, CorpusKind};
-
-/// Rows of a block within a row group: as many as a page of texts holds of long ones, and some of the
-/// rows of a page of short ones.
-pub(crate) fn block_rows(kind: CorpusKind) -> u64 {
-    match kind {
-        CorpusKind::Interleaved => 64,
-        CorpusKind::ImageText | CorpusKind::VideoText => 256,
-    }
-}
+use crate::CorpusError;
 
 /// Most bytes of blocks that a corpus keeps: the default shuffle comes back to some 17,000 rows, of
 /// which each may have 7 KB of texts.
@@ -35,58 +24,63 @@ pub(crate) struct BlockKey {
 }
 
 /// The blocks that were used last.
-#[derive(Default)]
-pub(crate) struct BlockCache {
-    kept: Mutex<Kept>,
+pub(crate) struct BlockCache<B> {
+    kept: Mutex<Kept<B>>,
 }
 
-#[derive(Default)]
-struct Kept {
-    slots: HashMap<BlockKey, Slot>,
+struct Kept<B> {
+    slots: HashMap<BlockKey, Slot<B>>,
     bytes: usize,
     /// Counts uses.
     clock: u64,
 }
 
 /// A block, which the first who wants it reads while others wait.
-type Block = Arc<Mutex<Option<Arc<StructArray>>>>;
+type BlockSlot<B> = Arc<Mutex<Option<Arc<B>>>>;
 
-struct Slot {
-    block: Block,
+struct Slot<B> {
+    block: BlockSlot<B>,
     bytes: usize,
     used: u64,
 }
 
-impl BlockCache {
-    /// A block: kept, or read now.
+impl<B> Default for BlockCache<B> {
+    fn default() -> Self {
+        Self { kept: Mutex::new(Kept { slots: HashMap::new(), bytes: 0, clock: 0 }) }
+    }
+}
+
+impl<B> BlockCache<B> {
+    /// A block: kept, or read now, which tells its size in memory too.
     pub(crate) fn get(
         &self,
         key: BlockKey,
-        read: impl FnOnce() -> Result<StructArray, CorpusError>,
-    ) -> Result<Arc<StructArray>, CorpusError> {
+        read: impl FnOnce() -> Result<(B, usize), CorpusError>,
+    ) -> Result<Arc<B>, CorpusError> {
         let slot = self.slot(key);
-        let mut block = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(columns) = &*block {
-            return Ok(Arc::clone(columns));
+        let mut kept = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = &*kept {
+            return Ok(Arc::clone(block));
         }
-        let columns = Arc::new(read()?);
-        *block = Some(Arc::clone(&columns));
-        self.count(key, &slot, columns.get_array_memory_size());
-        Ok(columns)
+        let (block, bytes) = read()?;
+        let block = Arc::new(block);
+        *kept = Some(Arc::clone(&block));
+        self.count(key, &slot, bytes);
+        Ok(block)
     }
 
-    fn slot(&self, key: BlockKey) -> Block {
+    fn slot(&self, key: BlockKey) -> BlockSlot<B> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.clock += 1;
         let used = kept.clock;
-        let new = || Slot { block: Block::default(), bytes: 0, used };
+        let new = || Slot { block: BlockSlot::default(), bytes: 0, used };
         let slot = kept.slots.entry(key).or_insert_with(new);
         slot.used = used;
         Arc::clone(&slot.block)
     }
 
     /// Notes how large a block is that was read, and lets those go that were not used for longest.
-    fn count(&self, key: BlockKey, block: &Block, bytes: usize) {
+    fn count(&self, key: BlockKey, block: &BlockSlot<B>, bytes: usize) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(slot) = kept.slots.get_mut(&key).filter(|slot| Arc::ptr_eq(&slot.block, block))
         else {
@@ -109,21 +103,11 @@ impl BlockCache {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::sync::Arc;
-
-    use arrow::array::StringArray;
-    use arrow::datatypes::{DataType, Field, Fields};
 
     use super::*;
 
     fn key(block: u64) -> BlockKey {
         BlockKey { shard: 0, group: 0, block }
-    }
-
-    fn columns(n_bytes: usize) -> StructArray {
-        let texts = StringArray::from(vec!["x".repeat(n_bytes)]);
-        let fields = Fields::from(vec![Field::new("text", DataType::Utf8, true)]);
-        StructArray::new(fields, vec![Arc::new(texts)], None)
     }
 
     #[test]
@@ -133,7 +117,7 @@ mod tests {
         let get = |block, bytes| {
             let read = || {
                 n_read.set(n_read.get() + 1);
-                Ok(columns(bytes))
+                Ok(((), bytes))
             };
             cache.get(key(block), read).unwrap();
             n_read.get()
@@ -158,6 +142,6 @@ mod tests {
         let cache = BlockCache::default();
         let failed = || Err(CorpusError::EmptyMixture);
         assert!(cache.get(key(0), failed).is_err());
-        assert!(cache.get(key(0), || Ok(columns(1))).is_ok());
+        assert!(cache.get(key(0), || Ok(((), 1))).is_ok());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::block_cache::BlockCache;
 use crate::digest::sha256_hex;
 use crate::layout::{self, ForeignRows, Layout, Place};
-use crate::shard_reader::{Shard, expect_equal};
+use crate::shard_reader::{RowBlock, Shard, expect_equal};
 use crate::{CorpusError, CorpusKind, CorpusStore, DiskCacheConfig, Manifest, Row};
 
 /// A published corpus.
@@ -23,7 +23,7 @@ pub struct Corpus {
 
 /// How the rows of shards are read.
 enum Rows {
-    Own { shards: Vec<Mutex<Option<Arc<Shard>>>>, blocks: BlockCache },
+    Own { shards: Vec<Mutex<Option<Arc<Shard>>>>, blocks: BlockCache<RowBlock> },
     Foreign(Box<dyn ForeignRows>),
 }
 

@@ -55,6 +55,13 @@ pub enum Slot {
 }
 
 impl Slot {
+    fn image_mut(&mut self) -> Option<&mut EncodedImage> {
+        match self {
+            Self::Text(_) => None,
+            Self::Image { image, .. } => Some(image),
+        }
+    }
+
     /// Whether this slot is an image.
     pub fn is_image(&self) -> bool {
         matches!(self, Self::Image { .. })
@@ -246,6 +253,25 @@ impl Row {
             Self::ImageText(pair) => vec![&pair.image],
             Self::VideoText(clip) => clip.frames.iter().collect(),
         }
+    }
+
+    /// Gives images that have no bytes theirs: one entry for each, and none for each slot of a page that
+    /// is a text. False where they do not match.
+    pub(crate) fn add_image_bytes(&mut self, bytes: Vec<Option<Bytes>>) -> bool {
+        let images: Vec<Option<&mut EncodedImage>> = match self {
+            Self::Interleaved(page) => page.slots.iter_mut().map(Slot::image_mut).collect(),
+            Self::ImageText(pair) => vec![Some(&mut pair.image)],
+            Self::VideoText(clip) => clip.frames.iter_mut().map(Some).collect(),
+        };
+        images.len() == bytes.len()
+            && images.into_iter().zip(bytes).all(|both| match both {
+                (Some(image), Some(bytes)) => {
+                    image.bytes = bytes;
+                    true
+                }
+                (None, None) => true,
+                _ => false,
+            })
     }
 
     /// Texts in reading order.

@@ -110,6 +110,7 @@ mod loader;
 mod manifest;
 pub mod media_mask;
 mod mixture;
+mod open_files;
 mod order;
 mod permutation;
 mod pixel_buffer;

@@ -11,7 +11,8 @@ use crate::{
 
 /// Row `row_idx` of `columns`, whose types must be those of the schema of `kind`.
 ///
-/// `location` and `row` name the row in messages.
+/// `location` and `row` name the row in messages. Where the bytes of the images were not read, there are
+/// none in the row.
 ///
 /// # Errors
 /// When the columns of the row contradict each other.
@@ -152,7 +153,11 @@ impl<'a> RowView<'a> {
 
     fn scores(&self) -> Result<Vec<(String, f32)>, CorpusError> {
         let Some(list) = self.value("scores") else { return Ok(Vec::new()) };
-        let list = list.as_list::<i32>().value(self.row_idx);
+        let list = list.as_list::<i32>();
+        if list.value_length(self.row_idx) == 0 {
+            return Ok(Vec::new());
+        }
+        let list = list.value(self.row_idx);
         let mut view = self.inside(list.as_struct());
         let mut scores = Vec::with_capacity(view.columns.len());
         while view.row_idx < view.columns.len() {
@@ -180,13 +185,14 @@ impl<'a> RowView<'a> {
         images: &StructArray,
         idx: usize,
     ) -> Result<EncodedImage, CorpusError> {
-        let bytes = images.column(0).as_binary::<i32>();
-        let path = images.column(1).as_string::<i32>();
-        if images.is_null(idx) || bytes.is_null(idx) {
+        let bytes = images.column_by_name("bytes").map(AsArray::as_binary::<i32>);
+        let path = images.column_by_name("path").expect("the schema was checked");
+        let path = path.as_string::<i32>();
+        if images.is_null(idx) || bytes.is_some_and(|bytes| bytes.is_null(idx)) {
             return Err(self.wrong(column, format!("image {idx} is null")));
         }
         Ok(EncodedImage {
-            bytes: Bytes::copy_from_slice(bytes.value(idx)),
+            bytes: bytes.map_or_else(Bytes::new, |bytes| Bytes::copy_from_slice(bytes.value(idx))),
             path: path.is_valid(idx).then(|| path.value(idx).to_owned()),
         })
     }

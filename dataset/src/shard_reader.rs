@@ -8,9 +8,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, ListArray, StructArray};
-use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{DataType, FieldRef, Fields};
+use arrow::array::{Array, AsArray, StructArray};
 use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -18,16 +16,16 @@ use parquet::arrow::arrow_reader::{
     RowSelectionPolicy, RowSelector,
 };
 use parquet::column::reader::{get_column_reader, get_typed_column_reader};
-use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::data_type::ByteArrayType;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::PageIndexPolicy;
 use parquet::file::page_index::offset_index::{OffsetIndexMetaData, PageLocation};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use crate::block_cache::{BlockCache, BlockKey, block_rows};
+use crate::block_cache::{BlockCache, BlockKey};
 use crate::row_view::read_row;
-use crate::schema::{image_fields, image_leaf, image_type, list_element};
+use crate::schema::image_leaf;
 use crate::{CorpusError, CorpusKind, CorpusStore, Row, ShardEntry, schema};
 
 /// Rows decoded at a time in a scan.
@@ -36,8 +34,18 @@ const SCAN_ROWS: usize = 64;
 /// Columns for other readers: a row is made without them.
 const DERIVED_COLUMNS: [&str; 4] = ["text", "media_prev", "media_next", "image_char_offset"];
 
+/// Fewest and most rows of a block, whose texts are read at once.
+const BLOCK_ROWS_MIN: u64 = 64;
+const BLOCK_ROWS_MAX: u64 = 1024;
+
+/// What the allocator takes for a text of a row beside its bytes.
+const TEXT_OVERHEAD_BYTES: usize = 16;
+
 /// How much a reader of the footer fetches at a time where the length is not known before.
 const FOOTER_READ_BYTES: u64 = 64 * 1024;
+
+/// Rows without the bytes of their images; none where a row contradicts itself.
+pub(crate) type RowBlock = Vec<Option<Row>>;
 
 /// A shard whose footer was read and whose columns were checked.
 pub(crate) struct Shard {
@@ -52,8 +60,8 @@ pub(crate) struct Shard {
     texts: ProjectionMask,
     /// Number of the column with the bytes of images.
     image_leaf: usize,
-    /// The columns that a row is made of.
-    row_fields: Fields,
+    /// Rows of a block of each row group.
+    block_rows: Vec<u64>,
 }
 
 impl Shard {
@@ -86,10 +94,8 @@ impl Shard {
         let texts = ProjectionMask::leaves(columns, texts);
         let image_leaf = leaves().find(is_image).expect("the columns were checked");
         let (store, file) = (store.clone(), entry.file.clone());
-        let fields = schema(kind);
-        let is_read = |field: &&FieldRef| !DERIVED_COLUMNS.contains(&field.name().as_str());
-        let row_fields = fields.fields().iter().filter(is_read).cloned().collect();
-        Ok(Self { store, file, kind, first_row, metadata, all, texts, image_leaf, row_fields })
+        let block_rows = block_rows(&metadata, &texts);
+        Ok(Self { store, file, kind, first_row, metadata, all, texts, image_leaf, block_rows })
     }
 
     /// Row groups in the shard.
@@ -102,38 +108,34 @@ impl Shard {
         &self,
         shard: usize,
         row_idx: u64,
-        cache: &BlockCache,
+        cache: &BlockCache<RowBlock>,
         with_images: bool,
     ) -> Result<Row, CorpusError> {
         let (group, start) = self.group_of(row_idx)?;
         let place = row_idx - start;
-        let block_rows = block_rows(self.kind);
+        let block_rows = self.block_rows[group];
         let key = BlockKey { shard, group, block: place / block_rows };
-        let texts = match cache.get(key, || self.read_block(group, key.block, start)) {
-            Ok(texts) => texts,
+        let block = match cache.get(key, || self.read_block(group, key.block, start)) {
+            Ok(block) => block,
             // What is damaged of the block may be another row.
             Err(error) if error.is_about_one_row() => {
                 return self.read_alone(row_idx, group, start);
             }
             Err(error) => return Err(error),
         };
+        let Some(row) = block.get((place % block_rows) as usize) else {
+            return Err(self.damaged(format!("its pages lack row {row_idx}")));
+        };
         let chunk = self.metadata.metadata().row_group(group).column(self.image_leaf);
-        if chunk.dictionary_page_offset().is_some() {
+        let (Some(row), None) = (row, chunk.dictionary_page_offset()) else {
+            return self.read_alone(row_idx, group, start);
+        };
+        let mut row = row.clone();
+        if with_images && !row.add_image_bytes(self.image_bytes(group, place)?) {
+            // Says what is wrong.
             return self.read_alone(row_idx, group, start);
         }
-        let at = (place % block_rows) as usize;
-        if at >= texts.len() {
-            return Err(self.damaged(format!("its pages lack row {row_idx}")));
-        }
-        let images = if with_images {
-            self.image_bytes(group, place)?
-        } else {
-            no_bytes(n_images(self.kind, &texts, at))
-        };
-        let columns = self.joined(&texts.slice(at, 1), &images).ok_or_else(|| {
-            self.damaged(format!("bytes and paths of the images of row {row_idx} differ in number"))
-        })?;
-        self.row(&columns, 0, row_idx)
+        Ok(row)
     }
 
     /// The row without help of the rows around it.
@@ -148,12 +150,29 @@ impl Shard {
         self.row(&columns, 0, row_idx)
     }
 
-    /// The columns without image bytes of a block of rows of a row group; `start` is the group's first
-    /// row.
-    fn read_block(&self, group: usize, block: u64, start: u64) -> Result<StructArray, CorpusError> {
-        let first = block * block_rows(self.kind);
+    /// The rows of a block of a row group without the bytes of their images, and their size in memory;
+    /// `start` is the group's first row.
+    fn read_block(
+        &self,
+        group: usize,
+        block: u64,
+        start: u64,
+    ) -> Result<(RowBlock, usize), CorpusError> {
+        let columns = self.read_texts(group, block, start)?;
+        let first = start + block * self.block_rows[group];
+        let rows = (0..columns.len()).map(|at| self.row(&columns, at, first + at as u64).ok());
+        let rows: RowBlock = rows.collect();
+        let row_bytes = size_of::<Option<Row>>() + columns.num_columns() * TEXT_OVERHEAD_BYTES;
+        let bytes = columns.get_array_memory_size() + rows.len() * row_bytes;
+        Ok((rows, bytes))
+    }
+
+    /// The columns that [`Self::read_block`] makes rows of.
+    fn read_texts(&self, group: usize, block: u64, start: u64) -> Result<StructArray, CorpusError> {
+        let block_rows = self.block_rows[group];
+        let first = block * block_rows;
         let n_rows = self.metadata.metadata().row_group(group).num_rows() as u64;
-        let n = block_rows(self.kind).min(n_rows.saturating_sub(first)) as usize;
+        let n = block_rows.min(n_rows.saturating_sub(first)) as usize;
         let selection =
             RowSelection::from(vec![RowSelector::skip(first as usize), RowSelector::select(n)]);
         let pages = self.fetch(self.page_ranges(group, &self.texts, &selection)?)?;
@@ -165,17 +184,28 @@ impl Shard {
     ///
     /// Only the page of the row is looked at: a reader of whole columns would pass over all pages
     /// before it.
-    fn image_bytes(&self, group: usize, place: u64) -> Result<BinaryArray, CorpusError> {
+    fn image_bytes(&self, group: usize, place: u64) -> Result<Vec<Option<Bytes>>, CorpusError> {
         let decode = || self.image_bytes_of_page(group, place);
         catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
             Err(self.damaged(format!("row {place} of row group {group} cannot be decoded")))
         })
     }
 
-    fn image_bytes_of_page(&self, group: usize, place: u64) -> Result<BinaryArray, CorpusError> {
+    fn image_bytes_of_page(
+        &self,
+        group: usize,
+        place: u64,
+    ) -> Result<Vec<Option<Bytes>>, CorpusError> {
         let row_group = self.metadata.metadata().row_group(group);
         let pages = self.offset_index(group)?[self.image_leaf].page_locations();
-        let after = pages.partition_point(|page| page.first_row_index as u64 <= place);
+        let is_before = |page: &PageLocation| page.first_row_index as u64 <= place;
+        // Nearly every page is one row, and a search would miss the processor's cache a few times.
+        let alone = place as usize + 1;
+        let neighbours = pages.get(place as usize).zip(pages.get(alone));
+        let after = match neighbours {
+            Some((page, next)) if is_before(page) && !is_before(next) => alone,
+            _ => pages.partition_point(is_before),
+        };
         let Some(page) = after.checked_sub(1).map(|at| &pages[at]) else {
             return Err(self.damaged(format!("its pages lack row {place} of row group {group}")));
         };
@@ -184,18 +214,19 @@ impl Shard {
         let n_rows = (end as u64).saturating_sub(first) as usize;
         let (offset, size) = (page.offset as u64, page.compressed_page_size as u64);
         let range = offset..offset.saturating_add(size);
-        let fetched = self.fetch(vec![range])?;
+        let page_bytes = self.store.get_range(&self.file, range)?;
+        let column = row_group.column(self.image_leaf);
         let values = || -> Result<_, ParquetError> {
-            // A column that is this page alone.
-            let column = row_group.column(self.image_leaf).clone().into_builder();
-            let column = column
-                .set_data_page_offset(page.offset)
-                .set_total_compressed_size(size as i64)
-                .build()?;
-            let location = PageLocation { first_row_index: 0, ..page.clone() };
+            // Told as if the page were the first of its column, where no dictionary can come before it.
+            let location = PageLocation {
+                offset: column.data_page_offset(),
+                compressed_page_size: page.compressed_page_size,
+                first_row_index: 0,
+            };
+            let parts = Arc::new([(location.offset as u64, page_bytes.clone())]);
             let pages = SerializedPageReader::new(
-                Arc::new(fetched),
-                &column,
+                Arc::new(FetchedRanges { parts }),
+                column,
                 n_rows,
                 Some(vec![location]),
             )?;
@@ -208,7 +239,7 @@ impl Shard {
         };
         let (deepest, defined, values) = values().map_err(|e| self.broken(e))?;
         // An image may be null, or its bytes may be; what is less deep is no element of a list.
-        let mut values = values.iter().map(ByteArray::data);
+        let mut values = values.iter().map(|value| shared(&page_bytes, value.data()));
         let images = defined.iter().filter(|level| **level >= deepest - 2);
         Ok(images.map(|level| if *level == deepest { values.next() } else { None }).collect())
     }
@@ -217,23 +248,6 @@ impl Shard {
         let index = self.metadata.metadata().offset_index();
         let index = index.and_then(|index| index.get(group)).map(Vec::as_slice);
         index.ok_or_else(|| self.damaged("it has no offset index".to_owned()))
-    }
-
-    /// The columns of one row: the images have their paths from `texts` and their bytes
-    /// from `images`. None where these are not of the same images.
-    fn joined(&self, texts: &StructArray, images: &BinaryArray) -> Option<StructArray> {
-        let columns = self.row_fields.iter().map(|field| {
-            let column = texts.column_by_name(field.name())?;
-            match field.data_type() {
-                DataType::Struct(_) => joined_images(column, images),
-                DataType::List(element) if *element.data_type() == image_type() => {
-                    joined_list(column, images)
-                }
-                _ => Some(Arc::clone(column)),
-            }
-        });
-        let columns = columns.collect::<Option<Vec<_>>>()?;
-        StructArray::try_new(self.row_fields.clone(), columns, None).ok()
     }
 
     fn row(&self, columns: &StructArray, at: usize, row_idx: u64) -> Result<Row, CorpusError> {
@@ -245,8 +259,8 @@ impl Shard {
         let (mut urls, mut start) = (Vec::new(), 0);
         for group in 0..self.n_groups() {
             let n_rows = self.metadata.metadata().row_group(group).num_rows() as u64;
-            for block in 0..n_rows.div_ceil(block_rows(self.kind)) {
-                let texts = self.read_block(group, block, start)?;
+            for block in 0..n_rows.div_ceil(self.block_rows[group]) {
+                let texts = self.read_texts(group, block, start)?;
                 let column = texts.column_by_name("url").expect("the columns were checked");
                 urls.extend(column.as_string::<i32>().iter().map(|url| url.map(str::to_owned)));
             }
@@ -337,8 +351,7 @@ impl Shard {
         pages: FetchedRanges,
         selection: Option<RowSelection>,
     ) -> Result<Vec<StructArray>, CorpusError> {
-        let batch_rows =
-            if selection.is_some() { block_rows(self.kind) as usize } else { SCAN_ROWS };
+        let batch_rows = if selection.is_some() { BLOCK_ROWS_MAX as usize } else { SCAN_ROWS };
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(pages, self.metadata.clone())
                 .with_row_groups(vec![group])
@@ -378,46 +391,33 @@ impl Shard {
     }
 }
 
-/// Images of a row, those that are null included.
-fn n_images(kind: CorpusKind, texts: &StructArray, row: usize) -> usize {
-    let list = match kind {
-        CorpusKind::ImageText => return 1,
-        CorpusKind::Interleaved => "images",
-        CorpusKind::VideoText => "frames",
-    };
-    let list = texts.column_by_name(list).and_then(|images| images.as_list_opt::<i32>());
-    list.map_or(0, |list| list.value_length(row) as usize)
+/// A part of a page, without a copy where it lies in it as it is.
+fn shared(page: &Bytes, part: &[u8]) -> Bytes {
+    if page.as_ptr_range().contains(&part.as_ptr()) {
+        page.slice_ref(part)
+    } else {
+        Bytes::copy_from_slice(part)
+    }
 }
 
-/// Images without bytes.
-fn no_bytes(n: usize) -> BinaryArray {
-    (0..n).map(|_| Some(&b""[..])).collect()
+/// Rows of a block of each row group: as many as a page has of the column with the longest texts, so that
+/// its pages are decompressed about once.
+fn block_rows(metadata: &ArrowReaderMetadata, texts: &ProjectionMask) -> Vec<u64> {
+    let groups = metadata.metadata().row_groups().iter().enumerate();
+    let rows = groups.map(|(group, meta)| {
+        let index = metadata.metadata().offset_index().and_then(|index| index.get(group));
+        let columns = index.into_iter().flatten().enumerate();
+        let pages = columns.filter(|(leaf, _)| texts.leaf_included(*leaf));
+        let n_pages = pages.map(|(_, column)| column.page_locations().len()).max();
+        let rows = meta.num_rows() as u64 / n_pages.unwrap_or(1).max(1) as u64;
+        rows.clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX)
+    });
+    rows.collect()
 }
 
 /// Selects one row.
 fn one_row(place: u64) -> RowSelection {
     RowSelection::from(vec![RowSelector::skip(place as usize), RowSelector::select(1)])
-}
-
-/// Images of which one array has the paths and the other the bytes.
-fn joined_images(paths: &ArrayRef, bytes: &BinaryArray) -> Option<ArrayRef> {
-    let paths = paths.as_struct_opt()?;
-    if paths.len() != bytes.len() {
-        return None;
-    }
-    let columns: Vec<ArrayRef> = vec![Arc::new(bytes.clone()), Arc::clone(paths.column(0))];
-    let joined = StructArray::try_new(image_fields(), columns, paths.nulls().cloned()).ok()?;
-    Some(Arc::new(joined))
-}
-
-/// The same for a list that is one row.
-fn joined_list(paths: &ArrayRef, bytes: &BinaryArray) -> Option<ArrayRef> {
-    let paths = paths.as_list_opt::<i32>()?;
-    let images = joined_images(&paths.value(0), bytes)?;
-    let offsets = OffsetBuffer::from_lengths([images.len()]);
-    let element = list_element(image_type());
-    let joined = ListArray::try_new(element, offsets, images, paths.nulls().cloned()).ok()?;
-    Some(Arc::new(joined))
 }
 
 /// Compares a number of the file with the manifest.

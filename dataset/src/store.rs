@@ -9,7 +9,6 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path as FilePath;
 use std::sync::{Arc, LazyLock, mpsc};
 
@@ -24,6 +23,7 @@ use url::Url;
 
 use crate::CorpusError;
 use crate::disk_cache::{DiskCache, DiskCacheConfig};
+use crate::open_files::OpenFiles;
 
 /// Threads that drive network requests; local files use the runtime's blocking pool.
 const RUNTIME_THREADS: usize = 2;
@@ -49,7 +49,7 @@ pub struct CorpusStore {
     location: Arc<str>,
     objects: Arc<dyn ObjectStore>,
     /// The same, where it is a folder of this machine.
-    folder: Option<Arc<LocalFileSystem>>,
+    folder: Option<Arc<OpenFiles>>,
     /// Pieces of it, where it is not.
     cache: Option<Arc<DiskCache>>,
 }
@@ -184,13 +184,12 @@ impl CorpusStore {
         object: &str,
         ranges: Vec<Range<u64>>,
     ) -> Result<Vec<Bytes>, CorpusError> {
-        let path = self.path(object)?;
-        let read = match &self.folder {
-            // A disk answers sooner than another thread is woken.
-            Some(folder) => local_ranges(folder, &path, &ranges),
-            None => {
-                self.run(move |objects| async move { objects.get_ranges(&path, &ranges).await })
-            }
+        // A disk answers sooner than another thread is woken.
+        let read = if let Some(folder) = &self.folder {
+            folder.read(object, &ranges)
+        } else {
+            let path = self.path(object)?;
+            self.run(move |objects| async move { objects.get_ranges(&path, &ranges).await })
         };
         read.map_err(|e| self.failed("read", object, e))
     }
@@ -217,8 +216,9 @@ impl CorpusStore {
     /// When the store refuses the write, e.g. for lack of space.
     pub fn put(&self, object: &str, bytes: Bytes) -> Result<(), CorpusError> {
         let path = self.path(object)?;
-        self.run(move |objects| async move { objects.put(&path, bytes.into()).await })
-            .map_err(|e| self.failed("write", object, e))?;
+        let put = self.run(move |objects| async move { objects.put(&path, bytes.into()).await });
+        self.forget(object);
+        put.map_err(|e| self.failed("write", object, e))?;
         Ok(())
     }
 
@@ -233,7 +233,9 @@ impl CorpusStore {
         let path = self.path(object)?;
         let moved = if parse_url(&self.location)?.is_none() {
             let target = local_path(&self.location).join(object);
-            publish_local(file, &target).map_err(|source| object_store::Error::Generic {
+            let published = publish_local(file, &target);
+            self.forget(object);
+            published.map_err(|source| object_store::Error::Generic {
                 store: "LocalFileSystem",
                 source: Box::new(source),
             })
@@ -264,7 +266,9 @@ impl CorpusStore {
     /// When the store refuses.
     pub fn delete(&self, object: &str) -> Result<(), CorpusError> {
         let path = self.path(object)?;
-        match self.run(move |objects| async move { objects.delete(&path).await }) {
+        let deleted = self.run(move |objects| async move { objects.delete(&path).await });
+        self.forget(object);
+        match deleted {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(e) => Err(self.failed("delete", object, e)),
         }
@@ -277,6 +281,13 @@ impl CorpusStore {
 
     fn path(&self, object: &str) -> Result<Path, CorpusError> {
         Path::parse(object).map_err(|e| bad_location(&self.name_of(object), e.to_string()))
+    }
+
+    /// Sees to it that an object is read as it now is.
+    fn forget(&self, object: &str) {
+        if let Some(folder) = &self.folder {
+            folder.forget(object);
+        }
     }
 
     fn failed(
@@ -303,35 +314,6 @@ impl CorpusStore {
         });
         receiver.recv().expect("the request runs to its end on the shared runtime")
     }
-}
-
-/// Ranges of a file of this machine.
-fn local_ranges(
-    folder: &LocalFileSystem,
-    path: &Path,
-    ranges: &[Range<u64>],
-) -> Result<Vec<Bytes>, object_store::Error> {
-    let failed = |source: io::Error| {
-        let (path, source) = (path.to_string(), Box::new(source));
-        match source.kind() {
-            io::ErrorKind::NotFound => object_store::Error::NotFound { path, source },
-            _ => object_store::Error::Generic { store: "LocalFileSystem", source },
-        }
-    };
-    let file = File::open(folder.path_to_filesystem(path)?).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    let read = |range: &Range<u64>| {
-        // A damaged footer may ask for anything.
-        if range.start > range.end || range.end > size {
-            let Range { start, end } = range;
-            let problem = format!("bytes {start} to {end} wanted of {size}");
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, problem));
-        }
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        file.read_exact_at(&mut bytes, range.start)?;
-        Ok(Bytes::from(bytes))
-    };
-    ranges.iter().map(read).collect::<io::Result<_>>().map_err(failed)
 }
 
 /// Moves a finished file to its name; file and folder are on disk when this returns.
@@ -401,7 +383,7 @@ fn open_folder(location: &str) -> Result<CorpusStore, CorpusError> {
         .map_err(|e| bad_location(location, e.to_string()))?
         .with_fsync(true);
     let files = Arc::new(files);
-    let folder = Some(Arc::clone(&files));
+    let folder = Some(Arc::new(OpenFiles::new(Arc::clone(&files))));
     Ok(CorpusStore { location: location.into(), objects: files, folder, cache: None })
 }
 

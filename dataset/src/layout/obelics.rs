@@ -1,7 +1,7 @@
 //! Pages in Parquet files of OBELICS: `texts` and `images` of the same length, of which at each place
 //! one is null, and `general_metadata` in JSON.
 
-use arrow::array::Array;
+use arrow::array::{Array, StructArray};
 use arrow::datatypes::DataType;
 use serde_json::Value;
 
@@ -46,7 +46,7 @@ pub(super) struct PageFiles {
     files: Vec<PageFile>,
     images: Option<ImageSource>,
     missing: MissingImage,
-    texts: BlockCache,
+    texts: BlockCache<StructArray>,
 }
 
 impl PageFiles {

@@ -1,5 +1,7 @@
 //! Pairs in Parquet files of img2dataset and of Hugging Face `datasets`.
 
+use arrow::array::StructArray;
+
 use super::image_source::no_image;
 use super::parquet_file::{ParquetFile, number_of, text_of};
 use super::{ForeignRows, IndexedFile, Place};
@@ -75,7 +77,7 @@ pub(super) struct PairFile {
 
 pub(super) struct PairFiles {
     files: Vec<PairFile>,
-    texts: BlockCache,
+    texts: BlockCache<StructArray>,
 }
 
 impl PairFiles {

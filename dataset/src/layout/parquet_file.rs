@@ -146,13 +146,18 @@ impl ParquetFile {
         file: usize,
         group: usize,
         place: usize,
-        cache: &BlockCache,
+        cache: &BlockCache<StructArray>,
     ) -> Result<StructArray, CorpusError> {
         let block = place / BLOCK_ROWS;
         let first = block * BLOCK_ROWS;
         let rows = first..self.group_rows(group).min(first + BLOCK_ROWS);
         let key = BlockKey { shard: file, group, block: block as u64 };
-        match cache.get(key, || self.decode(group, &self.texts, rows)) {
+        let read = || {
+            let texts = self.decode(group, &self.texts, rows)?;
+            let bytes = texts.get_array_memory_size();
+            Ok((texts, bytes))
+        };
+        match cache.get(key, read) {
             Ok(texts) => Ok(texts.slice(place - first, 1)),
             // What is damaged may be another row.
             Err(error) if error.is_about_one_row() => {
