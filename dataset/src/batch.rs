@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::CorpusError;
 use crate::digest::hex;
 use crate::pixel_buffer::PixelBuffer;
-use crate::pixels::{Augment, ImageConfig, add_bytes, add_pixels, normalised_tables};
+use crate::pixels::{Augment, ImageConfig, Normalise, add_bytes, add_pixels};
 use crate::sample::Sequence;
 
 /// What one training step reads of one dataset.
@@ -82,9 +82,10 @@ impl BatchPixels {
             Self::F32(pixels) => numbers.extend_from_slice(&pixels[range]),
             Self::U8 { values, mean, std } => {
                 assert!(range.start.is_multiple_of(3 * plane), "{range:?} begins within an image");
-                let tables = normalised_tables(*mean, *std);
+                let normalise = Normalise::new(*mean, *std);
                 for (values, colour) in values[range].chunks(plane).zip((0..3).cycle()) {
-                    numbers.extend(values.iter().map(|value| tables[colour][usize::from(*value)]));
+                    let number = |value: &u8| normalise.number(f32::from(*value), colour);
+                    numbers.extend(values.iter().map(number));
                 }
             }
         }

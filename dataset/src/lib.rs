@@ -97,6 +97,7 @@ mod block_cache;
 mod bpe_ranks;
 mod columns;
 mod corpus;
+mod decode;
 mod digest;
 mod disk_cache;
 mod document;
