@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::CorpusError;
 
-/// Most bytes of blocks that a corpus keeps: the default shuffle comes back to some 17,000 rows, of
-/// which each may have 7 KB of texts.
-const BYTES_MAX: usize = 128 << 20;
+/// Most bytes of blocks that a corpus keeps: the default shuffle comes back to some 20,000 rows with the
+/// neighbours that share their blocks, of which a page with its slots may take 9 KB.
+const BYTES_MAX: usize = 192 << 20;
 
 /// A block of a corpus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -124,7 +124,7 @@ mod tests {
         };
         assert_eq!(get(0, 100), 1);
         assert_eq!(get(0, 100), 1);
-        let third = BYTES_MAX / 3;
+        let third = BYTES_MAX / 3 + 1;
         assert_eq!(get(1, third), 2);
         assert_eq!(get(2, third), 3);
         assert_eq!(get(1, third), 3, "still there");

@@ -8,6 +8,9 @@ use crate::CorpusKind;
 /// Mark that stands for one image in the joined text of a document.
 pub const IMAGE_MARK: &str = "<image>";
 
+/// What the allocator takes for a text beside its bytes.
+const ALLOCATION_BYTES: usize = 16;
+
 /// Bytes that a row takes beside its images and texts; only used to size row groups.
 const ROW_OVERHEAD_BYTES: usize = 256;
 
@@ -289,6 +292,40 @@ impl Row {
         let texts: usize = self.texts().iter().map(|t| t.len()).sum();
         // Pages store each text twice: per slot and joined.
         images + 2 * texts + ROW_OVERHEAD_BYTES
+    }
+
+    /// Bytes in memory, those of encoded images left out.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let text = |text: &String| text.capacity() + ALLOCATION_BYTES;
+        let any = |any: &Option<String>| any.as_ref().map_or(0, text);
+        let warc = |warc: &Option<WarcPlace>| warc.as_ref().map_or(0, |warc| text(&warc.filename));
+        let slot = |slot: &Slot| match slot {
+            Slot::Text(words) => text(words),
+            Slot::Image { image, meta } => {
+                let ImageMeta { url, alt, sha256, mime, .. } = meta;
+                any(&image.path) + any(url) + any(alt) + text(sha256) + text(mime)
+            }
+        };
+        let parts = match self {
+            Self::Interleaved(page) => {
+                let Interleaved { doc_id, url, slots, title, lang, .. } = page;
+                let texts = text(doc_id) + text(url) + any(title) + any(lang) + warc(&page.warc);
+                texts + size_of_val(&slots[..]) + slots.iter().map(slot).sum::<usize>()
+            }
+            Self::ImageText(pair) => {
+                let ImageText { key, url, caption, image, sha256, source, scores, .. } = pair;
+                let scores = scores.iter().map(|(name, score)| text(name) + size_of_val(score));
+                let texts = text(key) + any(url) + text(caption) + any(&image.path) + text(sha256);
+                texts + any(source) + warc(&pair.warc) + scores.sum::<usize>()
+            }
+            Self::VideoText(clip) => {
+                let VideoText { key, url, caption, frames, frame_ms, codec, sha256, .. } = clip;
+                let texts = text(key) + any(url) + text(caption) + text(codec) + text(sha256);
+                let paths = frames.iter().map(|frame| any(&frame.path)).sum::<usize>();
+                texts + paths + size_of_val(&frames[..]) + size_of_val(&frame_ms[..])
+            }
+        };
+        size_of::<Self>() + parts
     }
 
     /// Words of all texts, separated by white space.

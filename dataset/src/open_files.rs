@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use object_store::local::LocalFileSystem;
@@ -15,6 +16,12 @@ use rustix::buffer::spare_capacity;
 /// Most files that are kept open: the default shuffle is at work on 64 blocks, each of which may lie in a
 /// file of its own.
 const OPEN_MAX: usize = 64;
+
+/// Most of all folders together: systems allow a process some thousand.
+const PROCESS_OPEN_MAX: usize = 512;
+
+/// Files that are kept open by this process.
+static PROCESS_OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// A folder of this machine.
 #[derive(Debug)]
@@ -28,6 +35,8 @@ struct Kept {
     files: HashMap<String, Slot>,
     /// Counts uses.
     clock: u64,
+    /// Counts what was forgotten.
+    forgotten: u64,
 }
 
 #[derive(Debug)]
@@ -43,12 +52,19 @@ struct OpenFile {
     size: u64,
 }
 
+impl Drop for Slot {
+    fn drop(&mut self) {
+        PROCESS_OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl OpenFiles {
     pub(crate) fn new(folder: Arc<LocalFileSystem>) -> Self {
         Self { folder, kept: Mutex::default() }
     }
 
-    /// Ranges of a file. One that was replaced since it was opened is read as it was.
+    /// Ranges of a file. One that was replaced since it was opened is read as it was, or as it is where
+    /// that fails.
     ///
     /// # Errors
     /// When there is no such file, or it is shorter or cannot be read.
@@ -57,11 +73,12 @@ impl OpenFiles {
         object: &str,
         ranges: &[Range<u64>],
     ) -> Result<Vec<Bytes>, object_store::Error> {
-        let read = || {
-            let file = self.kept(object).map_or_else(|| self.open(object), Ok)?;
-            ranges.iter().map(|range| file.read(range)).collect::<io::Result<_>>()
+        let read = |file: Arc<OpenFile>| {
+            ranges.iter().map(|range| file.read(range)).collect::<io::Result<Vec<_>>>()
         };
-        read().map_err(|source: io::Error| {
+        let found = self.kept(object).and_then(|file| read(file).ok());
+        let found = found.map_or_else(|| self.open(object).and_then(read), Ok);
+        found.map_err(|source: io::Error| {
             let (path, source) = (object.to_owned(), Box::new(source));
             match source.kind() {
                 io::ErrorKind::NotFound => object_store::Error::NotFound { path, source },
@@ -72,12 +89,13 @@ impl OpenFiles {
 
     /// Opens a file anew when it is read next.
     pub(crate) fn forget(&self, object: &str) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.lock();
         kept.files.remove(object);
+        kept.forgotten += 1;
     }
 
     fn kept(&self, object: &str) -> Option<Arc<OpenFile>> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.lock();
         kept.clock += 1;
         let used = kept.clock;
         let slot = kept.files.get_mut(object)?;
@@ -86,20 +104,40 @@ impl OpenFiles {
     }
 
     fn open(&self, object: &str) -> io::Result<Arc<OpenFile>> {
+        let forgotten = self.lock().forgotten;
         let path = Path::parse(object).map_err(io::Error::other)?;
         let file = File::open(self.folder.path_to_filesystem(&path)?)?;
         let size = file.metadata()?.len();
         let file = Arc::new(OpenFile { file, size });
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.files.len() >= OPEN_MAX {
-            let oldest = kept.files.iter().min_by_key(|(_, slot)| slot.used);
+        let mut kept = self.lock();
+        // One that was replaced in the meantime is not the one that was opened.
+        if kept.forgotten == forgotten {
+            kept.add(object, &file);
+        }
+        Ok(file)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn add(&mut self, object: &str, file: &Arc<OpenFile>) {
+        self.files.remove(object);
+        let is_full = || PROCESS_OPEN.load(Ordering::Relaxed) >= PROCESS_OPEN_MAX;
+        if self.files.len() >= OPEN_MAX || is_full() {
+            let oldest = self.files.iter().min_by_key(|(_, slot)| slot.used);
             if let Some(oldest) = oldest.map(|(object, _)| object.clone()) {
-                kept.files.remove(&oldest);
+                self.files.remove(&oldest);
             }
         }
-        let slot = Slot { file: Arc::clone(&file), used: kept.clock };
-        kept.files.insert(object.to_owned(), slot);
-        Ok(file)
+        // Where others have them all, this one is closed after it was read.
+        if !is_full() {
+            PROCESS_OPEN.fetch_add(1, Ordering::Relaxed);
+            let slot = Slot { file: Arc::clone(file), used: self.clock };
+            self.files.insert(object.to_owned(), slot);
+        }
     }
 }
 
@@ -157,9 +195,13 @@ mod tests {
         assert_eq!(read(0, 3).unwrap(), [&b"012"[..]]);
         files.forget("a");
         assert_eq!(read(0, 3).unwrap(), [&b"new"[..]]);
-        // One that is cut while it is open ends where it now ends.
+        // One that is cut while it is open ends where it now ends; another in its place is found then.
         std::fs::write(&path, b"n").unwrap();
         assert!(read(0, 3).unwrap_err().to_string().contains("wanted of 1"));
+        std::fs::write(folder.path().join("b"), b"longer").unwrap();
+        std::fs::rename(folder.path().join("b"), &path).unwrap();
+        assert_eq!(read(0, 6).unwrap(), [&b"longer"[..]]);
+        assert_eq!(read(5, 6).unwrap(), [&b"r"[..]]);
     }
 
     #[test]

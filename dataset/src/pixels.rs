@@ -202,7 +202,7 @@ struct Tools {
 }
 
 /// Most bytes of pixels that lie ready in a thread: those of a photograph of five megapixels.
-const SPARE_BYTES_MAX: usize = 16 << 20;
+const SPARE_BYTES_MAX: usize = 20 << 20;
 
 thread_local! {
     static TOOLS: RefCell<Tools> = RefCell::default();

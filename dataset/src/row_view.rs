@@ -18,7 +18,8 @@ use crate::{
 /// When the columns of the row contradict each other.
 ///
 /// # Panics
-/// When `columns` lacks one of the schema of `kind` that a row is made of, or has it with another type.
+/// When `columns` lacks one of the schema of `kind` that a row is made of, or has it with another type or
+/// with other names within it.
 pub fn read_row(
     kind: CorpusKind,
     columns: &StructArray,

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, AsArray, StructArray};
+use arrow::datatypes::{DataType, Field};
 use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -38,13 +39,10 @@ const DERIVED_COLUMNS: [&str; 4] = ["text", "media_prev", "media_next", "image_c
 const BLOCK_ROWS_MIN: u64 = 64;
 const BLOCK_ROWS_MAX: u64 = 1024;
 
-/// What the allocator takes for a text of a row beside its bytes.
-const TEXT_OVERHEAD_BYTES: usize = 16;
-
 /// How much a reader of the footer fetches at a time where the length is not known before.
 const FOOTER_READ_BYTES: u64 = 64 * 1024;
 
-/// Rows without the bytes of their images; none where a row contradicts itself.
+/// Rows without the bytes of their images; none where a row contradicts itself or is damaged.
 pub(crate) type RowBlock = Vec<Option<Row>>;
 
 /// A shard whose footer was read and whose columns were checked.
@@ -115,34 +113,34 @@ impl Shard {
         let place = row_idx - start;
         let block_rows = self.block_rows[group];
         let key = BlockKey { shard, group, block: place / block_rows };
-        let block = match cache.get(key, || self.read_block(group, key.block, start)) {
-            Ok(block) => block,
-            // What is damaged of the block may be another row.
-            Err(error) if error.is_about_one_row() => {
-                return self.read_alone(row_idx, group, start);
-            }
-            Err(error) => return Err(error),
-        };
+        let block = cache.get(key, || self.read_block(group, key.block, start))?;
         let Some(row) = block.get((place % block_rows) as usize) else {
             return Err(self.damaged(format!("its pages lack row {row_idx}")));
         };
         let chunk = self.metadata.metadata().row_group(group).column(self.image_leaf);
-        let (Some(row), None) = (row, chunk.dictionary_page_offset()) else {
-            return self.read_alone(row_idx, group, start);
+        let has_dictionary = with_images && chunk.dictionary_page_offset().is_some();
+        let Some(mut row) = row.clone().filter(|_| !has_dictionary) else {
+            return self.read_alone(row_idx, group, start, with_images);
         };
-        let mut row = row.clone();
         if with_images && !row.add_image_bytes(self.image_bytes(group, place)?) {
             // Says what is wrong.
-            return self.read_alone(row_idx, group, start);
+            return self.read_alone(row_idx, group, start, with_images);
         }
         Ok(row)
     }
 
     /// The row without help of the rows around it.
-    fn read_alone(&self, row_idx: u64, group: usize, start: u64) -> Result<Row, CorpusError> {
+    fn read_alone(
+        &self,
+        row_idx: u64,
+        group: usize,
+        start: u64,
+        with_images: bool,
+    ) -> Result<Row, CorpusError> {
         let selection = one_row(row_idx - start);
-        let pages = self.fetch(self.page_ranges(group, &self.all, &selection)?)?;
-        let columns = self.decode(group, &self.all, pages, Some(selection), row_idx)?;
+        let wanted = if with_images { &self.all } else { &self.texts };
+        let pages = self.fetch(self.page_ranges(group, wanted, &selection)?)?;
+        let columns = self.decode(group, wanted, pages, Some(selection), row_idx)?;
         let columns = self.only(columns, row_idx)?;
         if columns.len() != 1 {
             return Err(self.damaged(format!("its pages lack row {row_idx}")));
@@ -158,12 +156,21 @@ impl Shard {
         block: u64,
         start: u64,
     ) -> Result<(RowBlock, usize), CorpusError> {
-        let columns = self.read_texts(group, block, start)?;
+        let columns = match self.read_texts(group, block, start) {
+            Ok(columns) => columns,
+            // What is damaged may be one row: each is read alone, and the block not once more for each.
+            Err(error) if error.is_about_one_row() => {
+                let nothing = vec![None; self.block_rows[group] as usize];
+                let bytes = size_of_val(&nothing[..]);
+                return Ok((nothing, bytes));
+            }
+            Err(error) => return Err(error),
+        };
         let first = start + block * self.block_rows[group];
         let rows = (0..columns.len()).map(|at| self.row(&columns, at, first + at as u64).ok());
         let rows: RowBlock = rows.collect();
-        let row_bytes = size_of::<Option<Row>>() + columns.num_columns() * TEXT_OVERHEAD_BYTES;
-        let bytes = columns.get_array_memory_size() + rows.len() * row_bytes;
+        let bytes = |row: &Option<Row>| row.as_ref().map_or(size_of_val(row), Row::memory_bytes);
+        let bytes = rows.iter().map(bytes).sum();
         Ok((rows, bytes))
     }
 
@@ -351,7 +358,7 @@ impl Shard {
         pages: FetchedRanges,
         selection: Option<RowSelection>,
     ) -> Result<Vec<StructArray>, CorpusError> {
-        let batch_rows = if selection.is_some() { BLOCK_ROWS_MAX as usize } else { SCAN_ROWS };
+        let batch_rows = selection.as_ref().map_or(SCAN_ROWS, RowSelection::row_count);
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(pages, self.metadata.clone())
                 .with_row_groups(vec![group])
@@ -454,7 +461,7 @@ fn check_columns(
 ) -> Result<(), CorpusError> {
     for field in schema(kind).fields() {
         let found = metadata.schema().field_with_name(field.name()).ok();
-        if found.is_some_and(|f| f.data_type().equals_datatype(field.data_type())) {
+        if found.is_some_and(|f| is_same_type(f.data_type(), field.data_type())) {
             continue;
         }
         return Err(CorpusError::Column {
@@ -465,6 +472,22 @@ fn check_columns(
         });
     }
     Ok(())
+}
+
+/// Whether types are the same with the names within them, by which columns are found.
+fn is_same_type(found: &DataType, expected: &DataType) -> bool {
+    match (found, expected) {
+        (DataType::List(found), DataType::List(expected)) => is_same_field(found, expected),
+        (DataType::Struct(found), DataType::Struct(expected)) => {
+            let mut pairs = found.iter().zip(expected);
+            found.len() == expected.len() && pairs.all(|(f, e)| is_same_field(f, e))
+        }
+        _ => found.equals_datatype(expected),
+    }
+}
+
+fn is_same_field(found: &Field, expected: &Field) -> bool {
+    found.name() == expected.name() && is_same_type(found.data_type(), expected.data_type())
 }
 
 /// An object of a store read piece by piece: a Parquet file of which only some columns or rows are
@@ -597,5 +620,31 @@ impl ChunkReader for FetchedRanges {
             return Err(ParquetError::EOF(problem));
         }
         Ok(bytes.slice(..length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::Fields;
+
+    use super::*;
+    use crate::schema::image_type;
+
+    #[test]
+    fn types_with_other_names_within_are_others() {
+        let image = |names: [&str; 2]| {
+            let [bytes, path] = names;
+            DataType::Struct(Fields::from(vec![
+                Field::new(bytes, DataType::Binary, false),
+                Field::new(path, DataType::Utf8, true),
+            ]))
+        };
+        let list = |name: &str, of| DataType::List(Arc::new(Field::new(name, of, true)));
+        // Whether a value may be missing is no matter.
+        assert!(is_same_type(&image(["bytes", "path"]), &image_type()));
+        assert!(!is_same_type(&image(["bytes", "filename"]), &image_type()));
+        let [named, renamed] = ["element", "item"].map(|name| list(name, DataType::Utf8));
+        assert!(is_same_type(&named, &named) && !is_same_type(&renamed, &named));
+        assert!(!is_same_type(&list("element", DataType::Int32), &named));
     }
 }
