@@ -6,6 +6,8 @@
 A server on loopback passes on the files of each corpus and counts what it sends. Used are the bytes of images and texts; fetched is
 everything: manifest, footers, pages and what lies between. Without a disk cache, with one that holds the corpus (in its first epoch
 and in its second), and with one that holds a third.
+
+Then the loader's batches of decoded images a second, with two threads and a server that waits 30 ms before each answer, as stores do.
 """
 import http.server
 import json
@@ -15,17 +17,20 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 RELEASE = Path(__file__).resolve().parents[2] / "target/release"
 BATCH = 64
 PIECE = 1 << 20
+STORE_SECONDS = 0.03
 
 
 class Counting(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     lock = threading.Lock()
     n_bytes, n_requests = 0, 0
+    seconds = 0.0
 
     def do_HEAD(self):
         self.answer(False)
@@ -34,6 +39,7 @@ class Counting(http.server.BaseHTTPRequestHandler):
         self.answer(True)
 
     def answer(self, has_body):
+        time.sleep(Counting.seconds)
         path = folder / self.path.lstrip("/")
         if not path.is_file():
             self.send_response(404)
@@ -87,4 +93,9 @@ if __name__ == "__main__":
                 environment = {"DISK_CACHE": named} if named else {}
                 row = epoch(address, n_rows, **environment)
                 print(f"| {corpus.name} | {n_rows} | {size / n_rows / 1000:.1f} | {what} | {row} |", flush=True)
+        Counting.seconds = STORE_SECONDS
+        command = [RELEASE / "examples/read_corpus", address, "pixels", "2", "40"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        Counting.seconds = 0.0
+        print(f"{STORE_SECONDS * 1000:.0f} ms a request, batches of {BATCH}: {done.strip()}", flush=True)
         server.shutdown()

@@ -84,6 +84,11 @@ impl Corpus {
         &self.manifest
     }
 
+    /// Whether it lies in an object store, where each request takes its time.
+    pub(crate) fn is_distant(&self) -> bool {
+        self.store.is_distant()
+    }
+
     /// Kind of the rows.
     pub fn kind(&self) -> CorpusKind {
         self.manifest.kind

@@ -85,11 +85,11 @@
 //! ```
 //!
 //! Modules in reading order. The corpus: `document` (rows as values), `schema` (their columns),
-//! `store` (where it lies), `disk_cache` (pieces of it nearby), `manifest`, `columns` and `shard_writer` (rows to Parquet),
+//! `store` (where it lies), `open_files` (those of a folder), `disk_cache` (pieces of it nearby), `manifest`, `columns` and `shard_writer` (rows to Parquet),
 //! `shard_reader`, `block_cache` and `row_view` (and back), `corpus` (rows by number), `layout` (what others wrote). Examples: [`media_mask`]
-//! (which image a token may see), `tokenizer`, `bpe_ranks`, `pixels`, `sample` (a row to an example), `example_check`. Batches:
+//! (which image a token may see), `tokenizer`, `bpe_ranks`, `decode` (a file to an image), `pixels`, `sample` (a row to an example), `example_check`. Batches:
 //! `order`, `permutation` and `keyed_random` (order without state), `batch`, `pixel_buffer`, `mixture` (what a step holds),
-//! `loader` (reading ahead). `feature_cache` keeps what a frozen encoder made of images. For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
+//! `read_ahead` (of distant rows), `loader` (batches made ahead). `feature_cache` keeps what a frozen encoder made of images. For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
 //! `error`.
 
 mod batch;
@@ -116,6 +116,7 @@ mod order;
 mod permutation;
 mod pixel_buffer;
 mod pixels;
+mod read_ahead;
 pub mod report;
 mod row_view;
 mod sample;

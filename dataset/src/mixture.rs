@@ -13,6 +13,7 @@
 //! they make those that one process would.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,6 +23,7 @@ use crate::batch::{Batch, BatchPixels, BatchShape, CorruptRow};
 use crate::digest::sha256_u64;
 use crate::order::{EpochOrder, Shuffle};
 use crate::pixels::PixelType;
+use crate::read_ahead::{ReadAhead, read_ahead};
 use crate::sample::{SampleConfig, SampleKey, Sequence, make_sequence};
 use crate::{Corpus, CorpusError, DiskCacheConfig, Layout, Row, Tokenizer};
 
@@ -204,14 +206,28 @@ impl Mixture {
             let dataset = &self.datasets[part.dataset];
             let share = (dataset.entry.batch / self.rank.count) as u64;
             let first = part.first + self.rank.index as u64 * share;
-            for sequence in first..first + share {
-                if stop.load(Ordering::Relaxed) {
-                    return Ok(None);
+            let sequences = first..first + share;
+            let mut fill = |ahead: Option<&ReadAhead>| {
+                for sequence in sequences.clone() {
+                    if stop.load(Ordering::Relaxed) {
+                        return Ok(false);
+                    }
+                    let pixels = &mut batch.pixels;
+                    let drawn =
+                        dataset.draw(sequence, self.seed, &self.tokenizer, pixels, ahead)?;
+                    batch.corrupt.extend(drawn.corrupt);
+                    batch.push(drawn.sequence, &drawn.rows, self.tokenizer.pad_id(), shape);
                 }
-                let pixels = &mut batch.pixels;
-                let drawn = dataset.draw(sequence, self.seed, &self.tokenizer, pixels)?;
-                batch.corrupt.extend(drawn.corrupt);
-                batch.push(drawn.sequence, &drawn.rows, self.tokenizer.pad_id(), shape);
+                Ok(true)
+            };
+            let is_whole = if dataset.corpus.is_distant() {
+                let rows = dataset.rows(sequences.clone(), self.seed);
+                read_ahead(&rows, |row| dataset.read(row), |ahead| fill(Some(ahead)))?
+            } else {
+                fill(None)?
+            };
+            if !is_whole {
+                return Ok(None);
             }
         }
         Ok(Some(batch))
@@ -272,6 +288,21 @@ impl Dataset {
         Ok(Self { entry, corpus, key })
     }
 
+    /// The rows of sequences, where none is corrupt.
+    fn rows(&self, sequences: Range<u64>, seed: u64) -> Vec<u64> {
+        let pack = self.entry.sample.pack as u64;
+        let positions = sequences.start * pack..sequences.end * pack;
+        positions.map(|position| self.candidates(position, seed).next_row()).collect()
+    }
+
+    fn read(&self, row: u64) -> Result<Row, CorpusError> {
+        if self.entry.sample.images > 0 {
+            self.corpus.read(row)
+        } else {
+            self.corpus.read_texts(row)
+        }
+    }
+
     /// Makes a sequence of the rows of its positions, or of the first sound rows after them. Adds its
     /// pixels to those of others.
     fn draw(
@@ -280,6 +311,7 @@ impl Dataset {
         seed: u64,
         tokenizer: &Tokenizer,
         pixels: &mut BatchPixels,
+        ahead: Option<&ReadAhead>,
     ) -> Result<Drawn, CorpusError> {
         let pack = self.entry.sample.pack as u64;
         let positions = sequence * pack..(sequence + 1) * pack;
@@ -287,7 +319,7 @@ impl Dataset {
         let mut corrupt = Vec::new();
         let mut drawn = Vec::with_capacity(candidates.len());
         for candidates in &mut candidates {
-            drawn.push(self.next_readable(candidates, &mut corrupt)?);
+            drawn.push(self.next_readable(candidates, &mut corrupt, ahead)?);
         }
         loop {
             let rows: Vec<_> = drawn.iter().map(|(row, key)| (row, *key)).collect();
@@ -301,7 +333,7 @@ impl Dataset {
             };
             pixels.resize(before);
             candidates[place].note(drawn[place].1.row, error, &mut corrupt)?;
-            drawn[place] = self.next_readable(&mut candidates[place], &mut corrupt)?;
+            drawn[place] = self.next_readable(&mut candidates[place], &mut corrupt, ahead)?;
         }
     }
 
@@ -318,15 +350,12 @@ impl Dataset {
         &self,
         candidates: &mut Candidates,
         corrupt: &mut Vec<CorruptRow>,
+        ahead: Option<&ReadAhead>,
     ) -> Result<(Row, SampleKey), CorpusError> {
         loop {
             let row = candidates.next_row();
-            let read = if self.entry.sample.images > 0 {
-                self.corpus.read(row)
-            } else {
-                self.corpus.read_texts(row)
-            };
-            match read {
+            let was_read = ahead.and_then(|ahead| ahead.take(row));
+            match was_read.unwrap_or_else(|| self.read(row)) {
                 Ok(stored) => {
                     let (seed, epoch) = (candidates.seed, candidates.epoch);
                     return Ok((stored, SampleKey { seed, epoch, row }));

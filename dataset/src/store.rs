@@ -96,6 +96,11 @@ impl CorpusStore {
         &self.location
     }
 
+    /// Whether it is no folder of this machine.
+    pub(crate) fn is_distant(&self) -> bool {
+        self.folder.is_none()
+    }
+
     /// Size of one object in bytes.
     ///
     /// # Errors
