@@ -199,12 +199,12 @@ pub(crate) fn failed(problem: String) -> CorpusError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use image::{Rgb, RgbImage};
 
     use super::*;
 
-    fn jpeg(image: &RgbImage) -> Vec<u8> {
+    pub(crate) fn jpeg(image: &RgbImage) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 95);
         image.write_with_encoder(encoder).unwrap();

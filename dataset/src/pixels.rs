@@ -364,6 +364,7 @@ mod tests {
     use image::{DynamicImage, ImageFormat, Rgb, RgbImage, Rgba};
 
     use crate::decode::decode_any;
+    use crate::decode::tests::jpeg;
 
     use super::*;
 
@@ -488,13 +489,6 @@ mod tests {
         let clear = png(RgbaImage::from_pixel(8, 8, Rgba([0, 0, 0, 0])));
         let pixels = image_pixels(&clear, &config(Fit::Squash), None).unwrap();
         assert!(pixels.iter().all(|&v| v > 0.999));
-    }
-
-    fn jpeg(image: &RgbImage) -> Vec<u8> {
-        let mut bytes = Cursor::new(Vec::new());
-        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 95);
-        image.write_with_encoder(encoder).unwrap();
-        bytes.into_inner()
     }
 
     #[test]
