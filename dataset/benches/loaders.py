@@ -12,11 +12,13 @@ loader wants them, all from one webdataset tar. Then, ROUNDS (5) times in turn a
 
   pixels   batches of 64: read in shuffled order, decode, shorter side to 224 by an antialiased bicubic filter, centre crop,
            normalise to f32 in planes
-  bytes    the same rows, not decoded
+  bytes    the same rows, not decoded; each worker keeps what it reads
+  batches  the same, as batches of 64 that arrive in the program that trains: from threads here,
+           from the processes of a PyTorch DataLoader of peers
   random   rows from anywhere in one file of 2,000 images of some 100 KB; only Lance offers that
 
-Two workers of a peer are two processes with half of the samples each, which is what their PyTorch loaders start, without the cost
-of sending batches between processes: in the peers' favour. Medians; samples a second of wall-clock time, without the start of any
+Two workers of a peer are two processes with half of the samples each, which is what their PyTorch loaders start. All but `batches`
+leave out the cost of sending batches between processes: in the peers' favour. Medians; samples a second of wall-clock time, without the start of any
 program and the opening of its dataset. The files of each are read through before, so that they come from memory and no disk is
 measured.
 """
@@ -30,6 +32,9 @@ import tarfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data._utils import worker as torch_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "../shared/data/real/photos"
@@ -222,6 +227,43 @@ def peer(name, what, folder, worker, workers, n, start, sender):
     sender.send((begun, time.time()))
 
 
+class Samples(IterableDataset):
+    """A peer's samples, divided among the workers of a PyTorch DataLoader."""
+
+    def __init__(self, name, folder, workers):
+        self.name, self.folder, self.workers = name, folder, workers
+
+    def __iter__(self):
+        number = get_worker_info().id
+        # Streaming datasets would divide their half among the workers once more.
+        torch_worker._worker_info = None
+        return PEERS[self.name](self.folder, number, self.workers)
+
+
+def peer_batches(name, folder, workers, n, sender):
+    samples = Samples(name, folder, workers)
+    batches = iter(DataLoader(samples, batch_size=BATCH, num_workers=workers, collate_fn=list))
+    # One batch of each worker, so that all of them have begun.
+    [next(batches) for _ in range(workers)]
+    begun, done = time.time(), 0
+    for batch in batches:
+        done += len(batch)
+        if done >= n - 2 * workers * BATCH:
+            break
+    sender.send(done / (time.time() - begun))
+
+
+def run_peer_batches(name, folder, workers, n):
+    warm(folder / FOLDERS[name])
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(False)
+    process = context.Process(target=peer_batches, args=(name, folder, workers, n, sender))
+    process.start()
+    speed = receiver.recv()
+    process.join()
+    return speed
+
+
 FOLDERS = {"webdataset": "tars", "Lance": "lance", "HF datasets": "hf", "Mosaic Streaming": "mds", "litdata": "litdata"}
 
 
@@ -260,7 +302,7 @@ def main():
     from streaming.base.util import clean_stale_shared_memory
     clean_stale_shared_memory()
     print("| job | workers | " + " | ".join(["flamingo-dataset", *PEERS, "ratio to the best"]) + " |\n|" + "---|" * (4 + len(PEERS)))
-    for what in ("pixels", "bytes"):
+    for what in ("pixels", "bytes", "batches"):
         # Each worker of a peer has its half; decoding all of them takes two minutes a time.
         n = n_images // (16 if what == "pixels" else 1) // (2 * BATCH) * 2 * BATCH
         for workers in (1, 2):
@@ -268,7 +310,10 @@ def main():
             for _ in range(rounds):
                 runs["flamingo-dataset"].append(run_ours(what, folder, workers, n))
                 for name in PEERS:
-                    runs[name].append(run_peer(name, what, folder, workers, n))
+                    if what == "batches":
+                        runs[name].append(run_peer_batches(name, folder, workers, n))
+                    else:
+                        runs[name].append(run_peer(name, what, folder, workers, n))
             median = {name: statistics.median(speeds) for name, speeds in runs.items()}
             best = max(median[name] for name in PEERS)
             cells = [f"{speed:.0f}" for speed in median.values()]

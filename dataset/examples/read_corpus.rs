@@ -3,14 +3,14 @@
 //!
 //! ```sh
 //! cargo run --release -p flamingo-dataset --example read_corpus -- \
-//!     CORPUS pixels|bytes|random|hashes THREADS BATCHES [FIRST_BATCH]
+//!     CORPUS pixels|bytes|batches|random|hashes THREADS BATCHES [FIRST_BATCH]
 //! cargo run --release -p flamingo-dataset --example read_corpus -- CORPUS rows LAYOUT
 //! ```
 //!
 //! CORPUS may be several, with commas between them, for `pixels`: each gives every step a batch.
 //! `pixels` takes batches of 64 from the loader: 224 x 224, centre crop, normalised, from
-//! `FIRST_BATCH` on. `bytes` reads the same rows in the same order and decodes nothing; `random` reads
-//! rows from anywhere. Speeds are without the time that it takes to open the corpus. The variable
+//! `FIRST_BATCH` on. `bytes` reads the same rows in the same order and decodes nothing; `batches` also hands
+//! them to the calling thread, 64 at a time; `random` reads rows from anywhere. Speeds are without the time that it takes to open the corpus. The variable
 //! `DISK_CACHE` names a cache: `FOLDER,BYTES,BYTES_OF_A_PIECE`.
 //! `hashes` prints the SHA-256 of each batch in place of times: what `dataset/tests/faulty_store.py`
 //! compares. `rows` prints every row of a layout, given as JSON, as a line of JSON: the texts and the
@@ -37,7 +37,9 @@ const BATCH: usize = 64;
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let corpus = arguments.next().ok_or("expected a corpus")?;
-    let what = arguments.next().ok_or("expected `pixels`, `bytes`, `hashes` or `rows`")?;
+    let what = arguments
+        .next()
+        .ok_or("expected `pixels`, `bytes`, `batches`, `random`, `hashes` or `rows`")?;
     if what == "rows" {
         return rows(&corpus, &arguments.next().ok_or("expected a layout in JSON")?);
     }
@@ -47,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let Times { seconds, first, n_bytes } = match &*what {
         "pixels" => pixels(&corpus, threads, from..from + batches, |_| ())?,
         "bytes" => bytes(&corpus, threads, batches, Shuffle::default())?,
+        "batches" => whole_batches(&corpus, threads, batches)?,
         "random" => {
             let uniform = Shuffle { block_rows: 1, group_blocks: u64::MAX };
             bytes(&corpus, threads, batches, uniform)?
@@ -180,9 +183,7 @@ fn bytes(
         positions.map(|position| corpus.read(order.row(position % corpus.n_rows()))).try_for_each(
             |row| {
                 let row = row?;
-                let images: usize = row.images().iter().map(|image| image.bytes.len()).sum();
-                let texts: usize = row.texts().iter().map(|text| text.len()).sum();
-                n_bytes.fetch_add((images + texts) as u64, Ordering::Relaxed);
+                n_bytes.fetch_add(n_bytes_of(&row), Ordering::Relaxed);
                 Ok::<_, flamingo_dataset::CorpusError>(())
             },
         )
@@ -200,4 +201,43 @@ fn bytes(
     })?;
     let seconds = open.elapsed().as_secs_f64();
     Ok(Times { seconds, first, n_bytes: n_bytes.into_inner() })
+}
+
+/// As [`bytes`], but the rows arrive here, 64 at a time and in order.
+fn whole_batches(corpus: &str, threads: usize, batches: u64) -> Result<Times, Box<dyn Error>> {
+    let started = Instant::now();
+    let corpus = Corpus::open_as(corpus, &Layout::Corpus, disk_cache().as_ref())?;
+    let first = started.elapsed().as_secs_f64();
+    let open = Instant::now();
+    let order = EpochOrder::new(corpus.n_rows(), Shuffle::default(), &[0]);
+    let read = |batch: u64| -> Result<Vec<Row>, flamingo_dataset::CorpusError> {
+        let positions = batch * BATCH as u64..(batch + 1) * BATCH as u64;
+        positions.map(|position| corpus.read(order.row(position % corpus.n_rows()))).collect()
+    };
+    let mut n_bytes = 0;
+    std::thread::scope(|scope| {
+        // Each thread reads every so manieth batch, at most two ahead, as a PyTorch loader does.
+        let arriving: Vec<_> = (0..threads as u64)
+            .map(|thread| {
+                let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+                let read = &read;
+                scope.spawn(move || {
+                    (thread..batches).step_by(threads).try_for_each(|b| sender.send(read(b)))
+                });
+                receiver
+            })
+            .collect();
+        for receiver in arriving.iter().cycle().take(batches as usize) {
+            n_bytes += receiver.recv()??.iter().map(n_bytes_of).sum::<u64>();
+        }
+        Ok::<_, Box<dyn Error>>(())
+    })?;
+    Ok(Times { seconds: open.elapsed().as_secs_f64(), first, n_bytes })
+}
+
+/// Bytes of a row's images and texts.
+fn n_bytes_of(row: &Row) -> u64 {
+    let images: usize = row.images().iter().map(|image| image.bytes.len()).sum();
+    let texts: usize = row.texts().iter().map(|text| text.len()).sum();
+    (images + texts) as u64
 }
