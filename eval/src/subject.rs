@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use flamingo_dataset::Tokenizer;
-use flamingo_model::{Flamingo, Latents, ModelError, Prompt as ModelPrompt};
+use flamingo_model::{Flamingo, Generation, Latents, ModelError, Prompt as ModelPrompt};
 
 use crate::annotations::Annotations;
 use crate::error::EvalError;
@@ -115,7 +115,8 @@ impl<'a> Subject<'a> {
     ) -> Result<Vec<String>, EvalError> {
         let prompts = self.with_latents(prompts)?;
         let stop = self.tokenizer().eoc_id();
-        let texts = self.model.flamingo.generate_greedy(&prompts, tokens_max, stop);
+        let generation = Generation::greedy(tokens_max, stop);
+        let texts = self.model.flamingo.generate(&prompts, &generation);
         let texts = texts.map_err(self.failed())?;
         Ok(texts.iter().map(|tokens| self.tokenizer().decode(tokens)).collect())
     }

@@ -11,9 +11,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use flamingo_model::{
-    Activation, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients,
-    Inputs, LanguageConfig, LanguageModel, Latents, ModelError, Pairs, Prompt, ResamplerConfig,
-    TextBatch, VisionConfig,
+    Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
+    Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, ModelError, Pairs,
+    PatchStates, Prompt, ResamplerConfig, TextBatch, VisionConfig,
 };
 
 /// Timed runs of each step, after two that are not timed.
@@ -77,6 +77,8 @@ fn vision_config() -> VisionConfig {
         layers: 4,
         heads: 4,
         activation: Activation::QuickGelu,
+        feed_forward_width: None,
+        patch_states: PatchStates::BeforeNorm,
     }
 }
 
@@ -88,6 +90,7 @@ fn language_config(context: usize) -> LanguageConfig {
         layers: 4,
         heads: 4,
         activation: Activation::GeluTanh,
+        architecture: Architecture::default(),
     }
 }
 
@@ -219,7 +222,7 @@ fn flamingo() -> Result<(), ModelError> {
         })
         .collect();
     time("generate, 100 prompts x 10 tokens", 0.0, || {
-        model.generate_greedy(&prompts, 10, u32::MAX).map(drop)
+        model.generate(&prompts, &Generation::greedy(10, u32::MAX)).map(drop)
     })?;
     let answers: Vec<Vec<u32>> = (0..32).map(|i| tokens(4 + i % 5)).collect();
     time("rank 32 answers", 0.0, || model.rank(&prompts[0], &answers).map(drop))

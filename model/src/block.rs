@@ -1,33 +1,52 @@
-//! The pre-norm transformer block of GPT-2 and CLIP, shared by every tower: attention, then
-//! feed-forward, each after a layer norm and onto a residual. Names and kernel layout are GPT-2's.
+//! The pre-norm transformer block of every tower: self-attention, then feed-forward, each after a
+//! norm and onto a residual. How it is built in detail, GPT-2's way or another family's, is a
+//! matter of its [`BlockShape`].
+
+use std::sync::Arc;
 
 use crate::error::ModelError;
-use crate::layers::{FEED_FORWARD_WIDENING, LayerNorm, Linear, NORM_EPSILON};
-use crate::ops::{self, Activation};
+use crate::layers::{Linear, Norm, NormKind, fan_in};
+use crate::ops::{self, Activation, Heads, Rotation, Stage, Visible};
 use crate::params::{Declare, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record};
 
-/// Sizes of a stack of blocks.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct BlockSize {
+/// How the blocks of a stack are built.
+#[expect(clippy::struct_excessive_bools, reason = "each is a choice of its own, by its field name")]
+#[derive(Debug, Clone)]
+pub(crate) struct BlockShape {
     pub(crate) width: usize,
     pub(crate) layers: usize,
-    pub(crate) heads: usize,
+    pub(crate) heads: Heads,
+    /// Width of the hidden layer of the feed-forward.
+    pub(crate) hidden: usize,
     pub(crate) activation: Activation,
+    /// Whether the feed-forward's hidden layer is `activation(a) * b`.
+    pub(crate) gated: bool,
+    pub(crate) norm: NormKind,
+    pub(crate) norm_epsilon: f32,
+    /// Whether attention and feed-forward read the same states, and not one after the other.
+    pub(crate) parallel: bool,
+    /// Whether queries, keys and values have biases.
+    pub(crate) qkv_bias: bool,
+    /// Whether the other affine maps have biases.
+    pub(crate) biases: bool,
+    /// Whether queries and keys are normalised, each over all heads together.
+    pub(crate) qk_norm: bool,
+    /// How queries and keys are turned by their positions, if at all.
+    pub(crate) rotation: Option<Rotation>,
 }
 
 /// One block.
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
-    norm_1: LayerNorm,
+    norm_1: Norm,
     to_qkv: Linear,
+    qk_norms: Option<[Norm; 2]>,
     to_out: Linear,
-    norm_2: LayerNorm,
+    norm_2: Norm,
     up: Linear,
     down: Linear,
-    activation: Activation,
-    /// Number of heads.
-    pub(crate) heads: usize,
+    shape: Arc<BlockShape>,
 }
 
 impl Block {
@@ -36,52 +55,140 @@ impl Block {
     /// Kernels start normal with deviation `1 / sqrt(inputs)`; those that feed the residual are
     /// divided by `sqrt(2 layers)` as in GPT-2, so that the residual's size does not grow with
     /// depth.
-    pub(crate) fn new(
-        declare: &mut Declare,
-        name: &str,
-        size: BlockSize,
-    ) -> Result<Self, ModelError> {
-        let width = size.width;
-        let hidden = FEED_FORWARD_WIDENING * width;
-        let start = |inputs: usize| Start::Normal((inputs as f32).sqrt().recip());
+    fn new(declare: &mut Declare, name: &str, shape: &Arc<BlockShape>) -> Result<Self, ModelError> {
+        let BlockShape { width, heads, hidden, norm: kind, norm_epsilon, .. } = **shape;
         let onto =
-            |inputs: usize| Start::Normal(((inputs * 2 * size.layers) as f32).sqrt().recip());
+            |inputs: usize| Start::Normal(((inputs * 2 * shape.layers) as f32).sqrt().recip());
         let at = |part: &str| format!("{name}{part}");
+        let norm = |declare: &mut Declare, part: &str, width: usize| {
+            Norm::of_kind(declare, &at(part), width, kind, norm_epsilon)
+        };
+        let linear = |declare: &mut Declare, part: &str, ends, bias, start| {
+            Linear::starting(declare, &at(part), ends, bias, start)
+        };
+        let up = if shape.gated { ("mlp.gate_up", 2 * hidden) } else { ("mlp.up", hidden) };
         Ok(Self {
-            norm_1: LayerNorm::new(declare, &at("ln_1"), width, NORM_EPSILON)?,
-            to_qkv: Linear::gpt2(declare, &at("attn.c_attn"), width, 3 * width, start(width))?,
-            to_out: Linear::gpt2(declare, &at("attn.c_proj"), width, width, onto(width))?,
-            norm_2: LayerNorm::new(declare, &at("ln_2"), width, NORM_EPSILON)?,
-            up: Linear::gpt2(declare, &at("mlp.c_fc"), width, hidden, start(width))?,
-            down: Linear::gpt2(declare, &at("mlp.c_proj"), hidden, width, onto(hidden))?,
-            activation: size.activation,
-            heads: size.heads,
+            norm_1: norm(declare, "norm_1", width)?,
+            to_qkv: linear(
+                declare,
+                "attn.qkv",
+                (width, heads.row_width()),
+                shape.qkv_bias,
+                fan_in(width),
+            )?,
+            qk_norms: if shape.qk_norm {
+                let q = norm(declare, "attn.q_norm", heads.query_width())?;
+                Some([q, norm(declare, "attn.k_norm", heads.key_width())?])
+            } else {
+                None
+            },
+            to_out: linear(
+                declare,
+                "attn.out",
+                (heads.query_width(), width),
+                shape.biases,
+                onto(heads.query_width()),
+            )?,
+            norm_2: norm(declare, "norm_2", width)?,
+            up: linear(declare, up.0, (width, up.1), shape.biases, fan_in(width))?,
+            down: linear(declare, "mlp.down", (hidden, width), shape.biases, onto(hidden))?,
+            shape: Arc::clone(shape),
         })
     }
 
-    /// Declares `size.layers` blocks under `NAME0.`, `NAME1.` and so on.
+    /// Declares `shape.layers` blocks under `NAME0.`, `NAME1.` and so on.
     pub(crate) fn stack(
         declare: &mut Declare,
         name: &str,
-        size: BlockSize,
+        shape: BlockShape,
     ) -> Result<Vec<Self>, ModelError> {
-        (0..size.layers).map(|i| Self::new(declare, &format!("{name}{i}."), size)).collect()
+        let shape = Arc::new(shape);
+        (0..shape.layers).map(|i| Self::new(declare, &format!("{name}{i}."), &shape)).collect()
     }
 
-    /// `[N, D]` to `[N, D]`; `attend` turns queries, keys and values `[N, 3 D]` into what is read
-    /// `[N, D]`.
+    /// The block's heads.
+    pub(crate) fn heads(&self) -> Heads {
+        self.shape.heads
+    }
+
+    /// `[N, D]` to `[N, D]`; `positions` `[N]` are the rows' places in their sequences; `attend`
+    /// turns queries, keys and values into what is read, `[N, heads * size]`.
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,
         x: Matrix<T>,
+        positions: &Arc<[usize]>,
         attend: impl FnOnce(Matrix<T>) -> Result<Matrix<T>, DeviceError>,
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let qkv = self.norm_1.forward(p, x.clone().with(tape))?; // [N, D]
-        let qkv = self.to_qkv.forward(p, qkv)?; // [N, 3 D]
-        let x = self.to_out.forward_onto(p, attend(qkv)?, x)?; // [N, D]
-        let (x, tape) = x.split();
-        let hidden = self.up.forward(p, self.norm_2.forward(p, x.clone().with(tape))?)?; // [N, 4 D]
-        self.down.forward_onto(p, ops::activate(hidden, self.activation)?, x)
+        let normal = self.norm_1.forward(p, x.clone().with(tape))?; // [N, D]
+        let read = attend(self.queries_keys_values(p, normal, positions)?)?;
+        let y = self.to_out.forward_onto(p, read, x.clone())?; // [N, D]
+        let (y, tape) = y.split();
+        let x = if self.shape.parallel { x } else { y.clone() };
+        let hidden = self.up.forward(p, self.norm_2.forward(p, x.with(tape))?)?; // [N, H]
+        let hidden = if self.shape.gated {
+            ops::activate_gate(hidden, self.shape.activation)?
+        } else {
+            ops::activate(hidden, self.shape.activation)?
+        };
+        self.down.forward_onto(p, hidden, y)
+    }
+
+    /// Rows `[N, heads.row_width()]` of normalised states `[N, D]`.
+    fn queries_keys_values<T: Record>(
+        &self,
+        p: &Params,
+        normal: Matrix<T>,
+        positions: &Arc<[usize]>,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let mut qkv = self.to_qkv.forward(p, normal)?;
+        if let Some([q, k]) = &self.qk_norms {
+            qkv = q.forward_columns(p, qkv, 0)?;
+            qkv = k.forward_columns(p, qkv, self.heads().query_width())?;
+        }
+        match &self.shape.rotation {
+            Some(rotation) => ops::rotate(qkv, positions, rotation),
+            None => Ok(qkv),
+        }
+    }
+}
+
+/// A block over whole sequences, which can run again.
+pub(crate) struct WholeSequences {
+    pub(crate) block: Block,
+    pub(crate) params: Params,
+    /// `[B * L]`: places of the rows in their sequences.
+    pub(crate) positions: Arc<[usize]>,
+    /// `L`.
+    pub(crate) length: usize,
+    pub(crate) visible: Visible,
+}
+
+impl WholeSequences {
+    /// Runs the block on `x` `[B * L, D]`. A frozen block, and any block if `recompute` says so,
+    /// keeps only its input for the backward pass.
+    pub(crate) fn forward<T: Record>(
+        self,
+        x: Matrix<T>,
+        recompute: bool,
+    ) -> Result<Matrix<T>, DeviceError> {
+        if T::OWNS_TAPE && (recompute || !self.is_trained()) {
+            ops::recomputed(x, self)
+        } else {
+            self.run(x)
+        }
+    }
+}
+
+impl Stage for WholeSequences {
+    fn is_trained(&self) -> bool {
+        self.block.to_qkv.is_trained(&self.params)
+    }
+
+    fn run<T: Record>(&self, x: Matrix<T>) -> Result<Matrix<T>, DeviceError> {
+        self.block.forward(&self.params, x, &self.positions, |qkv| {
+            ops::self_attention(qkv, self.length, self.block.heads(), &self.visible)
+        })
     }
 }

@@ -40,11 +40,31 @@ pub(crate) fn save_folder(
     config: &impl serde::Serialize,
     params: &[&Params],
 ) -> Result<(), ModelError> {
-    let path = folder.join(WEIGHTS_FILE);
-    let part = folder.join(format!("{WEIGHTS_FILE}.part"));
     let all = params.iter().flat_map(|params| params.iter());
-    write_tensors(&part, all.map(|parameter| (&parameter.name, parameter)))?;
-    rename(&part, &path)?;
+    let tensors = all.map(|parameter| (&parameter.name, parameter));
+    save_parts(folder, config, |part| write_tensors(part, tensors, &[]))
+}
+
+/// As [`save_folder`], with tensors under any names.
+///
+/// # Errors
+/// When a file cannot be written.
+pub(crate) fn save_tensors(
+    folder: &Path,
+    config: &impl serde::Serialize,
+    tensors: &Tensors,
+) -> Result<(), ModelError> {
+    save_parts(folder, config, |part| tensors.write_with(part, &[("format", "pt")]))
+}
+
+fn save_parts(
+    folder: &Path,
+    config: &impl serde::Serialize,
+    write: impl FnOnce(&Path) -> Result<(), ModelError>,
+) -> Result<(), ModelError> {
+    let part = folder.join(format!("{WEIGHTS_FILE}.part"));
+    write(&part)?;
+    rename(&part, &folder.join(WEIGHTS_FILE))?;
 
     let path = folder.join(CONFIG_FILE);
     let text = serde_json::to_string_pretty(config)
@@ -85,6 +105,40 @@ pub(crate) fn load_folder<T: serde::de::DeserializeOwned>(
 ) -> Result<(T, Source), ModelError> {
     let (config, tensors, path) = read_folder(folder)?;
     Ok((config, Source::Stored { tensors, path }))
+}
+
+/// What a folder holds: a model of ours, or one in the form of Hugging Face.
+#[derive(Debug)]
+pub(crate) enum Folder<T> {
+    /// The configuration, and where the parameters come from.
+    Ours(T, Source),
+    /// `config.json` as it is, and the weights.
+    HuggingFace {
+        /// `config.json`.
+        config: serde_json::Value,
+        /// The weights.
+        tensors: Tensors,
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// Opens a model folder or a run's, in whichever form: Hugging Face's `config.json` names a
+/// `model_type`, ours does not.
+///
+/// # Errors
+/// When the folder is neither, or a file in it cannot be read.
+pub(crate) fn open_folder<T: serde::de::DeserializeOwned>(
+    folder: &Path,
+) -> Result<Folder<T>, ModelError> {
+    let path = model_folder(folder)?;
+    let config: serde_json::Value = read_json(&path.join(CONFIG_FILE))?;
+    if config.get("model_type").is_none() {
+        let (config, source) = load_folder(&path)?;
+        return Ok(Folder::Ours(config, source));
+    }
+    let tensors = Tensors::read(&path.join(WEIGHTS_FILE))?;
+    Ok(Folder::HuggingFace { config, tensors, path })
 }
 
 /// As [`load_folder`]: the configuration, the tensors, and the path of the weights.

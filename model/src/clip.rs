@@ -23,7 +23,7 @@ pub(crate) const VISION_PREFIX: &str = "vision.";
 const LOG_BETA_START: f32 = 2.659_26;
 
 /// Shape of the contrastive model. Read from `[model]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClipConfig {
     /// The image tower.
@@ -69,6 +69,7 @@ pub struct Clip {
     vision_projection: Linear,
     text_projection: Linear,
     log_beta: ParamId,
+    recompute: bool,
 }
 
 impl Clip {
@@ -99,7 +100,16 @@ impl Clip {
         let text_projection = Linear::new(&mut declare, "text_projection", config.text.width, to)?;
         let log_beta = declare.add("log_beta", &[1], Start::Constant(LOG_BETA_START))?;
         let params = declare.finish();
-        Ok(Self { config, params, vision, text, vision_projection, text_projection, log_beta })
+        Ok(Self {
+            config,
+            params,
+            vision,
+            text,
+            vision_projection,
+            text_projection,
+            log_beta,
+            recompute: false,
+        })
     }
 
     /// Writes `config.json` and `model.safetensors` into an existing folder.
@@ -108,6 +118,12 @@ impl Clip {
     /// When the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
         save_folder(folder, &self.config, &[&self.params])
+    }
+
+    /// Whether training steps keep only the inputs of the towers' blocks and make the rest again in
+    /// the backward pass: less memory, more time, the same numbers.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// The configuration.
@@ -185,7 +201,7 @@ impl Clip {
     }
 
     fn images<T: Record>(&self, images: &[f32], tape: T) -> Result<Matrix<T>, DeviceError> {
-        let x = self.vision.forward(&self.params, images, tape)?; // [B * (1 + P), V]
+        let x = self.vision.forward(&self.params, images, tape, self.recompute)?; // [B * (1 + P), V]
         let x = self.vision.pool(&self.params, x)?; // [B, V]
         self.vision_projection.forward(&self.params, x) // [B, E]
     }
@@ -199,7 +215,8 @@ impl Clip {
         lengths: &[usize],
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
-        let x = self.text.forward(&self.params, tokens, length, tape, |_, x| Ok(x))?; // [B * L, D]
+        let x =
+            self.text.forward(&self.params, tokens, length, tape, self.recompute, |_, x| Ok(x))?; // [B * L, D]
         let spans = lengths.iter().enumerate().map(|(b, n)| b * length..b * length + n).collect();
         self.text_projection.forward(&self.params, ops::mean_rows(x, spans)?) // [B, E]
     }

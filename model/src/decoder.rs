@@ -1,23 +1,25 @@
-//! The decoder that language model and text tower share: GPT-2's (pre-norm blocks, learned
-//! positions).
+//! The decoder that language model and text tower share, GPT-2's by default; its
+//! [`Architecture`] makes it another family's.
 //!
 //! Letters: `B` sequences, `L` tokens, `D` width.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::block::{Block, BlockSize};
+use crate::architecture::{Architecture, Positions};
+use crate::block::{Block, WholeSequences};
 use crate::error::ModelError;
-use crate::layers::{LayerNorm, NORM_EPSILON};
+use crate::layers::Norm;
 use crate::limits::{
-    CONTEXT_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, check_at_most, check_heads, check_size,
-    check_tower,
+    CONTEXT_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, check_at_most, check_size, check_tower,
 };
 use crate::ops::{self, Activation, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record, Weight};
 
 /// Shape of a language model or text tower. Read from `[model.language]` or `[model.text]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LanguageConfig {
     /// Tokens of the tokenizer.
@@ -28,10 +30,13 @@ pub struct LanguageConfig {
     pub width: usize,
     /// Blocks.
     pub layers: usize,
-    /// Heads; divide `width`.
+    /// Heads of queries; divide `width` unless the architecture gives heads a width.
     pub heads: usize,
     /// Activation of the feed-forward; `gelu_new` in GPT-2.
     pub activation: Activation,
+    /// How the decoder is built beside its sizes; GPT-2's way if not given.
+    #[serde(default)]
+    pub architecture: Architecture,
 }
 
 impl LanguageConfig {
@@ -49,8 +54,9 @@ impl LanguageConfig {
         check_size(&format!("{table}.context"), self.context, CONTEXT_MAX)?;
         check_size(&format!("{table}.width"), self.width, WIDTH_MAX)?;
         check_at_most(&format!("{table}.layers"), self.layers, LAYERS_MAX)?;
-        check_heads(&format!("{table}.heads"), self.heads, self.width)?;
-        check_tower(table, self.width, self.layers, self.vocabulary + self.context)
+        check_size(&format!("{table}.heads"), self.heads, WIDTH_MAX)?;
+        self.architecture.validate_at(table, self)?;
+        check_tower(table, self.width, self.layers, 2 * self.vocabulary + self.context)
     }
 
     /// Checks tokens `[B, L]` against vocabulary and context; returns `B`.
@@ -84,54 +90,68 @@ impl LanguageConfig {
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
     tokens: ParamId,
-    positions: ParamId,
+    positions: Option<ParamId>,
+    position_offset: usize,
     /// The blocks, from the bottom up.
     pub(crate) blocks: Vec<Block>,
-    norm: LayerNorm,
+    norm: Norm,
+    head: Option<ParamId>,
     width: usize,
+    /// The keys that a token sees.
+    pub(crate) visible: Visible,
 }
 
 /// Deviation of fresh token and position embeddings, GPT-2's.
 const EMBEDDING_DEVIATION: f32 = 0.02;
 
 impl Decoder {
-    /// Declares the decoder under `name`, with the names of Hugging Face's GPT-2 below it.
+    /// Declares the decoder under `name`, which ends in a dot.
     pub(crate) fn new(
         declare: &mut Declare,
         name: &str,
         config: &LanguageConfig,
     ) -> Result<Self, ModelError> {
-        let width = config.width;
+        let (width, how) = (config.width, &config.architecture);
         let at = |part: &str| format!("{name}{part}");
         let start = Start::Normal(EMBEDDING_DEVIATION);
-        let size = BlockSize {
-            width,
-            layers: config.layers,
-            heads: config.heads,
-            activation: config.activation,
+        let table = |declare: &mut Declare, part: &str, rows: usize| {
+            declare.add(at(part), &[rows, width], start)
         };
+        let positions = config.context + how.position_offset;
+        let learned = how.positions == Positions::Learned;
         Ok(Self {
-            tokens: declare.add(at("wte.weight"), &[config.vocabulary, width], start)?,
-            positions: declare.add(at("wpe.weight"), &[config.context, width], start)?,
-            blocks: Block::stack(declare, &at("h."), size)?,
-            norm: LayerNorm::new(declare, &at("ln_f"), width, NORM_EPSILON)?,
+            tokens: table(declare, "tokens.weight", config.vocabulary)?,
+            positions: learned
+                .then(|| table(declare, "positions.weight", positions))
+                .transpose()?,
+            position_offset: how.position_offset,
+            blocks: Block::stack(declare, &at("blocks."), how.block_shape(config))?,
+            norm: Norm::of_kind(declare, &at("norm"), width, how.norm, how.norm_epsilon)?,
+            head: (!how.tied)
+                .then(|| table(declare, "head.weight", config.vocabulary))
+                .transpose()?,
             width,
+            visible: how.visible(config.heads),
         })
     }
 
-    /// The head, tied to the token embeddings: `[vocabulary, D]`.
+    /// The head: `[vocabulary, D]`.
     pub(crate) fn head<'a>(&self, p: &'a Params) -> &'a Weight {
-        p.get(self.tokens)
+        p.get(self.head.unwrap_or(self.tokens))
     }
 
-    /// Embeddings of `(token, position)` pairs: `[N, D]`.
+    /// Embeddings of `tokens` at `positions`: `[N, D]`.
     pub(crate) fn embed<T: Record>(
         &self,
         p: &Params,
-        tokens: Vec<(u32, usize)>,
+        tokens: &[u32],
+        positions: &[usize],
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
-        ops::embed_tokens(tokens, p.get(self.tokens), p.get(self.positions), self.width, tape)
+        let rows = positions.iter().map(|position| position + self.position_offset);
+        let placed = tokens.iter().copied().zip(rows).collect();
+        let table = self.positions.map(|id| p.get(id));
+        ops::embed_tokens(placed, p.get(self.tokens), table, self.width, tape)
     }
 
     /// The norm after the last block.
@@ -144,22 +164,27 @@ impl Decoder {
     }
 
     /// `tokens` `[B, L]` to states after the last norm: `[B * L, D]`. `between(i, x)` may change
-    /// the states before block i.
+    /// the states before block i. Trained blocks keep only their inputs if `recompute` says so.
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,
         tokens: &[u32],
         length: usize,
         tape: T,
+        recompute: bool,
         between: impl Fn(usize, Matrix<T>) -> Result<Matrix<T>, DeviceError>,
     ) -> Result<Matrix<T>, DeviceError> {
-        let placed = tokens.iter().enumerate().map(|(i, token)| (*token, i % length)).collect();
-        let mut x = self.embed(p, placed, tape)?; // [B * L, D]
+        let positions: Arc<[usize]> = (0..tokens.len()).map(|i| i % length).collect();
+        let mut x = self.embed(p, tokens, &positions, tape)?; // [B * L, D]
         for (i, block) in self.blocks.iter().enumerate() {
-            x = between(i, x)?;
-            x = block.forward(p, x, |qkv| {
-                ops::self_attention(qkv, length, block.heads, Visible::Causal)
-            })?;
+            let pass = WholeSequences {
+                block: block.clone(),
+                params: p.clone(),
+                positions: Arc::clone(&positions),
+                length,
+                visible: self.visible.clone(),
+            };
+            x = pass.forward(between(i, x)?, recompute)?;
         }
         self.finish(p, x)
     }

@@ -58,6 +58,32 @@ pub enum ModelError {
         /// The shape in the file.
         found: Vec<usize>,
     },
+    /// A parameter has no name in the form that was asked for.
+    #[error("parameter `{name}` has no place in this form of checkpoint")]
+    NoName {
+        /// Our name.
+        name: String,
+    },
+    /// A configuration file asks for what is not supported, or lacks a field.
+    #[error("{}: `{field}` is {value}, expected {expected}", path.display())]
+    ConfigField {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: Box<str>,
+        /// Its value.
+        value: Box<str>,
+        /// What is supported.
+        expected: Box<str>,
+    },
+    /// A model is built as no family that others know.
+    #[error("{what} is not built like any model of {of}: it cannot be written in that form")]
+    NoFamily {
+        /// The part of the model.
+        what: &'static str,
+        /// Whose form was asked for.
+        of: &'static str,
+    },
     /// A configuration file is not valid JSON of the expected form.
     #[error("{} is not a valid configuration", path.display())]
     ConfigFile {

@@ -32,7 +32,7 @@ use crate::weights_file::le_bytes;
 const HASHED_AT_ONCE: usize = 1 << 14;
 
 /// Shape of the whole model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FlamingoConfig {
     /// The frozen vision tower, as the contrastive stage trained it.
@@ -231,18 +231,6 @@ impl Flamingo {
         })
     }
 
-    /// The likeliest next token at every position: `[B * L]`.
-    ///
-    /// # Errors
-    /// When the inputs do not fit the model or each other, or a logit is not finite.
-    pub fn predictions(&self, inputs: &Inputs) -> Result<Vec<u32>, ModelError> {
-        inputs.check(&self.config)?;
-        ops::on_pool(|| {
-            let hidden = self.hidden(inputs, NotRecording::default())?;
-            self.likeliest(&hidden)
-        })
-    }
-
     /// The logits at every position: `[B * L * vocabulary]`.
     ///
     /// # Errors
@@ -283,27 +271,6 @@ impl Flamingo {
             let matrix = self.resample(pixels, n_images, n_frames, NotRecording::default())?;
             Ok(Latents { matrix, n_images })
         })
-    }
-
-    /// The likeliest token of each row of `hidden`, the first among equals.
-    ///
-    /// # Errors
-    /// When a logit is not finite.
-    pub(crate) fn likeliest(&self, hidden: &Matrix) -> Result<Vec<u32>, ModelError> {
-        let (decoder, params) = self.language.parts();
-        let mut all = Vec::with_capacity(hidden.rows());
-        let mut finite = true;
-        ops::each_logits(hidden, decoder.head(params), |_, logits| {
-            finite &= logits.iter().all(|logit| logit.is_finite());
-            let mut best = 0;
-            for (token, logit) in logits.iter().enumerate() {
-                if *logit > logits[best] {
-                    best = token;
-                }
-            }
-            all.push(best as u32);
-        });
-        finite.then_some(all).ok_or(ModelError::NotFinite { what: "logits" })
     }
 
     /// The cross-attention block that stands before layer `layer` of the language model, if any.
@@ -348,7 +315,7 @@ impl Flamingo {
         let (keys, tape) = self.media_keys(media)?;
         let reads = Arc::new(MediaReads::new(inputs.images_seen(), self.config.resampler.latents));
         let (decoder, params) = self.language.parts();
-        decoder.forward(params, &inputs.tokens, inputs.length, tape, |layer, y| {
+        decoder.forward(params, &inputs.tokens, inputs.length, tape, false, |layer, y| {
             match self.block_before(layer) {
                 Some(i) => self.cross_attention[i].forward(&self.params, y, &keys[i], &reads),
                 None => Ok(y),

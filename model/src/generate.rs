@@ -1,17 +1,22 @@
-//! Reading prompts and writing on: greedy generation, scores of given text, ranking of answers.
+//! Reading prompts and writing on: greedy, beam search and sampling, scores of given text, ranking
+//! of answers.
 //!
 //! Sequences of different lengths are laid one after the other, without padding. Each keeps its
-//! keys and values, so a new token costs one token's work, and the media of a prompt are projected
-//! once.
+//! keys and values, so a new token costs one token's work; continuations of one prompt share those
+//! of the prompt. The media of a prompt are projected once.
 
 use std::sync::Arc;
 
+use crate::beam::BeamSearch;
 use crate::buffer::Buffer;
+use crate::decoder::{Decoder, LanguageConfig};
 use crate::error::ModelError;
 use crate::flamingo::Flamingo;
 use crate::gated_xattn::MediaKeys;
 use crate::inputs::{Latents, check_phi, check_phi_length};
+use crate::language_model::LanguageModel;
 use crate::ops::{self, MediaReads, Past};
+use crate::params::{Params, uniform};
 use crate::tensor::{DeviceError, Matrix, NotRecording};
 
 /// A text with images that have been resampled already.
@@ -23,6 +28,72 @@ pub struct Prompt {
     pub phi: Vec<i32>,
     /// The images.
     pub latents: Latents,
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Search {
+    /// The likeliest token.
+    Greedy,
+    /// The likeliest sequence that this many beams find.
+    Beam {
+        /// Open continuations at a time, at least 1. Paper: 3.
+        beams: usize,
+        /// A continuation's log-probability is divided by its length to this power.
+        length_penalty: f32,
+    },
+    /// Drawn by probability.
+    Sample {
+        /// Logits are divided by it; above 0.
+        temperature: f32,
+        /// Only so many of the likeliest tokens are drawn from; 0 for all.
+        top_k: usize,
+        /// Only the likeliest tokens that together reach this probability are drawn from; 1 for
+        /// all.
+        top_p: f32,
+        /// The same seed draws the same tokens, whatever else is in the batch.
+        seed: u64,
+    },
+}
+
+/// What to write after a prompt.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Generation {
+    /// Most tokens.
+    pub tokens_max: usize,
+    /// The token that ends a text, not included in it.
+    pub stop: u32,
+    /// How tokens are chosen.
+    pub search: Search,
+}
+
+impl Generation {
+    /// The likeliest token, step by step.
+    pub fn greedy(tokens_max: usize, stop: u32) -> Self {
+        Self { tokens_max, stop, search: Search::Greedy }
+    }
+
+    fn validate(&self) -> Result<(), ModelError> {
+        let refuse = |what, found: String, expected: &str| {
+            Err(ModelError::Input { what, found, expected: expected.to_owned() })
+        };
+        match self.search {
+            Search::Beam { beams: 0, .. } => refuse("beams", "0".to_owned(), "at least 1"),
+            Search::Beam { length_penalty, .. } if !length_penalty.is_finite() => {
+                refuse("length_penalty", length_penalty.to_string(), "a finite number")
+            }
+            Search::Greedy | Search::Beam { .. } => Ok(()),
+            Search::Sample { temperature, top_p, .. } => {
+                if !(temperature > 0.0 && temperature.is_finite()) {
+                    return refuse("temperature", temperature.to_string(), "above 0");
+                }
+                if !(top_p > 0.0 && top_p <= 1.0) {
+                    return refuse("top_p", top_p.to_string(), "above 0 and at most 1");
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 /// What the model makes of a given text.
@@ -46,11 +117,8 @@ struct Sequence {
     length: usize,
     /// Where the sequence's images begin among the media.
     first_image: usize,
-}
-
-/// The images of several prompts, projected for every cross-attention block.
-struct Media {
-    keys: Vec<MediaKeys>,
+    /// The image that new tokens see, -1 for none.
+    phi: i32,
 }
 
 /// New tokens of a sequence and the images that they see.
@@ -60,20 +128,315 @@ struct Reading<'a> {
     phi: &'a [i32],
 }
 
-impl Flamingo {
-    /// The likeliest continuation of every prompt, token by token, until `stop` (not included),
-    /// `tokens_max` tokens, or the end of the model's context. New tokens see the image that the
-    /// prompt's last token sees.
+/// What reads and writes: a language model, alone or with the cross-attention of a Flamingo and the
+/// images of its prompts, projected for every block.
+struct Reader<'a> {
+    config: &'a LanguageConfig,
+    decoder: &'a Decoder,
+    params: &'a Params,
+    media: Option<(&'a Flamingo, Vec<MediaKeys>)>,
+}
+
+impl Reader<'_> {
+    /// Reads new tokens; returns their states after the last norm, sequence after sequence:
+    /// `[sum of lengths, D]`.
+    fn read(&self, mut new: Vec<Reading>) -> Result<Matrix, DeviceError> {
+        let counts: Vec<usize> = new.iter().map(|reading| reading.tokens.len()).collect();
+        let tokens: Vec<u32> = new.iter().flat_map(|reading| reading.tokens).copied().collect();
+        let places = new.iter().flat_map(|reading| {
+            let start = reading.sequence.length;
+            start..start + reading.tokens.len()
+        });
+        let positions: Arc<[usize]> = places.collect();
+        let seen = new.iter().flat_map(|reading| {
+            let first = reading.sequence.first_image;
+            reading.phi.iter().map(move |image| usize::try_from(*image).ok().map(|i| first + i))
+        });
+        let media = self.media.as_ref().map(|(model, keys)| {
+            (model, keys, Arc::new(MediaReads::new(seen, model.config.resampler.latents)))
+        });
+        let (decoder, params) = (self.decoder, self.params);
+        let mut x = decoder.embed(params, &tokens, &positions, NotRecording::default())?;
+        for (layer, block) in decoder.blocks.iter().enumerate() {
+            if let Some((model, keys, reads)) = &media
+                && let Some(i) = model.block_before(layer)
+            {
+                x = model.cross_attention[i].forward(&model.params, x, &keys[i], reads)?;
+            }
+            let mut pasts: Vec<&mut Past> =
+                new.iter_mut().map(|reading| &mut reading.sequence.pasts[layer]).collect();
+            x = block.forward(params, x, &positions, |qkv| {
+                let (heads, visible) = (block.heads(), &decoder.visible);
+                Ok(ops::continue_attention(&qkv, &mut pasts, &counts, heads, visible))
+            })?;
+        }
+        for reading in &mut new {
+            reading.sequence.length += reading.tokens.len();
+        }
+        decoder.finish(params, x)
+    }
+
+    /// Reads one more token of each sequence: `[sequences, D]`.
+    fn read_next(&self, next: Vec<(&mut Sequence, u32)>) -> Result<Matrix, DeviceError> {
+        let phis: Vec<i32> = next.iter().map(|(sequence, _)| sequence.phi).collect();
+        let tokens: Vec<u32> = next.iter().map(|(_, token)| *token).collect();
+        let readings = next.into_iter().zip(tokens.chunks(1).zip(phis.chunks(1)));
+        self.read(
+            readings
+                .map(|((sequence, _), (tokens, phi))| Reading { sequence, tokens, phi })
+                .collect(),
+        )
+    }
+
+    /// Reads whole prompts, `tokens` and `phi` of each; returns the states of their last tokens:
+    /// `[prompts, D]`.
+    fn read_prompts(
+        &self,
+        sequences: &mut [Sequence],
+        prompts: &[(&[u32], &[i32])],
+    ) -> Result<Matrix, DeviceError> {
+        let new = sequences.iter_mut().zip(prompts);
+        let new = new.map(|(sequence, (tokens, phi))| Reading { sequence, tokens, phi }).collect();
+        let hidden = self.read(new)?;
+        let ends = prompts.iter().scan(0, |end, (tokens, _)| {
+            *end += tokens.len();
+            Some(*end - 1)
+        });
+        ops::pick_rows(hidden, ends.collect())
+    }
+
+    /// `choose(row, logits)` of every row of `hidden`.
     ///
     /// # Errors
-    /// When a prompt does not fit the model, or a logit is not finite.
-    pub fn generate_greedy(
+    /// When a logit is not finite.
+    fn each_row<R>(
+        &self,
+        hidden: &Matrix,
+        mut choose: impl FnMut(usize, &[f32]) -> R,
+    ) -> Result<Vec<R>, ModelError> {
+        let mut all = Vec::with_capacity(hidden.rows());
+        let mut finite = true;
+        ops::each_logits(hidden, self.decoder.head(self.params), |row, logits| {
+            finite &= logits.iter().all(|logit| logit.is_finite());
+            all.push(choose(row, logits));
+        });
+        finite.then_some(all).ok_or(ModelError::NotFinite { what: "logits" })
+    }
+
+    fn likeliest(&self, hidden: &Matrix) -> Result<Vec<u32>, ModelError> {
+        self.each_row(hidden, |_, logits| likeliest(logits))
+    }
+
+    /// Writes after every prompt, whose `sequences` are empty so far. `first` is the number of the
+    /// first prompt among all of the call.
+    fn write(
+        &self,
+        mut sequences: Vec<Sequence>,
+        prompts: &[(&[u32], &[i32])],
+        generation: &Generation,
+        first: usize,
+    ) -> Result<Vec<Vec<u32>>, ModelError> {
+        if generation.tokens_max == 0 {
+            return Ok(vec![Vec::new(); prompts.len()]);
+        }
+        let hidden = self.read_prompts(&mut sequences, prompts)?;
+        match generation.search {
+            Search::Beam { beams, length_penalty } => {
+                let search = BeamSearch::new(beams, length_penalty, generation.stop);
+                self.write_beams(sequences, hidden, &search, generation.tokens_max)
+            }
+            Search::Greedy => {
+                self.write_one_by_one(sequences, hidden, generation, |_, _, logits| {
+                    likeliest(logits)
+                })
+            }
+            Search::Sample { temperature, top_k, top_p, seed } => {
+                self.write_one_by_one(sequences, hidden, generation, |who, at, logits| {
+                    let key = seed ^ ((first + who) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                    draw(logits, temperature, top_k, top_p, uniform(key, at as u64))
+                })
+            }
+        }
+    }
+
+    /// `choose(prompt, token's number, logits)` gives the next token.
+    fn write_one_by_one(
+        &self,
+        mut sequences: Vec<Sequence>,
+        mut hidden: Matrix,
+        generation: &Generation,
+        choose: impl Fn(usize, usize, &[f32]) -> u32,
+    ) -> Result<Vec<Vec<u32>>, ModelError> {
+        let mut written: Vec<Vec<u32>> = vec![Vec::new(); sequences.len()];
+        let mut going: Vec<usize> = (0..sequences.len()).collect();
+        loop {
+            let tokens = self.each_row(&hidden, |row, logits| {
+                let who = going[row];
+                choose(who, written[who].len(), logits)
+            })?;
+            let mut next = Vec::with_capacity(going.len());
+            for (who, token) in going.iter().zip(tokens) {
+                if token == generation.stop {
+                    continue;
+                }
+                written[*who].push(token);
+                let full = sequences[*who].length == self.config.context;
+                if written[*who].len() < generation.tokens_max && !full {
+                    next.push((*who, token));
+                }
+            }
+            if next.is_empty() {
+                return Ok(written);
+            }
+            going = next.iter().map(|(who, _)| *who).collect();
+            let chosen = sequences.iter_mut().enumerate().filter(|(i, _)| going.contains(i));
+            let new = chosen.zip(&next).map(|((_, sequence), (_, token))| (sequence, *token));
+            hidden = self.read_next(new.collect())?;
+        }
+    }
+
+    fn write_beams(
+        &self,
+        sequences: Vec<Sequence>,
+        mut hidden: Matrix,
+        search: &BeamSearch,
+        tokens_max: usize,
+    ) -> Result<Vec<Vec<u32>>, ModelError> {
+        // Per prompt: the search, and a sequence for each open beam.
+        let mut all: Vec<(BeamSearch, Vec<Sequence>)> = sequences
+            .into_iter()
+            .map(|mut sequence| {
+                sequence.pasts.iter_mut().for_each(Past::share);
+                (search.clone(), vec![sequence])
+            })
+            .collect();
+        for written in 1..=tokens_max {
+            let mut rows = self.each_row(&hidden, |_, logits| log_softmax(logits))?.into_iter();
+            for (search, sequences) in all.iter_mut().filter(|(search, _)| !search.is_done()) {
+                let next: Vec<Vec<f32>> = rows.by_ref().take(sequences.len()).collect();
+                search.advance(&next);
+                *sequences =
+                    search.open.iter().map(|beam| sequences[beam.parent].clone()).collect();
+            }
+            let full = |sequence: &Sequence| sequence.length == self.config.context;
+            let going = all
+                .iter_mut()
+                .filter(|(search, _)| !search.is_done())
+                .flat_map(|(search, sequences)| sequences.iter_mut().zip(&search.open))
+                .map(|(sequence, beam)| (sequence, *beam.tokens.last().unwrap_or(&0)));
+            let going: Vec<(&mut Sequence, u32)> = going.collect();
+            if written == tokens_max || going.is_empty() || going.iter().any(|(s, _)| full(s)) {
+                break;
+            }
+            hidden = self.read_next(going)?;
+        }
+        Ok(all.into_iter().map(|(search, _)| search.finish()).collect())
+    }
+}
+
+/// The likeliest token, the first among equals.
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = token;
+        }
+    }
+    best as u32
+}
+
+/// Logarithms of the probabilities, in nats.
+fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - top).exp()).sum();
+    let shift = top + sum.ln() as f32;
+    logits.iter().map(|logit| logit - shift).collect()
+}
+
+/// The token that a uniform draw in 0..1 means.
+fn draw(logits: &[f32], temperature: f32, top_k: usize, top_p: f32, uniform: f32) -> u32 {
+    let mut tokens: Vec<(u32, f64)> = {
+        let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weight = |logit: &f32| f64::from((logit - top) / temperature).exp();
+        logits.iter().zip(0..).map(|(logit, token)| (token, weight(logit))).collect()
+    };
+    tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    if top_k > 0 {
+        tokens.truncate(top_k);
+    }
+    let total: f64 = tokens.iter().map(|(_, weight)| weight).sum();
+    let mut reached = 0.0;
+    let kept = tokens.iter().take_while(|(_, weight)| {
+        let wanted = reached < f64::from(top_p) * total;
+        reached += weight;
+        wanted
+    });
+    tokens = kept.copied().collect();
+    let total: f64 = tokens.iter().map(|(_, weight)| weight).sum();
+    let mut left = f64::from(uniform) * total;
+    for (token, weight) in &tokens {
+        left -= weight;
+        if left < 0.0 {
+            return *token;
+        }
+    }
+    tokens.last().map_or(0, |(token, _)| *token)
+}
+
+impl LanguageModel {
+    /// Continues every text, each token by token.
+    ///
+    /// # Errors
+    /// When a text does not fit the model, the choices of `generation` cannot be, or a logit is not
+    /// finite.
+    pub fn generate(
+        &self,
+        texts: &[Vec<u32>],
+        generation: &Generation,
+    ) -> Result<Vec<Vec<u32>>, ModelError> {
+        generation.validate()?;
+        for text in texts {
+            self.config().check_tokens(text, text.len())?;
+        }
+        let (decoder, params) = self.parts();
+        let reader = Reader { config: self.config(), decoder, params, media: None };
+        let sequence = Sequence {
+            pasts: vec![Past::default(); self.config().layers],
+            length: 0,
+            first_image: 0,
+            phi: -1,
+        };
+        ops::on_pool(|| {
+            let mut all = Vec::with_capacity(texts.len());
+            for group in texts.chunks(PROMPTS_AT_ONCE) {
+                let none: Vec<Vec<i32>> = group.iter().map(|text| vec![-1; text.len()]).collect();
+                let prompts: Vec<(&[u32], &[i32])> =
+                    group.iter().zip(&none).map(|(text, phi)| (&**text, &**phi)).collect();
+                let sequences = vec![sequence.clone(); group.len()];
+                all.extend(reader.write(sequences, &prompts, generation, all.len())?);
+            }
+            Ok(all)
+        })
+    }
+}
+
+impl Flamingo {
+    /// Continues every prompt, each token by token, until the stop, `tokens_max` tokens, or the end
+    /// of the model's context. New tokens see the image that the prompt's last token sees.
+    ///
+    /// # Errors
+    /// When a prompt does not fit the model, the choices of `generation` cannot be, or a logit is
+    /// not finite.
+    pub fn generate(
         &self,
         prompts: &[Prompt],
-        tokens_max: usize,
-        stop: u32,
+        generation: &Generation,
     ) -> Result<Vec<Vec<u32>>, ModelError> {
-        self.in_groups(prompts, |group| self.generate(group, tokens_max, stop))
+        generation.validate()?;
+        self.in_groups(prompts, |group, first| {
+            let (reader, sequences) = self.begin(group)?;
+            reader.write(sequences, &texts(group), generation, first)
+        })
     }
 
     /// Scores of every prompt's own tokens.
@@ -81,14 +444,18 @@ impl Flamingo {
     /// # Errors
     /// When a prompt does not fit the model, or a logit is not finite.
     pub fn score(&self, prompts: &[Prompt]) -> Result<Vec<Scores>, ModelError> {
-        self.in_groups(prompts, |group| {
-            let (media, mut sequences) = self.begin(group)?;
-            let hidden = self.read(&media, readings(&mut sequences, group))?;
+        self.in_groups(prompts, |group, _| {
+            let (reader, mut sequences) = self.begin(group)?;
+            let new = sequences.iter_mut().zip(group).map(|(sequence, prompt)| Reading {
+                sequence,
+                tokens: &prompt.tokens,
+                phi: &prompt.phi,
+            });
+            let hidden = reader.read(new.collect())?;
             let targets: Vec<Option<u32>> =
                 group.iter().flat_map(|prompt| following(&prompt.tokens)).collect();
-            let (decoder, params) = self.language.parts();
-            let nll = ops::token_losses(&hidden, decoder.head(params), &targets);
-            let likeliest = self.likeliest(&hidden)?;
+            let nll = ops::token_losses(&hidden, reader.decoder.head(reader.params), &targets);
+            let likeliest = reader.likeliest(&hidden)?;
             let mut first = 0;
             Ok(group
                 .iter()
@@ -124,59 +491,16 @@ impl Flamingo {
     fn in_groups<R: Send>(
         &self,
         prompts: &[Prompt],
-        work: impl Fn(&[Prompt]) -> Result<Vec<R>, ModelError> + Sync,
+        work: impl Fn(&[Prompt], usize) -> Result<Vec<R>, ModelError> + Sync,
     ) -> Result<Vec<R>, ModelError> {
         prompts.iter().try_for_each(|prompt| self.check_prompt(prompt))?;
         ops::on_pool(|| {
             let mut all = Vec::with_capacity(prompts.len());
             for group in prompts.chunks(PROMPTS_AT_ONCE) {
-                all.extend(work(group)?);
+                all.extend(work(group, all.len())?);
             }
             Ok(all)
         })
-    }
-
-    fn generate(
-        &self,
-        prompts: &[Prompt],
-        tokens_max: usize,
-        stop: u32,
-    ) -> Result<Vec<Vec<u32>>, ModelError> {
-        let (media, mut sequences) = self.begin(prompts)?;
-        let mut written = vec![Vec::new(); prompts.len()];
-        if tokens_max == 0 {
-            return Ok(written);
-        }
-        let mut hidden = self.read(&media, readings(&mut sequences, prompts))?;
-        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
-        hidden = last_rows(&hidden, &lengths)?;
-        let mut going: Vec<usize> = (0..prompts.len()).collect();
-        loop {
-            let mut next = Vec::with_capacity(going.len());
-            for (who, token) in going.iter().zip(self.likeliest(&hidden)?) {
-                let full = sequences[*who].length == self.config.language.context;
-                if token != stop {
-                    written[*who].push(token);
-                    if written[*who].len() < tokens_max && !full {
-                        next.push((*who, token, prompts[*who].phi.last().copied().unwrap_or(-1)));
-                    }
-                }
-            }
-            if next.is_empty() {
-                return Ok(written);
-            }
-            going = next.iter().map(|(who, ..)| *who).collect();
-            let chosen = sequences.iter_mut().enumerate().filter(|(i, _)| going.contains(i));
-            let new = chosen
-                .zip(&next)
-                .map(|((_, sequence), (_, token, phi))| Reading {
-                    sequence,
-                    tokens: std::slice::from_ref(token),
-                    phi: std::slice::from_ref(phi),
-                })
-                .collect();
-            hidden = self.read(&media, new)?;
-        }
     }
 
     fn log_likelihoods(
@@ -185,11 +509,11 @@ impl Flamingo {
         answers: &[Vec<u32>],
     ) -> Result<Vec<f32>, ModelError> {
         let one = std::slice::from_ref(prompt);
-        let (media, mut sequences) = self.begin(one)?;
-        let hidden = self.read(&media, readings(&mut sequences, one))?;
-        let last = last_rows(&hidden, &[prompt.tokens.len()])?; // [1, D]
-        let phi = vec![prompt.phi.last().copied().unwrap_or(-1); self.config.language.context];
-        let (decoder, params) = self.language.parts();
+        let (reader, mut sequences) = self.begin(one)?;
+        let last = reader.read_prompts(&mut sequences, &texts(one))?; // [1, D]
+        sequences[0].pasts.iter_mut().for_each(Past::share);
+        let phi = vec![sequences[0].phi; self.config.language.context];
+        let head = reader.decoder.head(reader.params);
         let mut all = Vec::with_capacity(answers.len());
         for group in answers.chunks(PROMPTS_AT_ONCE) {
             // The first token of an answer follows from the prompt, the others from the answer
@@ -197,7 +521,7 @@ impl Flamingo {
             let firsts =
                 Matrix::constant(Buffer::from(last.values().repeat(group.len())), last.width());
             let targets: Vec<Option<u32>> = group.iter().map(|a| a.first().copied()).collect();
-            let firsts = ops::token_losses(&firsts, decoder.head(params), &targets);
+            let firsts = ops::token_losses(&firsts, head, &targets);
             let mut sums: Vec<f32> = firsts.iter().map(|loss| -loss).collect();
 
             let mut forks: Vec<(usize, Sequence)> = (0..group.len())
@@ -218,8 +542,7 @@ impl Flamingo {
                         Reading { sequence, tokens, phi: &phi[..tokens.len()] }
                     })
                     .collect();
-                let hidden = self.read(&media, new)?;
-                let losses = ops::token_losses(&hidden, decoder.head(params), &targets);
+                let losses = ops::token_losses(&reader.read(new)?, head, &targets);
                 owners.iter().zip(losses).for_each(|(i, loss)| sums[*i] -= loss);
             }
             all.extend(sums);
@@ -228,9 +551,9 @@ impl Flamingo {
         finite.then_some(all).ok_or(ModelError::NotFinite { what: "log-likelihoods" })
     }
 
-    /// Empty sequences for the prompts, and their images. Prompts that share their latents share
+    /// Empty sequences for the prompts, and what reads them. Prompts that share their latents share
     /// the projected media.
-    fn begin(&self, prompts: &[Prompt]) -> Result<(Media, Vec<Sequence>), DeviceError> {
+    fn begin(&self, prompts: &[Prompt]) -> Result<(Reader<'_>, Vec<Sequence>), DeviceError> {
         let mut distinct: Vec<(&Latents, usize)> = Vec::new();
         let mut n_images = 0;
         let mut sequences = Vec::with_capacity(prompts.len());
@@ -244,47 +567,16 @@ impl Flamingo {
                 n_images += prompt.latents.n_images();
             }
             let pasts = vec![Past::default(); self.config.language.layers];
-            sequences.push(Sequence { pasts, length: 0, first_image });
+            let phi = prompt.phi.last().copied().unwrap_or(-1);
+            sequences.push(Sequence { pasts, length: 0, first_image, phi });
         }
         let values: Vec<&[f32]> =
             distinct.iter().map(|(latents, _)| latents.matrix.values()).collect();
         let media = Matrix::constant(values.concat().into(), self.config.vision.width);
         let (keys, _) = self.media_keys(media.with(NotRecording::default()))?;
-        Ok((Media { keys }, sequences))
-    }
-
-    /// Reads new tokens; returns their states after the last norm, sequence after sequence:
-    /// `[sum of lengths, D]`.
-    fn read(&self, media: &Media, mut new: Vec<Reading>) -> Result<Matrix, DeviceError> {
-        let counts: Vec<usize> = new.iter().map(|reading| reading.tokens.len()).collect();
-        let placed = new
-            .iter()
-            .flat_map(|reading| {
-                let start = reading.sequence.length;
-                reading.tokens.iter().enumerate().map(move |(i, token)| (*token, start + i))
-            })
-            .collect();
-        let seen = new.iter().flat_map(|reading| {
-            let first = reading.sequence.first_image;
-            reading.phi.iter().map(move |image| usize::try_from(*image).ok().map(|i| first + i))
-        });
-        let reads = Arc::new(MediaReads::new(seen, self.config.resampler.latents));
         let (decoder, params) = self.language.parts();
-        let mut x = decoder.embed(params, placed, NotRecording::default())?;
-        for (layer, block) in decoder.blocks.iter().enumerate() {
-            if let Some(i) = self.block_before(layer) {
-                x = self.cross_attention[i].forward(&self.params, x, &media.keys[i], &reads)?;
-            }
-            let mut pasts: Vec<&mut Past> =
-                new.iter_mut().map(|reading| &mut reading.sequence.pasts[layer]).collect();
-            x = block.forward(params, x, |qkv| {
-                Ok(ops::continue_attention(&qkv, &mut pasts, &counts, block.heads))
-            })?;
-        }
-        for reading in &mut new {
-            reading.sequence.length += reading.tokens.len();
-        }
-        decoder.finish(params, x)
+        let config = &self.config.language;
+        Ok((Reader { config, decoder, params, media: Some((self, keys)) }, sequences))
     }
 
     fn check_prompt(&self, prompt: &Prompt) -> Result<(), ModelError> {
@@ -315,13 +607,9 @@ impl Flamingo {
     }
 }
 
-/// All tokens of the prompts, to be read into their sequences.
-fn readings<'a>(sequences: &'a mut [Sequence], prompts: &'a [Prompt]) -> Vec<Reading<'a>> {
-    sequences
-        .iter_mut()
-        .zip(prompts)
-        .map(|(sequence, prompt)| Reading { sequence, tokens: &prompt.tokens, phi: &prompt.phi })
-        .collect()
+/// Tokens and images seen of each prompt.
+fn texts(prompts: &[Prompt]) -> Vec<(&[u32], &[i32])> {
+    prompts.iter().map(|prompt| (&*prompt.tokens, &*prompt.phi)).collect()
 }
 
 /// The token after each token, none after the last.
@@ -329,11 +617,26 @@ fn following(tokens: &[u32]) -> impl Iterator<Item = Option<u32>> + '_ {
     tokens.iter().skip(1).copied().map(Some).chain([None])
 }
 
-/// The last row of each sequence: `[sequences, D]`.
-fn last_rows(hidden: &Matrix, lengths: &[usize]) -> Result<Matrix, DeviceError> {
-    let ends = lengths.iter().scan(0, |end, n| {
-        *end += n;
-        Some(*end - 1)
-    });
-    ops::pick_rows(hidden.clone(), ends.collect())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_follow_the_probabilities_and_the_limits() {
+        let logits = [1.0_f32.ln(), 4.0_f32.ln(), 3.0_f32.ln(), 2.0_f32.ln()];
+        let all = |top_k, top_p| {
+            let mut counts = [0; 4];
+            for i in 0..10_000 {
+                counts[draw(&logits, 1.0, top_k, top_p, uniform(3, i)) as usize] += 1;
+            }
+            counts
+        };
+        for (count, share) in all(0, 1.0).into_iter().zip([0.1, 0.4, 0.3, 0.2]) {
+            assert!((f64::from(count) / 10_000.0 - share).abs() < 0.02, "{count} for {share}");
+        }
+        assert_eq!(all(2, 1.0).map(|count| count > 0), [false, true, true, false]);
+        assert_eq!(all(0, 0.65).map(|count| count > 0), [false, true, true, false]);
+        assert_eq!(all(0, 0.01).map(|count| count > 0), [false, true, false, false]);
+        assert_eq!(draw(&logits, 1e-3, 0, 1.0, 0.999), 1, "cold draws are greedy");
+    }
 }

@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use crate::checkpoint::{load_folder, save_folder};
+use crate::checkpoint::{Folder, open_folder, save_folder, save_tensors};
 use crate::decoder::{Decoder, LanguageConfig};
 use crate::error::ModelError;
+use crate::families::Family;
 use crate::ops;
 use crate::params::{Declare, Params, Source, Trainable, Training};
 use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
 };
 
-/// Prefix of the language model's parameters, in its own checkpoints and in Flamingo's; Hugging
-/// Face's for GPT-2.
-pub(crate) const LANGUAGE_PREFIX: &str = "transformer.";
+/// Prefix of the language model's parameters, in its own checkpoints and in Flamingo's.
+pub(crate) const LANGUAGE_PREFIX: &str = "language.";
 
 /// A batch of text.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,12 +27,13 @@ pub struct TextBatch {
     pub loss_mask: Vec<f32>,
 }
 
-/// A decoder with a tied head.
+/// A decoder with its head.
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
     config: LanguageConfig,
     params: Params,
     decoder: Decoder,
+    recompute: bool,
 }
 
 impl LanguageModel {
@@ -44,12 +45,13 @@ impl LanguageModel {
         Self::from_source(config.clone(), Source::Random { seed }, Training::Trained)
     }
 
-    /// The model in a folder that [`LanguageModel::save`] or a run wrote, ready to be trained on.
+    /// The model in a folder that [`LanguageModel::save`] or a run wrote, or in one of Hugging
+    /// Face, ready to be trained on.
     ///
     /// # Errors
     /// When the folder does not hold a language model.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (config, source) = load_folder(folder)?;
+        let (config, source) = language_folder(folder)?;
         Self::from_source(config, source, Training::Trained)
     }
 
@@ -61,7 +63,19 @@ impl LanguageModel {
         config.validate()?;
         let mut declare = Declare::new(source, training);
         let decoder = Decoder::new(&mut declare, LANGUAGE_PREFIX, &config)?;
-        Ok(Self { config, params: declare.finish(), decoder })
+        Ok(Self { config, params: declare.finish(), decoder, recompute: false })
+    }
+
+    /// Writes `config.json` and `model.safetensors` as Hugging Face's transformers reads them, into
+    /// an existing folder.
+    ///
+    /// # Errors
+    /// When the model is built like none of its families, or the folder cannot be written.
+    pub fn save_hugging_face(&self, folder: &Path) -> Result<(), ModelError> {
+        let family = Family::of(&self.config)?;
+        let rules = family.rules(LANGUAGE_PREFIX, &self.config);
+        let ours = self.params.iter().map(|p| (p.name.as_str(), p.weight.values()));
+        save_tensors(folder, &family.write(&self.config), &rules.translate(ours)?)
     }
 
     /// Writes `config.json` and `model.safetensors`.
@@ -70,6 +84,12 @@ impl LanguageModel {
     /// When the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
         save_folder(folder, &self.config, &[&self.params])
+    }
+
+    /// Whether training steps keep only the blocks' inputs and make the rest again in the backward
+    /// pass: less memory, more time, the same numbers.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// The configuration.
@@ -135,13 +155,27 @@ impl LanguageModel {
         })
     }
 
+    /// States before every block, then after the last norm, each `[B * L, D]`.
+    #[cfg(test)]
+    pub(crate) fn all_hidden(&self, tokens: &[u32], length: usize) -> Vec<Vec<f32>> {
+        let all = std::cell::RefCell::new(Vec::new());
+        let tape = NotRecording::default();
+        let last = self.decoder.forward(&self.params, tokens, length, tape, false, |_, x| {
+            all.borrow_mut().push(x.values().to_vec());
+            Ok(x)
+        });
+        let mut all = all.into_inner();
+        all.push(last.unwrap().values().to_vec());
+        all
+    }
+
     fn hidden<T: Record>(
         &self,
         tokens: &[u32],
         length: usize,
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
-        self.decoder.forward(&self.params, tokens, length, tape, |_, x| Ok(x))
+        self.decoder.forward(&self.params, tokens, length, tape, self.recompute, |_, x| Ok(x))
     }
 
     fn loss<T: Record>(
@@ -153,6 +187,21 @@ impl LanguageModel {
     ) -> Result<Scalar<T>, DeviceError> {
         let hidden = self.hidden(&batch.tokens, batch.length, tape)?;
         ops::cross_entropy(hidden, self.decoder.head(&self.params), targets, share)
+    }
+}
+
+/// The language model in a folder of ours, a run's or Hugging Face's.
+///
+/// # Errors
+/// When the folder does not hold a language model, or one that is not supported.
+pub(crate) fn language_folder(folder: &Path) -> Result<(LanguageConfig, Source), ModelError> {
+    match open_folder(folder)? {
+        Folder::Ours(config, source) => Ok((config, source)),
+        Folder::HuggingFace { config, tensors, path } => {
+            let (family, config) = Family::read(&config, &path)?;
+            let source = family.source(&config, tensors, path);
+            Ok((config, source))
+        }
     }
 }
 

@@ -1,7 +1,9 @@
-//! The layers that every tower is built of: affine map, layer norm, feed-forward.
+//! The layers that every tower is built of: affine map, norm, feed-forward.
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
-use crate::ops::{self, Activation, Kernel, KernelLayout};
+use crate::ops::{self, Activation, Kernel};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record};
 
@@ -10,34 +12,34 @@ use crate::tensor::{DeviceError, Matrix, Record};
 pub(crate) struct Linear {
     kernel: ParamId,
     bias: Option<ParamId>,
-    layout: KernelLayout,
     outputs: usize,
 }
 
 impl Linear {
-    /// PyTorch's `Linear`: `NAME.weight` `[out, in]`, without bias.
+    /// `NAME.weight` `[out, in]` without bias, normal with deviation `1 / sqrt(in)`.
     pub(crate) fn new(
         declare: &mut Declare,
         name: &str,
         inputs: usize,
         outputs: usize,
     ) -> Result<Self, ModelError> {
-        let start = Start::Normal((inputs as f32).sqrt().recip());
-        let kernel = declare.add(format!("{name}.weight"), &[outputs, inputs], start)?;
-        Ok(Self { kernel, bias: None, layout: KernelLayout::OutIn, outputs })
+        Self::starting(declare, name, (inputs, outputs), false, fan_in(inputs))
     }
 
-    /// GPT-2's `Conv1D`: `NAME.weight` `[in, out]` and `NAME.bias`.
-    pub(crate) fn gpt2(
+    /// `NAME.weight` `[out, in]`, which starts as told, and `NAME.bias` `[out]` if there is to be
+    /// one.
+    pub(crate) fn starting(
         declare: &mut Declare,
         name: &str,
-        inputs: usize,
-        outputs: usize,
+        (inputs, outputs): (usize, usize),
+        bias: bool,
         start: Start,
     ) -> Result<Self, ModelError> {
-        let kernel = declare.add(format!("{name}.weight"), &[inputs, outputs], start)?;
-        let bias = declare.add(format!("{name}.bias"), &[outputs], Start::Constant(0.0))?;
-        Ok(Self { kernel, bias: Some(bias), layout: KernelLayout::InOut, outputs })
+        let kernel = declare.add(format!("{name}.weight"), &[outputs, inputs], start)?;
+        let bias = bias
+            .then(|| declare.add(format!("{name}.bias"), &[outputs], Start::Constant(0.0)))
+            .transpose()?;
+        Ok(Self { kernel, bias, outputs })
     }
 
     /// `[N, in]` to `[N, out]`.
@@ -59,36 +61,72 @@ impl Linear {
         ops::linear_onto(x, self.kernel(p), residual)
     }
 
+    /// Whether the kernel is trained.
+    pub(crate) fn is_trained(&self, p: &Params) -> bool {
+        p.get(self.kernel).is_trained()
+    }
+
     fn kernel(&self, p: &Params) -> Kernel {
         Kernel {
             weight: p.get(self.kernel).clone(),
-            layout: self.layout,
             bias: self.bias.map(|id| p.get(id).clone()),
             outputs: self.outputs,
         }
     }
 }
 
-/// Layer norm with `NAME.weight` and `NAME.bias`.
+/// The start of a kernel with so many inputs: normal with deviation `1 / sqrt(inputs)`.
+pub(crate) fn fan_in(inputs: usize) -> Start {
+    Start::Normal((inputs as f32).sqrt().recip())
+}
+
+pub(crate) type LayerNorm = Norm;
+
+/// The kinds of norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NormKind {
+    /// Layer norm with scale and bias.
+    #[default]
+    Layer,
+    /// Layer norm with scale alone, MPT's.
+    LayerWithoutBias,
+    /// Root-mean-square norm, `LLaMA`'s.
+    RootMeanSquare,
+}
+
+/// A norm with `NAME.weight` and, if its kind has one, `NAME.bias`.
 #[derive(Debug, Clone)]
-pub(crate) struct LayerNorm {
+pub(crate) struct Norm {
     scale: ParamId,
-    bias: ParamId,
+    bias: Option<ParamId>,
+    kind: NormKind,
     epsilon: f32,
 }
 
-impl LayerNorm {
+impl Norm {
+    /// A layer norm with bias.
     pub(crate) fn new(
         declare: &mut Declare,
         name: &str,
         width: usize,
         epsilon: f32,
     ) -> Result<Self, ModelError> {
-        Ok(Self {
-            scale: declare.add(format!("{name}.weight"), &[width], Start::Constant(1.0))?,
-            bias: declare.add(format!("{name}.bias"), &[width], Start::Constant(0.0))?,
-            epsilon,
-        })
+        Self::of_kind(declare, name, width, NormKind::Layer, epsilon)
+    }
+
+    pub(crate) fn of_kind(
+        declare: &mut Declare,
+        name: &str,
+        width: usize,
+        kind: NormKind,
+        epsilon: f32,
+    ) -> Result<Self, ModelError> {
+        let scale = declare.add(format!("{name}.weight"), &[width], Start::Constant(1.0))?;
+        let bias = (kind == NormKind::Layer)
+            .then(|| declare.add(format!("{name}.bias"), &[width], Start::Constant(0.0)))
+            .transpose()?;
+        Ok(Self { scale, bias, kind, epsilon })
     }
 
     /// `[N, D]` to `[N, D]`.
@@ -97,7 +135,28 @@ impl LayerNorm {
         p: &Params,
         x: Matrix<T>,
     ) -> Result<Matrix<T>, DeviceError> {
-        ops::layer_norm(x, p.get(self.scale), p.get(self.bias), self.epsilon)
+        ops::normalise(x, self.weights(p))
+    }
+
+    /// As [`Norm::forward`], on the columns of `x` `[N, W]` from `column` on.
+    pub(crate) fn forward_columns<T: Record>(
+        &self,
+        p: &Params,
+        x: Matrix<T>,
+        column: usize,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let weights = self.weights(p);
+        let width = weights.scale.len();
+        ops::normalise_columns(x, column..column + width, weights)
+    }
+
+    fn weights(&self, p: &Params) -> ops::Norm {
+        ops::Norm {
+            scale: p.get(self.scale).clone(),
+            bias: self.bias.map(|id| p.get(id).clone()),
+            centred: self.kind != NormKind::RootMeanSquare,
+            epsilon: self.epsilon,
+        }
     }
 }
 
@@ -110,7 +169,7 @@ pub(crate) const NORM_EPSILON: f32 = 1e-5;
 /// `NAME.down`.
 #[derive(Debug, Clone)]
 pub(crate) struct FeedForward {
-    norm: LayerNorm,
+    norm: Norm,
     up: Linear,
     down: Linear,
     activation: Activation,
@@ -125,7 +184,7 @@ impl FeedForward {
     ) -> Result<Self, ModelError> {
         let hidden = FEED_FORWARD_WIDENING * width;
         Ok(Self {
-            norm: LayerNorm::new(declare, &format!("{name}.norm"), width, NORM_EPSILON)?,
+            norm: Norm::new(declare, &format!("{name}.norm"), width, NORM_EPSILON)?,
             up: Linear::new(declare, &format!("{name}.up"), width, hidden)?,
             down: Linear::new(declare, &format!("{name}.down"), hidden, width)?,
             activation,

@@ -18,11 +18,12 @@
 //!
 //! ```
 //! use flamingo_model::{
-//!     Activation, Gradients, LanguageConfig, LanguageModel, TextBatch, Trainable,
+//!     Activation, Architecture, Gradients, LanguageConfig, LanguageModel, TextBatch, Trainable,
 //! };
 //!
 //! let config = LanguageConfig {
 //!     vocabulary: 16, context: 8, width: 8, layers: 1, heads: 2, activation: Activation::GeluTanh,
+//!     architecture: Architecture::default(),
 //! };
 //! let mut model = LanguageModel::new(&config, 1)?;
 //! let batch =
@@ -44,12 +45,15 @@
 //! contrastive model | `language_model` | `resampler` | `gated_xattn` | `inputs` what Flamingo reads
 //! | `flamingo` the whole | `generate` writing and scoring.
 
+mod architecture;
+mod beam;
 mod block;
 mod buffer;
 mod checkpoint;
 mod clip;
 mod decoder;
 mod error;
+mod families;
 mod flamingo;
 mod gated_xattn;
 mod generate;
@@ -63,21 +67,24 @@ mod ops;
 mod params;
 mod resampler;
 mod tensor;
+mod translate;
 mod vision;
 mod weights_file;
 
+pub use architecture::{Architecture, Positions, Rotary, RotaryScaling};
 pub use checkpoint::{model_folder, read_config};
 pub use clip::{Clip, ClipConfig, Pairs};
 pub use decoder::LanguageConfig;
 pub use error::ModelError;
 pub use flamingo::{Flamingo, FlamingoConfig};
 pub use gated_xattn::CrossAttentionConfig;
-pub use generate::{Prompt, Scores};
+pub use generate::{Generation, Prompt, Scores, Search};
 pub use inputs::{Inputs, Latents};
 pub use language_model::{LanguageModel, TextBatch};
+pub use layers::NormKind;
 pub use ops::Activation;
 pub use params::{Parameter, Params, Trainable};
 pub use resampler::ResamplerConfig;
 pub use tensor::{DeviceError, Gradients, Weight};
-pub use vision::VisionConfig;
+pub use vision::{PatchStates, VisionConfig};
 pub use weights_file::Tensors;

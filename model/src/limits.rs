@@ -42,9 +42,19 @@ pub(crate) fn check_at_most(field: &str, value: usize, max: usize) -> Result<(),
 
 /// Checks that a width splits evenly into heads.
 pub(crate) fn check_heads(field: &str, heads: usize, width: usize) -> Result<(), ModelError> {
-    check_size(field, heads, WIDTH_MAX)?;
-    if !width.is_multiple_of(heads) {
-        return Err(refused(field, heads, format!("a divisor of the width {width}")));
+    check_divides(field, heads, "width", width)
+}
+
+/// Checks that `value` divides `whole`, the configuration's `name`.
+pub(crate) fn check_divides(
+    field: &str,
+    value: usize,
+    name: &str,
+    whole: usize,
+) -> Result<(), ModelError> {
+    check_size(field, value, WIDTH_MAX)?;
+    if !whole.is_multiple_of(value) {
+        return Err(refused(field, value, format!("a divisor of the {name} {whole}")));
     }
     Ok(())
 }
@@ -71,6 +81,12 @@ pub(crate) fn check_tower(
     let blocks = BLOCK_SQUARES.saturating_mul(width).saturating_mul(layers);
     let parameters = blocks.saturating_add(rows).saturating_mul(width);
     check_at_most(&format!("number of parameters of {table}"), parameters, PARAMETERS_MAX)
+}
+
+/// Refuses a value of a field.
+pub(crate) fn refuse(field: &str, value: f32, expected: &str) -> Result<(), ModelError> {
+    let (field, value) = (field.to_owned(), value.to_string());
+    Err(ModelError::Config { field, value, expected: expected.to_owned() })
 }
 
 fn refused(field: &str, value: usize, expected: String) -> ModelError {

@@ -6,11 +6,13 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use safetensors::{Dtype, View};
 
 use crate::error::ModelError;
 use crate::tensor::{DeviceError, Gradients, Weight};
+use crate::translate::Rules;
 use crate::weights_file::{Tensors, le_bytes};
 
 /// A parameter of one [`Params`].
@@ -56,7 +58,8 @@ impl View for &Parameter {
 /// The parameters of one tower.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
-    list: Vec<Parameter>,
+    /// Shared, so that operations which run again later can hold on to all of it.
+    list: Arc<Vec<Parameter>>,
 }
 
 impl Params {
@@ -85,7 +88,7 @@ impl Params {
         gradients: &mut Gradients,
         mut update: impl FnMut(&str, &[usize], &mut [f32], &[f32]),
     ) -> Result<(), ModelError> {
-        for parameter in &mut self.list {
+        for parameter in Arc::make_mut(&mut self.list) {
             let Weight::Trained(tensor) = &mut parameter.weight else { continue };
             let mut values = crate::tensor::copy_out(tensor);
             let gradient = gradients.0.get_or_alloc_mut(tensor)?;
@@ -101,7 +104,7 @@ impl Params {
     /// When the device is out of memory.
     pub fn gradient_square_sum(&self, gradients: &mut Gradients) -> Result<f64, ModelError> {
         let mut sum = 0.0;
-        for parameter in &self.list {
+        for parameter in &*self.list {
             let Weight::Trained(tensor) = &parameter.weight else { continue };
             let gradient = gradients.0.get_or_alloc_mut(tensor)?;
             sum += gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
@@ -150,6 +153,15 @@ pub(crate) enum Source {
         /// Where they came from, for messages.
         path: PathBuf,
     },
+    /// Read from a weights file that others wrote.
+    Foreign {
+        /// The file's tensors.
+        tensors: Tensors,
+        /// Where our parameters are found in it.
+        rules: Rules,
+        /// Where they came from, for messages.
+        path: PathBuf,
+    },
 }
 
 /// Whether gradients are wanted.
@@ -175,12 +187,12 @@ pub(crate) enum Start {
 pub(crate) struct Declare {
     source: Source,
     training: Training,
-    params: Params,
+    list: Vec<Parameter>,
 }
 
 impl Declare {
     pub(crate) fn new(source: Source, training: Training) -> Self {
-        Self { source, training, params: Params::default() }
+        Self { source, training, list: Vec::new() }
     }
 
     /// Declares one parameter.
@@ -194,18 +206,19 @@ impl Declare {
         let values = match &mut self.source {
             Source::Random { seed } => draw(*seed, &name, shape.iter().product(), start)?,
             Source::Stored { tensors, path } => tensors.take(&name, shape, path)?,
+            Source::Foreign { tensors, rules, path } => rules.take(&name, shape, tensors, path)?,
         };
         let weight = match self.training {
             Training::Trained => Weight::trained(values)?,
             Training::Frozen => Weight::Frozen(values.into()),
         };
-        self.params.list.push(Parameter { name, shape: shape.to_vec(), weight });
-        Ok(ParamId(self.params.list.len() - 1))
+        self.list.push(Parameter { name, shape: shape.to_vec(), weight });
+        Ok(ParamId(self.list.len() - 1))
     }
 
     /// The parameters declared.
     pub(crate) fn finish(self) -> Params {
-        self.params
+        Params { list: Arc::new(self.list) }
     }
 }
 

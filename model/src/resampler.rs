@@ -162,7 +162,7 @@ impl Layer {
             keys: features_per_image + n_latents,
             heads: self.heads,
         };
-        let read = ops::attention(q, k, v, shape, Visible::All)?; // [M * R, H K]
+        let read = ops::attention(q, k, v, shape, &Visible::All)?; // [M * R, H K]
         self.to_out.forward_onto(p, read, x)
     }
 }

@@ -140,6 +140,11 @@ impl<T> Matrix<T> {
         Arc::ptr_eq(&self.values, &other.values)
     }
 
+    /// The values, copied only if others share them.
+    pub(crate) fn into_values(self) -> Buffer {
+        Arc::try_unwrap(self.values).unwrap_or_else(|shared| shared.to_vec().into())
+    }
+
     /// The matrix and its tape, apart.
     pub(crate) fn split(self) -> (Matrix, T) {
         let Self { values, width, key, tape } = self;
@@ -201,6 +206,20 @@ pub(crate) fn differentiate(
     Ok((value, Gradients(loss.try_mul(scale)?.try_backward()?)))
 }
 
+/// Adds to `store` the gradients of everything behind what `forward` makes, given the gradient
+/// `grad_out` of that.
+pub(crate) fn differentiate_from(
+    store: &mut Store,
+    grad_out: Buffer,
+    forward: impl FnOnce(Recording) -> Result<Matrix<Recording>, DeviceError>,
+) -> Result<(), DeviceError> {
+    let so_far = std::mem::replace(store, Store::leaky());
+    let (out, tape) = forward(Gradients(so_far).into_tape()?)?.split();
+    let loss = record_loss(0.0, tape, move |_, store| out.give_gradient(store, grad_out))?;
+    *store = loss.try_backward()?;
+    Ok(())
+}
+
 /// The value of a loss.
 pub(crate) fn value_of<T>(loss: &Scalar<T>) -> f32 {
     loss[[]]
@@ -237,6 +256,14 @@ impl Weight {
         match self {
             Self::Trained(tensor) => Cow::Owned(copy_out(tensor)),
             Self::Frozen(buffer) => Cow::Borrowed(buffer),
+        }
+    }
+
+    /// Number of values.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Trained(tensor) => dfdx::shapes::HasShape::shape(tensor).0,
+            Self::Frozen(buffer) => buffer.len(),
         }
     }
 

@@ -4,20 +4,22 @@
 //! The paper's own encoder is an NFNet-F6; CLIP's ViT-L/14 is its ablation (table 3) and what the
 //! peers use. Letters: `M` images, `P` patches per image, `V` width.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::block::{Block, BlockSize};
+use crate::block::{Block, BlockShape, WholeSequences};
 use crate::buffer::Buffer;
 use crate::error::ModelError;
-use crate::layers::{LayerNorm, Linear, NORM_EPSILON};
+use crate::layers::{FEED_FORWARD_WIDENING, LayerNorm, Linear, NORM_EPSILON, NormKind};
 use crate::limits::{
     IMAGE_SIZE_MAX, LAYERS_MAX, PATCHES_MAX, WIDTH_MAX, check_at_most, check_heads, check_size,
     check_tower,
 };
-use crate::ops::{self, Activation, Visible};
+use crate::ops::{self, Activation, Heads, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
-use crate::tensor::{DeviceError, Matrix, Record};
+use crate::tensor::{DeviceError, Matrix, NotRecording, Record};
 
 /// Colours of a pixel.
 const CHANNELS: usize = 3;
@@ -38,6 +40,27 @@ pub struct VisionConfig {
     pub heads: usize,
     /// Activation of the feed-forward; `quick_gelu` in `OpenAI`'s models.
     pub activation: Activation,
+    /// Width of the feed-forward's hidden layer; four times the width if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feed_forward_width: Option<usize>,
+    /// Which states of the patches the resampler reads.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub patch_states: PatchStates,
+}
+
+/// States of a vision transformer's patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PatchStates {
+    /// Before the last norm: what `OpenFlamingo`'s released models read.
+    #[default]
+    BeforeNorm,
+    /// After it: what `open_clip` from 2.23 on returns.
+    AfterNorm,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl VisionConfig {
@@ -59,6 +82,9 @@ impl VisionConfig {
         check_size("vision.width", self.width, WIDTH_MAX)?;
         check_at_most("vision.layers", self.layers, LAYERS_MAX)?;
         check_heads("vision.heads", self.heads, self.width)?;
+        if let Some(width) = self.feed_forward_width {
+            check_size("vision.feed_forward_width", width, WIDTH_MAX)?;
+        }
         let patch_rows = CHANNELS * self.patch_size * self.patch_size;
         check_tower("vision", self.width, self.layers, self.n_patches() + 1 + patch_rows)
     }
@@ -101,11 +127,21 @@ impl Vision {
     ) -> Result<Self, ModelError> {
         let width = config.width;
         let at = |part: &str| format!("{name}{part}");
-        let size = BlockSize {
+        let size = width / config.heads;
+        let shape = BlockShape {
             width,
             layers: config.layers,
-            heads: config.heads,
+            heads: Heads { queries: config.heads, keys: config.heads, size },
+            hidden: config.feed_forward_width.unwrap_or(FEED_FORWARD_WIDENING * width),
             activation: config.activation,
+            gated: false,
+            norm: NormKind::Layer,
+            norm_epsilon: NORM_EPSILON,
+            parallel: false,
+            qkv_bias: true,
+            biases: true,
+            qk_norm: false,
+            rotation: None,
         };
         // CLIP's own deviation for class and positions.
         let start = Start::Normal((width as f32).sqrt().recip());
@@ -123,7 +159,7 @@ impl Vision {
                 start,
             )?,
             norm_before: LayerNorm::new(declare, &at("ln_pre"), width, NORM_EPSILON)?,
-            blocks: Block::stack(declare, &at("h."), size)?,
+            blocks: Block::stack(declare, &at("blocks."), shape)?,
             norm_after: LayerNorm::new(declare, &at("ln_post"), width, NORM_EPSILON)?,
             config: config.clone(),
         })
@@ -136,6 +172,7 @@ impl Vision {
         p: &Params,
         pixels: &[f32],
         tape: T,
+        recompute: bool,
     ) -> Result<Matrix<T>, DeviceError> {
         let patches = unfold(pixels, &self.config); // [M * P, 3 p p]
         let x = self.patch_embedding.forward(p, patches.with(tape))?; // [M * P, V]
@@ -143,15 +180,22 @@ impl Vision {
         let x = ops::prepend_class(x, class, positions)?; // [M * (1 + P), V]
         let mut x = self.norm_before.forward(p, x)?;
         let length = 1 + self.config.n_patches();
+        let positions: Arc<[usize]> = (0..x.rows()).map(|i| i % length).collect();
         for block in &self.blocks {
-            x = block
-                .forward(p, x, |qkv| ops::self_attention(qkv, length, block.heads, Visible::All))?;
+            let pass = WholeSequences {
+                block: block.clone(),
+                params: p.clone(),
+                positions: Arc::clone(&positions),
+                length,
+                visible: Visible::All,
+            };
+            x = pass.forward(x, recompute)?;
         }
         Ok(x)
     }
 
-    /// Patch rows of pixels `[M, 3, H, W]`, the class row dropped and before the last norm, as the
-    /// resampler reads them: `[M * P, V]`.
+    /// Patch rows of pixels `[M, 3, H, W]`, the class row dropped, as the resampler reads them:
+    /// `[M * P, V]`.
     ///
     /// Each image goes through the tower by itself: products of more rows add in another order, and what is
     /// kept of an image must be what it would be beside any others.
@@ -160,7 +204,10 @@ impl Vision {
         let images = pixels.par_chunks(self.config.n_pixel_values());
         let mut out = Buffer::unset(images.len() * values);
         let image = |(pixels, out): (&[f32], &mut [f32])| {
-            let x = self.forward(p, pixels, crate::tensor::NotRecording::default())?;
+            let mut x = self.forward(p, pixels, NotRecording::default(), false)?;
+            if self.config.patch_states == PatchStates::AfterNorm {
+                x = self.norm_after.forward(p, x)?;
+            }
             // The class row comes first.
             out.copy_from_slice(&x.values()[width..]);
             Ok(())

@@ -54,6 +54,17 @@ impl Tensors {
         Self(self.0.extract_if(.., |name, _| name.starts_with(prefix)).collect())
     }
 
+    /// The names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// Gives every tensor another name.
+    pub(crate) fn rename(&mut self, to: impl Fn(&str) -> String) {
+        let all = std::mem::take(&mut self.0);
+        self.0 = all.into_iter().map(|(name, tensor)| (to(&name), tensor)).collect();
+    }
+
     /// Adds a tensor.
     pub fn insert(&mut self, name: impl Into<String>, shape: &[usize], values: Vec<f32>) {
         self.0.insert(name.into(), Tensor { shape: shape.to_vec(), values });
@@ -95,7 +106,19 @@ impl Tensors {
     /// # Errors
     /// When the file cannot be written; there is none then.
     pub fn write(&self, path: &Path) -> Result<(), ModelError> {
-        write_tensors(path, self.0.iter())
+        write_tensors(path, self.0.iter(), &[])
+    }
+
+    /// As [`Tensors::write`], with keys and values for the file's header.
+    ///
+    /// # Errors
+    /// When the file cannot be written; there is none then.
+    pub(crate) fn write_with(
+        &self,
+        path: &Path,
+        header: &[(&str, &str)],
+    ) -> Result<(), ModelError> {
+        write_tensors(path, self.0.iter(), header)
     }
 }
 
@@ -130,11 +153,14 @@ pub(crate) fn le_bytes(values: &[f32]) -> Vec<u8> {
 pub(crate) fn write_tensors<S: AsRef<str> + Ord + Display>(
     path: &Path,
     tensors: impl IntoIterator<Item = (S, impl View)>,
+    header: &[(&str, &str)],
 ) -> Result<(), ModelError> {
     let file = |source| ModelError::File { action: "write", path: path.into(), source };
     // The library's file would be for its owner alone.
     let made = File::create(path).and_then(|file| file.metadata()).map_err(file)?;
-    let written = safetensors::serialize_to_file(tensors, None, path)
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let header = (!header.is_empty()).then(|| header.iter().map(owned).collect());
+    let written = safetensors::serialize_to_file(tensors, header, path)
         .map_err(|source| match source {
             SafeTensorError::IoError(source) => file(source),
             source => ModelError::Weights { path: path.into(), source },

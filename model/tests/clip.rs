@@ -2,7 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "in a test, what cannot go on should stop")]
 
 use flamingo_model::{
-    Activation, Clip, ClipConfig, Gradients, LanguageConfig, Pairs, Params, Trainable, VisionConfig,
+    Activation, Architecture, Clip, ClipConfig, Gradients, LanguageConfig, Pairs, Params,
+    PatchStates, Trainable, VisionConfig,
 };
 
 fn config() -> ClipConfig {
@@ -14,6 +15,8 @@ fn config() -> ClipConfig {
             layers: 2,
             heads: 2,
             activation: Activation::QuickGelu,
+            feed_forward_width: None,
+            patch_states: PatchStates::BeforeNorm,
         },
         text: LanguageConfig {
             vocabulary: 11,
@@ -22,6 +25,7 @@ fn config() -> ClipConfig {
             layers: 1,
             heads: 2,
             activation: Activation::Gelu,
+            architecture: Architecture::default(),
         },
         embedding: 8,
     }

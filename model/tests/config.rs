@@ -3,8 +3,8 @@
 use std::error::Error;
 
 use flamingo_model::{
-    Activation, Clip, ClipConfig, CrossAttentionConfig, FlamingoConfig, LanguageConfig, ModelError,
-    ResamplerConfig, VisionConfig, read_config,
+    Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, FlamingoConfig,
+    LanguageConfig, ModelError, PatchStates, ResamplerConfig, VisionConfig, read_config,
 };
 
 const ABSURD: usize = usize::MAX / 2;
@@ -23,6 +23,8 @@ fn flamingo() -> FlamingoConfig {
             layers: 1,
             heads: 2,
             activation,
+            feed_forward_width: None,
+            patch_states: PatchStates::BeforeNorm,
         },
         resampler: ResamplerConfig {
             latents: 2,
@@ -40,6 +42,7 @@ fn flamingo() -> FlamingoConfig {
             layers: 1,
             heads: 2,
             activation,
+            architecture: Architecture::default(),
         },
     }
 }

@@ -189,7 +189,7 @@ impl AdamW {
 /// rather than for content.
 pub fn decays(name: &str, shape: &[usize]) -> bool {
     let is_vector = shape.iter().filter(|&&size| size > 1).count() < 2;
-    let is_place = ["position", "wpe", "class"];
+    let is_place = ["position", "class"];
     !is_vector
         && !name.split('.').any(|part| part == "resampler")
         && !is_place.iter().any(|word| name.contains(word))
@@ -333,13 +333,13 @@ mod tests {
         let check = |name: &str, shape: &[usize], expected: bool| {
             assert_eq!(decays(name, shape), expected, "{name}");
         };
-        check("transformer.h.0.attn.c_attn.weight", &[8, 24], true);
-        check("transformer.wte.weight", &[512, 8], true);
+        check("language.blocks.0.attn.qkv.weight", &[24, 8], true);
+        check("language.tokens.weight", &[512, 8], true);
         check("gated_xattn.0.attn.q.weight", &[8, 8], true);
         check("gated_xattn.0.attn_gate", &[1], false);
-        check("transformer.h.0.ln_1.weight", &[8], false);
-        check("transformer.h.0.mlp.c_fc.bias", &[32], false);
-        check("transformer.wpe.weight", &[256, 8], false);
+        check("language.blocks.0.norm_1.weight", &[8], false);
+        check("language.blocks.0.mlp.up.bias", &[32], false);
+        check("language.positions.weight", &[256, 8], false);
         check("vision.position_embedding", &[65, 8], false);
         check("vision.class_embedding", &[8], false);
         check("resampler.layers.0.attn.q.weight", &[8, 8], false);

@@ -7,8 +7,9 @@ use flamingo_dataset::{
     encode_shard, sha256_hex,
 };
 use flamingo_model::{
-    Activation, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients,
-    LanguageConfig, LanguageModel, ResamplerConfig, Trainable, VisionConfig,
+    Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
+    Gradients, LanguageConfig, LanguageModel, PatchStates, ResamplerConfig, Trainable,
+    VisionConfig,
 };
 
 /// Tokens that the model can hold.
@@ -156,10 +157,25 @@ fn tokenizer() -> Tokenizer {
 /// A random model with open gates.
 fn model(vocabulary: usize, scratch: &Path) -> Flamingo {
     let activation = Activation::GeluTanh;
-    let vision =
-        VisionConfig { image_size: 8, patch_size: 4, width: 16, layers: 1, heads: 2, activation };
-    let language =
-        LanguageConfig { vocabulary, context: CONTEXT, width: 16, layers: 2, heads: 2, activation };
+    let vision = VisionConfig {
+        image_size: 8,
+        patch_size: 4,
+        width: 16,
+        layers: 1,
+        heads: 2,
+        activation,
+        feed_forward_width: None,
+        patch_states: PatchStates::BeforeNorm,
+    };
+    let language = LanguageConfig {
+        vocabulary,
+        context: CONTEXT,
+        width: 16,
+        layers: 2,
+        heads: 2,
+        activation,
+        architecture: Architecture::default(),
+    };
     let text = LanguageConfig { width: 8, layers: 1, ..language.clone() };
     let (from_clip, from_language) = (scratch.join("clip"), scratch.join("language"));
     std::fs::create_dir_all(&from_clip).unwrap();

@@ -20,6 +20,12 @@ pub enum Activation {
     /// CLIP's `x * sigmoid(1.702 x)`.
     #[serde(rename = "quick_gelu")]
     QuickGelu,
+    /// `max(x, 0)`, OPT's.
+    #[serde(rename = "relu")]
+    Relu,
+    /// `x * sigmoid(x)`, `LLaMA`'s.
+    #[serde(rename = "silu")]
+    Silu,
     /// `max(x, 0)^2`, the paper's choice for resampler and gated cross-attention (table 5).
     #[serde(rename = "sqrelu")]
     SquaredRelu,
@@ -34,19 +40,21 @@ impl Activation {
     /// Writes the activation of every `x`. The choice is made once per chunk, so that each loop can
     /// be wide.
     #[inline(always)]
-    fn values(self, out: &mut [f32], x: &[f32]) {
+    pub(super) fn values(self, out: &mut [f32], x: &[f32]) {
         match self {
             Self::Gelu => map(out, x, |x| x * normal_distribution(x).0),
             // 0.5 (1 + tanh u) = sigmoid(2 u).
             Self::GeluTanh => map(out, x, |x| x * sigmoid(2.0 * tanh_argument(x))),
             Self::QuickGelu => map(out, x, |x| x * sigmoid(QUICK_SLOPE * x)),
+            Self::Relu => map(out, x, |x| x.max(0.0)),
+            Self::Silu => map(out, x, |x| x * sigmoid(x)),
             Self::SquaredRelu => map(out, x, |x| x.max(0.0) * x.max(0.0)),
         }
     }
 
     /// Multiplies the gradients `g` by the activation's slope at every `x`.
     #[inline(always)]
-    fn times_slope(self, g: &mut [f32], x: &[f32]) {
+    pub(super) fn times_slope(self, g: &mut [f32], x: &[f32]) {
         match self {
             Self::Gelu => scale(g, x, |x| {
                 let (below, density) = normal_distribution(x);
@@ -60,6 +68,11 @@ impl Activation {
             Self::QuickGelu => scale(g, x, |x| {
                 let s = sigmoid(QUICK_SLOPE * x);
                 s + QUICK_SLOPE * x * s * (1.0 - s)
+            }),
+            Self::Relu => scale(g, x, |x| if x > 0.0 { 1.0 } else { 0.0 }),
+            Self::Silu => scale(g, x, |x| {
+                let s = sigmoid(x);
+                s + x * s * (1.0 - s)
             }),
             Self::SquaredRelu => scale(g, x, |x| 2.0 * x.max(0.0)),
         }
@@ -112,9 +125,14 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        for kind in
-            [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::SquaredRelu]
-        {
+        for kind in [
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::QuickGelu,
+            Activation::Relu,
+            Activation::Silu,
+            Activation::SquaredRelu,
+        ] {
             // Away from 0, where the squared `ReLU`'s slope has a kink.
             let x: Vec<f32> = pseudo_random(12, 1).iter().map(|v| v * 3.0 + 0.01).collect();
             check(

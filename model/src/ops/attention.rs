@@ -1,6 +1,9 @@
 //! Multi-head attention within a sequence, or from queries to a block of keys of the same sequence.
+//! Several heads of queries may share one head of keys and values.
 //!
 //! Scores are made head by head and never kept: the backward pass makes them again from the inputs.
+
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -10,12 +13,62 @@ use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, record};
 
 /// Which keys a query may see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Visible {
     /// Every key of the sequence.
     All,
     /// The keys at or before the query; the last query sees the last key.
     Causal,
+    /// As `Causal`, and a key that lies `d` before the query loses `d` times its head's slope
+    /// (`ALiBi`; Press and others, 2022).
+    CausalSloped(Arc<[f32]>),
+}
+
+impl Visible {
+    /// `ALiBi`'s slopes: `2^(-8 i / n)` for head i of 1 to n, n a power of two; for other numbers
+    /// of heads those of the next power of two, every second one first, as MPT takes them.
+    pub(crate) fn sloped(heads: usize) -> Self {
+        let n = heads.next_power_of_two();
+        let slope = |i: usize| (-8.0 * i as f32 / n as f32).exp2();
+        let taken = |i: &usize| n == heads || i.is_multiple_of(2);
+        let order = (1..=n).filter(taken).chain((1..=n).filter(|i| !taken(i)));
+        Self::CausalSloped(order.take(heads).map(slope).collect())
+    }
+}
+
+/// Heads of a self-attention. A row of its input holds the queries of all heads, then the keys,
+/// then the values: `(heads + 2 kv_heads) * size` values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Heads {
+    /// Heads of queries.
+    pub(crate) queries: usize,
+    /// Heads of keys and values, which divide those of queries.
+    pub(crate) keys: usize,
+    /// Width of one head.
+    pub(crate) size: usize,
+}
+
+impl Heads {
+    /// Width of the queries of a row, and of what attention returns.
+    pub(crate) fn query_width(self) -> usize {
+        self.queries * self.size
+    }
+
+    /// Width of the keys of a row, and of the values.
+    pub(crate) fn key_width(self) -> usize {
+        self.keys * self.size
+    }
+
+    /// Width of a row of queries, keys and values.
+    pub(crate) fn row_width(self) -> usize {
+        self.query_width() + 2 * self.key_width()
+    }
+
+    /// Queries, keys and values in `rows`.
+    fn parts(self, rows: View<'_>) -> [View<'_>; 3] {
+        let (q, k) = (self.query_width(), self.key_width());
+        [0, q, q + k].map(|column| rows.at(0, column))
+    }
 }
 
 /// Sizes of an attention.
@@ -29,36 +82,35 @@ pub(crate) struct AttentionShape {
     pub(crate) heads: usize,
 }
 
-/// Attention within sequences of `length` rows of `qkv` `[B * length, 3 D]`, which holds queries,
-/// keys and values side by side: `[B * length, D]`. Scores are scaled by `1 / sqrt(D / heads)`.
+/// Attention within sequences of `length` rows of `qkv`: `[B * length, heads * size]`. Scores are
+/// scaled by `1 / sqrt(size)`.
 ///
 /// # Errors
 /// When the device fails.
 pub(crate) fn self_attention<T: Record>(
     qkv: Matrix<T>,
     length: usize,
-    heads: usize,
-    visible: Visible,
+    heads: Heads,
+    visible: &Visible,
 ) -> Result<Matrix<T>, DeviceError> {
     let (qkv, tape) = qkv.split();
     let (rows, stride) = (qkv.rows(), qkv.width());
-    let width = stride / 3;
-    let shape = AttentionShape { queries: length, keys: length, heads };
-    let core = Core::new(shape, width, visible);
+    let width = heads.query_width();
+    let core = Core::new(heads, length, length, visible.clone());
     let spread = Spread::of(rows / length);
     let mut out = Buffer::unset(rows * width);
     out.par_chunks_mut(length * width).enumerate().for_each(|(b, out)| {
-        core.forward(out, thirds(&qkv, b * length), spread);
+        let [q, k, v] = heads.parts(from_row(&qkv, b * length));
+        core.forward(out, q, &[Segment { k, v, keys: length }], spread);
     });
     record(out, width, tape, qkv.wants_gradient(), move |grad_out, store| {
         let mut grad = Buffer::unset(qkv.values().len());
         grad.par_chunks_mut(length * stride).enumerate().for_each(|(b, grad)| {
             let g = View::rows(&grad_out, width).at(b * length, 0);
-            for (h, parts) in core.backward(g, thirds(&qkv, b * length), spread).iter().enumerate()
-            {
-                for (part, values) in parts.iter().enumerate() {
-                    put_columns(grad, stride, part * width + h * core.size, values, core.size);
-                }
+            let grads = core.backward(g, heads.parts(from_row(&qkv, b * length)), spread);
+            let (q, k) = (heads.query_width(), heads.key_width());
+            for (part, column) in [(0, 0), (1, q), (2, q + k)] {
+                core.gather(grad, stride, column, &grads, part);
             }
         });
         qkv.give_gradient(store, grad)
@@ -74,18 +126,19 @@ pub(crate) fn attention<T: Record>(
     k: Matrix,
     v: Matrix,
     shape: AttentionShape,
-    visible: Visible,
+    visible: &Visible,
 ) -> Result<Matrix<T>, DeviceError> {
     let (q, tape) = q.split();
     let width = q.width();
-    let core = Core::new(shape, width, visible);
+    let heads = Heads { queries: shape.heads, keys: shape.heads, size: width / shape.heads };
+    let core = Core::new(heads, shape.queries, shape.keys, visible.clone());
     let (query_block, key_block) = (shape.queries * width, shape.keys * width);
     let spread = Spread::of(q.rows() / shape.queries);
     let mut out = Buffer::unset(q.values().len());
     out.par_chunks_mut(query_block).enumerate().for_each(|(b, out)| {
         let (query, key) = (b * shape.queries, b * shape.keys);
-        let views = [from_row(&q, query), from_row(&k, key), from_row(&v, key)];
-        core.forward(out, views, spread);
+        let segment = Segment { k: from_row(&k, key), v: from_row(&v, key), keys: shape.keys };
+        core.forward(out, from_row(&q, query), &[segment], spread);
     });
     let wanted = q.wants_gradient() || k.wants_gradient() || v.wants_gradient();
     record(out, width, tape, wanted, move |grad_out, store| {
@@ -101,11 +154,9 @@ pub(crate) fn attention<T: Record>(
                 let (query, key) = (b * shape.queries, b * shape.keys);
                 let g = View::rows(&grad_out, width).at(query, 0);
                 let views = [from_row(&q, query), from_row(&k, key), from_row(&v, key)];
-                for (h, grads) in core.backward(g, views, spread).iter().enumerate() {
-                    let targets = [&mut *gq, &mut *gk, &mut *gv];
-                    for (target, values) in targets.into_iter().zip(grads) {
-                        put_columns(target, width, h * core.size, values, core.size);
-                    }
+                let grads = core.backward(g, views, spread);
+                for (part, target) in [gq, gk, gv].into_iter().enumerate() {
+                    core.gather(target, width, 0, &grads, part);
                 }
             });
         q.give_gradient(store, grad_q)?;
@@ -119,44 +170,60 @@ fn from_row(x: &Matrix, row: usize) -> View<'_> {
     View::rows(x.values(), x.width()).at(row, 0)
 }
 
-/// Queries, keys and values in the rows of `qkv` from `row` on.
-fn thirds(qkv: &Matrix, row: usize) -> [View<'_>; 3] {
-    let rows = from_row(qkv, row);
-    [0, 1, 2].map(|part| rows.at(0, part * (qkv.width() / 3)))
+/// Keys and values that a sequence has made so far in one layer: rows `[t, 2 * key width]`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Past {
+    /// The first rows, which continuations of one prompt have in common.
+    shared: Option<Arc<Vec<f32>>>,
+    /// The rows after them.
+    own: Vec<f32>,
 }
 
-/// Keys and values that a sequence has made so far in one layer: rows `[t, 2 D]`.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Past(Vec<f32>);
+impl Past {
+    /// Makes all rows so far common to this past and to those that are cloned from it.
+    pub(crate) fn share(&mut self) {
+        let mut rows = self.shared.take().map_or_else(Vec::new, |rows| rows.to_vec());
+        rows.append(&mut self.own);
+        self.shared = Some(Arc::new(rows));
+    }
+}
 
-/// Causal attention of new rows `qkv` `[sum of counts, 3 D]` of several sequences, each to its own
-/// past and to itself; the new keys and values are added to the past. `counts` says how many rows
-/// belong to each past, in order.
+/// Causal attention of new rows `qkv` of several sequences, each to its own past and to itself; the
+/// new keys and values are added to the past. `counts` says how many rows belong to each past, in
+/// order.
 pub(crate) fn continue_attention(
     qkv: &Matrix,
     pasts: &mut [&mut Past],
     counts: &[usize],
-    heads: usize,
+    heads: Heads,
+    visible: &Visible,
 ) -> Matrix {
     let stride = qkv.width();
-    let width = stride / 3;
+    let (width, key_width) = (heads.query_width(), heads.key_width());
     let mut first = 0;
     let mut jobs = Vec::with_capacity(counts.len());
     for (past, count) in pasts.iter_mut().zip(counts) {
-        jobs.push((&mut past.0, &qkv.values()[first * stride..][..count * stride], *count));
+        jobs.push((past, &qkv.values()[first * stride..][..count * stride], *count));
         first += count;
     }
     let spread = Spread::of(jobs.len());
     let rows: Vec<Vec<f32>> = jobs
         .into_par_iter()
         .map(|(past, new, count)| {
-            new.chunks_exact(stride).for_each(|row| past.extend_from_slice(&row[width..]));
-            let keys = past.len() / (2 * width);
-            let shape = AttentionShape { queries: count, keys, heads };
-            let kv = View::rows(past, 2 * width);
+            new.chunks_exact(stride).for_each(|row| past.own.extend_from_slice(&row[width..]));
+            let shared = past.shared.as_ref().map_or(&[][..], |rows| rows);
+            let segments: Vec<Segment> = [shared, &past.own]
+                .into_iter()
+                .filter(|rows| !rows.is_empty())
+                .map(|rows| {
+                    let k = View::rows(rows, 2 * key_width);
+                    Segment { k, v: k.at(0, key_width), keys: rows.len() / (2 * key_width) }
+                })
+                .collect();
+            let keys = segments.iter().map(|segment| segment.keys).sum();
             let mut out = vec![0.0; count * width];
-            let views = [View::rows(new, stride), kv, kv.at(0, width)];
-            Core::new(shape, width, Visible::Causal).forward(&mut out, views, spread);
+            let core = Core::new(heads, count, keys, visible.clone());
+            core.forward(&mut out, View::rows(new, stride), &segments, spread);
             out
         })
         .collect();
@@ -191,35 +258,63 @@ impl Spread {
     }
 }
 
+/// Keys and values that follow each other in memory.
+#[derive(Debug, Clone, Copy)]
+struct Segment<'a> {
+    k: View<'a>,
+    v: View<'a>,
+    keys: usize,
+}
+
 /// One sequence's attention. Views `q`, `k`, `v` start at the sequence's first row and its first
 /// head's column.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Core {
-    shape: AttentionShape,
+#[derive(Debug, Clone)]
+struct Core {
+    heads: Heads,
+    queries: usize,
+    keys: usize,
     visible: Visible,
     scale: f32,
-    /// Width of one head.
-    size: usize,
 }
 
 impl Core {
-    fn new(shape: AttentionShape, width: usize, visible: Visible) -> Self {
-        let scale = scale_of(width, shape.heads);
-        Self { shape, visible, scale, size: width / shape.heads }
+    fn new(heads: Heads, queries: usize, keys: usize, visible: Visible) -> Self {
+        let scale = scale_of(heads.query_width(), heads.queries);
+        Self { heads, queries, keys, visible, scale }
+    }
+
+    /// The first column of head `h` of queries, and of its keys and values.
+    fn columns(&self, h: usize) -> (usize, usize) {
+        let Heads { queries, keys, size } = self.heads;
+        (h * size, h * keys / queries * size)
     }
 
     /// Attention weights of head `h`: `[queries, keys]`, each row summing to 1.
-    fn weights(&self, q: View, k: View, h: usize) -> Buffer {
-        let AttentionShape { queries, keys, .. } = self.shape;
-        let (q, k) = (q.at(0, h * self.size), k.at(0, h * self.size));
+    fn weights(&self, q: View, segments: &[Segment], h: usize) -> Buffer {
+        let (queries, keys) = (self.queries, self.keys);
+        let (of_q, of_k) = self.columns(h);
         let mut scores = Buffer::unset(queries * keys);
-        let target = Target::rows(&mut scores, keys);
-        matmul_here(queries, self.size, keys, self.scale, q, k.t(), target);
+        let mut first = 0;
+        for segment in segments {
+            let target = Target::rows(&mut scores, keys).at(0, first);
+            let k = segment.k.at(0, of_k).t();
+            let size = self.heads.size;
+            matmul_here(queries, size, segment.keys, self.scale, q.at(0, of_q), k, target);
+            first += segment.keys;
+        }
         wide!({
             for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-                let seen = match self.visible {
+                let seen = match &self.visible {
                     Visible::All => keys,
                     Visible::Causal => keys - queries + i + 1,
+                    Visible::CausalSloped(slopes) => {
+                        let seen = keys - queries + i + 1;
+                        let slope = slopes[h];
+                        for (j, score) in row[..seen].iter_mut().enumerate() {
+                            *score -= slope * (seen - 1 - j) as f32;
+                        }
+                        seen
+                    }
                 };
                 row[seen..].fill(0.0);
                 softmax(&mut row[..seen]);
@@ -229,37 +324,44 @@ impl Core {
     }
 
     /// Writes rows `[queries, heads * size]`.
-    fn forward(&self, out: &mut [f32], [q, k, v]: [View; 3], spread: Spread) {
-        let AttentionShape { queries, keys, heads } = self.shape;
-        let read = |h, target: Target| {
-            let weights = self.weights(q, k, h);
-            let v = v.at(0, h * self.size);
-            matmul_here(queries, keys, self.size, 1.0, View::rows(&weights, keys), v, target);
+    fn forward(&self, out: &mut [f32], q: View, segments: &[Segment], spread: Spread) {
+        let Heads { queries: heads, size, .. } = self.heads;
+        let width = heads * size;
+        let read = |h, out: &mut [f32], stride, column| {
+            let weights = self.weights(q, segments, h);
+            let (mut first, of_v) = (0, self.columns(h).1);
+            for segment in segments {
+                let target = Target { add: first > 0, ..Target::rows(out, stride).at(0, column) };
+                let p = View::rows(&weights, self.keys).at(0, first);
+                let v = segment.v.at(0, of_v);
+                matmul_here(self.queries, segment.keys, size, 1.0, p, v, target);
+                first += segment.keys;
+            }
         };
-        let width = heads * self.size;
         if spread == Spread::Sequences {
-            return (0..heads).for_each(|h| read(h, Target::rows(out, width).at(0, h * self.size)));
+            return (0..heads).for_each(|h| read(h, out, width, h * size));
         }
         let parts = spread.heads(heads, |h| {
-            let mut part = Buffer::unset(queries * self.size);
-            read(h, Target::rows(&mut part, self.size));
+            let mut part = Buffer::unset(self.queries * size);
+            read(h, &mut part, size, 0);
             part
         });
         for (h, part) in parts.iter().enumerate() {
-            put_columns(out, width, h * self.size, part, self.size);
+            put_columns(out, width, h * size, part, size);
         }
     }
 
-    /// Per head the gradients of `q` `[queries, size]`, `k` and `v` `[keys, size]`.
+    /// Per head of queries the gradients of `q` `[queries, size]`, `k` and `v` `[keys, size]`.
     ///
     /// With weights `p`: `dv = p' g`, `dp = g v'`, `ds = p * (dp - sum(dp * p))`,
     /// `dq = ds k * scale`, `dk = ds' q * scale`.
     fn backward(&self, g: View, [q, k, v]: [View; 3], spread: Spread) -> Vec<[Buffer; 3]> {
-        let AttentionShape { queries, keys, heads } = self.shape;
-        let size = self.size;
-        spread.heads(heads, |h| {
-            let weights = self.weights(q, k, h);
-            let [g, q, k, v] = [g, q, k, v].map(|view| view.at(0, h * size));
+        let (queries, keys, size) = (self.queries, self.keys, self.heads.size);
+        spread.heads(self.heads.queries, |h| {
+            let weights = self.weights(q, &[Segment { k, v, keys }], h);
+            let (of_q, of_k) = self.columns(h);
+            let (g, q) = (g.at(0, of_q), q.at(0, of_q));
+            let (k, v) = (k.at(0, of_k), v.at(0, of_k));
             let p = View::rows(&weights, keys);
             let mut dq = Buffer::unset(queries * size);
             let mut dk = Buffer::unset(keys * size);
@@ -273,6 +375,31 @@ impl Core {
             matmul_here(keys, queries, size, self.scale, s.t(), q, Target::rows(&mut dk, size));
             [dq, dk, dv]
         })
+    }
+
+    /// Writes part 0 (queries), 1 (keys) or 2 (values) of the heads' gradients into the columns of
+    /// `all` from `column` on. Heads that share keys are summed in their order.
+    fn gather(
+        &self,
+        all: &mut [f32],
+        stride: usize,
+        column: usize,
+        heads: &[[Buffer; 3]],
+        part: usize,
+    ) {
+        let Heads { queries, keys, size } = self.heads;
+        let group = if part == 0 { 1 } else { queries / keys };
+        for (h, grads) in heads.iter().enumerate() {
+            let at = column + h / group * size;
+            if h % group == 0 {
+                put_columns(all, stride, at, &grads[part], size);
+            } else {
+                for (row, part) in all.chunks_exact_mut(stride).zip(grads[part].chunks_exact(size))
+                {
+                    super::add_to(&mut row[at..at + size], part);
+                }
+            }
+        }
     }
 }
 
@@ -318,60 +445,80 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        for visible in [Visible::All, Visible::Causal] {
-            // 2 sequences spread over heads, 9 over sequences.
-            for n in [2, 9] {
-                let qkv = [(pseudo_random(n * 3 * 12, 1), 12)];
-                check(
-                    &qkv,
-                    &[],
-                    4e-3,
-                    |t, x, _| self_attention(x[0].clone().with(t), 3, 2, visible).unwrap(),
-                    |t, x, _| self_attention(x[0].clone().with(t), 3, 2, visible).unwrap(),
-                );
-                let shape = AttentionShape { queries: 2, keys: 3, heads: 2 };
-                let inputs =
-                    [(1, 2), (2, 3), (3, 3)].map(|(s, rows)| (pseudo_random(n * rows * 4, s), 4));
-                check(
-                    &inputs,
-                    &[],
-                    4e-3,
-                    |t, x, _| {
-                        attention(x[0].clone().with(t), x[1].clone(), x[2].clone(), shape, visible)
-                            .unwrap()
-                    },
-                    |t, x, _| {
-                        attention(x[0].clone().with(t), x[1].clone(), x[2].clone(), shape, visible)
-                            .unwrap()
-                    },
-                );
+        let heads = |queries, keys, size| Heads { queries, keys, size };
+        for visible in [Visible::All, Visible::Causal, Visible::sloped(2)] {
+            for (heads, width) in [(heads(2, 2, 2), 12), (heads(2, 1, 3), 12)] {
+                // 2 sequences spread over heads, 9 over sequences.
+                for n in [2, 9] {
+                    let qkv = [(pseudo_random(n * 3 * width, 1), width)];
+                    check(
+                        &qkv,
+                        &[],
+                        4e-3,
+                        |t, x, _| self_attention(x[0].clone().with(t), 3, heads, &visible).unwrap(),
+                        |t, x, _| self_attention(x[0].clone().with(t), 3, heads, &visible).unwrap(),
+                    );
+                }
             }
+        }
+        for n in [2, 9] {
+            let shape = AttentionShape { queries: 2, keys: 3, heads: 2 };
+            let inputs =
+                [(1, 2), (2, 3), (3, 3)].map(|(s, rows)| (pseudo_random(n * rows * 4, s), 4));
+            check(
+                &inputs,
+                &[],
+                4e-3,
+                |t, x, _| {
+                    let (q, k, v) = (x[0].clone().with(t), x[1].clone(), x[2].clone());
+                    attention(q, k, v, shape, &Visible::All).unwrap()
+                },
+                |t, x, _| {
+                    let (q, k, v) = (x[0].clone().with(t), x[1].clone(), x[2].clone());
+                    attention(q, k, v, shape, &Visible::All).unwrap()
+                },
+            );
         }
     }
 
     #[test]
     fn a_later_key_cannot_change_an_earlier_query() {
+        let heads = Heads { queries: 1, keys: 1, size: 3 };
         let run = |last: f32| {
             let mut x = pseudo_random(36, 5);
             x[27..].fill(last);
-            self_attention(constant(&x, 9), 4, 1, Visible::Causal).unwrap().values().to_vec()
+            self_attention(constant(&x, 9), 4, heads, &Visible::Causal).unwrap().values().to_vec()
         };
         assert_eq!(run(0.0)[..9], run(7.0)[..9]);
     }
 
     #[test]
     fn continuing_in_pieces_equals_the_whole() {
+        let heads = Heads { queries: 2, keys: 1, size: 3 };
         let x = pseudo_random(5 * 12, 6);
-        let whole = self_attention(constant(&x, 12), 5, 2, Visible::Causal).unwrap();
-        let mut past = Past::default();
-        let mut pieces = Vec::new();
-        for (from, to) in [(0, 2), (2, 3), (3, 5)] {
-            let new = constant(&x[from * 12..to * 12], 12);
-            let out = continue_attention(&new, &mut [&mut past], &[to - from], 2);
-            pieces.extend_from_slice(out.values());
+        for visible in [Visible::Causal, Visible::sloped(2)] {
+            let whole = self_attention(constant(&x, 12), 5, heads, &visible).unwrap();
+            let mut past = Past::default();
+            let mut pieces = Vec::new();
+            for (from, to) in [(0, 2), (2, 3), (3, 5)] {
+                let new = constant(&x[from * 12..to * 12], 12);
+                let out = continue_attention(&new, &mut [&mut past], &[to - from], heads, &visible);
+                if from == 0 {
+                    past.share();
+                }
+                pieces.extend_from_slice(out.values());
+            }
+            for (a, b) in pieces.iter().zip(whole.values()) {
+                assert!((a - b).abs() < 1e-6, "{a} against {b}");
+            }
         }
-        for (a, b) in pieces.iter().zip(whole.values()) {
-            assert!((a - b).abs() < 1e-6, "{a} against {b}");
-        }
+    }
+
+    #[test]
+    fn slopes_of_eight_and_of_six_heads_are_the_published_ones() {
+        let Visible::CausalSloped(eight) = Visible::sloped(8) else { panic!() };
+        assert_eq!(eight[..3], [0.5, 0.25, 0.125]);
+        let Visible::CausalSloped(six) = Visible::sloped(6) else { panic!() };
+        assert_eq!(*six, [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
     }
 }

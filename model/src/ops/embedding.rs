@@ -6,7 +6,7 @@ use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
 
-/// `table[token] + positions[place]` of every `(token, place)`: `[N, D]`.
+/// `table[token] + positions[place]` of every `(token, place)`, or the former alone: `[N, D]`.
 ///
 /// # Errors
 /// When the device fails.
@@ -16,28 +16,32 @@ use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
 pub(crate) fn embed_tokens<T: Record>(
     tokens: Vec<(u32, usize)>,
     table: &Weight,
-    positions: &Weight,
+    positions: Option<&Weight>,
     width: usize,
     tape: T,
 ) -> Result<Matrix<T>, DeviceError> {
     let mut out = Buffer::unset(tokens.len() * width);
-    let (rows, places) = (table.values(), positions.values());
+    let (rows, places) = (table.values(), positions.map(Weight::values));
     out.par_chunks_mut(width).with_min_len(super::rows_per_chunk(width)).zip(&tokens).for_each(
         |(out, (token, place))| {
             let row = &rows[*token as usize * width..][..width];
-            let place = &places[place * width..][..width];
-            wide!(out.iter_mut().zip(row).zip(place).for_each(|((o, r), p)| *o = r + p));
+            out.copy_from_slice(row);
+            if let Some(places) = &places {
+                let place = &places[place * width..][..width];
+                wide!(out.iter_mut().zip(place).for_each(|(o, p)| *o += p));
+            }
         },
     );
     drop((rows, places));
-    let (table, positions) = (table.clone(), positions.clone());
-    let wanted = table.is_trained() || positions.is_trained();
+    let (table, positions) = (table.clone(), positions.cloned());
+    let wanted = table.is_trained() || positions.as_ref().is_some_and(Weight::is_trained);
     record(out, width, tape, wanted, move |grad_out, store| {
         table.accumulate(store, |sum| {
             for ((token, _), g) in tokens.iter().zip(grad_out.chunks_exact(width)) {
                 super::add_to(&mut sum[*token as usize * width..][..width], g);
             }
         })?;
+        let Some(positions) = positions else { return Ok(()) };
         positions.accumulate(store, |sum| {
             for ((_, place), g) in tokens.iter().zip(grad_out.chunks_exact(width)) {
                 super::add_to(&mut sum[place * width..][..width], g);
@@ -58,8 +62,15 @@ mod tests {
             &[],
             &[pseudo_random(9, 1), pseudo_random(9, 2)],
             2e-3,
-            |t, _, w| embed_tokens(tokens.clone(), &w[0], &w[1], 3, t).unwrap(),
-            |t, _, w| embed_tokens(tokens.clone(), &w[0], &w[1], 3, t).unwrap(),
+            |t, _, w| embed_tokens(tokens.clone(), &w[0], Some(&w[1]), 3, t).unwrap(),
+            |t, _, w| embed_tokens(tokens.clone(), &w[0], Some(&w[1]), 3, t).unwrap(),
+        );
+        check(
+            &[],
+            &[pseudo_random(9, 1)],
+            2e-3,
+            |t, _, w| embed_tokens(tokens.clone(), &w[0], None, 3, t).unwrap(),
+            |t, _, w| embed_tokens(tokens.clone(), &w[0], None, 3, t).unwrap(),
         );
     }
 }

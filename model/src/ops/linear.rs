@@ -1,30 +1,19 @@
 //! Affine maps: `y = x W + b`, optionally onto a residual. A frozen `W` costs no weight gradient
 //! (dfdx's own product computes both gradients).
 
-use super::wide::wide;
 use rayon::prelude::*;
 
 use super::add::add_rows_to;
 use super::matmul::{Target, View, matmul, matmul_here};
+use super::wide::{dot, wide};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
-
-/// How a kernel lies in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum KernelLayout {
-    /// `[out, in]`, PyTorch's `Linear`.
-    OutIn,
-    /// `[in, out]`, GPT-2's `Conv1D`.
-    InOut,
-}
 
 /// The weights of an affine map.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
-    /// `W`.
+    /// `W'` `[O, I]`, as PyTorch's `Linear` has it.
     pub(crate) weight: Weight,
-    /// How `W` lies in memory.
-    pub(crate) layout: KernelLayout,
     /// `b` `[O]`.
     pub(crate) bias: Option<Weight>,
     /// `O`.
@@ -85,9 +74,14 @@ impl Kernel {
     fn forward(&self, x: &Matrix, residual: Option<&Matrix>) -> Buffer {
         let (inputs, outputs) = (x.width(), self.outputs);
         let weight = self.weight.values();
-        let weight = self.as_in_out(&weight, inputs);
         let bias = self.bias.as_ref().map(Weight::values);
         let mut out = Buffer::unset(x.rows() * outputs);
+        if (1..=FEW_ROWS).contains(&x.rows()) {
+            start_rows(&mut out, residual.map(Matrix::values), bias.as_deref());
+            add_few_rows(&mut out, x, &weight, residual.is_some() || bias.is_some());
+            return out;
+        }
+        let weight = View::rows(&weight, inputs).t();
         let at_a_time = rows_per_piece(x.rows());
         let piece = |(i, out): (usize, &mut [f32])| {
             let rows = out.len() / outputs;
@@ -110,7 +104,7 @@ impl Kernel {
     fn backward(&self, grad_out: &[f32], inputs: usize) -> Buffer {
         let outputs = self.outputs;
         let weight = self.weight.values();
-        let back = self.as_in_out(&weight, inputs).t(); // [O, I]
+        let back = View::rows(&weight, inputs); // [O, I]
         let n = grad_out.len() / outputs;
         let mut grad = Buffer::unset(n * inputs);
         grad.par_chunks_mut(rows_per_piece(n) * inputs)
@@ -123,27 +117,38 @@ impl Kernel {
         grad
     }
 
-    /// Adds the gradient of the weight: `x' grad_out`, in the weight's layout.
+    /// Adds the gradient of the weight: `grad_out' x`.
     fn add_gradient(&self, sum: &mut [f32], x: &Matrix, grad_out: &[f32]) {
         let (n, inputs, outputs) = (x.rows(), x.width(), self.outputs);
         let (x, grad) = (View::rows(x.values(), inputs), View::rows(grad_out, outputs));
-        match self.layout {
-            KernelLayout::OutIn => {
-                let target = Target::rows(sum, inputs).adding();
-                matmul(outputs, n, inputs, 1.0, grad.t(), x, target);
-            }
-            KernelLayout::InOut => {
-                let target = Target::rows(sum, outputs).adding();
-                matmul(inputs, n, outputs, 1.0, x.t(), grad, target);
-            }
-        }
+        matmul(outputs, n, inputs, 1.0, grad.t(), x, Target::rows(sum, inputs).adding());
     }
+}
 
-    /// The kernel as `[in, out]`.
-    fn as_in_out<'a>(&self, weight: &'a [f32], inputs: usize) -> View<'a> {
-        match self.layout {
-            KernelLayout::OutIn => View::rows(weight, inputs).t(),
-            KernelLayout::InOut => View::rows(weight, self.outputs),
+/// Up to so many rows are multiplied by dot products: each row of the kernel is read once, as it
+/// lies, which is all the time that a product with so few rows takes.
+const FEW_ROWS: usize = 4;
+
+/// Adds to `out` `[n, O]`, or writes it, the product of few rows `x` `[n, I]` with `weight` `[O, I]`.
+fn add_few_rows(out: &mut [f32], x: &Matrix, weight: &[f32], add: bool) {
+    let (n, inputs) = (x.rows(), x.width());
+    let outputs = weight.len() / inputs;
+    let mut products = Buffer::unset(outputs * n); // [O, n]
+    let at_a_time = super::rows_per_chunk(inputs);
+    products.par_chunks_mut(at_a_time * n).zip(weight.par_chunks(at_a_time * inputs)).for_each(
+        |(products, weight)| {
+            wide!({
+                for (products, w) in products.chunks_exact_mut(n).zip(weight.chunks_exact(inputs)) {
+                    for (product, x) in products.iter_mut().zip(x.values().chunks_exact(inputs)) {
+                        *product = dot(w, x);
+                    }
+                }
+            });
+        },
+    );
+    for (row, out) in out.chunks_exact_mut(outputs).enumerate() {
+        for (o, products) in out.iter_mut().zip(products.chunks_exact(n)) {
+            *o = if add { *o + products[row] } else { products[row] };
         }
     }
 }
@@ -169,23 +174,22 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        for layout in [KernelLayout::OutIn, KernelLayout::InOut] {
-            let kernel = |w: &[Weight]| Kernel {
-                weight: w[0].clone(),
-                layout,
-                bias: Some(w[1].clone()),
-                outputs: 4,
-            };
+        let kernel =
+            |w: &[Weight]| Kernel { weight: w[0].clone(), bias: Some(w[1].clone()), outputs: 4 };
+        // 3 rows go by dot products, 6 by the library's product.
+        for n in [3, 6] {
+            let x = (pseudo_random(n * 5, 1), 5);
+            let weights = [pseudo_random(20, 2), pseudo_random(4, 3)];
             check(
-                &[(pseudo_random(15, 1), 5), (pseudo_random(12, 4), 4)],
-                &[pseudo_random(20, 2), pseudo_random(4, 3)],
+                &[x.clone(), (pseudo_random(n * 4, 4), 4)],
+                &weights,
                 2e-3,
                 |t, x, w| linear_onto(x[0].clone().with(t), kernel(w), x[1].clone()).unwrap(),
                 |t, x, w| linear_onto(x[0].clone().with(t), kernel(w), x[1].clone()).unwrap(),
             );
             check(
-                &[(pseudo_random(15, 1), 5)],
-                &[pseudo_random(20, 2), pseudo_random(4, 3)],
+                &[x],
+                &weights,
                 2e-3,
                 |t, x, w| linear(x[0].clone().with(t), kernel(w)).unwrap(),
                 |t, x, w| linear(x[0].clone().with(t), kernel(w)).unwrap(),

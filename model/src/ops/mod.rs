@@ -15,11 +15,14 @@ mod attention;
 mod contrastive_loss;
 mod cross_entropy;
 mod embedding;
-mod layer_norm;
+mod gated;
 mod linear;
 mod matmul;
 mod media_attention;
 mod media_tokens;
+mod norm;
+mod recompute;
+mod rotary;
 mod rows;
 mod wide;
 
@@ -27,15 +30,18 @@ pub use activation::Activation;
 pub(crate) use activation::activate;
 pub(crate) use add::{add_gated, add_to};
 pub(crate) use attention::{
-    AttentionShape, Past, Visible, attention, continue_attention, self_attention,
+    AttentionShape, Heads, Past, Visible, attention, continue_attention, self_attention,
 };
 pub(crate) use contrastive_loss::{contrastive_loss, unit_rows};
 pub(crate) use cross_entropy::{cross_entropy, each_logits, token_losses};
 pub(crate) use embedding::embed_tokens;
-pub(crate) use layer_norm::layer_norm;
-pub(crate) use linear::{Kernel, KernelLayout, linear, linear_onto};
+pub(crate) use gated::activate_gate;
+pub(crate) use linear::{Kernel, linear, linear_onto};
 pub(crate) use media_attention::{MediaReads, media_attention};
 pub(crate) use media_tokens::{add_time, repeat_latents, with_latents};
+pub(crate) use norm::{Norm, normalise, normalise_columns};
+pub(crate) use recompute::{Stage, recomputed};
+pub(crate) use rotary::{Rotation, rotate};
 pub(crate) use rows::{mean_rows, pick_rows, prepend_class};
 pub(crate) use wide::processor;
 

@@ -1,111 +1,145 @@
-//! Layer norm with learnt scale and bias, over the last axis.
+//! Layer norm and root-mean-square norm with learnt scale, over all columns or some of them.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::rows_per_chunk;
-use super::wide::{sum_by, wide};
+use super::wide::{dot, sum_by, wide};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
 
-/// Mean and reciprocal standard deviation of one row.
-#[expect(clippy::inline_always, reason = "must become part of the wide loop around it")]
-#[inline(always)]
-fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
-    let n = row.len() as f32;
-    let mean = sum_by(row, |v| v) / n;
-    let variance = sum_by(row, |v| (v - mean) * (v - mean)) / n;
-    (mean, (variance + epsilon).sqrt().recip())
+/// A norm's weights.
+#[derive(Debug, Clone)]
+pub(crate) struct Norm {
+    /// `[D]`.
+    pub(crate) scale: Weight,
+    /// `[D]`.
+    pub(crate) bias: Option<Weight>,
+    /// Whether the mean is taken off first, as layer norm does and the root-mean-square norm
+    /// (Zhang and Sennrich, 2019) does not.
+    pub(crate) centred: bool,
+    /// Added to the variance.
+    pub(crate) epsilon: f32,
 }
 
-/// Normalises every row of `x` `[N, D]`, then scales by `scale` `[D]` and adds `bias` `[D]`.
+impl Norm {
+    /// Mean and reciprocal deviation of one row; the mean is 0 where it is not taken off.
+    #[expect(clippy::inline_always, reason = "must become part of the wide loop around it")]
+    #[inline(always)]
+    fn moments(&self, row: &[f32]) -> (f32, f32) {
+        let n = row.len() as f32;
+        let mean = if self.centred { sum_by(row, |v| v) / n } else { 0.0 };
+        let variance = sum_by(row, |v| (v - mean) * (v - mean)) / n;
+        (mean, (variance + self.epsilon).sqrt().recip())
+    }
+
+    #[expect(clippy::inline_always, reason = "must become part of the wide call around it")]
+    #[inline(always)]
+    fn forward_row(&self, row: &mut [f32], gain: &[f32], shift: Option<&[f32]>) {
+        let (mean, inverse) = self.moments(row);
+        for (v, g) in row.iter_mut().zip(gain) {
+            *v = (*v - mean) * inverse * g;
+        }
+        if let Some(shift) = shift {
+            row.iter_mut().zip(shift).for_each(|(v, b)| *v += b);
+        }
+    }
+
+    /// Backward of a row `x`: turns the gradient `h` of the output into that of the input, and adds
+    /// to the sums for scale and bias. `normal` is room for a row.
+    ///
+    /// With `n = (x - mean) / std` and `h = grad * gain`:
+    /// `grad_x = (h - mean(h) - n * mean(h * n)) / std`, without `mean(h)` where not centred.
+    #[expect(clippy::inline_always, reason = "must become part of the wide call around it")]
+    #[inline(always)]
+    fn backward_row(
+        &self,
+        h: &mut [f32],
+        x: &[f32],
+        gain: &[f32],
+        normal: &mut [f32],
+        (scale_sum, bias_sum): (&mut [f32], &mut [f32]),
+    ) {
+        let width = gain.len() as f32;
+        let (mean, inverse) = self.moments(x);
+        normal.iter_mut().zip(x).for_each(|(n, x)| *n = (x - mean) * inverse);
+        scale_sum.iter_mut().zip(&*h).zip(&*normal).for_each(|((s, g), n)| *s += g * n);
+        bias_sum.iter_mut().zip(&*h).for_each(|(s, g)| *s += g);
+        h.iter_mut().zip(gain).for_each(|(h, gain)| *h *= gain);
+        let mean_h = if self.centred { sum_by(h, |v| v) / width } else { 0.0 };
+        let mean_hn = dot(h, normal) / width;
+        for (h, n) in h.iter_mut().zip(&*normal) {
+            *h = (*h - mean_h - n * mean_hn) * inverse;
+        }
+    }
+}
+
+/// Normalises every row of `x` `[N, D]`.
 ///
 /// # Errors
 /// When the device fails.
-pub(crate) fn layer_norm<T: Record>(
+pub(crate) fn normalise<T: Record>(x: Matrix<T>, norm: Norm) -> Result<Matrix<T>, DeviceError> {
+    let columns = 0..x.width();
+    normalise_columns(x, columns, norm)
+}
+
+/// Normalises `columns` of every row of `x` `[N, W]`, as many as the norm has; the others stay.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn normalise_columns<T: Record>(
     x: Matrix<T>,
-    scale: &Weight,
-    bias: &Weight,
-    epsilon: f32,
+    columns: Range<usize>,
+    norm: Norm,
 ) -> Result<Matrix<T>, DeviceError> {
     let (x, tape) = x.split();
     let width = x.width();
     let chunk = width * rows_per_chunk(width);
     let mut out = Buffer::unset(x.values().len());
-    let (gain, shift) = (scale.values(), bias.values());
-    out.par_chunks_mut(chunk)
-        .zip(x.values().par_chunks(chunk))
-        .for_each(|(out, x)| wide!(forward_rows(out, x, &gain, &shift, epsilon)));
+    let (gain, shift) = (norm.scale.values(), norm.bias.as_ref().map(Weight::values));
+    out.par_chunks_mut(chunk).zip(x.values().par_chunks(chunk)).for_each(|(out, x)| {
+        out.copy_from_slice(x);
+        wide!({
+            for row in out.chunks_exact_mut(width) {
+                norm.forward_row(&mut row[columns.clone()], &gain, shift.as_deref());
+            }
+        });
+    });
     drop((gain, shift));
 
-    let (scale, bias) = (scale.clone(), bias.clone());
-    let wanted = x.wants_gradient() || scale.is_trained() || bias.is_trained();
-    record(out, width, tape, wanted, move |grad_out, store| {
-        let gain = scale.values();
-        let mut grad_x = Buffer::unset(grad_out.len());
+    let wanted = x.wants_gradient()
+        || norm.scale.is_trained()
+        || norm.bias.as_ref().is_some_and(Weight::is_trained);
+    record(out, width, tape, wanted, move |mut grad, store| {
+        let gain = norm.scale.values();
         // Per chunk: the sums of grad * normalised and of grad, for scale and bias.
-        let sums: Vec<(Vec<f32>, Vec<f32>)> = grad_x
+        let sums: Vec<[Vec<f32>; 2]> = grad
             .par_chunks_mut(chunk)
             .zip(x.values().par_chunks(chunk))
-            .zip(grad_out.par_chunks(chunk))
-            .map(|((gx, x), g)| wide!(backward_rows(gx, x, g, &gain, epsilon)))
+            .map(|(grad, x)| {
+                let [mut scale, mut bias, mut normal] = [0; 3].map(|_| vec![0.0; columns.len()]);
+                wide!({
+                    for (grad, x) in grad.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        let (grad, x) = (&mut grad[columns.clone()], &x[columns.clone()]);
+                        let sums = (&mut *scale, &mut *bias);
+                        norm.backward_row(grad, x, &gain, &mut normal, sums);
+                    }
+                });
+                [scale, bias]
+            })
             .collect();
         drop(gain);
-        scale.accumulate(store, |total| {
-            for (s, _) in &sums {
-                super::add_to(total, s);
-            }
-        })?;
-        bias.accumulate(store, |total| {
-            for (_, s) in &sums {
-                super::add_to(total, s);
-            }
-        })?;
-        x.give_gradient(store, grad_x)
+        let total = |part: usize| {
+            let sums = &sums;
+            move |total: &mut [f32]| sums.iter().for_each(|s| super::add_to(total, &s[part]))
+        };
+        norm.scale.accumulate(store, total(0))?;
+        if let Some(bias) = &norm.bias {
+            bias.accumulate(store, total(1))?;
+        }
+        x.give_gradient(store, grad)
     })
-}
-
-#[expect(clippy::inline_always, reason = "must become part of the wide call around it")]
-#[inline(always)]
-fn forward_rows(out: &mut [f32], x: &[f32], gain: &[f32], shift: &[f32], epsilon: f32) {
-    let width = gain.len();
-    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-        let (mean, inverse) = moments(x, epsilon);
-        for (((o, v), g), b) in out.iter_mut().zip(x).zip(gain).zip(shift) {
-            *o = (*v - mean) * inverse * g + b;
-        }
-    }
-}
-
-/// Backward of a chunk of rows: writes `grad_x`, returns the chunk's sums for scale and bias.
-///
-/// With `n = (x - mean) / std` and `h = grad * gain`:
-/// `grad_x = (h - mean(h) - n * mean(h * n)) / std`.
-#[expect(clippy::inline_always, reason = "must become part of the wide call around it")]
-#[inline(always)]
-fn backward_rows(
-    grad_x: &mut [f32],
-    x: &[f32],
-    grad_out: &[f32],
-    gain: &[f32],
-    epsilon: f32,
-) -> (Vec<f32>, Vec<f32>) {
-    let width = gain.len();
-    let (mut scale_sum, mut bias_sum) = (vec![0.0; width], vec![0.0; width]);
-    let mut normal = vec![0.0; width];
-    let rows = grad_x.chunks_exact_mut(width).zip(x.chunks_exact(width));
-    for ((gx, x), g) in rows.zip(grad_out.chunks_exact(width)) {
-        let (mean, inverse) = moments(x, epsilon);
-        normal.iter_mut().zip(x).for_each(|(n, x)| *n = (x - mean) * inverse);
-        gx.iter_mut().zip(g).zip(gain).for_each(|((h, g), gain)| *h = g * gain);
-        scale_sum.iter_mut().zip(g).zip(&normal).for_each(|((s, g), n)| *s += g * n);
-        bias_sum.iter_mut().zip(g).for_each(|(s, g)| *s += g);
-        let mean_h = sum_by(gx, |v| v) / width as f32;
-        let mean_hn = super::wide::dot(gx, &normal) / width as f32;
-        for (h, n) in gx.iter_mut().zip(&normal) {
-            *h = (*h - mean_h - n * mean_hn) * inverse;
-        }
-    }
-    (scale_sum, bias_sum)
 }
 
 #[cfg(test)]
@@ -113,14 +147,34 @@ mod tests {
     use super::*;
     use crate::ops::gradient_check::{check, pseudo_random};
 
+    fn norm(w: &[Weight], centred: bool) -> Norm {
+        Norm { scale: w[0].clone(), bias: w.get(1).cloned(), centred, epsilon: 1e-5 }
+    }
+
     #[test]
     fn gradients_equal_finite_differences() {
-        check(
-            &[(pseudo_random(21, 1), 7)],
-            &[pseudo_random(7, 2), pseudo_random(7, 3)],
-            3e-3,
-            |t, x, w| layer_norm(x[0].clone().with(t), &w[0], &w[1], 1e-5).unwrap(),
-            |t, x, w| layer_norm(x[0].clone().with(t), &w[0], &w[1], 1e-5).unwrap(),
-        );
+        for centred in [true, false] {
+            for n_weights in [1, 2] {
+                let weights: Vec<_> = (0..n_weights).map(|i| pseudo_random(7, 2 + i)).collect();
+                check(
+                    &[(pseudo_random(21, 1), 7)],
+                    &weights,
+                    3e-3,
+                    |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
+                    |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
+                );
+                check(
+                    &[(pseudo_random(30, 1), 10)],
+                    &weights,
+                    3e-3,
+                    |t, x, w| {
+                        normalise_columns(x[0].clone().with(t), 2..9, norm(w, centred)).unwrap()
+                    },
+                    |t, x, w| {
+                        normalise_columns(x[0].clone().with(t), 2..9, norm(w, centred)).unwrap()
+                    },
+                );
+            }
+        }
     }
 }

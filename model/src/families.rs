@@ -1,0 +1,595 @@
+//! Families of language models as Hugging Face writes them: their `config.json` as a
+//! [`LanguageConfig`], and their names and layouts as rules.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::architecture::{Architecture, Positions, Rotary, RotaryScaling};
+use crate::decoder::LanguageConfig;
+use crate::error::ModelError;
+use crate::language_model::LANGUAGE_PREFIX;
+use crate::layers::{FEED_FORWARD_WIDENING, NormKind};
+use crate::ops::Activation;
+use crate::params::Source;
+use crate::translate::{Layout, Rule, Rules};
+use crate::weights_file::Tensors;
+
+/// A family of language models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    Gpt2,
+    /// MPT as in transformers, and the first MPT-1B under its own names.
+    Mpt {
+        first: bool,
+    },
+    Neox,
+    Opt,
+    /// `LLaMA` and what is built like it: Mistral, Qwen2.
+    Llama,
+}
+
+/// Reads the fields of a `config.json` and answers with errors that name them.
+struct Fields<'a> {
+    path: &'a Path,
+    all: &'a Value,
+}
+
+impl Fields<'_> {
+    fn get<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T, ModelError> {
+        self.or(name, None)
+    }
+
+    /// The value of a field, which may be missing or null if there is a default.
+    fn or<T: for<'de> Deserialize<'de>>(
+        &self,
+        name: &str,
+        default: Option<T>,
+    ) -> Result<T, ModelError> {
+        let value = self.all.get(name).filter(|value| !value.is_null());
+        match (value, default) {
+            (None, Some(default)) => Ok(default),
+            (value, _) => T::deserialize(value.unwrap_or(&Value::Null))
+                .map_err(|_| self.refused(name, "a value of the right kind")),
+        }
+    }
+
+    /// Refuses any value but `expected`, which is also the default.
+    fn only(&self, name: &str, expected: &Value) -> Result<(), ModelError> {
+        match self.all.get(name) {
+            Some(value) if !value.is_null() && value != expected => {
+                Err(self.refused(name, &expected.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn refused(&self, name: &str, expected: &str) -> ModelError {
+        let value = self.all.get(name).map_or("nothing".to_owned(), Value::to_string);
+        ModelError::ConfigField {
+            path: self.path.to_path_buf(),
+            field: name.into(),
+            value: value.into(),
+            expected: expected.into(),
+        }
+    }
+
+    fn activation(&self, name: &str) -> Result<Activation, ModelError> {
+        let known: Result<Activation, _> = self.get(name);
+        known.map_err(|_| self.refused(name, "`gelu`, `gelu_new`, `quick_gelu`, `relu` or `silu`"))
+    }
+
+    fn rotary(&self, fraction: f32, base: &str) -> Result<Rotary, ModelError> {
+        let scaling: Option<Value> = self.or("rope_scaling", Some(None))?;
+        let scaling = match scaling {
+            None => RotaryScaling::None,
+            Some(all) => Fields { path: self.path, all: &all }.scaling()?,
+        };
+        Ok(Rotary { fraction, base: self.or(base, Some(10_000.0))?, scaling })
+    }
+
+    fn scaling(&self) -> Result<RotaryScaling, ModelError> {
+        let kind: Option<String> = self.or("type", Some(None))?;
+        let kind = kind.map_or_else(|| self.get("rope_type"), Ok)?;
+        match &*kind {
+            "default" => Ok(RotaryScaling::None),
+            "linear" => Ok(RotaryScaling::Linear { factor: self.get("factor")? }),
+            "llama3" => Ok(RotaryScaling::Llama3 {
+                factor: self.get("factor")?,
+                low_frequency_factor: self.get("low_freq_factor")?,
+                high_frequency_factor: self.get("high_freq_factor")?,
+                trained_context: self.get("original_max_position_embeddings")?,
+            }),
+            _ => Err(self.refused("type", "`default`, `linear` or `llama3`")),
+        }
+    }
+}
+
+impl Family {
+    /// The family and shape that a Hugging Face `config.json` describes.
+    ///
+    /// # Errors
+    /// Names the first field that is missing or asks for what is not supported.
+    pub(crate) fn read(all: &Value, path: &Path) -> Result<(Self, LanguageConfig), ModelError> {
+        let fields = Fields { path, all };
+        let kind: String = fields.get("model_type")?;
+        let (family, config) = match &*kind {
+            "gpt2" => (Self::Gpt2, gpt2(&fields)?),
+            "mpt" => (Self::Mpt { first: false }, mpt(&fields)?),
+            "mosaic_gpt" => (Self::Mpt { first: true }, mosaic_gpt(&fields)?),
+            "gpt_neox" => (Self::Neox, neox(&fields)?),
+            "opt" => (Self::Opt, opt(&fields)?),
+            "llama" | "mistral" => (Self::Llama, llama(&fields, false)?),
+            "qwen2" => (Self::Llama, llama(&fields, true)?),
+            _ => {
+                let known = "`gpt2`, `mpt`, `mosaic_gpt`, `gpt_neox`, `opt`, `llama`, `mistral` or \
+                             `qwen2`";
+                return Err(fields.refused("model_type", known));
+            }
+        };
+        config.validate()?;
+        Ok((family, config))
+    }
+
+    /// The family that a model is built like.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn of(config: &LanguageConfig) -> Result<Self, ModelError> {
+        let how = &config.architecture;
+        let plain = !how.gated && how.kv_heads.is_none() && how.head_dim.is_none();
+        let layer = plain && how.norm == NormKind::Layer && how.qkv_bias && how.biases;
+        match how.positions {
+            Positions::Learned if layer && !how.parallel && !how.qk_norm => {
+                if how.position_offset == 0 {
+                    return Ok(Self::Gpt2);
+                }
+                if how.position_offset == 2 {
+                    return Ok(Self::Opt);
+                }
+            }
+            Positions::Rotary if layer && !how.qk_norm => return Ok(Self::Neox),
+            Positions::Rotary
+                if how.norm == NormKind::RootMeanSquare
+                    && how.gated
+                    && !(how.parallel || how.biases || how.qk_norm) =>
+            {
+                return Ok(Self::Llama);
+            }
+            Positions::Alibi
+                if plain
+                    && how.norm == NormKind::LayerWithoutBias
+                    && how.tied
+                    && config.activation == Activation::Gelu
+                    && !(how.parallel || how.qkv_bias || how.biases) =>
+            {
+                return Ok(Self::Mpt { first: how.qk_norm });
+            }
+            _ => {}
+        }
+        Err(ModelError::NoFamily { what: "the language model", of: "Hugging Face" })
+    }
+
+    /// The `config.json` of a model of this family.
+    pub(crate) fn write(self, config: &LanguageConfig) -> Value {
+        let how = &config.architecture;
+        let hidden = how.block_shape(config).hidden;
+        let LanguageConfig { vocabulary, context, width, layers, heads, activation, .. } = config;
+        let mut all = match self {
+            Self::Gpt2 => json!({
+                "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": width,
+                "n_positions": context, "n_layer": layers, "n_head": heads, "n_inner": hidden,
+                "activation_function": activation, "layer_norm_epsilon": how.norm_epsilon,
+            }),
+            Self::Mpt { first: false } => json!({
+                "model_type": "mpt", "architectures": ["MptForCausalLM"], "d_model": width,
+                "max_seq_len": context, "n_layers": layers, "n_heads": heads, "no_bias": true,
+                "expansion_ratio": hidden / width, "layer_norm_epsilon": how.norm_epsilon,
+                "attn_config": {"alibi": true, "alibi_bias_max": 8, "qk_ln": false},
+            }),
+            Self::Mpt { first: true } => json!({
+                "model_type": "mosaic_gpt", "architectures": ["MosaicGPT"], "d_model": width,
+                "max_seq_len": context, "n_layers": layers, "n_heads": heads, "no_bias": true,
+                "mlp_ratio": hidden / width, "alibi": true, "alibi_bias_max": 8,
+                "attn_qk_ln": true,
+            }),
+            Self::Neox => json!({
+                "model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"],
+                "hidden_size": width, "max_position_embeddings": context,
+                "num_hidden_layers": layers, "num_attention_heads": heads,
+                "intermediate_size": hidden, "hidden_act": activation,
+                "rotary_pct": how.rotary.fraction, "rotary_emb_base": how.rotary.base,
+                "layer_norm_eps": how.norm_epsilon, "use_parallel_residual": how.parallel,
+            }),
+            Self::Opt => json!({
+                "model_type": "opt", "architectures": ["OPTForCausalLM"], "hidden_size": width,
+                "max_position_embeddings": context, "num_hidden_layers": layers,
+                "num_attention_heads": heads, "ffn_dim": hidden, "word_embed_proj_dim": width,
+                "activation_function": activation, "do_layer_norm_before": true,
+            }),
+            Self::Llama => json!({
+                "model_type": if how.qkv_bias { "qwen2" } else { "llama" },
+                "architectures": [if how.qkv_bias { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" }],
+                "hidden_size": width, "max_position_embeddings": context,
+                "num_hidden_layers": layers, "num_attention_heads": heads,
+                "num_key_value_heads": how.kv_heads.unwrap_or(*heads),
+                "head_dim": how.head_dim.unwrap_or(width / heads),
+                "intermediate_size": hidden, "hidden_act": activation,
+                "rope_theta": how.rotary.base, "rms_norm_eps": how.norm_epsilon,
+            }),
+        };
+        all["vocab_size"] = json!(vocabulary);
+        all["tie_word_embeddings"] = json!(how.tied);
+        all["torch_dtype"] = json!("float32");
+        let scaling = match how.rotary.scaling {
+            RotaryScaling::None => return all,
+            RotaryScaling::Linear { factor } => json!({"type": "linear", "factor": factor}),
+            RotaryScaling::Llama3 {
+                factor,
+                low_frequency_factor,
+                high_frequency_factor,
+                trained_context,
+            } => json!({
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": low_frequency_factor,
+                "high_freq_factor": high_frequency_factor,
+                "original_max_position_embeddings": trained_context,
+            }),
+        };
+        all["rope_scaling"] = scaling;
+        all
+    }
+
+    /// The parameters of a model of this family, found in `tensors`.
+    pub(crate) fn source(
+        self,
+        config: &LanguageConfig,
+        mut tensors: Tensors,
+        path: PathBuf,
+    ) -> Source {
+        // Files that were saved without the head leave out the base.
+        if !tensors.names().any(|name| name.starts_with(self.base())) {
+            let whole = |name: &str| name == self.head();
+            tensors.rename(|name| {
+                if whole(name) { name.to_owned() } else { format!("{}{name}", self.base()) }
+            });
+        }
+        let rules = self.rules(LANGUAGE_PREFIX, config);
+        Source::Foreign { tensors, rules, path }
+    }
+
+    /// What stands before the names of all tensors but the head; some files leave it out.
+    fn base(self) -> &'static str {
+        match self {
+            Self::Gpt2 | Self::Mpt { .. } => "transformer.",
+            Self::Neox => "gpt_neox.",
+            Self::Opt | Self::Llama => "model.",
+        }
+    }
+
+    /// The name of block i, with a dot at its end.
+    fn block(self, i: usize) -> String {
+        let list = match self {
+            Self::Gpt2 => "h",
+            Self::Mpt { .. } => "blocks",
+            Self::Neox | Self::Llama => "layers",
+            Self::Opt => "decoder.layers",
+        };
+        format!("{}{list}.{i}.", self.base())
+    }
+
+    /// The name of the token embedding.
+    fn tokens(self) -> String {
+        let name = match self {
+            Self::Gpt2 | Self::Mpt { .. } => "wte.weight",
+            Self::Neox => "embed_in.weight",
+            Self::Opt => "decoder.embed_tokens.weight",
+            Self::Llama => "embed_tokens.weight",
+        };
+        format!("{}{name}", self.base())
+    }
+
+    /// The name of the head, which files of tied models may have too.
+    fn head(self) -> &'static str {
+        if self == Self::Neox { "embed_out.weight" } else { "lm_head.weight" }
+    }
+
+    /// Where every parameter is found; ours carry `prefix`.
+    pub(crate) fn rules(self, prefix: &str, config: &LanguageConfig) -> Rules {
+        let mut rules = Rules::default();
+        let (how, base) = (&config.architecture, self.base());
+        let (rows, width) = (config.vocabulary, config.width);
+        rules.add(format!("{prefix}tokens.weight"), Rule::same(self.tokens(), &[rows, width]));
+        if how.positions == Positions::Learned {
+            let name = if self == Self::Opt { "decoder.embed_positions" } else { "wpe" };
+            let rows = config.context + how.position_offset;
+            let rule = Rule::same(format!("{base}{name}.weight"), &[rows, width]);
+            rules.add(format!("{prefix}positions.weight"), rule);
+        }
+        if !how.tied {
+            let rule = Rule::same(self.head(), &[rows, width]);
+            rules.add(format!("{prefix}head.weight"), rule);
+        }
+        let norm = match self {
+            Self::Gpt2 | Self::Mpt { first: true } => "ln_f",
+            Self::Mpt { first: false } => "norm_f",
+            Self::Neox => "final_layer_norm",
+            Self::Opt => "decoder.final_layer_norm",
+            Self::Llama => "norm",
+        };
+        add_norm(&mut rules, how, width, &format!("{prefix}norm"), &format!("{base}{norm}"));
+        for i in 0..config.layers {
+            let ours = format!("{prefix}blocks.{i}.");
+            self.add_block(&mut rules, config, &ours, &self.block(i));
+        }
+        rules
+    }
+
+    /// The rules of one block, `ours` and `theirs` with a dot at the end.
+    fn add_block(self, rules: &mut Rules, config: &LanguageConfig, ours: &str, theirs: &str) {
+        let how = &config.architecture;
+        let shape = how.block_shape(config);
+        let (width, heads) = (config.width, shape.heads);
+        let [norm_1, norm_2, qkv, out, up, down] = match self {
+            Self::Gpt2 => ["ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+            Self::Mpt { first: false } => {
+                ["norm_1", "norm_2", "attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"]
+            }
+            Self::Mpt { first: true } => {
+                ["ln_1", "ln_2", "attn.Wqkv", "attn.out_proj", "mlp.mlp_up", "mlp.mlp_down"]
+            }
+            Self::Neox => [
+                "input_layernorm",
+                "post_attention_layernorm",
+                "attention.query_key_value",
+                "attention.dense",
+                "mlp.dense_h_to_4h",
+                "mlp.dense_4h_to_h",
+            ],
+            Self::Opt => {
+                ["self_attn_layer_norm", "final_layer_norm", "", "self_attn.out_proj", "fc1", "fc2"]
+            }
+            Self::Llama => [
+                "input_layernorm",
+                "post_attention_layernorm",
+                "",
+                "self_attn.o_proj",
+                "",
+                "mlp.down_proj",
+            ],
+        };
+        for (to, from) in [("norm_1", norm_1), ("norm_2", norm_2)] {
+            add_norm(rules, how, width, &format!("{ours}{to}"), &format!("{theirs}{from}"));
+        }
+        if how.qk_norm {
+            for (to, from) in [("attn.q_norm", "attn.q_ln"), ("attn.k_norm", "attn.k_ln")] {
+                let (to, from) = (format!("{ours}{to}"), format!("{theirs}{from}"));
+                add_norm(rules, how, heads.query_width(), &to, &from);
+            }
+        }
+        let layout = match self {
+            Self::Gpt2 => Layout::Transposed,
+            _ => Layout::Same,
+        };
+        let mut affine = |to: &str, from: &str, shape: [usize; 2], layout: Layout, bias: bool| {
+            let rule = Rule::of(format!("{theirs}{from}.weight"), &shape, layout);
+            rules.add(format!("{ours}{to}.weight"), rule);
+            if bias {
+                // A bias has no columns to be transposed.
+                let layout = if layout == Layout::Transposed { Layout::Same } else { layout };
+                let rule = Rule::of(format!("{theirs}{from}.bias"), &shape[..1], layout);
+                rules.add(format!("{ours}{to}.bias"), rule);
+            }
+        };
+        affine("attn.out", out, [width, heads.query_width()], layout, how.biases);
+        affine("mlp.down", down, [width, shape.hidden], layout, how.biases);
+        if !how.gated {
+            affine("mlp.up", up, [shape.hidden, width], layout, how.biases);
+        }
+        let of_qkv = match self {
+            Self::Neox => Layout::ByHead { heads: heads.queries },
+            _ => layout,
+        };
+        if !qkv.is_empty() {
+            affine("attn.qkv", qkv, [heads.row_width(), width], of_qkv, how.qkv_bias);
+        }
+        let mut stacked = |to: &str, parts: &[(&str, usize)], bias: bool| {
+            let named = |part: &str| {
+                let name = |(name, rows): &(&str, usize)| (format!("{theirs}{name}.{part}"), *rows);
+                parts.iter().map(name).collect()
+            };
+            rules.add(format!("{ours}{to}.weight"), Rule::rows(named("weight"), &[width]));
+            if bias {
+                rules.add(format!("{ours}{to}.bias"), Rule::rows(named("bias"), &[]));
+            }
+        };
+        if qkv.is_empty() {
+            let (q, k) = (heads.query_width(), heads.key_width());
+            let parts = [("self_attn.q_proj", q), ("self_attn.k_proj", k), ("self_attn.v_proj", k)];
+            stacked("attn.qkv", &parts, how.qkv_bias);
+        }
+        if how.gated {
+            let parts = [("mlp.gate_proj", shape.hidden), ("mlp.up_proj", shape.hidden)];
+            stacked("mlp.gate_up", &parts, how.biases);
+        }
+    }
+}
+
+/// The rules of one norm.
+fn add_norm(rules: &mut Rules, how: &Architecture, width: usize, ours: &str, theirs: &str) {
+    let parts: &[&str] =
+        if how.norm == NormKind::Layer { &["weight", "bias"] } else { &["weight"] };
+    for part in parts {
+        let rule = Rule::same(format!("{theirs}.{part}"), &[width]);
+        rules.add(format!("{ours}.{part}"), rule);
+    }
+}
+
+fn gpt2(f: &Fields) -> Result<LanguageConfig, ModelError> {
+    f.only("scale_attn_weights", &Value::Bool(true))?;
+    f.only("scale_attn_by_inverse_layer_idx", &Value::Bool(false))?;
+    Ok(LanguageConfig {
+        vocabulary: f.get("vocab_size")?,
+        context: f.get("n_positions")?,
+        width: f.get("n_embd")?,
+        layers: f.get("n_layer")?,
+        heads: f.get("n_head")?,
+        activation: f.activation("activation_function")?,
+        architecture: Architecture {
+            norm_epsilon: f.or("layer_norm_epsilon", Some(1e-5))?,
+            feed_forward_width: f.or("n_inner", Some(None))?,
+            tied: f.or("tie_word_embeddings", Some(true))?,
+            ..Architecture::default()
+        },
+    })
+}
+
+/// What both kinds of MPT are made of.
+fn mpt_architecture() -> Architecture {
+    Architecture {
+        positions: Positions::Alibi,
+        norm: NormKind::LayerWithoutBias,
+        qkv_bias: false,
+        biases: false,
+        ..Architecture::default()
+    }
+}
+
+fn mpt(f: &Fields) -> Result<LanguageConfig, ModelError> {
+    f.only("no_bias", &Value::Bool(true))?;
+    f.only("logit_scale", &Value::Null)?;
+    let attention: Value = f.or("attn_config", Some(Value::Object(serde_json::Map::new())))?;
+    let of_attention = Fields { path: f.path, all: &attention };
+    for (name, expected) in [
+        ("attn_type", Value::from("multihead_attention")),
+        ("clip_qkv", Value::Null),
+        ("softmax_scale", Value::Null),
+        ("prefix_lm", Value::Bool(false)),
+        ("qk_ln", Value::Bool(false)),
+        ("alibi", Value::Bool(true)),
+        ("alibi_bias_max", Value::from(8)),
+    ] {
+        of_attention.only(name, &expected)?;
+    }
+    let width = f.get("d_model")?;
+    let widening: usize = f.or("expansion_ratio", Some(FEED_FORWARD_WIDENING))?;
+    Ok(LanguageConfig {
+        vocabulary: f.get("vocab_size")?,
+        context: f.get("max_seq_len")?,
+        width,
+        layers: f.get("n_layers")?,
+        heads: f.get("n_heads")?,
+        activation: Activation::Gelu,
+        architecture: Architecture {
+            norm_epsilon: f.or("layer_norm_epsilon", Some(1e-5))?,
+            feed_forward_width: Some(widening.saturating_mul(width)),
+            ..mpt_architecture()
+        },
+    })
+}
+
+/// MPT-1B, whose configuration and names came before MPT's.
+fn mosaic_gpt(f: &Fields) -> Result<LanguageConfig, ModelError> {
+    for (name, expected) in [
+        ("no_bias", Value::Bool(true)),
+        ("logit_scale", Value::Null),
+        ("attn_clip_qkv", Value::Null),
+        ("softmax_scale", Value::Null),
+        ("prefix_lm", Value::Bool(false)),
+        ("alibi", Value::Bool(true)),
+        ("alibi_bias_max", Value::from(8)),
+    ] {
+        f.only(name, &expected)?;
+    }
+    let width = f.get("d_model")?;
+    let widening: usize = f.or("mlp_ratio", Some(FEED_FORWARD_WIDENING))?;
+    Ok(LanguageConfig {
+        vocabulary: f.get("vocab_size")?,
+        context: f.get("max_seq_len")?,
+        width,
+        layers: f.get("n_layers")?,
+        heads: f.get("n_heads")?,
+        activation: Activation::Gelu,
+        architecture: Architecture {
+            feed_forward_width: Some(widening.saturating_mul(width)),
+            qk_norm: f.or("attn_qk_ln", Some(false))?,
+            ..mpt_architecture()
+        },
+    })
+}
+
+fn neox(f: &Fields) -> Result<LanguageConfig, ModelError> {
+    let biases = f.or("attention_bias", Some(true))?;
+    if !biases {
+        return Err(f.refused("attention_bias", "`true`"));
+    }
+    Ok(LanguageConfig {
+        vocabulary: f.get("vocab_size")?,
+        context: f.get("max_position_embeddings")?,
+        width: f.get("hidden_size")?,
+        layers: f.get("num_hidden_layers")?,
+        heads: f.get("num_attention_heads")?,
+        activation: f.activation("hidden_act")?,
+        architecture: Architecture {
+            positions: Positions::Rotary,
+            rotary: f.rotary(f.or("rotary_pct", Some(0.25))?, "rotary_emb_base")?,
+            norm_epsilon: f.or("layer_norm_eps", Some(1e-5))?,
+            parallel: f.or("use_parallel_residual", Some(true))?,
+            feed_forward_width: Some(f.get("intermediate_size")?),
+            tied: f.or("tie_word_embeddings", Some(false))?,
+            ..Architecture::default()
+        },
+    })
+}
+
+fn opt(f: &Fields) -> Result<LanguageConfig, ModelError> {
+    f.only("do_layer_norm_before", &Value::Bool(true))?;
+    f.only("_remove_final_layer_norm", &Value::Bool(false))?;
+    let width: usize = f.get("hidden_size")?;
+    f.only("word_embed_proj_dim", &Value::from(width))?;
+    Ok(LanguageConfig {
+        vocabulary: f.get("vocab_size")?,
+        context: f.get("max_position_embeddings")?,
+        width,
+        layers: f.get("num_hidden_layers")?,
+        heads: f.get("num_attention_heads")?,
+        activation: f.activation("activation_function")?,
+        architecture: Architecture {
+            position_offset: 2,
+            feed_forward_width: Some(f.get("ffn_dim")?),
+            tied: f.or("tie_word_embeddings", Some(true))?,
+            ..Architecture::default()
+        },
+    })
+}
+
+fn llama(f: &Fields, qkv_bias: bool) -> Result<LanguageConfig, ModelError> {
+    f.only("attention_bias", &Value::Bool(false))?;
+    f.only("mlp_bias", &Value::Bool(false))?;
+    f.only("use_sliding_window", &Value::Bool(false))?;
+    // Mistral's window, if any, must not be shorter than what is read.
+    let context: usize = f.get("max_position_embeddings")?;
+    let window: Option<usize> = if qkv_bias { None } else { f.or("sliding_window", Some(None))? };
+    Ok(LanguageConfig {
+        vocabulary: f.get("vocab_size")?,
+        context: window.map_or(context, |window| window.min(context)),
+        width: f.get("hidden_size")?,
+        layers: f.get("num_hidden_layers")?,
+        heads: f.get("num_attention_heads")?,
+        activation: f.activation("hidden_act")?,
+        architecture: Architecture {
+            positions: Positions::Rotary,
+            rotary: f.rotary(1.0, "rope_theta")?,
+            norm: NormKind::RootMeanSquare,
+            norm_epsilon: f.or("rms_norm_eps", Some(1e-6))?,
+            feed_forward_width: Some(f.get("intermediate_size")?),
+            gated: true,
+            kv_heads: f.or("num_key_value_heads", Some(None))?,
+            head_dim: f.or("head_dim", Some(None))?,
+            qkv_bias,
+            biases: false,
+            tied: f.or("tie_word_embeddings", Some(false))?,
+            ..Architecture::default()
+        },
+    })
+}

@@ -1,0 +1,71 @@
+//! The gate of a gated feed-forward (`SwiGLU`; Shazeer, 2020): `activation(a) * b`.
+
+use rayon::prelude::*;
+
+use super::wide::wide;
+use super::{Activation, rows_per_chunk};
+use crate::buffer::Buffer;
+use crate::tensor::{DeviceError, Matrix, Record, record};
+
+/// `kind(a) * b` of rows `[a, b]` of `x` `[N, 2 H]`: `[N, H]`.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn activate_gate<T: Record>(
+    x: Matrix<T>,
+    kind: Activation,
+) -> Result<Matrix<T>, DeviceError> {
+    let (x, tape) = x.split();
+    let hidden = x.width() / 2;
+    let rows = rows_per_chunk(x.width());
+    let mut out = Buffer::unset(x.rows() * hidden);
+    out.par_chunks_mut(rows * hidden).zip(x.values().par_chunks(rows * 2 * hidden)).for_each(
+        |(out, x)| {
+            wide!({
+                for (out, x) in out.chunks_exact_mut(hidden).zip(x.chunks_exact(2 * hidden)) {
+                    let (a, b) = x.split_at(hidden);
+                    kind.values(out, a);
+                    out.iter_mut().zip(b).for_each(|(o, b)| *o *= b);
+                }
+            });
+        },
+    );
+    record(out, hidden, tape, x.wants_gradient(), move |grad_out, store| {
+        let mut grad = Buffer::unset(x.values().len());
+        grad.par_chunks_mut(rows * 2 * hidden)
+            .zip(x.values().par_chunks(rows * 2 * hidden))
+            .zip(grad_out.par_chunks(rows * hidden))
+            .for_each(|((grad, x), g)| {
+                wide!({
+                    let both = grad.chunks_exact_mut(2 * hidden).zip(x.chunks_exact(2 * hidden));
+                    for ((grad, x), g) in both.zip(g.chunks_exact(hidden)) {
+                        let ((ga, gb), (a, b)) = (grad.split_at_mut(hidden), x.split_at(hidden));
+                        kind.values(gb, a);
+                        gb.iter_mut().zip(g).for_each(|(s, g)| *s *= g);
+                        ga.iter_mut().zip(g).zip(b).for_each(|((s, g), b)| *s = g * b);
+                        kind.times_slope(ga, a);
+                    }
+                });
+            });
+        x.give_gradient(store, grad)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient_check::{check, pseudo_random};
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        for kind in [Activation::Silu, Activation::GeluTanh] {
+            check(
+                &[(pseudo_random(12, 1), 6)],
+                &[],
+                3e-3,
+                |t, x, _| activate_gate(x[0].clone().with(t), kind).unwrap(),
+                |t, x, _| activate_gate(x[0].clone().with(t), kind).unwrap(),
+            );
+        }
+    }
+}
