@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{load_folder, save_folder};
+use crate::checkpoint::{Folder, open_folder, save_folder};
+use crate::clip_checkpoint::Writer;
 use crate::decoder::{Decoder, LanguageConfig};
 use crate::error::ModelError;
 use crate::layers::Linear;
@@ -15,10 +16,12 @@ use crate::params::{Declare, ParamId, Params, Source, Start, Trainable, Training
 use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
 };
-use crate::vision::{Vision, VisionConfig};
+use crate::vision::{Vision, VisionConfig, is_default};
 
 /// Prefix of the vision tower's parameters, here and in Flamingo's checkpoints.
 pub(crate) const VISION_PREFIX: &str = "vision.";
+/// Prefix of the text tower's parameters.
+pub(crate) const TEXT_PREFIX: &str = "text.";
 /// The temperature at the start is 0.07, as in CLIP: `ln(1 / 0.07)`.
 const LOG_BETA_START: f32 = 2.659_26;
 
@@ -32,6 +35,21 @@ pub struct ClipConfig {
     pub text: LanguageConfig,
     /// Width of the common embedding. Paper: 1376.
     pub embedding: usize,
+    /// What stands for a whole image and a whole text.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pool: Pool,
+}
+
+/// What stands for a whole image and a whole text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pool {
+    /// The mean of the patches, and of the tokens: the paper's choice (appendix B.1.3). It makes
+    /// every patch useful by itself, which is what the resampler needs.
+    #[default]
+    Mean,
+    /// The class row, and the last token: CLIP's.
+    Token,
 }
 
 impl ClipConfig {
@@ -81,20 +99,28 @@ impl Clip {
         Self::from_source(config.clone(), Source::Random { seed })
     }
 
-    /// The model in a folder that [`Clip::save`] or a run wrote, ready to be trained on.
+    /// The model in a folder that [`Clip::save`] or a run wrote, or transformers, ready to be
+    /// trained on.
     ///
     /// # Errors
     /// When the folder does not hold a contrastive model.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (config, source) = load_folder(folder)?;
+        let (config, source) = match open_folder(folder)? {
+            Folder::Ours(config, source) => (config, source),
+            Folder::HuggingFace { config, tensors, path } => {
+                let config = Writer::transformers_clip(&config, &path)?;
+                let rules = Writer::clip_rules(&config);
+                (config, Source::Foreign { tensors, rules, path })
+            }
+        };
         Self::from_source(config, source)
     }
 
-    fn from_source(config: ClipConfig, source: Source) -> Result<Self, ModelError> {
+    pub(crate) fn from_source(config: ClipConfig, source: Source) -> Result<Self, ModelError> {
         config.validate()?;
         let mut declare = Declare::new(source, Training::Trained);
         let vision = Vision::new(&mut declare, VISION_PREFIX, &config.vision)?;
-        let text = Decoder::new(&mut declare, "text.", &config.text)?;
+        let text = Decoder::new(&mut declare, TEXT_PREFIX, &config.text)?;
         let (from, to) = (config.vision.width, config.embedding);
         let vision_projection = Linear::new(&mut declare, "vision_projection", from, to)?;
         let text_projection = Linear::new(&mut declare, "text_projection", config.text.width, to)?;
@@ -202,12 +228,11 @@ impl Clip {
 
     fn images<T: Record>(&self, images: &[f32], tape: T) -> Result<Matrix<T>, DeviceError> {
         let x = self.vision.forward(&self.params, images, tape, self.recompute)?; // [B * (1 + P), V]
-        let x = self.vision.pool(&self.params, x)?; // [B, V]
+        let x = self.vision.pool(&self.params, x, self.config.pool)?; // [B, V]
         self.vision_projection.forward(&self.params, x) // [B, E]
     }
 
-    /// The mean over each text's real tokens, as in the paper (appendix B.1.3). The tower is causal
-    /// like CLIP's, so padding at the end cannot change them.
+    /// The tower is causal like CLIP's, so padding at the end cannot change what comes before it.
     fn texts<T: Record>(
         &self,
         tokens: &[u32],
@@ -217,8 +242,12 @@ impl Clip {
     ) -> Result<Matrix<T>, DeviceError> {
         let x =
             self.text.forward(&self.params, tokens, length, tape, self.recompute, |_, x| Ok(x))?; // [B * L, D]
-        let spans = lengths.iter().enumerate().map(|(b, n)| b * length..b * length + n).collect();
-        self.text_projection.forward(&self.params, ops::mean_rows(x, spans)?) // [B, E]
+        let spans = lengths.iter().enumerate().map(|(b, n)| b * length..b * length + n);
+        let x = match self.config.pool {
+            Pool::Mean => ops::mean_rows(x, spans.collect())?,
+            Pool::Token => ops::pick_rows(x, spans.map(|span| span.end - 1).collect())?,
+        };
+        self.text_projection.forward(&self.params, x) // [B, E]
     }
 
     fn check_pairs(&self, pairs: &Pairs) -> Result<(), ModelError> {

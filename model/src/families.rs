@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::architecture::{Architecture, Positions, Rotary, RotaryScaling};
+use crate::config_fields::Fields;
 use crate::decoder::LanguageConfig;
 use crate::error::ModelError;
 use crate::language_model::LANGUAGE_PREFIX;
@@ -28,82 +28,6 @@ pub(crate) enum Family {
     Opt,
     /// `LLaMA` and what is built like it: Mistral, Qwen2.
     Llama,
-}
-
-/// Reads the fields of a `config.json` and answers with errors that name them.
-struct Fields<'a> {
-    path: &'a Path,
-    all: &'a Value,
-}
-
-impl Fields<'_> {
-    fn get<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T, ModelError> {
-        self.or(name, None)
-    }
-
-    /// The value of a field, which may be missing or null if there is a default.
-    fn or<T: for<'de> Deserialize<'de>>(
-        &self,
-        name: &str,
-        default: Option<T>,
-    ) -> Result<T, ModelError> {
-        let value = self.all.get(name).filter(|value| !value.is_null());
-        match (value, default) {
-            (None, Some(default)) => Ok(default),
-            (value, _) => T::deserialize(value.unwrap_or(&Value::Null))
-                .map_err(|_| self.refused(name, "a value of the right kind")),
-        }
-    }
-
-    /// Refuses any value but `expected`, which is also the default.
-    fn only(&self, name: &str, expected: &Value) -> Result<(), ModelError> {
-        match self.all.get(name) {
-            Some(value) if !value.is_null() && value != expected => {
-                Err(self.refused(name, &expected.to_string()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn refused(&self, name: &str, expected: &str) -> ModelError {
-        let value = self.all.get(name).map_or("nothing".to_owned(), Value::to_string);
-        ModelError::ConfigField {
-            path: self.path.to_path_buf(),
-            field: name.into(),
-            value: value.into(),
-            expected: expected.into(),
-        }
-    }
-
-    fn activation(&self, name: &str) -> Result<Activation, ModelError> {
-        let known: Result<Activation, _> = self.get(name);
-        known.map_err(|_| self.refused(name, "`gelu`, `gelu_new`, `quick_gelu`, `relu` or `silu`"))
-    }
-
-    fn rotary(&self, fraction: f32, base: &str) -> Result<Rotary, ModelError> {
-        let scaling: Option<Value> = self.or("rope_scaling", Some(None))?;
-        let scaling = match scaling {
-            None => RotaryScaling::None,
-            Some(all) => Fields { path: self.path, all: &all }.scaling()?,
-        };
-        Ok(Rotary { fraction, base: self.or(base, Some(10_000.0))?, scaling })
-    }
-
-    fn scaling(&self) -> Result<RotaryScaling, ModelError> {
-        let kind: Option<String> = self.or("type", Some(None))?;
-        let kind = kind.map_or_else(|| self.get("rope_type"), Ok)?;
-        match &*kind {
-            "default" => Ok(RotaryScaling::None),
-            "linear" => Ok(RotaryScaling::Linear { factor: self.get("factor")? }),
-            "llama3" => Ok(RotaryScaling::Llama3 {
-                factor: self.get("factor")?,
-                low_frequency_factor: self.get("low_freq_factor")?,
-                high_frequency_factor: self.get("high_freq_factor")?,
-                trained_context: self.get("original_max_position_embeddings")?,
-            }),
-            _ => Err(self.refused("type", "`default`, `linear` or `llama3`")),
-        }
-    }
 }
 
 impl Family {
@@ -532,7 +456,7 @@ fn neox(f: &Fields) -> Result<LanguageConfig, ModelError> {
         activation: f.activation("hidden_act")?,
         architecture: Architecture {
             positions: Positions::Rotary,
-            rotary: f.rotary(f.or("rotary_pct", Some(0.25))?, "rotary_emb_base")?,
+            rotary: rotary(f, f.or("rotary_pct", Some(0.25))?, "rotary_emb_base")?,
             norm_epsilon: f.or("layer_norm_eps", Some(1e-5))?,
             parallel: f.or("use_parallel_residual", Some(true))?,
             feed_forward_width: Some(f.get("intermediate_size")?),
@@ -579,7 +503,7 @@ fn llama(f: &Fields, qkv_bias: bool) -> Result<LanguageConfig, ModelError> {
         activation: f.activation("hidden_act")?,
         architecture: Architecture {
             positions: Positions::Rotary,
-            rotary: f.rotary(1.0, "rope_theta")?,
+            rotary: rotary(f, 1.0, "rope_theta")?,
             norm: NormKind::RootMeanSquare,
             norm_epsilon: f.or("rms_norm_eps", Some(1e-6))?,
             feed_forward_width: Some(f.get("intermediate_size")?),
@@ -592,4 +516,28 @@ fn llama(f: &Fields, qkv_bias: bool) -> Result<LanguageConfig, ModelError> {
             ..Architecture::default()
         },
     })
+}
+
+fn rotary(f: &Fields, fraction: f32, base: &str) -> Result<Rotary, ModelError> {
+    let scaling = match f.all.get("rope_scaling") {
+        None | Some(Value::Null) => RotaryScaling::None,
+        Some(all) => scaling(&Fields { path: f.path, all })?,
+    };
+    Ok(Rotary { fraction, base: f.or(base, Some(10_000.0))?, scaling })
+}
+
+fn scaling(f: &Fields) -> Result<RotaryScaling, ModelError> {
+    let kind: Option<String> = f.or("type", Some(None))?;
+    let kind = kind.map_or_else(|| f.get("rope_type"), Ok)?;
+    match &*kind {
+        "default" => Ok(RotaryScaling::None),
+        "linear" => Ok(RotaryScaling::Linear { factor: f.get("factor")? }),
+        "llama3" => Ok(RotaryScaling::Llama3 {
+            factor: f.get("factor")?,
+            low_frequency_factor: f.get("low_freq_factor")?,
+            high_frequency_factor: f.get("high_freq_factor")?,
+            trained_context: f.get("original_max_position_embeddings")?,
+        }),
+        _ => Err(f.refused("type", "`default`, `linear` or `llama3`")),
+    }
 }

@@ -15,12 +15,12 @@ use crate::ops::{self, Activation, MediaReads};
 use crate::params::{Declare, Params, Source, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
 use crate::tensor::{Gradients, Matrix, NotRecording, Recording, Weight, differentiate};
-use crate::vision::{PatchStates, Vision, VisionConfig};
 use crate::weights_file::Tensors;
 
 /// Relative error allowed in every comparison; f32 sums in another order stay well below.
 const TOLERANCE: f32 = 2e-5;
 
+mod clip;
 mod language_models;
 
 /// Relative error in norm allowed of a gradient.
@@ -219,71 +219,4 @@ fn the_contrastive_loss_equals_pytorch_with_and_without_smoothing() {
         log_beta.accumulate(&mut grads.0, |g| ours = g[0]).unwrap();
         compare("log_beta", &[ours], expected.get(&format!("log_beta.{suffix}")).unwrap());
     }
-}
-
-#[test]
-fn patch_rows_equal_clips_with_either_activation() {
-    for (name, activation) in [("quick_gelu", Activation::QuickGelu), ("gelu", Activation::Gelu)] {
-        let Some(case) = Case::open(&format!("clip-vit/{name}")) else { return };
-        let config = VisionConfig {
-            image_size: 32,
-            patch_size: 8,
-            width: 48,
-            layers: 3,
-            heads: 4,
-            activation,
-            feed_forward_width: Some(96),
-            patch_states: PatchStates::BeforeNorm,
-        };
-        let tensors = from_clip_names(&case.tensors("weights"));
-        let source = Source::Stored { tensors, path: case.0.clone() };
-        let mut declare = Declare::new(source, Training::Frozen);
-        let vision = Vision::new(&mut declare, "", &config).unwrap();
-        let p = declare.finish();
-        let features = vision.features(&p, &case.input("pixels")).unwrap();
-        let outputs = case.tensors("outputs");
-        let expected = outputs.get("patch_tokens_before_ln_post").unwrap();
-        let error = compare("patch rows", features.values(), expected);
-        eprintln!("clip-vit {name}: {error:.1e}");
-    }
-}
-
-/// Hugging Face's CLIP names to ours: queries, keys and values in one kernel.
-fn from_clip_names(theirs: &Tensors) -> Tensors {
-    let mut ours = Tensors::default();
-    let get = |name: &str| theirs.get(&format!("vision_model.{name}")).unwrap().to_vec();
-    let (w, hidden) = (48, 96);
-    let patches = get("embeddings.patch_embedding.weight");
-    ours.insert("patch_embedding.weight", &[w, 192], patches);
-    ours.insert("class_embedding", &[w], get("embeddings.class_embedding"));
-    ours.insert("position_embedding", &[17, w], get("embeddings.position_embedding.weight"));
-    for (to, from) in [("ln_pre", "pre_layrnorm"), ("ln_post", "post_layernorm")] {
-        for part in ["weight", "bias"] {
-            ours.insert(format!("{to}.{part}"), &[w], get(&format!("{from}.{part}")));
-        }
-    }
-    for i in 0..3 {
-        let layer = |part: &str| get(&format!("encoder.layers.{i}.{part}"));
-        let at = |part: &str| format!("blocks.{i}.{part}");
-        for (to, from) in [("norm_1", "layer_norm1"), ("norm_2", "layer_norm2")] {
-            for part in ["weight", "bias"] {
-                ours.insert(at(&format!("{to}.{part}")), &[w], layer(&format!("{from}.{part}")));
-            }
-        }
-        let qkv = |part: &str| -> Vec<f32> {
-            ["q", "k", "v"]
-                .iter()
-                .flat_map(|x| layer(&format!("self_attn.{x}_proj.{part}")))
-                .collect()
-        };
-        ours.insert(at("attn.qkv.weight"), &[3 * w, w], qkv("weight"));
-        ours.insert(at("attn.qkv.bias"), &[3 * w], qkv("bias"));
-        ours.insert(at("attn.out.weight"), &[w, w], layer("self_attn.out_proj.weight"));
-        ours.insert(at("attn.out.bias"), &[w], layer("self_attn.out_proj.bias"));
-        ours.insert(at("mlp.up.weight"), &[hidden, w], layer("mlp.fc1.weight"));
-        ours.insert(at("mlp.up.bias"), &[hidden], layer("mlp.fc1.bias"));
-        ours.insert(at("mlp.down.weight"), &[w, hidden], layer("mlp.fc2.weight"));
-        ours.insert(at("mlp.down.bias"), &[w], layer("mlp.fc2.bias"));
-    }
-    ours
 }

@@ -51,6 +51,8 @@ mod block;
 mod buffer;
 mod checkpoint;
 mod clip;
+mod clip_checkpoint;
+mod config_fields;
 mod decoder;
 mod error;
 mod families;
@@ -73,7 +75,7 @@ mod weights_file;
 
 pub use architecture::{Architecture, Positions, Rotary, RotaryScaling};
 pub use checkpoint::{model_folder, read_config};
-pub use clip::{Clip, ClipConfig, Pairs};
+pub use clip::{Clip, ClipConfig, Pairs, Pool};
 pub use decoder::LanguageConfig;
 pub use error::ModelError;
 pub use flamingo::{Flamingo, FlamingoConfig};

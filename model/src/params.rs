@@ -68,6 +68,25 @@ impl Params {
         &self.list[id.0].weight
     }
 
+    /// Gives a parameter another shape and other values.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn replace(
+        &mut self,
+        id: ParamId,
+        shape: &[usize],
+        values: Vec<f32>,
+    ) -> Result<(), DeviceError> {
+        let parameter = &mut Arc::make_mut(&mut self.list)[id.0];
+        parameter.shape = shape.to_vec();
+        parameter.weight = match parameter.weight {
+            Weight::Trained(_) => Weight::trained(values)?,
+            Weight::Frozen(_) => Weight::Frozen(values.into()),
+        };
+        Ok(())
+    }
+
     /// All parameters, in the order of declaration.
     pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
         self.list.iter()

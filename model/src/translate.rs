@@ -30,6 +30,8 @@ pub(crate) struct Rule {
     pub(crate) parts: Vec<(String, usize)>,
     /// How each part lies.
     pub(crate) layout: Layout,
+    /// Their shape, if it is another for the same values.
+    pub(crate) reshaped: Option<Vec<usize>>,
 }
 
 impl Rule {
@@ -40,18 +42,27 @@ impl Rule {
 
     /// One tensor in another layout.
     pub(crate) fn of(name: impl Into<String>, shape: &[usize], layout: Layout) -> Self {
-        Self { shape: shape.to_vec(), parts: vec![(name.into(), shape[0])], layout }
+        let parts = vec![(name.into(), shape[0])];
+        Self { shape: shape.to_vec(), parts, layout, reshaped: None }
+    }
+
+    /// One tensor with the same values in another shape.
+    pub(crate) fn reshaped(name: impl Into<String>, ours: &[usize], theirs: &[usize]) -> Self {
+        Self { reshaped: Some(theirs.to_vec()), ..Self::same(name, ours) }
     }
 
     /// Several tensors, one below the other.
     pub(crate) fn rows(parts: Vec<(String, usize)>, columns: &[usize]) -> Self {
         let rows = parts.iter().map(|(_, rows)| rows).sum();
-        Self { shape: [&[rows], columns].concat(), parts, layout: Layout::Same }
+        Self { shape: [&[rows], columns].concat(), parts, layout: Layout::Same, reshaped: None }
     }
 
     /// Their names and shapes.
     pub(crate) fn theirs(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
         self.parts.iter().map(|(name, rows)| {
+            if let Some(shape) = &self.reshaped {
+                return (name.as_str(), shape.clone());
+            }
             let mut shape = self.shape.clone();
             shape[0] = *rows;
             if self.layout == Layout::Transposed {
@@ -173,6 +184,7 @@ mod tests {
         let ours: Vec<f32> = (0..24).map(|i| i as f32).collect();
         for rule in [
             Rule::same("a", &[6, 4]),
+            Rule::reshaped("a", &[6, 4], &[6, 2, 2]),
             Rule::of("a", &[6, 4], Layout::Transposed),
             Rule::of("a", &[6, 4], Layout::ByHead { heads: 2 }),
             Rule::rows(vec![("a".into(), 1), ("b".into(), 2), ("c".into(), 3)], &[4]),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::{Block, BlockShape, WholeSequences};
 use crate::buffer::Buffer;
+use crate::clip::Pool;
 use crate::error::ModelError;
 use crate::layers::{FEED_FORWARD_WIDENING, LayerNorm, Linear, NORM_EPSILON, NormKind};
 use crate::limits::{
@@ -22,7 +23,7 @@ use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, NotRecording, Record};
 
 /// Colours of a pixel.
-const CHANNELS: usize = 3;
+pub(crate) const CHANNELS: usize = 3;
 
 /// Shape of the vision tower. Read from `[model.vision]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +60,8 @@ pub enum PatchStates {
     AfterNorm,
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+/// Whether a field may be left out.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
@@ -91,8 +93,17 @@ impl VisionConfig {
 
     /// Patches of one image.
     pub fn n_patches(&self) -> usize {
-        let side = self.image_size / self.patch_size;
-        side * side
+        self.side() * self.side()
+    }
+
+    /// Patches along one side of an image.
+    fn side(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Width of the feed-forward's hidden layer.
+    pub(crate) fn hidden(&self) -> usize {
+        self.feed_forward_width.unwrap_or(FEED_FORWARD_WIDENING * self.width)
     }
 
     /// Values of the features of one image `[P, V]`.
@@ -132,7 +143,7 @@ impl Vision {
             width,
             layers: config.layers,
             heads: Heads { queries: config.heads, keys: config.heads, size },
-            hidden: config.feed_forward_width.unwrap_or(FEED_FORWARD_WIDENING * width),
+            hidden: config.hidden(),
             activation: config.activation,
             gated: false,
             norm: NormKind::Layer,
@@ -216,21 +227,68 @@ impl Vision {
         Ok(Matrix::constant(out, width))
     }
 
-    /// The mean of each image's patch rows after the last norm: `[M, V]`.
-    ///
-    /// The paper pools its encoder by the mean (appendix B.1.3), where CLIP takes the class row.
-    /// The mean makes every patch row useful by itself, which is what the resampler needs.
+    /// One row for each image, after the last norm: `[M, V]`.
     pub(crate) fn pool<T: Record>(
         &self,
         p: &Params,
         x: Matrix<T>,
+        pool: Pool,
     ) -> Result<Matrix<T>, DeviceError> {
         let length = 1 + self.config.n_patches();
-        let x = self.norm_after.forward(p, x)?;
-        let images = x.rows() / length;
-        let spans = (0..images).map(|i| i * length + 1..(i + 1) * length).collect();
-        ops::mean_rows(x, spans)
+        let firsts = (0..x.rows() / length).map(|i| i * length);
+        match pool {
+            Pool::Mean => {
+                let spans = firsts.map(|first| first + 1..first + length).collect();
+                ops::mean_rows(self.norm_after.forward(p, x)?, spans)
+            }
+            Pool::Token => self.norm_after.forward(p, ops::pick_rows(x, firsts.collect())?),
+        }
     }
+
+    /// The tower for images of another size: position embeddings of the patches are interpolated
+    /// (bicubic, as transformers does it).
+    pub(crate) fn resize(&mut self, p: &mut Params, image_size: usize) -> Result<(), ModelError> {
+        let config = VisionConfig { image_size, ..self.config.clone() };
+        config.validate()?;
+        let (from, to) = (self.config.side(), config.side());
+        if from != to {
+            let width = config.width;
+            let values = p.get(self.positions).values();
+            let (class, patches) = values.split_at(width);
+            let mut resized = class.to_vec();
+            resized.extend(interpolate(patches, from, to, width));
+            drop(values);
+            p.replace(self.positions, &[config.n_patches() + 1, width], resized)?;
+        }
+        self.config = config;
+        Ok(())
+    }
+}
+
+/// A grid of `from` by `from` rows as one of `to` by `to`: bicubic with a = -0.75, corners not
+/// aligned, edges repeated; PyTorch's `interpolate`.
+fn interpolate(rows: &[f32], from: usize, to: usize, width: usize) -> Vec<f32> {
+    let weights = |i: usize| -> [(usize, f32); 4] {
+        let place = (i as f32 + 0.5) * from as f32 / to as f32 - 0.5;
+        let (floor, t) = (place.floor(), place - place.floor());
+        let near = |x: f32| (1.25 * x - 2.25) * x * x + 1.0;
+        let far = |x: f32| ((-0.75 * x + 3.75) * x - 6.0) * x + 3.0;
+        let values = [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)];
+        std::array::from_fn(|k| {
+            let at = floor as isize + k as isize - 1;
+            (at.clamp(0, from as isize - 1) as usize, values[k])
+        })
+    };
+    let mut out = vec![0.0; to * to * width];
+    for (i, out) in out.chunks_exact_mut(width).enumerate() {
+        for (y, of_y) in weights(i / to) {
+            for (x, of_x) in weights(i % to) {
+                let row = &rows[(y * from + x) * width..][..width];
+                out.iter_mut().zip(row).for_each(|(o, v)| *o += of_y * of_x * v);
+            }
+        }
+    }
+    out
 }
 
 /// Cuts images `[M, 3, H, W]` into patches, rows of patches first: `[M * P, 3 p p]`.
@@ -252,4 +310,37 @@ fn unfold(pixels: &[f32], config: &VisionConfig) -> Matrix {
             }
         });
     Matrix::constant(out, width)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn position_embeddings_are_interpolated_as_in_pytorch() {
+        // interpolate(arange(9.).sqrt().view(1, 1, 3, 3), size=(4, 4), mode="bicubic")
+        let rows: Vec<f32> = (0..9).map(|i| (i as f32).sqrt()).collect();
+        let expected = [
+            -0.199_870_9,
+            0.502_024_9,
+            1.197_729,
+            1.385_872,
+            0.990_350_8,
+            1.340_619,
+            1.738_303,
+            1.896_806,
+            2.169_264,
+            2.262_624,
+            2.431_406,
+            2.553_976,
+            2.487_268,
+            2.603_585,
+            2.777_544,
+            2.883_782,
+        ];
+        for (a, b) in interpolate(&rows, 3, 4, 1).iter().zip(expected) {
+            assert!((a - b).abs() < 2e-6, "{a} against {b}");
+        }
+        assert_eq!(interpolate(&rows, 3, 3, 1), rows);
+    }
 }
