@@ -137,7 +137,7 @@ pub(crate) fn open_folder<T: serde::de::DeserializeOwned>(
         let (config, source) = load_folder(&path)?;
         return Ok(Folder::Ours(config, source));
     }
-    let tensors = Tensors::read(&path.join(WEIGHTS_FILE))?;
+    let tensors = Tensors::open(&path)?;
     Ok(Folder::HuggingFace { config, tensors, path })
 }
 

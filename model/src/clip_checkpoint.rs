@@ -18,7 +18,7 @@ use crate::vision::{CHANNELS, PatchStates, VisionConfig};
 use crate::weights_file::Tensors;
 
 /// Name of the configuration of `open_clip`'s folders.
-pub(crate) const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
+const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
 
 /// Who wrote a CLIP checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl Writer {
         let safe = folder.join("open_clip_model.safetensors");
         let weights =
             if safe.is_file() { safe } else { folder.join("open_clip_pytorch_model.bin") };
-        let tensors = Tensors::read(&weights)?;
+        let tensors = Tensors::open(&weights)?;
         let source = Self::OpenClip.vision_source(&config, tensors, weights);
         Ok(Some((config, source)))
     }

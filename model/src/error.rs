@@ -1,8 +1,13 @@
 //! What can go wrong between a user's files or inputs and the model.
 
+use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
+use crate::pickle::PickleError;
 use crate::tensor::DeviceError;
+
+/// Names of each kind that [`Mismatches`] prints.
+const PRINTED_MAX: usize = 20;
 
 /// Why a model could not be built, loaded, saved or run.
 #[derive(Debug, thiserror::Error)]
@@ -26,14 +31,81 @@ pub enum ModelError {
         /// What the reader says.
         source: safetensors::SafeTensorError,
     },
+    /// A file that is not safetensors cannot be read as a checkpoint of PyTorch either.
+    #[error("{} is not a PyTorch checkpoint that can be read", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: PickleError,
+    },
+    /// A folder holds no weights under a name that is known.
+    #[error("{} holds none of {}", path.display(), expected.join(", "))]
+    NoWeights {
+        /// The folder.
+        path: PathBuf,
+        /// The names that were looked for.
+        expected: &'static [&'static str],
+    },
+    /// An index of shards does not fit its folder.
+    #[error("{} puts tensor `{name}` into `{shard}`, which {problem}", path.display())]
+    Shard {
+        /// The index.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The shard.
+        shard: String,
+        /// What is wrong with the shard: `is not there`.
+        problem: &'static str,
+    },
+    /// Two tensors that differ, or are of two files, have one name.
+    #[error("{}: `{first}` and `{second}` both give tensor `{name}`", path.display())]
+    TwoTensors {
+        /// The file, or the index of the files.
+        path: PathBuf,
+        /// The name.
+        name: String,
+        /// The first tensor's file or former name.
+        first: String,
+        /// The second's.
+        second: String,
+    },
+    /// A tensor's bytes are too few or not in the file, as in one that was cut short.
+    #[error(
+        "{}: tensor `{name}` lies at bytes {start} to {end} of {available}, but needs {needed}",
+        path.display()
+    )]
+    TensorBytes {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Where its bytes begin.
+        start: u64,
+        /// Where they end.
+        end: u64,
+        /// How many its shape and type ask for.
+        needed: u64,
+        /// Size of the file.
+        available: u64,
+    },
+    /// The tensors of a file are not those of the model.
+    #[error("{} does not hold the model's tensors: {problems}", path.display())]
+    Tensors {
+        /// The file.
+        path: PathBuf,
+        /// All that is wrong.
+        problems: Box<Mismatches>,
+    },
     /// A tensor has a type that is not read.
-    #[error("{}: tensor `{name}` is {found}, expected F32", path.display())]
+    #[error("{}: tensor `{name}` is {found}, expected F32, F16, BF16 or F64", path.display())]
     Type {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Its type.
+        /// Its type, or what stands in its place.
         found: String,
     },
     /// A weights file lacks a tensor.
@@ -143,4 +215,52 @@ impl From<DeviceError> for ModelError {
     fn from(source: DeviceError) -> Self {
         Self::Device(source)
     }
+}
+
+/// How the tensors of a file differ from those that a model has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mismatches {
+    /// Names and shapes of tensors that are not there.
+    pub missing: Vec<(String, Vec<usize>)>,
+    /// Names of tensors that the model does not have.
+    pub unexpected: Vec<String>,
+    /// Names with the expected shape and the one found.
+    pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// Names with what is there instead of floating-point numbers.
+    pub mistyped: Vec<(String, String)>,
+}
+
+impl Mismatches {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Display for Mismatches {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut lists = Vec::new();
+        list(&mut lists, "missing", &self.missing, |(name, shape)| format!("`{name}` {shape:?}"));
+        list(&mut lists, "unexpected", &self.unexpected, |name| format!("`{name}`"));
+        list(&mut lists, "misshapen", &self.misshapen, |(name, expected, found)| {
+            format!("`{name}` {found:?} instead of {expected:?}")
+        });
+        list(&mut lists, "not of numbers that are read", &self.mistyped, |(name, found)| {
+            format!("`{name}` is {found}")
+        });
+        f.write_str(&lists.join("; "))
+    }
+}
+
+/// Adds one kind of problem to `lists`, if there is any: how many and the first of them.
+fn list<T>(lists: &mut Vec<String>, what: &str, items: &[T], print: impl Fn(&T) -> String) {
+    if items.is_empty() {
+        return;
+    }
+    let printed: Vec<String> = items.iter().take(PRINTED_MAX).map(print).collect();
+    let more = match items.len().saturating_sub(PRINTED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    lists.push(format!("{} {what}: {}{more}", items.len(), printed.join(", ")));
 }

@@ -165,21 +165,25 @@ impl Family {
     }
 
     /// The parameters of a model of this family, found in `tensors`.
+    ///
+    /// # Errors
+    /// When two tensors come to share a name.
     pub(crate) fn source(
         self,
         config: &LanguageConfig,
         mut tensors: Tensors,
         path: PathBuf,
-    ) -> Source {
+    ) -> Result<Source, ModelError> {
         // Files that were saved without the head leave out the base.
         if !tensors.names().any(|name| name.starts_with(self.base())) {
             let whole = |name: &str| name == self.head();
-            tensors.rename(|name| {
+            let named = |name: &str| {
                 if whole(name) { name.to_owned() } else { format!("{}{name}", self.base()) }
-            });
+            };
+            tensors.rename(named, &path)?;
         }
         let rules = self.rules(LANGUAGE_PREFIX, config);
-        Source::Foreign { tensors, rules, path }
+        Ok(Source::Foreign { tensors, rules, path })
     }
 
     /// What stands before the names of all tensors but the head; some files leave it out.

@@ -199,7 +199,7 @@ pub(crate) fn language_folder(folder: &Path) -> Result<(LanguageConfig, Source),
         Folder::Ours(config, source) => Ok((config, source)),
         Folder::HuggingFace { config, tensors, path } => {
             let (family, config) = Family::read(&config, &path)?;
-            let source = family.source(&config, tensors, path);
+            let source = family.source(&config, tensors, path)?;
             Ok((config, source))
         }
     }

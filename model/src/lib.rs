@@ -40,10 +40,10 @@
 //!
 //! Reading order: `error` what can go wrong | `limits` of configurations | `tensor` dfdx's types and
 //! ours | `buffer` recycled memory | `ops` custom operations | `params` named parameters |
-//! `weights_file` tensors on disk | `checkpoint` model folders | `layers` affine map, norm,
-//! feed-forward | `block` transformer block | `vision` CLIP's tower | `decoder` GPT-2's | `clip`
-//! contrastive model | `language_model` | `resampler` | `gated_xattn` | `inputs` what Flamingo reads
-//! | `flamingo` the whole | `generate` writing and scoring.
+//! `weights_file` tensors on disk | `pickle` checkpoints of PyTorch | `checkpoint` model folders |
+//! `layers` affine map, norm, feed-forward | `block` transformer block | `vision` CLIP's tower |
+//! `decoder` GPT-2's | `clip` contrastive model | `language_model` | `resampler` | `gated_xattn` |
+//! `inputs` what Flamingo reads | `flamingo` the whole | `generate` writing and scoring.
 
 mod architecture;
 mod beam;
@@ -67,6 +67,7 @@ mod layers;
 mod limits;
 mod ops;
 mod params;
+mod pickle;
 mod resampler;
 mod tensor;
 mod translate;
@@ -77,7 +78,7 @@ pub use architecture::{Architecture, Positions, Rotary, RotaryScaling};
 pub use checkpoint::{model_folder, read_config};
 pub use clip::{Clip, ClipConfig, Pairs, Pool};
 pub use decoder::LanguageConfig;
-pub use error::ModelError;
+pub use error::{Mismatches, ModelError};
 pub use flamingo::{Flamingo, FlamingoConfig};
 pub use gated_xattn::CrossAttentionConfig;
 pub use generate::{Generation, Prompt, Scores, Search};
@@ -86,6 +87,7 @@ pub use language_model::{LanguageModel, TextBatch};
 pub use layers::NormKind;
 pub use ops::Activation;
 pub use params::{Parameter, Params, Trainable};
+pub use pickle::PickleError;
 pub use resampler::ResamplerConfig;
 pub use tensor::{DeviceError, Gradients, Weight};
 pub use vision::{PatchStates, VisionConfig};

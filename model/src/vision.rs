@@ -4,6 +4,7 @@
 //! The paper's own encoder is an NFNet-F6; CLIP's ViT-L/14 is its ablation (table 3) and what the
 //! peers use. Letters: `M` images, `P` patches per image, `V` width.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -11,7 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::{Block, BlockShape, WholeSequences};
 use crate::buffer::Buffer;
-use crate::clip::Pool;
+use crate::checkpoint::{Folder, open_folder};
+use crate::clip::{ClipConfig, Pool};
+use crate::clip_checkpoint::Writer;
 use crate::error::ModelError;
 use crate::layers::{FEED_FORWARD_WIDENING, LayerNorm, Linear, NORM_EPSILON, NormKind};
 use crate::limits::{
@@ -19,7 +22,7 @@ use crate::limits::{
     check_tower,
 };
 use crate::ops::{self, Activation, Heads, Visible};
-use crate::params::{Declare, ParamId, Params, Start};
+use crate::params::{Declare, ParamId, Params, Source, Start};
 use crate::tensor::{DeviceError, Matrix, NotRecording, Record};
 
 /// Colours of a pixel.
@@ -262,6 +265,25 @@ impl Vision {
         }
         self.config = config;
         Ok(())
+    }
+}
+
+/// The vision tower in a folder: of a contrastive model or run of ours, or of CLIP as transformers
+/// or `open_clip` write it.
+///
+/// # Errors
+/// When the folder does not hold a vision tower, or one that is not supported.
+pub(crate) fn vision_folder(folder: &Path) -> Result<(VisionConfig, Source), ModelError> {
+    if let Some(found) = Writer::open_clip_folder(folder)? {
+        return Ok(found);
+    }
+    match open_folder::<ClipConfig>(folder)? {
+        Folder::Ours(config, source) => Ok((config.vision, source)),
+        Folder::HuggingFace { config, tensors, path } => {
+            let config = Writer::transformers_vision(&config, &path)?;
+            let source = Writer::Transformers.vision_source(&config, tensors, path);
+            Ok((config, source))
+        }
     }
 }
 

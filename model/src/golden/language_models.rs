@@ -28,7 +28,7 @@ fn check_family(name: &str, hidden_states: usize) {
     let (same, again) = Family::read(&written, &path).unwrap();
     assert_eq!((same, family.write(&again)), (family, written));
     let rules = family.rules(LANGUAGE_PREFIX, &config);
-    let source = family.source(&config, weights.clone(), path);
+    let source = family.source(&config, weights.clone(), path).unwrap();
     let mut model = LanguageModel::from_source(config, source, Training::Trained).unwrap();
     let ids = case.ids("ids");
     let outputs = case.tensors("outputs");
