@@ -13,7 +13,7 @@ use std::time::Instant;
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
     Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, ModelError, Pairs,
-    PatchStates, Prompt, ResamplerConfig, TextBatch, VisionConfig,
+    PatchStates, Pool, Prompt, ResamplerConfig, TextBatch, VisionConfig,
 };
 
 /// Timed runs of each step, after two that are not timed.
@@ -110,7 +110,7 @@ fn mask(n: usize, length: usize) -> Vec<f32> {
 fn clip() -> Result<(), ModelError> {
     let (batch, length) = (64, 32);
     let text = LanguageConfig { width: 96, ..language_config(length) };
-    let config = ClipConfig { vision: vision_config(), text, embedding: 64 };
+    let config = ClipConfig { vision: vision_config(), text, embedding: 64, pool: Pool::Mean };
     let model = Clip::new(&config, 1)?;
     let pairs = Pairs {
         images: noise(batch * config.vision.n_pixel_values()),
@@ -158,7 +158,8 @@ fn on_towers_in(folder: &Path, context: usize) -> Result<Flamingo, ModelError> {
         })?;
     }
     let text = LanguageConfig { width: 96, ..language_config(32) };
-    Clip::new(&ClipConfig { vision: vision_config(), text, embedding: 64 }, 1)?.save(&vision)?;
+    Clip::new(&ClipConfig { vision: vision_config(), text, embedding: 64, pool: Pool::Mean }, 1)?
+        .save(&vision)?;
     LanguageModel::new(&language_config(context), 2)?.save(&language)?;
     let config = FlamingoConfig::on_towers(
         &vision,
@@ -168,15 +169,9 @@ fn on_towers_in(folder: &Path, context: usize) -> Result<Flamingo, ModelError> {
             layers: 2,
             heads: 4,
             head_dim: 24,
-            frames: 8,
-            activation: Activation::SquaredRelu,
+            ..ResamplerConfig::paper()
         },
-        CrossAttentionConfig {
-            every: 1,
-            heads: 4,
-            head_dim: 32,
-            activation: Activation::SquaredRelu,
-        },
+        CrossAttentionConfig { heads: 4, head_dim: 32, ..CrossAttentionConfig::paper_3b() },
     )?;
     Flamingo::new(&config, &vision, &language, 3)
 }

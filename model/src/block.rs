@@ -120,13 +120,47 @@ impl Block {
         positions: &Arc<[usize]>,
         attend: impl FnOnce(Matrix<T>) -> Result<Matrix<T>, DeviceError>,
     ) -> Result<Matrix<T>, DeviceError> {
+        if !self.shape.parallel {
+            return self.think(p, self.read(p, x, positions, attend)?);
+        }
+        let (x, tape) = x.split();
+        let y = self.read(p, x.clone().with(tape), positions, attend)?;
+        let (y, tape) = y.split();
+        self.think_onto(p, x.with(tape), y)
+    }
+
+    /// The attention half: `x` `[N, D]` and what it reads.
+    pub(crate) fn read<T: Record>(
+        &self,
+        p: &Params,
+        x: Matrix<T>,
+        positions: &Arc<[usize]>,
+        attend: impl FnOnce(Matrix<T>) -> Result<Matrix<T>, DeviceError>,
+    ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
         let normal = self.norm_1.forward(p, x.clone().with(tape))?; // [N, D]
         let read = attend(self.queries_keys_values(p, normal, positions)?)?;
-        let y = self.to_out.forward_onto(p, read, x.clone())?; // [N, D]
+        self.to_out.forward_onto(p, read, x) // [N, D]
+    }
+
+    /// The feed-forward half: `y` `[N, D]` and what the feed-forward makes of it.
+    pub(crate) fn think<T: Record>(
+        &self,
+        p: &Params,
+        y: Matrix<T>,
+    ) -> Result<Matrix<T>, DeviceError> {
         let (y, tape) = y.split();
-        let x = if self.shape.parallel { x } else { y.clone() };
-        let hidden = self.up.forward(p, self.norm_2.forward(p, x.with(tape))?)?; // [N, H]
+        self.think_onto(p, y.clone().with(tape), y)
+    }
+
+    /// `y` plus what the feed-forward makes of `x`.
+    fn think_onto<T: Record>(
+        &self,
+        p: &Params,
+        x: Matrix<T>,
+        y: Matrix,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let hidden = self.up.forward(p, self.norm_2.forward(p, x)?)?; // [N, H]
         let hidden = if self.shape.gated {
             ops::activate_gate(hidden, self.shape.activation)?
         } else {
@@ -154,7 +188,8 @@ impl Block {
     }
 }
 
-/// A block over whole sequences, which can run again.
+/// A block, or half of one, over whole sequences, which can run again.
+#[derive(Clone)]
 pub(crate) struct WholeSequences {
     pub(crate) block: Block,
     pub(crate) params: Params,
@@ -163,11 +198,20 @@ pub(crate) struct WholeSequences {
     /// `L`.
     pub(crate) length: usize,
     pub(crate) visible: Visible,
+    pub(crate) part: Part,
+}
+
+/// What of a block runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    All,
+    Attention,
+    FeedForward,
 }
 
 impl WholeSequences {
-    /// Runs the block on `x` `[B * L, D]`. A frozen block, and any block if `recompute` says so,
-    /// keeps only its input for the backward pass.
+    /// Runs on `x` `[B * L, D]`. A frozen block, and any block if `recompute` says so, keeps only
+    /// its input for the backward pass.
     pub(crate) fn forward<T: Record>(
         self,
         x: Matrix<T>,
@@ -187,8 +231,12 @@ impl Stage for WholeSequences {
     }
 
     fn run<T: Record>(&self, x: Matrix<T>) -> Result<Matrix<T>, DeviceError> {
-        self.block.forward(&self.params, x, &self.positions, |qkv| {
-            ops::self_attention(qkv, self.length, self.block.heads(), &self.visible)
-        })
+        let attend = |qkv| ops::self_attention(qkv, self.length, self.block.heads(), &self.visible);
+        let (block, p) = (&self.block, &self.params);
+        match self.part {
+            Part::All => block.forward(p, x, &self.positions, attend),
+            Part::Attention => block.read(p, x, &self.positions, attend),
+            Part::FeedForward => block.think(p, x),
+        }
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Folder, open_folder, save_folder};
 use crate::clip_checkpoint::Writer;
-use crate::decoder::{Decoder, LanguageConfig};
+use crate::decoder::{Decoder, LanguageConfig, Pass};
 use crate::error::ModelError;
 use crate::layers::Linear;
 use crate::limits::{WIDTH_MAX, check_size};
@@ -240,8 +240,14 @@ impl Clip {
         lengths: &[usize],
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
-        let x =
-            self.text.forward(&self.params, tokens, length, tape, self.recompute, |_, x| Ok(x))?; // [B * L, D]
+        let x = self.text.forward(
+            &self.params,
+            tokens,
+            length,
+            tape,
+            Pass { recompute: self.recompute, split: false },
+            |_, x| Ok(x),
+        )?; // [B * L, D]
         let spans = lengths.iter().enumerate().map(|(b, n)| b * length..b * length + n);
         let x = match self.config.pool {
             Pool::Mean => ops::mean_rows(x, spans.collect())?,

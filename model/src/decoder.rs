@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::{Architecture, Positions};
-use crate::block::{Block, WholeSequences};
+use crate::block::{Block, Part, WholeSequences};
 use crate::error::ModelError;
 use crate::layers::Norm;
 use crate::limits::{
@@ -101,6 +101,17 @@ pub(crate) struct Decoder {
     pub(crate) visible: Visible,
 }
 
+/// Where the states of a decoder may be changed on their way up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Before this block.
+    Before(usize),
+    /// Between attention and feed-forward of this block, in a pass that splits blocks.
+    Middle(usize),
+    /// After the last block, before the last norm.
+    End,
+}
+
 /// Deviation of fresh token and position embeddings, GPT-2's.
 const EMBEDDING_DEVIATION: f32 = 0.02;
 
@@ -163,29 +174,47 @@ impl Decoder {
         self.norm.forward(p, x)
     }
 
-    /// `tokens` `[B, L]` to states after the last norm: `[B * L, D]`. `between(i, x)` may change
-    /// the states before block i. Trained blocks keep only their inputs if `recompute` says so.
+    /// `tokens` `[B, L]` to states after the last norm: `[B * L, D]`. `between` may change the
+    /// states at every place.
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,
         tokens: &[u32],
         length: usize,
         tape: T,
-        recompute: bool,
-        between: impl Fn(usize, Matrix<T>) -> Result<Matrix<T>, DeviceError>,
+        pass: Pass,
+        between: impl Fn(Place, Matrix<T>) -> Result<Matrix<T>, DeviceError>,
     ) -> Result<Matrix<T>, DeviceError> {
         let positions: Arc<[usize]> = (0..tokens.len()).map(|i| i % length).collect();
         let mut x = self.embed(p, tokens, &positions, tape)?; // [B * L, D]
         for (i, block) in self.blocks.iter().enumerate() {
-            let pass = WholeSequences {
+            x = between(Place::Before(i), x)?;
+            let whole = WholeSequences {
                 block: block.clone(),
                 params: p.clone(),
                 positions: Arc::clone(&positions),
                 length,
                 visible: self.visible.clone(),
+                part: Part::All,
             };
-            x = pass.forward(between(i, x)?, recompute)?;
+            if pass.split {
+                let half = WholeSequences { part: Part::Attention, ..whole.clone() };
+                x = between(Place::Middle(i), half.forward(x, pass.recompute)?)?;
+                let half = WholeSequences { part: Part::FeedForward, ..whole };
+                x = half.forward(x, pass.recompute)?;
+            } else {
+                x = whole.forward(x, pass.recompute)?;
+            }
         }
-        self.finish(p, x)
+        self.finish(p, between(Place::End, x)?)
     }
+}
+
+/// How a decoder is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Pass {
+    /// Whether trained blocks keep only their inputs for the backward pass.
+    pub(crate) recompute: bool,
+    /// Whether states may change between the halves of blocks, which are not parallel then.
+    pub(crate) split: bool,
 }

@@ -53,9 +53,9 @@ pub enum ModelError {
         /// The index.
         path: PathBuf,
         /// The tensor.
-        name: String,
+        name: Box<str>,
         /// The shard.
-        shard: String,
+        shard: Box<str>,
         /// What is wrong with the shard: `is not there`.
         problem: &'static str,
     },
@@ -65,11 +65,11 @@ pub enum ModelError {
         /// The file, or the index of the files.
         path: PathBuf,
         /// The name.
-        name: String,
+        name: Box<str>,
         /// The first tensor's file or former name.
-        first: String,
+        first: Box<str>,
         /// The second's.
-        second: String,
+        second: Box<str>,
     },
     /// A tensor's bytes are too few or not in the file, as in one that was cut short.
     #[error(
@@ -80,7 +80,7 @@ pub enum ModelError {
         /// The file.
         path: PathBuf,
         /// The tensor.
-        name: String,
+        name: Box<str>,
         /// Where its bytes begin.
         start: u64,
         /// Where they end.

@@ -12,20 +12,23 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::buffer::Buffer;
-use crate::checkpoint::{load_folder, read_folder, save_folder};
-use crate::clip::{ClipConfig, VISION_PREFIX};
-use crate::decoder::LanguageConfig;
+use crate::checkpoint::{read_folder, save_folder};
+use crate::clip::VISION_PREFIX;
+use crate::decoder::{LanguageConfig, Pass, Place};
 use crate::error::ModelError;
-use crate::gated_xattn::{CrossAttentionConfig, GatedCrossAttention, MediaKeys};
-use crate::inputs::{Inputs, Latents, check_media};
-use crate::language_model::{LanguageModel, all_logits};
-use crate::ops::{self, MediaReads};
+use crate::gated_xattn::{
+    Conditioning, CrossAttentionConfig, FirstBlock, GatedCrossAttention, GraftedSelfAttention,
+    MediaKeys,
+};
+use crate::inputs::{Inputs, Latents, check_features, check_media};
+use crate::language_model::{LanguageModel, all_logits, language_folder};
+use crate::ops::{self, Heads, MediaReads, Stage, Visible};
 use crate::params::{Declare, Parameter, Params, Source, Trainable, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
 use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
 };
-use crate::vision::{Vision, VisionConfig};
+use crate::vision::{Vision, VisionConfig, vision_folder};
 use crate::weights_file::le_bytes;
 
 /// Values whose bytes are made and hashed at once.
@@ -56,9 +59,9 @@ impl FlamingoConfig {
         resampler: ResamplerConfig,
         cross_attention: CrossAttentionConfig,
     ) -> Result<Self, ModelError> {
-        let clip: ClipConfig = crate::checkpoint::read_config(vision_from)?;
-        let language = crate::checkpoint::read_config(language_from)?;
-        Ok(Self { vision: clip.vision, resampler, cross_attention, language })
+        let (vision, _) = vision_folder(vision_from)?;
+        let (language, _) = language_folder(language_from)?;
+        Ok(Self { vision, resampler, cross_attention, language })
     }
 
     /// Checks that the sizes can work.
@@ -69,7 +72,29 @@ impl FlamingoConfig {
         self.vision.validate()?;
         self.resampler.validate()?;
         self.cross_attention.validate()?;
-        self.language.validate()
+        self.language.validate()?;
+        let CrossAttentionConfig { every, first, conditioning, .. } = &self.cross_attention;
+        if *conditioning == Conditioning::Vanilla && self.language.architecture.parallel {
+            return Err(ModelError::Config {
+                field: "cross_attention.conditioning".to_owned(),
+                value: "vanilla".to_owned(),
+                expected: "a language model whose blocks have a middle: not parallel".to_owned(),
+            });
+        }
+        let inside = !matches!(conditioning, Conditioning::Grafting { .. });
+        if inside && *first == FirstBlock::LastOfEvery && *every > self.language.layers {
+            return Err(ModelError::Config {
+                field: "cross_attention.every".to_owned(),
+                value: every.to_string(),
+                expected: format!("at most {}, the language model's layers", self.language.layers),
+            });
+        }
+        Ok(())
+    }
+
+    /// Width of the media that the cross-attention reads: the resampler's.
+    pub(crate) fn media_width(&self) -> usize {
+        self.resampler.width.unwrap_or(self.vision.width)
     }
 }
 
@@ -82,7 +107,10 @@ pub struct Flamingo {
     pub(crate) language: LanguageModel,
     pub(crate) params: Params,
     resampler: Resampler,
-    pub(crate) cross_attention: Vec<GatedCrossAttention>,
+    cross_attention: Vec<GatedCrossAttention>,
+    /// With grafting one for each cross-attention, which it comes before, else none.
+    grafts: Vec<GraftedSelfAttention>,
+    recompute: bool,
 }
 
 impl Flamingo {
@@ -99,11 +127,15 @@ impl Flamingo {
         seed: u64,
     ) -> Result<Self, ModelError> {
         config.validate()?;
-        let (clip, vision): (ClipConfig, Source) = load_folder(vision_from)?;
-        check_same("vision", &config.vision, &clip.vision, vision_from)?;
-        let (language_config, language): (LanguageConfig, Source) = load_folder(language_from)?;
-        check_same("language", &config.language, &language_config, language_from)?;
-        Self::from_sources(config.clone(), vision, language, Source::Random { seed })
+        let (tower, vision) = vision_folder(vision_from)?;
+        // Any image size will do, and either states of the patches.
+        let VisionConfig { image_size, patch_states, .. } = config.vision;
+        let like_ours = VisionConfig { image_size, patch_states, ..tower.clone() };
+        check_same("vision", &config.vision, &like_ours, vision_from)?;
+        let (found, language) = language_folder(language_from)?;
+        check_same("language", &config.language, &found, language_from)?;
+        let tower = VisionConfig { patch_states, ..tower };
+        Self::from_sources(config.clone(), (tower, vision), language, Source::Random { seed })
     }
 
     /// The model in a folder that [`Flamingo::save`] or a run wrote.
@@ -111,7 +143,7 @@ impl Flamingo {
     /// # Errors
     /// When the folder does not hold a whole model.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (config, mut tensors, path) = read_folder(folder)?;
+        let (config, mut tensors, path): (FlamingoConfig, _, _) = read_folder(folder)?;
         let mut part = |prefix: &str| Source::Stored {
             tensors: tensors.split_off(prefix),
             path: path.clone(),
@@ -119,39 +151,50 @@ impl Flamingo {
         let (vision, language) =
             (part(VISION_PREFIX), part(crate::language_model::LANGUAGE_PREFIX));
         let rest = part("");
-        Self::from_sources(config, vision, language, rest)
+        let tower = config.vision.clone();
+        Self::from_sources(config, (tower, vision), language, rest)
     }
 
-    fn from_sources(
+    /// The vision source has the tower's own configuration beside it, which may be for images of
+    /// another size.
+    pub(crate) fn from_sources(
         config: FlamingoConfig,
-        vision: Source,
+        (tower, vision): (VisionConfig, Source),
         language: Source,
         rest: Source,
     ) -> Result<Self, ModelError> {
         config.validate()?;
         let mut declare = Declare::new(vision, Training::Frozen);
-        let vision = Vision::new(&mut declare, VISION_PREFIX, &config.vision)?;
-        let vision_params = declare.finish();
+        let mut vision = Vision::new(&mut declare, VISION_PREFIX, &tower)?;
+        let mut vision_params = declare.finish();
+        vision.resize(&mut vision_params, config.vision.image_size)?;
         let language =
             LanguageModel::from_source(config.language.clone(), language, Training::Frozen)?;
         let mut declare = Declare::new(rest, Training::Trained);
-        let width = config.vision.width;
-        let resampler = Resampler::new(&mut declare, "resampler.", width, &config.resampler)?;
-        let cross_attention = (0..config.language.layers.div_ceil(config.cross_attention.every))
-            .map(|i| {
-                let name = format!("cross_attention.{i}.");
-                let text_width = config.language.width;
-                GatedCrossAttention::new(
-                    &mut declare,
-                    &name,
-                    text_width,
-                    width,
-                    &config.cross_attention,
-                )
-            })
-            .collect::<Result<_, _>>()?;
+        let (resampling, crossing) = (&config.resampler, &config.cross_attention);
+        let (visual, text) = (config.vision.width, config.language.width);
+        let resampler = Resampler::new(&mut declare, "resampler.", visual, resampling)?;
+        let (mut cross_attention, mut grafts) = (Vec::new(), Vec::new());
+        for i in 0..crossing.n_blocks(config.language.layers) {
+            let (name, media) = (format!("cross_attention.{i}."), config.media_width());
+            if matches!(crossing.conditioning, Conditioning::Grafting { .. }) {
+                grafts.push(GraftedSelfAttention::new(&mut declare, &name, text, crossing)?);
+            }
+            let block = GatedCrossAttention::new(&mut declare, &name, text, media, crossing)?;
+            cross_attention.push(block);
+        }
         let params = declare.finish();
-        Ok(Self { config, vision_params, vision, language, params, resampler, cross_attention })
+        Ok(Self {
+            config,
+            vision_params,
+            vision,
+            language,
+            params,
+            resampler,
+            cross_attention,
+            grafts,
+            recompute: false,
+        })
     }
 
     /// Writes `config.json` and `model.safetensors`, all towers included, into an existing folder.
@@ -258,6 +301,22 @@ impl Flamingo {
         ops::on_pool(|| Ok(self.vision.features(&self.vision_params, pixels)?.values().to_vec()))
     }
 
+    /// The latents of `features` `[M, F, P, V]`, which [`Flamingo::features`] made.
+    ///
+    /// # Errors
+    /// When the features are not those of whole images.
+    pub fn latents_of(&self, features: &[f32], n_frames: usize) -> Result<Latents, ModelError> {
+        let one = self.config.vision.n_feature_values() * n_frames;
+        let n_images = features.len().checked_div(one).unwrap_or(0);
+        check_features(features, n_images, n_frames, &self.config)?;
+        ops::on_pool(|| {
+            let features = Buffer::from(features.to_vec());
+            let features = Matrix::constant(features, self.config.vision.width);
+            let matrix = self.resampler.forward(&self.params, features, n_images, n_frames)?;
+            Ok(Latents { matrix, n_images })
+        })
+    }
+
     /// The latents of `pixels` `[M, F, 3, H, W]`, so that images which are read often are resampled
     /// once.
     ///
@@ -273,10 +332,68 @@ impl Flamingo {
         })
     }
 
-    /// The cross-attention block that stands before layer `layer` of the language model, if any.
-    pub(crate) fn block_before(&self, layer: usize) -> Option<usize> {
-        let every = self.config.cross_attention.every;
-        layer.is_multiple_of(every).then_some(layer / every)
+    /// Whether states change between the halves of the language model's blocks.
+    pub(crate) fn splits_blocks(&self) -> bool {
+        self.config.cross_attention.conditioning == Conditioning::Vanilla
+    }
+
+    /// Whether training steps keep only the inputs of cross-attention blocks and make the rest again
+    /// in the backward pass: less memory, more time, the same numbers. Frozen blocks always do.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
+    }
+
+    /// Number of grafted layers.
+    pub(crate) fn n_grafts(&self) -> usize {
+        self.grafts.len()
+    }
+
+    /// Sends states `y` `[N, D]` through the cross-attention block that stands at a place inside
+    /// the language model, if any.
+    pub(crate) fn condition<T: Record>(
+        &self,
+        place: Place,
+        y: Matrix<T>,
+        media: &[MediaKeys],
+        reads: &Arc<MediaReads>,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let config = &self.config.cross_attention;
+        let block = match (config.conditioning, place) {
+            (Conditioning::Dense, Place::Before(layer))
+            | (Conditioning::Vanilla, Place::Middle(layer)) => {
+                config.block_at(layer, self.config.language.layers)
+            }
+            _ => None,
+        };
+        match block {
+            Some(i) if T::OWNS_TAPE && self.recompute => ops::recomputed(
+                y,
+                Crossing {
+                    block: self.cross_attention[i].clone(),
+                    params: self.params.clone(),
+                    media: media[i].clone(),
+                    reads: Arc::clone(reads),
+                },
+            ),
+            Some(i) => self.cross_attention[i].forward(&self.params, y, &media[i], reads),
+            None => Ok(y),
+        }
+    }
+
+    /// Sends the states `y` `[N, D]` of the language model's last layer through the grafted layers,
+    /// if any. `attend(i, qkv, heads)` is the attention of graft `i` within sequences.
+    pub(crate) fn graft<T: Record>(
+        &self,
+        mut y: Matrix<T>,
+        media: &[MediaKeys],
+        reads: &Arc<MediaReads>,
+        mut attend: impl FnMut(usize, Matrix<T>, Heads) -> Result<Matrix<T>, DeviceError>,
+    ) -> Result<Matrix<T>, DeviceError> {
+        for (i, (graft, block)) in self.grafts.iter().zip(&self.cross_attention).enumerate() {
+            y = graft.forward(&self.params, y, |qkv, heads| attend(i, qkv, heads))?;
+            y = block.forward(&self.params, y, &media[i], reads)?;
+        }
+        Ok(y)
     }
 
     /// `[M, F, 3, H, W]` to `[M * R, V]`. The vision tower never records.
@@ -289,7 +406,7 @@ impl Flamingo {
     ) -> Result<Matrix<T>, DeviceError> {
         if n_images == 0 {
             let none = Buffer::from(Vec::new());
-            return Ok(Matrix::constant(none, self.config.vision.width).with(tape));
+            return Ok(Matrix::constant(none, self.config.media_width()).with(tape));
         }
         let features = self.vision.features(&self.vision_params, pixels)?; // [M * F * P, V]
         self.resampler.forward(&self.params, features.with(tape), n_images, n_frames)
@@ -310,16 +427,23 @@ impl Flamingo {
     }
 
     /// States after the language model's last norm: `[B * L, D]`.
-    fn hidden<T: Record>(&self, inputs: &Inputs, tape: T) -> Result<Matrix<T>, DeviceError> {
+    pub(crate) fn hidden<T: Record>(
+        &self,
+        inputs: &Inputs,
+        tape: T,
+    ) -> Result<Matrix<T>, DeviceError> {
         let media = self.media(inputs, tape)?;
         let (keys, tape) = self.media_keys(media)?;
-        let reads = Arc::new(MediaReads::new(inputs.images_seen(), self.config.resampler.latents));
+        let seen = inputs.images_seen(self.config.cross_attention.attend);
+        let reads = Arc::new(MediaReads::new(seen, self.config.resampler.latents));
         let (decoder, params) = self.language.parts();
-        decoder.forward(params, &inputs.tokens, inputs.length, tape, false, |layer, y| {
-            match self.block_before(layer) {
-                Some(i) => self.cross_attention[i].forward(&self.params, y, &keys[i], &reads),
-                None => Ok(y),
-            }
+        let length = inputs.length;
+        let pass = Pass { recompute: self.recompute, split: self.splits_blocks() };
+        decoder.forward(params, &inputs.tokens, length, tape, pass, |place, y| match place {
+            Place::End => self.graft(y, &keys, &reads, |_, qkv, heads| {
+                ops::self_attention(qkv, length, heads, &Visible::Causal)
+            }),
+            _ => self.condition(place, y, &keys, &reads),
         })
     }
 
@@ -348,6 +472,24 @@ impl Flamingo {
         let hidden = self.hidden(inputs, tape)?;
         let (decoder, params) = self.language.parts();
         ops::cross_entropy(hidden, decoder.head(params), targets, share)
+    }
+}
+
+/// A cross-attention block of a training step, which can run again.
+struct Crossing {
+    block: GatedCrossAttention,
+    params: Params,
+    media: MediaKeys,
+    reads: Arc<MediaReads>,
+}
+
+impl Stage for Crossing {
+    fn is_trained(&self) -> bool {
+        true
+    }
+
+    fn run<T: Record>(&self, y: Matrix<T>) -> Result<Matrix<T>, DeviceError> {
+        self.block.forward(&self.params, y, &self.media, &self.reads)
     }
 }
 

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use crate::beam::BeamSearch;
 use crate::buffer::Buffer;
-use crate::decoder::{Decoder, LanguageConfig};
+use crate::decoder::{Decoder, LanguageConfig, Place};
 use crate::error::ModelError;
 use crate::flamingo::Flamingo;
 use crate::gated_xattn::MediaKeys;
 use crate::inputs::{Latents, check_phi, check_phi_length};
 use crate::language_model::LanguageModel;
-use crate::ops::{self, MediaReads, Past};
+use crate::ops::{self, MediaReads, Past, Visible};
 use crate::params::{Params, uniform};
 use crate::tensor::{DeviceError, Matrix, NotRecording};
 
@@ -111,7 +111,7 @@ const PROMPTS_AT_ONCE: usize = 32;
 /// One sequence on its way.
 #[derive(Debug, Clone)]
 struct Sequence {
-    /// Per layer of the language model.
+    /// Per layer of the language model, then per grafted layer.
     pasts: Vec<Past>,
     /// Tokens read so far.
     length: usize,
@@ -148,26 +148,40 @@ impl Reader<'_> {
             start..start + reading.tokens.len()
         });
         let positions: Arc<[usize]> = places.collect();
-        let seen = new.iter().flat_map(|reading| {
-            let first = reading.sequence.first_image;
-            reading.phi.iter().map(move |image| usize::try_from(*image).ok().map(|i| first + i))
-        });
         let media = self.media.as_ref().map(|(model, keys)| {
-            (model, keys, Arc::new(MediaReads::new(seen, model.config.resampler.latents)))
+            let attend = model.config.cross_attention.attend;
+            let seen = new.iter().flat_map(|reading| {
+                let first = reading.sequence.first_image;
+                reading.phi.iter().map(move |image| attend.images(*image, first))
+            });
+            (*model, keys, Arc::new(MediaReads::new(seen, model.config.resampler.latents)))
         });
+        let condition = |place, x| match &media {
+            Some((model, keys, reads)) => model.condition(place, x, keys, reads),
+            None => Ok(x),
+        };
         let (decoder, params) = (self.decoder, self.params);
         let mut x = decoder.embed(params, &tokens, &positions, NotRecording::default())?;
-        for (layer, block) in decoder.blocks.iter().enumerate() {
-            if let Some((model, keys, reads)) = &media
-                && let Some(i) = model.block_before(layer)
-            {
-                x = model.cross_attention[i].forward(&model.params, x, &keys[i], reads)?;
-            }
+        let mut go_on = |layer: usize, qkv: Matrix, heads, visible: &Visible| {
             let mut pasts: Vec<&mut Past> =
                 new.iter_mut().map(|reading| &mut reading.sequence.pasts[layer]).collect();
-            x = block.forward(params, x, &positions, |qkv| {
-                let (heads, visible) = (block.heads(), &decoder.visible);
-                Ok(ops::continue_attention(&qkv, &mut pasts, &counts, heads, visible))
+            Ok(ops::continue_attention(&qkv, &mut pasts, &counts, heads, visible))
+        };
+        let split = media.as_ref().is_some_and(|(model, ..)| model.splits_blocks());
+        for (layer, block) in decoder.blocks.iter().enumerate() {
+            x = condition(Place::Before(layer), x)?;
+            let attend = |qkv| go_on(layer, qkv, block.heads(), &decoder.visible);
+            x = if split {
+                let x = block.read(params, x, &positions, attend)?;
+                block.think(params, condition(Place::Middle(layer), x)?)?
+            } else {
+                block.forward(params, x, &positions, attend)?
+            };
+        }
+        if let Some((model, keys, reads)) = &media {
+            let first = decoder.blocks.len();
+            x = model.graft(x, keys, reads, |i, qkv, heads| {
+                go_on(first + i, qkv, heads, &Visible::Causal)
             })?;
         }
         for reading in &mut new {
@@ -566,13 +580,13 @@ impl Flamingo {
                 distinct.push((&prompt.latents, first_image));
                 n_images += prompt.latents.n_images();
             }
-            let pasts = vec![Past::default(); self.config.language.layers];
+            let pasts = vec![Past::default(); self.config.language.layers + self.n_grafts()];
             let phi = prompt.phi.last().copied().unwrap_or(-1);
             sequences.push(Sequence { pasts, length: 0, first_image, phi });
         }
         let values: Vec<&[f32]> =
             distinct.iter().map(|(latents, _)| latents.matrix.values()).collect();
-        let media = Matrix::constant(values.concat().into(), self.config.vision.width);
+        let media = Matrix::constant(values.concat().into(), self.config.media_width());
         let (keys, _) = self.media_keys(media.with(NotRecording::default()))?;
         let (decoder, params) = self.language.parts();
         let config = &self.config.language;
@@ -582,7 +596,7 @@ impl Flamingo {
     fn check_prompt(&self, prompt: &Prompt) -> Result<(), ModelError> {
         self.config.language.check_tokens(&prompt.tokens, prompt.tokens.len())?;
         check_phi_length(&prompt.phi, &prompt.tokens)?;
-        let (latents, width) = (self.config.resampler.latents, self.config.vision.width);
+        let (latents, width) = (self.config.resampler.latents, self.config.media_width());
         let (n, found) = (prompt.latents.n_images(), &prompt.latents.matrix);
         if n > 0 && (found.width() != width || found.rows() != n * latents) {
             return Err(ModelError::Input {

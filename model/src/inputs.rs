@@ -1,9 +1,12 @@
 //! What the whole model reads, and the checks at its edge.
 
+use std::ops::Range;
+
 use crate::buffer::Buffer;
 use crate::clip::check_pixels;
 use crate::error::ModelError;
 use crate::flamingo::FlamingoConfig;
+use crate::gated_xattn::MediaAttention;
 use crate::language_model::targets;
 use crate::tensor::Matrix;
 
@@ -65,16 +68,20 @@ impl Inputs {
         targets(&self.tokens, self.length, &self.loss_mask)
     }
 
-    /// The image that each token sees, counted over the whole batch.
-    pub(crate) fn images_seen(&self) -> impl Iterator<Item = Option<usize>> + '_ {
+    /// The images that each token sees, counted over the whole batch.
+    pub(crate) fn images_seen(
+        &self,
+        attend: MediaAttention,
+    ) -> impl Iterator<Item = Range<usize>> + '_ {
         let firsts = self.image_count.iter().scan(0, |next, n| {
             let first = *next;
             *next += n;
             Some(first)
         });
-        self.phi.chunks(self.length).zip(firsts).flat_map(|(phi, first)| {
-            phi.iter().map(move |image| usize::try_from(*image).ok().map(|image| first + image))
-        })
+        self.phi
+            .chunks(self.length)
+            .zip(firsts)
+            .flat_map(move |(phi, first)| phi.iter().map(move |image| attend.images(*image, first)))
     }
 }
 
@@ -109,18 +116,18 @@ pub(crate) fn check_media(
     n_frames: usize,
     config: &FlamingoConfig,
 ) -> Result<(), ModelError> {
-    check_frames(n_frames)?;
+    check_frames(n_frames, config)?;
     check_pixels(pixels, &config.vision, Some(n_images.saturating_mul(n_frames)))
 }
 
 /// Checks that `features` are those of `n_images` images or videos of `n_frames` frames.
-fn check_features(
+pub(crate) fn check_features(
     features: &[f32],
     n_images: usize,
     n_frames: usize,
     config: &FlamingoConfig,
 ) -> Result<(), ModelError> {
-    check_frames(n_frames)?;
+    check_frames(n_frames, config)?;
     let one = config.vision.n_feature_values();
     let expected = n_images.checked_mul(n_frames).and_then(|n| n.checked_mul(one));
     if expected == Some(features.len()) {
@@ -133,14 +140,16 @@ fn check_features(
     })
 }
 
-fn check_frames(n_frames: usize) -> Result<(), ModelError> {
-    if n_frames > 0 {
-        return Ok(());
-    }
+fn check_frames(n_frames: usize, config: &FlamingoConfig) -> Result<(), ModelError> {
+    let expected = match (n_frames, config.resampler.frames) {
+        (0, _) => "at least 1",
+        (2.., 0) => "1, since the resampler has no time embeddings (resampler.frames is 0)",
+        _ => return Ok(()),
+    };
     Err(ModelError::Input {
         what: "n_frames",
-        found: "0".to_owned(),
-        expected: "at least 1".to_owned(),
+        found: n_frames.to_string(),
+        expected: expected.to_owned(),
     })
 }
 

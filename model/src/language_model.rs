@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::checkpoint::{Folder, open_folder, save_folder, save_tensors};
-use crate::decoder::{Decoder, LanguageConfig};
+#[cfg(test)]
+use crate::decoder::Place;
+use crate::decoder::{Decoder, LanguageConfig, Pass};
 use crate::error::ModelError;
 use crate::families::Family;
 use crate::ops;
@@ -160,10 +162,19 @@ impl LanguageModel {
     pub(crate) fn all_hidden(&self, tokens: &[u32], length: usize) -> Vec<Vec<f32>> {
         let all = std::cell::RefCell::new(Vec::new());
         let tape = NotRecording::default();
-        let last = self.decoder.forward(&self.params, tokens, length, tape, false, |_, x| {
-            all.borrow_mut().push(x.values().to_vec());
-            Ok(x)
-        });
+        let last = self.decoder.forward(
+            &self.params,
+            tokens,
+            length,
+            tape,
+            Pass::default(),
+            |place, x| {
+                if let Place::Before(_) = place {
+                    all.borrow_mut().push(x.values().to_vec());
+                }
+                Ok(x)
+            },
+        );
         let mut all = all.into_inner();
         all.push(last.unwrap().values().to_vec());
         all
@@ -175,7 +186,14 @@ impl LanguageModel {
         length: usize,
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
-        self.decoder.forward(&self.params, tokens, length, tape, self.recompute, |_, x| Ok(x))
+        self.decoder.forward(
+            &self.params,
+            tokens,
+            length,
+            tape,
+            Pass { recompute: self.recompute, split: false },
+            |_, x| Ok(x),
+        )
     }
 
     fn loss<T: Record>(

@@ -171,7 +171,8 @@ pub(crate) const NORM_EPSILON: f32 = 1e-5;
 pub(crate) struct FeedForward {
     norm: Norm,
     up: Linear,
-    down: Linear,
+    /// From the hidden layer, `[N, 4 D]`, back to `[N, D]`.
+    pub(crate) down: Linear,
     activation: Activation,
 }
 
@@ -191,16 +192,7 @@ impl FeedForward {
         })
     }
 
-    /// `[N, D]` to `[N, D]`, without the residual sum.
-    pub(crate) fn forward<T: Record>(
-        &self,
-        p: &Params,
-        x: Matrix<T>,
-    ) -> Result<Matrix<T>, DeviceError> {
-        self.down.forward(p, self.hidden(p, x)?)
-    }
-
-    /// `x + forward(x)`.
+    /// `[N, D]` to `[N, D]`: `x` plus the feed-forward of `x`.
     pub(crate) fn forward_residual<T: Record>(
         &self,
         p: &Params,
@@ -210,7 +202,12 @@ impl FeedForward {
         self.down.forward_onto(p, self.hidden(p, x.clone().with(tape))?, x)
     }
 
-    fn hidden<T: Record>(&self, p: &Params, x: Matrix<T>) -> Result<Matrix<T>, DeviceError> {
+    /// The hidden layer: `[N, D]` to `[N, 4 D]`.
+    pub(crate) fn hidden<T: Record>(
+        &self,
+        p: &Params,
+        x: Matrix<T>,
+    ) -> Result<Matrix<T>, DeviceError> {
         let x = self.up.forward(p, self.norm.forward(p, x)?)?; // [N, 4 D]
         ops::activate(x, self.activation)
     }

@@ -40,10 +40,12 @@
 //!
 //! Reading order: `error` what can go wrong | `limits` of configurations | `tensor` dfdx's types and
 //! ours | `buffer` recycled memory | `ops` custom operations | `params` named parameters |
-//! `weights_file` tensors on disk | `pickle` checkpoints of PyTorch | `checkpoint` model folders |
-//! `layers` affine map, norm, feed-forward | `block` transformer block | `vision` CLIP's tower |
-//! `decoder` GPT-2's | `clip` contrastive model | `language_model` | `resampler` | `gated_xattn` |
-//! `inputs` what Flamingo reads | `flamingo` the whole | `generate` writing and scoring.
+//! `weights_file` tensors on disk | `pickle` checkpoints of PyTorch | `translate` names of others |
+//! `checkpoint` model folders | `layers` affine map, norm, feed-forward | `block` transformer block |
+//! `vision` CLIP's tower | `architecture` and `decoder` of language models | `families` of them |
+//! `clip` contrastive model | `language_model` | `self_attention` of trained parts | `resampler` |
+//! `gated_xattn` | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
+//! and scoring | `openflamingo` names of its checkpoints.
 
 mod architecture;
 mod beam;
@@ -65,12 +67,16 @@ mod inputs;
 mod language_model;
 mod layers;
 mod limits;
+mod openflamingo;
 mod ops;
 mod params;
 mod pickle;
 mod resampler;
+mod self_attention;
 mod tensor;
 mod translate;
+#[cfg(test)]
+mod variants;
 mod vision;
 mod weights_file;
 
@@ -80,15 +86,16 @@ pub use clip::{Clip, ClipConfig, Pairs, Pool};
 pub use decoder::LanguageConfig;
 pub use error::{Mismatches, ModelError};
 pub use flamingo::{Flamingo, FlamingoConfig};
-pub use gated_xattn::CrossAttentionConfig;
+pub use gated_xattn::{Conditioning, CrossAttentionConfig, FirstBlock, GateKind, MediaAttention};
 pub use generate::{Generation, Prompt, Scores, Search};
 pub use inputs::{Inputs, Latents};
 pub use language_model::{LanguageModel, TextBatch};
 pub use layers::NormKind;
+pub use openflamingo::{openflamingo_export, openflamingo_names};
 pub use ops::Activation;
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
-pub use resampler::ResamplerConfig;
+pub use resampler::{ResamplerConfig, ResamplerKind};
 pub use tensor::{DeviceError, Gradients, Weight};
 pub use vision::{PatchStates, VisionConfig};
 pub use weights_file::Tensors;

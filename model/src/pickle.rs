@@ -62,7 +62,7 @@ pub enum PickleError {
     #[error("its zip directory cannot be read")]
     Zip {
         /// What the reader says.
-        source: ZipError,
+        source: Box<ZipError>,
     },
     /// An entry of the zip file is missing or not as PyTorch writes it.
     #[error("zip entry `{entry}` {problem}")]
@@ -151,7 +151,7 @@ pub(crate) fn state_dict(file: &Arc<Mmap>, path: &Path) -> Result<Tensors, Model
                 let at = archive.entry(&format!("data/{}", described.storage)).map_err(refused)?;
                 described.find(file, at.clone()).map_err(|needed| ModelError::TensorBytes {
                     path: path.into(),
-                    name: name.to_owned(),
+                    name: name.into(),
                     start: at.start as u64,
                     end: at.end as u64,
                     needed,
@@ -187,8 +187,8 @@ impl<'a> Archive<'a> {
         if !file.starts_with(b"PK\x03\x04") {
             return Err(PickleError::NotZip);
         }
-        let zip =
-            ZipArchive::new(Cursor::new(file)).map_err(|source| PickleError::Zip { source })?;
+        let zip = ZipArchive::new(Cursor::new(file))
+            .map_err(|source| PickleError::Zip { source: source.into() })?;
         let mut names = zip.file_names().filter_map(Result::ok);
         let root = names.find_map(|name| name.strip_suffix("/data.pkl").map(str::to_owned));
         let root = root.ok_or_else(|| missing("*/data.pkl"))?;
@@ -215,7 +215,10 @@ impl<'a> Archive<'a> {
     fn entry(&mut self, name: &str) -> Result<Range<usize>, PickleError> {
         let entry = format!("{}/{name}", self.root);
         let index = self.zip.index_for_name(&entry).ok_or_else(|| missing(&entry))?;
-        let found = self.zip.by_index_raw(index).map_err(|source| PickleError::Zip { source })?;
+        let found = self
+            .zip
+            .by_index_raw(index)
+            .map_err(|source| PickleError::Zip { source: source.into() })?;
         let plain = found.compression() == CompressionMethod::Stored
             && !found.encrypted()
             && found.compressed_size() == found.size();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::block::{Block, BlockShape, WholeSequences};
+use crate::block::{Block, BlockShape, Part, WholeSequences};
 use crate::buffer::Buffer;
 use crate::checkpoint::{Folder, open_folder};
 use crate::clip::{ClipConfig, Pool};
@@ -202,6 +202,7 @@ impl Vision {
                 positions: Arc::clone(&positions),
                 length,
                 visible: Visible::All,
+                part: Part::All,
             };
             x = pass.forward(x, recompute)?;
         }

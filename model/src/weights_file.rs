@@ -125,8 +125,8 @@ impl Tensors {
         for (name, shard) in weight_map {
             let refuse = |problem| ModelError::Shard {
                 path: path.into(),
-                name: name.clone(),
-                shard: shard.clone(),
+                name: name.as_str().into(),
+                shard: shard.as_str().into(),
                 problem,
             };
             if !shards.contains_key(&shard) {
@@ -157,7 +157,12 @@ impl Tensors {
             for (name, tensor) in tensors.0 {
                 if let Some(first) = shard_of.insert(name.clone(), shard.clone()) {
                     let (path, second) = (path.into(), shard);
-                    return Err(ModelError::TwoTensors { path, name, first, second });
+                    return Err(ModelError::TwoTensors {
+                        path,
+                        name: name.into(),
+                        first: first.into(),
+                        second: second.into(),
+                    });
                 }
                 all.insert(name, tensor);
             }
@@ -200,6 +205,22 @@ impl Tensors {
                 made.get().map(Vec::as_slice)
             }
         }
+    }
+
+    /// All tensors by name, shape and values; what is no tensor of floating-point numbers is left
+    /// out.
+    pub(crate) fn into_parts(self) -> impl Iterator<Item = (String, Vec<usize>, Vec<f32>)> {
+        self.0.into_iter().filter_map(|(name, tensor)| {
+            let values = match tensor.values {
+                Values::Made(values) => values,
+                Values::Refused(_) => return None,
+                Values::Stored(stored, made) => match made.into_inner() {
+                    Some(values) => values,
+                    None => stored.to_f32(&tensor.shape).ok()??,
+                },
+            };
+            Some((name, tensor.shape, values))
+        })
     }
 
     /// Moves a tensor's values out, after checking its shape.
@@ -262,7 +283,12 @@ impl Tensors {
                 Entry::Occupied(entry) => {
                     let (path, name) = (path.into(), entry.key().clone());
                     let (first, _) = entry.remove();
-                    return Err(ModelError::TwoTensors { path, name, first, second });
+                    return Err(ModelError::TwoTensors {
+                        path,
+                        name: name.into(),
+                        first: first.into(),
+                        second: second.into(),
+                    });
                 }
             }
         }
@@ -568,7 +594,7 @@ fn refusal(file: &[u8], path: &Path, source: SafeTensorError) -> ModelError {
     match misplaced(file) {
         Some((name, at, needed)) => ModelError::TensorBytes {
             path: path.into(),
-            name,
+            name: name.into(),
             start: at.start as u64,
             end: at.end as u64,
             needed,

@@ -3,7 +3,7 @@
 
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, Gradients, LanguageConfig, Pairs, Params,
-    PatchStates, Trainable, VisionConfig,
+    PatchStates, Pool, Trainable, VisionConfig,
 };
 
 fn config() -> ClipConfig {
@@ -28,6 +28,7 @@ fn config() -> ClipConfig {
             architecture: Architecture::default(),
         },
         embedding: 8,
+        pool: Pool::Mean,
     }
 }
 

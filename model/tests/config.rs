@@ -4,13 +4,18 @@ use std::error::Error;
 
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, FlamingoConfig,
-    LanguageConfig, ModelError, PatchStates, ResamplerConfig, VisionConfig, read_config,
+    LanguageConfig, ModelError, PatchStates, Pool, ResamplerConfig, VisionConfig, read_config,
 };
 
 const ABSURD: usize = usize::MAX / 2;
 
 fn clip() -> ClipConfig {
-    ClipConfig { vision: flamingo().vision, text: flamingo().language, embedding: 8 }
+    ClipConfig {
+        vision: flamingo().vision,
+        text: flamingo().language,
+        embedding: 8,
+        pool: Pool::Mean,
+    }
 }
 
 fn flamingo() -> FlamingoConfig {
@@ -33,8 +38,14 @@ fn flamingo() -> FlamingoConfig {
             head_dim: 4,
             frames: 1,
             activation,
+            ..ResamplerConfig::paper()
         },
-        cross_attention: CrossAttentionConfig { every: 1, heads: 2, head_dim: 4, activation },
+        cross_attention: CrossAttentionConfig {
+            heads: 2,
+            head_dim: 4,
+            activation,
+            ..CrossAttentionConfig::paper_3b()
+        },
         language: LanguageConfig {
             vocabulary: 11,
             context: 6,

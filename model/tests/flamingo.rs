@@ -6,7 +6,7 @@ use std::path::Path;
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
     Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, ModelError, Params,
-    PatchStates, Prompt, ResamplerConfig, TextBatch, Trainable, VisionConfig,
+    PatchStates, Pool, Prompt, ResamplerConfig, TextBatch, Trainable, VisionConfig,
 };
 
 /// Pixels of one image of the tiny model.
@@ -43,7 +43,7 @@ fn fresh(folder: &Path) -> Flamingo {
     let (v, l) = (folder.join("vision"), folder.join("language"));
     std::fs::create_dir_all(&v).unwrap();
     std::fs::create_dir_all(&l).unwrap();
-    let clip = ClipConfig { vision: vision(), text: language(), embedding: 8 };
+    let clip = ClipConfig { vision: vision(), text: language(), embedding: 8, pool: Pool::Mean };
     Clip::new(&clip, 1).unwrap().save(&v).unwrap();
     LanguageModel::new(&language(), 2).unwrap().save(&l).unwrap();
     let resampler = ResamplerConfig {
@@ -52,10 +52,15 @@ fn fresh(folder: &Path) -> Flamingo {
         heads: 2,
         head_dim: 5,
         frames: 2,
-        activation: Activation::SquaredRelu,
+        ..ResamplerConfig::paper()
     };
-    let cross_attention =
-        CrossAttentionConfig { every: 2, heads: 2, head_dim: 6, activation: Activation::Gelu };
+    let cross_attention = CrossAttentionConfig {
+        every: 2,
+        heads: 2,
+        head_dim: 6,
+        activation: Activation::Gelu,
+        ..CrossAttentionConfig::paper_3b()
+    };
     let config = FlamingoConfig::on_towers(&v, &l, resampler, cross_attention).unwrap();
     Flamingo::new(&config, &v, &l, 3).unwrap()
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use flamingo_dataset::{Batch, CorpusKind};
 use flamingo_model::{
-    Clip, ClipConfig, Gradients, LanguageConfig, ModelError, Trainable, VisionConfig,
+    Clip, ClipConfig, Gradients, LanguageConfig, ModelError, Pool, Trainable, VisionConfig,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,9 @@ pub struct ContrastiveModel {
     pub embedding: usize,
     /// Share of the target that is spread over all captions or images. Paper: 0.1.
     pub label_smoothing: f32,
+    /// What stands for a whole image and a whole caption; the paper's means if not given.
+    #[serde(default)]
+    pub pool: Pool,
     /// The vision encoder.
     pub vision: VisionConfig,
     /// The text encoder.
@@ -82,7 +85,7 @@ fn check_model(file: &ConfigFile<ContrastiveModel>) -> Result<(), TrainError> {
 
 fn clip_config(model: &ContrastiveModel) -> ClipConfig {
     let ContrastiveModel { embedding, vision, text, .. } = model.clone();
-    ClipConfig { vision, text, embedding }
+    ClipConfig { vision, text, embedding, pool: model.pool }
 }
 
 impl Stage for Contrastive {

@@ -8,7 +8,7 @@ use flamingo_dataset::{
 };
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
-    Gradients, LanguageConfig, LanguageModel, PatchStates, ResamplerConfig, Trainable,
+    Gradients, LanguageConfig, LanguageModel, PatchStates, Pool, ResamplerConfig, Trainable,
     VisionConfig,
 };
 
@@ -180,11 +180,22 @@ fn model(vocabulary: usize, scratch: &Path) -> Flamingo {
     let (from_clip, from_language) = (scratch.join("clip"), scratch.join("language"));
     std::fs::create_dir_all(&from_clip).unwrap();
     std::fs::create_dir_all(&from_language).unwrap();
-    Clip::new(&ClipConfig { vision, text, embedding: 8 }, 1).unwrap().save(&from_clip).unwrap();
+    Clip::new(&ClipConfig { vision, text, embedding: 8, pool: Pool::Mean }, 1)
+        .unwrap()
+        .save(&from_clip)
+        .unwrap();
     LanguageModel::new(&language, 2).unwrap().save(&from_language).unwrap();
-    let resampler =
-        ResamplerConfig { latents: 4, layers: 1, heads: 2, head_dim: 8, frames: 1, activation };
-    let cross = CrossAttentionConfig { every: 1, heads: 2, head_dim: 8, activation };
+    let resampler = ResamplerConfig {
+        latents: 4,
+        layers: 1,
+        heads: 2,
+        head_dim: 8,
+        frames: 1,
+        activation,
+        ..ResamplerConfig::paper()
+    };
+    let paper = CrossAttentionConfig::paper_3b();
+    let cross = CrossAttentionConfig { heads: 2, head_dim: 8, activation, ..paper };
     let config = FlamingoConfig::on_towers(&from_clip, &from_language, resampler, cross).unwrap();
     let mut model = Flamingo::new(&config, &from_clip, &from_language, 3).unwrap();
     for params in model.params_mut() {

@@ -14,7 +14,8 @@ fn ramp(n: usize) -> Vec<f32> {
     (0..n).map(|i| -1.0 + 2.0 * i as f32 / (n.max(2) - 1) as f32).collect()
 }
 
-fn weighted_sum(out: &Matrix) -> f64 {
+/// The sum of the outputs by evenly spaced weights.
+pub(crate) fn weighted_sum(out: &Matrix) -> f64 {
     let v = out.values();
     v.iter().zip(ramp(v.len())).map(|(a, b)| f64::from(*a) * f64::from(b)).sum()
 }

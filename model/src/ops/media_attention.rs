@@ -1,10 +1,10 @@
-//! Cross-attention from text to media: each token sees the latents of exactly one image or video,
-//! or of none.
+//! Cross-attention from text to media: each token sees the latents of a range of neighbouring
+//! images or videos, mostly of exactly one, or of none.
 //!
 //! The paper masks a full product of all tokens with all latents (appendix A.1.1). A token sees one
-//! image at most, so the same result comes from the products of each run of tokens with its own
-//! image's latents: the work does not grow with the number of images. A token that sees none gets
-//! exactly zero.
+//! image at most, or in an ablation its image and all before it, so the same result comes from the
+//! products of each run of tokens with its own images' latents: the work does not grow with the
+//! number of images that are not seen. A token that sees none gets exactly zero.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,28 +17,27 @@ use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, record};
 
-/// Which image each row of text sees.
+/// Which images each row of text sees.
 #[derive(Debug, Clone)]
 pub(crate) struct MediaReads {
-    /// Runs of neighbouring rows that see the same image: rows and image, in the order of the rows.
-    runs: Vec<(Range<usize>, usize)>,
-    /// Latents per image.
-    latents: usize,
+    /// Runs of neighbouring rows that see the same images: rows and latents, in the order of the
+    /// rows.
+    runs: Vec<(Range<usize>, Range<usize>)>,
 }
 
 impl MediaReads {
-    /// Every row of text sees the image that `images` gives, if any. `latents` is the number per
-    /// image.
-    pub(crate) fn new(images: impl Iterator<Item = Option<usize>>, latents: usize) -> Self {
-        let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
-        for (row, image) in images.enumerate() {
-            let Some(image) = image else { continue };
+    /// Every row of text sees the images in the range that `images` gives, none if it is empty.
+    /// `latents` is the number per image.
+    pub(crate) fn new(images: impl Iterator<Item = Range<usize>>, latents: usize) -> Self {
+        let mut runs: Vec<(Range<usize>, Range<usize>)> = Vec::new();
+        for (row, images) in images.enumerate().filter(|(_, images)| !images.is_empty()) {
+            let media = images.start * latents..images.end * latents;
             match runs.last_mut() {
-                Some((rows, last)) if *last == image && rows.end == row => rows.end += 1,
-                _ => runs.push((row..row + 1, image)),
+                Some((rows, last)) if *last == media && rows.end == row => rows.end += 1,
+                _ => runs.push((row..row + 1, media)),
             }
         }
-        Self { runs, latents }
+        Self { runs }
     }
 }
 
@@ -55,11 +54,11 @@ pub(crate) fn media_attention<T: Record>(
 ) -> Result<Matrix<T>, DeviceError> {
     let (q, tape) = q.split();
     let width = q.width();
-    let core = Run { heads, width, latents: reads.latents, scale: scale_of(width, heads) };
+    let core = Run { heads, width, scale: scale_of(width, heads) };
     let parts: Vec<Buffer> = reads
         .runs
         .par_iter()
-        .map(|(rows, image)| core.forward(rows, *image, q.values(), k.values(), v.values()))
+        .map(|(rows, media)| core.forward(rows, media, q.values(), k.values(), v.values()))
         .collect();
     let mut out = Buffer::zeroed(q.values().len());
     for ((rows, _), part) in reads.runs.iter().zip(&parts) {
@@ -72,19 +71,18 @@ pub(crate) fn media_attention<T: Record>(
         let parts: Vec<[Buffer; 3]> = reads
             .runs
             .par_iter()
-            .map(|(rows, image)| {
-                core.backward(rows, *image, &grad_out, [q.values(), k.values(), v.values()])
+            .map(|(rows, media)| {
+                core.backward(rows, media, &grad_out, [q.values(), k.values(), v.values()])
             })
             .collect();
         let mut grad_q = Buffer::zeroed(q.values().len());
         let mut grad_k = Buffer::zeroed(k.values().len());
         let mut grad_v = Buffer::zeroed(v.values().len());
-        let block = core.latents * width;
         // In order, since several runs may see one image.
-        for ((rows, image), [dq, dk, dv]) in reads.runs.iter().zip(&parts) {
+        for ((rows, media), [dq, dk, dv]) in reads.runs.iter().zip(&parts) {
             grad_q[rows.start * width..rows.end * width].copy_from_slice(dq);
-            super::add_to(&mut grad_k[image * block..][..block], dk);
-            super::add_to(&mut grad_v[image * block..][..block], dv);
+            super::add_to(&mut grad_k[media.start * width..media.end * width], dk);
+            super::add_to(&mut grad_v[media.start * width..media.end * width], dv);
         }
         q.give_gradient(store, grad_q)?;
         k.give_gradient(store, grad_k)?;
@@ -92,12 +90,11 @@ pub(crate) fn media_attention<T: Record>(
     })
 }
 
-/// The attention of one run of rows to one image.
+/// The attention of one run of rows to its latents.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     heads: usize,
     width: usize,
-    latents: usize,
     scale: f32,
 }
 
@@ -107,53 +104,53 @@ impl Run {
         View::rows(values, self.width).at(row, h * (self.width / self.heads))
     }
 
-    fn weights(&self, n: usize, q: View, k: View) -> Buffer {
-        let mut scores = Buffer::unset(n * self.latents);
-        let target = Target::rows(&mut scores, self.latents);
-        matmul_here(n, self.width / self.heads, self.latents, self.scale, q, k.t(), target);
-        wide!(scores.chunks_exact_mut(self.latents).for_each(softmax));
+    /// Attention weights of `n` rows to `r` latents, each row summing to 1.
+    fn weights(&self, n: usize, r: usize, q: View, k: View) -> Buffer {
+        let mut scores = Buffer::unset(n * r);
+        let target = Target::rows(&mut scores, r);
+        matmul_here(n, self.width / self.heads, r, self.scale, q, k.t(), target);
+        wide!(scores.chunks_exact_mut(r).for_each(softmax));
         scores
     }
 
     fn forward(
         &self,
         rows: &Range<usize>,
-        image: usize,
+        media: &Range<usize>,
         q: &[f32],
         k: &[f32],
         v: &[f32],
     ) -> Buffer {
-        let size = self.width / self.heads;
-        let mut out = Buffer::unset(rows.len() * self.width);
+        let (n, r, size) = (rows.len(), media.len(), self.width / self.heads);
+        let mut out = Buffer::unset(n * self.width);
         for h in 0..self.heads {
-            let media = image * self.latents;
-            let (q, k) = (self.view(q, rows.start, h), self.view(k, media, h));
-            let weights = self.weights(rows.len(), q, k);
-            let p = View::rows(&weights, self.latents);
+            let (q, k) = (self.view(q, rows.start, h), self.view(k, media.start, h));
+            let weights = self.weights(n, r, q, k);
+            let p = View::rows(&weights, r);
             let target = Target::rows(&mut out, self.width).at(0, h * size);
-            matmul_here(rows.len(), self.latents, size, 1.0, p, self.view(v, media, h), target);
+            matmul_here(n, r, size, 1.0, p, self.view(v, media.start, h), target);
         }
         out
     }
 
-    /// Gradients of the run's rows of `q` `[n, D]` and, from this run, of its image's `k` and `v`
-    /// `[R, D]`.
+    /// Gradients of the run's rows of `q` `[n, D]` and, from this run, of its images' `k` and `v`
+    /// `[r, D]`.
     fn backward(
         &self,
         rows: &Range<usize>,
-        image: usize,
+        media: &Range<usize>,
         g: &[f32],
         [q, k, v]: [&[f32]; 3],
     ) -> [Buffer; 3] {
-        let (n, r, size) = (rows.len(), self.latents, self.width / self.heads);
+        let (n, r, size) = (rows.len(), media.len(), self.width / self.heads);
         let mut dq = Buffer::unset(n * self.width);
         let mut dk = Buffer::unset(r * self.width);
         let mut dv = Buffer::unset(r * self.width);
         let mut ds = Buffer::unset(n * r);
         for h in 0..self.heads {
             let text = |values| self.view(values, rows.start, h);
-            let media = |values| self.view(values, image * r, h);
-            let weights = self.weights(n, text(q), media(k));
+            let media = |values| self.view(values, media.start, h);
+            let weights = self.weights(n, r, text(q), media(k));
             let p = View::rows(&weights, r);
             let into = |target| Target::rows(target, self.width).at(0, h * size);
             matmul_here(r, n, size, 1.0, p.t(), text(g), into(&mut dv));
@@ -175,26 +172,34 @@ mod tests {
     /// Two sequences of 4 tokens with 2 and 1 images of 3 latents; two tokens see none, one image
     /// is seen by two runs.
     fn reads() -> Arc<MediaReads> {
-        let images = [None, Some(0), Some(1), Some(0), Some(2), Some(2), None, Some(2)];
+        let images = [0..0, 0..1, 1..2, 0..1, 2..3, 2..3, 0..0, 2..3];
+        Arc::new(MediaReads::new(images.into_iter(), 3))
+    }
+
+    /// The same tokens, each seeing its image and those before it.
+    fn reads_of_all_previous() -> Arc<MediaReads> {
+        let images = [0..0, 0..1, 0..2, 0..2, 2..3, 2..3, 2..2, 2..3];
         Arc::new(MediaReads::new(images.into_iter(), 3))
     }
 
     #[test]
     fn gradients_equal_finite_differences() {
         let inputs = [(8, 1), (9, 2), (9, 3)].map(|(rows, s)| (pseudo_random(rows * 4, s), 4));
-        check(
-            &inputs,
-            &[],
-            3e-3,
-            |t, x, _| {
-                let q = x[0].clone().with(t);
-                media_attention(q, x[1].clone(), x[2].clone(), &reads(), 2).unwrap()
-            },
-            |t, x, _| {
-                let q = x[0].clone().with(t);
-                media_attention(q, x[1].clone(), x[2].clone(), &reads(), 2).unwrap()
-            },
-        );
+        for reads in [reads(), reads_of_all_previous()] {
+            check(
+                &inputs,
+                &[],
+                3e-3,
+                |t, x, _| {
+                    let q = x[0].clone().with(t);
+                    media_attention(q, x[1].clone(), x[2].clone(), &reads, 2).unwrap()
+                },
+                |t, x, _| {
+                    let q = x[0].clone().with(t);
+                    media_attention(q, x[1].clone(), x[2].clone(), &reads, 2).unwrap()
+                },
+            );
+        }
     }
 
     #[test]
@@ -211,5 +216,30 @@ mod tests {
         assert_ne!(first[4..8], second[4..8]);
         assert_ne!(first[8..12], second[8..12]);
         assert_eq!(first[16..], second[16..], "the other sequence is untouched");
+    }
+
+    #[test]
+    fn a_range_of_images_reads_like_a_full_masked_product() {
+        let (q, k, v) = (pseudo_random(32, 1), pseudo_random(36, 2), pseudo_random(36, 3));
+        let matrix = |values: &[f32]| Matrix::constant(values.to_vec().into(), 4);
+        let reads = reads_of_all_previous();
+        let out = media_attention(matrix(&q), matrix(&k), matrix(&v), &reads, 2).unwrap();
+        // Latents that each row may see, written out anew.
+        let seen = [0..0, 0..3, 0..6, 0..6, 6..9, 6..9, 0..0, 6..9];
+        for (row, seen) in seen.into_iter().enumerate() {
+            for h in 0..2 {
+                let (q, k) = (&q[row * 4 + h * 2..], &k[h * 2..]);
+                let dot = |j: usize| q[0] * k[j * 4] + q[1] * k[j * 4 + 1];
+                let score = |j: usize| (dot(j) / 2.0_f32.sqrt()).exp();
+                let total: f32 = seen.clone().map(score).sum();
+                for c in 0..2 {
+                    let read: f32 = seen.clone().map(|j| score(j) * v[j * 4 + h * 2 + c]).sum();
+                    let expected = if seen.is_empty() { 0.0 } else { read / total };
+                    let got = out.values()[row * 4 + h * 2 + c];
+                    assert!((got - expected).abs() < 1e-6, "row {row}: {got} against {expected}");
+                    assert!(!seen.is_empty() || got.to_bits() == 0, "row {row} sees nothing");
+                }
+            }
+        }
     }
 }

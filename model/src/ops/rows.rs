@@ -31,7 +31,7 @@ pub(crate) fn pick_rows<T: Record>(
     })
 }
 
-/// The mean over each of `spans` of rows of `x` `[N, D]`, spans apart and not empty: `[n, D]`.
+/// The mean over each of `spans` of rows of `x` `[N, D]`, none empty: `[n, D]`. Spans may overlap.
 ///
 /// # Errors
 /// When the device fails.
@@ -53,7 +53,7 @@ pub(crate) fn mean_rows<T: Record>(
         for (span, g) in spans.iter().zip(grad_out.chunks_exact(width)) {
             let share = 1.0 / span.len() as f32;
             for row in grad[span.start * width..span.end * width].chunks_exact_mut(width) {
-                row.iter_mut().zip(g).for_each(|(s, g)| *s = share * g);
+                row.iter_mut().zip(g).for_each(|(s, g)| *s += share * g);
             }
         }
         x.give_gradient(store, grad)
@@ -124,6 +124,13 @@ mod tests {
             2e-3,
             |t, x, _| mean_rows(x[0].clone().with(t), vec![0..3, 4..5]).unwrap(),
             |t, x, _| mean_rows(x[0].clone().with(t), vec![0..3, 4..5]).unwrap(),
+        );
+        check(
+            &[(pseudo_random(15, 1), 3)],
+            &[],
+            2e-3,
+            |t, x, _| mean_rows(x[0].clone().with(t), vec![0..3, 2..5, 2..3]).unwrap(),
+            |t, x, _| mean_rows(x[0].clone().with(t), vec![0..3, 2..5, 2..3]).unwrap(),
         );
         check(
             &[(pseudo_random(12, 1), 3)],

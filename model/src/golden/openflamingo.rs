@@ -1,0 +1,175 @@
+//! Whole models of OpenFlamingo on every family of language models, and its checkpoints.
+
+use super::{Case, GRADIENT_TOLERANCE, compare, compare_named};
+use crate::families::Family;
+use crate::flamingo::{Flamingo, FlamingoConfig};
+use crate::gated_xattn::CrossAttentionConfig;
+use crate::inputs::Inputs;
+use crate::openflamingo::{openflamingo_export, openflamingo_names};
+use crate::params::Source;
+use crate::resampler::ResamplerConfig;
+use crate::tensor::Gradients;
+use crate::vision::{PatchStates, VisionConfig};
+use crate::weights_file::Tensors;
+use crate::{Activation, Generation, Prompt, Search};
+
+/// Tokens of a golden sequence.
+const LENGTH: usize = 24;
+/// Tokens of the prompt that golden texts continue.
+const PROMPT: usize = 20;
+/// Tokens that they have then.
+const WRITTEN: usize = 32;
+/// The token that ends a golden beam.
+const STOP: u32 = 2;
+/// The token of an image.
+const IMAGE: u32 = 98;
+
+/// The models of PyTorch's OpenFlamingo with the place of their layers and the distance of blocks.
+const CASES: [(&str, &str, usize); 5] = [
+    ("mpt-every1", "transformer.blocks", 1),
+    ("mpt-every2", "transformer.blocks", 2),
+    ("neox-every2", "gpt_neox.layers", 2),
+    ("opt-every1", "model.decoder.layers", 1),
+    ("llama-every1", "model.layers", 1),
+];
+
+#[test]
+fn open_flamingo_on_every_language_model_is_a_configuration_of_ours() {
+    for (name, layers, every) in CASES {
+        let Some(case) = Case::open(&format!("openflamingo/{name}")) else { return };
+        let theirs = case.tensors("weights");
+        let (ours, rest) = openflamingo_names(theirs.clone());
+        let model = open(&case, every, ours.clone(), rest);
+        let outputs = case.tensors("outputs");
+        let expected = |name: &str| outputs.get(name).unwrap().to_vec();
+
+        let features = case.input("vision_x");
+        let latents = model.latents_of(&features, 1).unwrap();
+        compare("latents", latents.matrix.values(), &expected("resampled"));
+        let inputs = inputs(&case);
+        let logits = compare("logits", &model.logits(&inputs).unwrap(), &expected("logits"));
+        let (loss, mut grads) = model.step(&inputs, 1.0, Gradients::default()).unwrap();
+        compare("loss", &[loss], &expected("loss"));
+        let (expected_grads, others) = openflamingo_names(case.tensors("grads"));
+        let mut found = Tensors::default();
+        for p in model.params.iter() {
+            let grad = model.params.gradient(&mut grads, &p.name).unwrap().unwrap();
+            found.insert(&p.name, &p.shape, grad);
+        }
+        let (n, gradients) = compare_named(&expected_grads, &found);
+        assert_eq!((n, others.names().count()), (found.names().count(), 0));
+        assert!(gradients < GRADIENT_TOLERANCE);
+        eprintln!("OpenFlamingo, {name}: logits {logits:.1e}, {n} gradients {gradients:.1e}");
+
+        check_generation(&model, &inputs, &features, &expected("greedy"), &expected("beam3"));
+
+        let (back, lost) = openflamingo_export(ours, layers, every);
+        assert_eq!(lost.names().count(), 0);
+        for name in back.names() {
+            assert_eq!(back.get(name), theirs.get(name), "{name}");
+        }
+        // What it saves: exactly these tensors, in its own file.
+        let saved = Tensors::open(&case.path("checkpoint.pt")).unwrap();
+        // Each block under one of its two names.
+        let named =
+            |name: &str| name.contains("gated_cross_attn_layer.") || name.contains("perceiver");
+        let saved: Vec<&str> = saved.names().filter(|name| named(name)).collect();
+        assert_eq!(saved, back.names().collect::<Vec<_>>());
+    }
+}
+
+fn open(case: &Case, every: usize, ours: Tensors, mut rest: Tensors) -> Flamingo {
+    let path = case.path("weights.safetensors");
+    let (family, language) = Family::read(&case.json("config.json")["lang_config"], &path).unwrap();
+    rest.split_off("lang_encoder.old_decoder_blocks.");
+    let named = |name: &str| name.replace("lang_encoder.", "").replace(".decoder_layer.", ".");
+    rest.rename(named, &path).unwrap();
+    let text = family.source(&language, rest, path.clone()).unwrap();
+    let config = FlamingoConfig {
+        // Features are given, so that the tower only says how many: 9 of width 24.
+        vision: VisionConfig {
+            image_size: 6,
+            patch_size: 2,
+            width: 24,
+            layers: 0,
+            heads: 4,
+            activation: Activation::Gelu,
+            feed_forward_width: None,
+            patch_states: PatchStates::BeforeNorm,
+        },
+        resampler: ResamplerConfig::open_flamingo(),
+        cross_attention: CrossAttentionConfig::open_flamingo(every),
+        language,
+    };
+    let vision = (config.vision.clone(), Source::Random { seed: 1 });
+    let stored = Source::Stored { tensors: ours, path };
+    Flamingo::from_sources(config, vision, text, stored).unwrap()
+}
+
+fn inputs(case: &Case) -> Inputs {
+    let ids = case.ids("ids");
+    let mut phi = Vec::new();
+    for sequence in ids.chunks(LENGTH) {
+        phi.extend(sequence.iter().scan(-1, |image, id| {
+            *image += i32::from(*id == IMAGE);
+            Some(*image)
+        }));
+    }
+    let labels = case.input("labels");
+    let predicts = |l: usize| !(l + 1).is_multiple_of(LENGTH) && labels[l + 1] >= 0.0;
+    Inputs {
+        length: LENGTH,
+        phi,
+        loss_mask: (0..ids.len()).map(|l| f32::from(u8::from(predicts(l)))).collect(),
+        tokens: ids,
+        pixels: Vec::new(),
+        features: Some(case.input("vision_x")),
+        n_frames: 1,
+        image_count: vec![3, 3],
+    }
+}
+
+fn check_generation(
+    model: &Flamingo,
+    inputs: &Inputs,
+    features: &[f32],
+    greedy: &[f32],
+    beam: &[f32],
+) {
+    let tokens = inputs.tokens[..PROMPT].to_vec();
+    let prompt = Prompt {
+        phi: inputs.phi[..PROMPT].to_vec(),
+        latents: model.latents_of(&features[..features.len() / 2], 1).unwrap(),
+        tokens: tokens.clone(),
+    };
+    let search = |stop, search| {
+        let generation = Generation { tokens_max: WRITTEN - PROMPT, stop, search };
+        let written = model.generate(std::slice::from_ref(&prompt), &generation).unwrap();
+        let mut all = [&tokens[..], &written[0]].concat();
+        all.resize(WRITTEN, STOP);
+        all.iter().map(|token| *token as f32).collect::<Vec<_>>()
+    };
+    assert_eq!(search(u32::MAX, Search::Greedy), greedy);
+    assert_eq!(search(STOP, Search::Beam { beams: 3, length_penalty: 0.0 }), beam);
+}
+
+#[test]
+fn checkpoints_of_open_flamingo_hold_the_weights_of_the_whole() {
+    for (name, ..) in CASES {
+        let Some(case) = Case::open(&format!("openflamingo/{name}")) else { return };
+        let theirs = case.tensors("weights");
+        let files: &[&str] = if name == "mpt-every1" {
+            &["checkpoint.pt", "checkpoint_wrapped.pt"]
+        } else {
+            &["checkpoint.pt"]
+        };
+        for file in files {
+            let (ours, _) = openflamingo_names(Tensors::open(&case.path(file)).unwrap());
+            let (whole, _) = openflamingo_names(theirs.clone());
+            assert_eq!(ours.names().collect::<Vec<_>>(), whole.names().collect::<Vec<_>>());
+            for name in ours.names() {
+                assert_eq!(ours.get(name), whole.get(name), "{file}: {name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! What every variant of the trained parts promises, on models small enough for finite differences.
+
+use crate::gated_xattn::{Conditioning, FirstBlock, GateKind, MediaAttention};
+use crate::ops::gradient_check::{gradients_of_ramp, pseudo_random, weighted_sum};
+use crate::params::Source;
+use crate::resampler::ResamplerKind;
+use crate::tensor::{NotRecording, Recording};
+use crate::{
+    Activation, CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients, Inputs, LanguageConfig,
+    LanguageModel, Latents, Params, Prompt, ResamplerConfig, Tensors, Trainable, VisionConfig,
+};
+use crate::{Architecture, Generation, PatchStates};
+
+/// Pixels of one frame of the tiny model.
+const PIXELS: usize = 3 * 8 * 8;
+/// Tokens of the tiny model.
+const VOCABULARY: usize = 23;
+
+fn paper() -> FlamingoConfig {
+    let activation = Activation::Gelu;
+    FlamingoConfig {
+        vision: VisionConfig {
+            image_size: 8,
+            patch_size: 4,
+            width: 12,
+            layers: 1,
+            heads: 2,
+            activation,
+            feed_forward_width: None,
+            patch_states: PatchStates::BeforeNorm,
+        },
+        resampler: ResamplerConfig {
+            latents: 3,
+            layers: 2,
+            heads: 2,
+            head_dim: 5,
+            frames: 2,
+            activation,
+            ..ResamplerConfig::paper()
+        },
+        cross_attention: CrossAttentionConfig {
+            every: 2,
+            heads: 2,
+            head_dim: 6,
+            activation,
+            ..CrossAttentionConfig::paper_3b()
+        },
+        language: LanguageConfig {
+            vocabulary: VOCABULARY,
+            context: 16,
+            width: 16,
+            layers: 3,
+            heads: 2,
+            activation,
+            architecture: Architecture::default(),
+        },
+    }
+}
+
+/// The paper's model and every variant by itself, some together.
+fn variants() -> Vec<(&'static str, FlamingoConfig)> {
+    let with = |change: fn(&mut FlamingoConfig)| {
+        let mut config = paper();
+        change(&mut config);
+        config.validate().unwrap();
+        config
+    };
+    vec![
+        ("paper", paper()),
+        ("mlp resampler", with(|c| c.resampler.kind = ResamplerKind::Mlp)),
+        ("transformer resampler", with(|c| c.resampler.kind = ResamplerKind::Transformer)),
+        ("width of the latents", with(|c| c.resampler.width = Some(10))),
+        (
+            "mlp of another width, more latents than features",
+            with(|c| {
+                c.resampler.kind = ResamplerKind::Mlp;
+                (c.resampler.width, c.resampler.latents) = (Some(14), 11);
+            }),
+        ),
+        ("no media norm", with(|c| c.cross_attention.media_norm = false)),
+        ("no gate", with(|c| c.cross_attention.gate = GateKind::None)),
+        ("last of every", with(|c| c.cross_attention.first = FirstBlock::LastOfEvery)),
+        ("single", with(|c| c.cross_attention.first = FirstBlock::Single)),
+        ("all previous", with(|c| c.cross_attention.attend = MediaAttention::AllPrevious)),
+        ("vanilla", with(|c| c.cross_attention.conditioning = Conditioning::Vanilla)),
+        (
+            "vanilla without gate, single",
+            with(|c| {
+                c.cross_attention.conditioning = Conditioning::Vanilla;
+                c.cross_attention.gate = GateKind::None;
+                c.cross_attention.first = FirstBlock::Single;
+            }),
+        ),
+        (
+            "grafting",
+            with(|c| c.cross_attention.conditioning = Conditioning::Grafting { layers: 2 }),
+        ),
+        (
+            "grafting without gate, all previous",
+            with(|c| {
+                c.cross_attention.conditioning = Conditioning::Grafting { layers: 1 };
+                c.cross_attention.gate = GateKind::None;
+                c.cross_attention.attend = MediaAttention::AllPrevious;
+            }),
+        ),
+        (
+            "OpenFlamingo",
+            with(|c| {
+                c.resampler = ResamplerConfig {
+                    latents: 3,
+                    layers: 2,
+                    heads: 2,
+                    head_dim: 5,
+                    ..ResamplerConfig::open_flamingo()
+                };
+                c.cross_attention = CrossAttentionConfig {
+                    heads: 2,
+                    head_dim: 6,
+                    ..CrossAttentionConfig::open_flamingo(2)
+                };
+            }),
+        ),
+    ]
+}
+
+/// A model with closed gates. Its embeddings are as large as those of a trained language model:
+/// beside fresh ones any step that finite differences can take would be a long one.
+fn fresh(config: &FlamingoConfig) -> Flamingo {
+    let mut tensors = Tensors::default();
+    for parameter in LanguageModel::new(&config.language, 2).unwrap().params()[0].iter() {
+        let gain = if parameter.shape[0] == VOCABULARY { 25.0 } else { 1.0 };
+        let values = parameter.weight.values().iter().map(|v| gain * v).collect();
+        tensors.insert(&parameter.name, &parameter.shape, values);
+    }
+    let language = Source::Stored { tensors, path: "language".into() };
+    let [vision, rest] = [1, 3].map(|seed| Source::Random { seed });
+    let vision = (config.vision.clone(), vision);
+    Flamingo::from_sources(config.clone(), vision, language, rest).unwrap()
+}
+
+/// As [`fresh`], with open gates.
+fn opened(config: &FlamingoConfig) -> Flamingo {
+    let mut model = fresh(config);
+    change(&mut model, |name, values| {
+        if name.ends_with("_gate") {
+            values.fill(0.7);
+        }
+    });
+    model
+}
+
+fn change(model: &mut Flamingo, mut f: impl FnMut(&str, &mut [f32])) {
+    for params in model.params_mut() {
+        params.update(&mut Gradients::default(), |name, _, values, _| f(name, values)).unwrap();
+    }
+}
+
+/// Frames of the images that a model can read: 2, or 1 where it has no time embeddings.
+fn frames(config: &FlamingoConfig) -> usize {
+    config.resampler.frames.clamp(1, 2)
+}
+
+/// Two sequences of 6 tokens: two images (the first seen from position 1, the second from 4), and
+/// one.
+fn inputs(config: &FlamingoConfig) -> Inputs {
+    Inputs {
+        tokens: vec![1, 3, 5, 7, 3, 9, 1, 2, 3, 11, 13, 0],
+        length: 6,
+        phi: vec![-1, 0, 0, 0, 1, 1, -1, -1, 0, 0, 0, 0],
+        loss_mask: vec![1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0],
+        pixels: pseudo_random(3 * frames(config) * PIXELS, 1),
+        features: None,
+        n_frames: frames(config),
+        image_count: vec![2, 1],
+    }
+}
+
+/// The two sequences of [`inputs`] and one without images as prompts.
+fn prompts(model: &Flamingo) -> Vec<Prompt> {
+    let (batch, n_frames) = (inputs(&model.config), frames(&model.config));
+    let one = n_frames * PIXELS;
+    let latents =
+        |from: usize, to| model.latents(&batch.pixels[from * one..to * one], n_frames).unwrap();
+    vec![
+        Prompt {
+            tokens: batch.tokens[..6].to_vec(),
+            phi: batch.phi[..6].to_vec(),
+            latents: Latents::join([&latents(0, 1), &latents(1, 2)]),
+        },
+        Prompt {
+            tokens: batch.tokens[6..10].to_vec(),
+            phi: batch.phi[6..10].to_vec(),
+            latents: latents(2, 3),
+        },
+        Prompt { tokens: vec![4], phi: vec![-1], latents: Latents::none() },
+    ]
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn closed_gates_give_exactly_the_bare_language_models_logits() {
+    for (name, config) in variants() {
+        let model = fresh(&config);
+        let batch = inputs(&config);
+        let bare = model.language_model().logits(&batch.tokens, batch.length).unwrap();
+        let same = bits(&model.logits(&batch).unwrap()) == bits(&bare);
+        assert_eq!(same, config.cross_attention.gate == GateKind::Tanh, "{name}");
+        assert_ne!(bits(&opened(&config).logits(&batch).unwrap()), bits(&bare), "{name}");
+    }
+}
+
+#[test]
+fn a_token_depends_on_the_images_that_it_may_see_alone() {
+    let row = |logits: &[f32], l: usize| bits(&logits[l * VOCABULARY..(l + 1) * VOCABULARY]);
+    for (name, config) in variants() {
+        let model = opened(&config);
+        let one = frames(&config) * PIXELS;
+        let before = model.logits(&inputs(&config)).unwrap();
+        // The second image, seen from position 4 on.
+        let mut batch = inputs(&config);
+        batch.pixels[one..2 * one].fill(0.3);
+        let after = model.logits(&batch).unwrap();
+        for l in (0..4).chain(6..12) {
+            assert_eq!(row(&before, l), row(&after, l), "{name}, position {l}");
+        }
+        assert_ne!(row(&before, 4), row(&after, 4), "{name}");
+        // The first image, seen from position 1 on.
+        let mut batch = inputs(&config);
+        batch.pixels[..one].fill(-0.3);
+        let after = model.logits(&batch).unwrap();
+        for l in [0].into_iter().chain(6..12) {
+            assert_eq!(row(&before, l), row(&after, l), "{name}, position {l}");
+        }
+        assert_ne!(row(&before, 1), row(&after, 1), "{name}");
+    }
+}
+
+/// Without self-attention in between, so that what a token reads itself can be told.
+#[test]
+fn all_previous_images_are_read_and_with_one_only_the_last() {
+    for attend in [MediaAttention::One, MediaAttention::AllPrevious] {
+        let mut config = paper();
+        config.cross_attention.attend = attend;
+        config.language.layers = 1;
+        let model = opened(&config);
+        let read = |batch: &Inputs| {
+            let hidden = model.hidden(batch, NotRecording::default()).unwrap();
+            bits(&hidden.values()[4 * 16..5 * 16])
+        };
+        // Only position 4 sees anything: the second image, or both.
+        let batch =
+            Inputs { phi: vec![-1, -1, -1, -1, 1, -1, -1, -1, -1, -1, -1, -1], ..inputs(&config) };
+        let mut changed = batch.clone();
+        changed.pixels[..2 * PIXELS].fill(-0.3);
+        assert_eq!(read(&batch) == read(&changed), attend == MediaAttention::One);
+    }
+}
+
+#[test]
+fn gradients_of_every_variant_equal_finite_differences() {
+    for (name, config) in variants() {
+        let error = largest_gradient_error(name, &mut opened(&config), &inputs(&config));
+        eprintln!("{name}: gradients within {error:.1e} of finite differences");
+    }
+}
+
+/// Most values of a parameter that are checked.
+const CHECKED: usize = 6;
+/// Steps of the differences: rounding spoils the short ones where a gradient is small, curvature
+/// the long ones where a norm or a gate bends the states. One of them has to agree.
+const STEPS: [f32; 4] = [0.03, 0.08, 0.01, 0.004];
+/// Relative error in norm allowed in the gradient of a parameter.
+const TOLERANCE: f64 = 3e-3;
+/// Norm of a gradient below which errors are relative to this instead: there rounding, 5e-5 of the
+/// summed outputs, is all that differences show.
+const SMALL: f64 = 0.05;
+
+/// The largest relative error, in norm, of the gradients of single parameters: of the states after
+/// the last norm, summed by evenly spaced weights.
+fn largest_gradient_error(variant: &str, model: &mut Flamingo, batch: &Inputs) -> f64 {
+    let out = model.hidden(batch, Recording::default()).unwrap();
+    let (_, mut gradients) = gradients_of_ramp(out);
+    let trained = model.params.iter().map(|p| (p.name.clone(), p.n_values()));
+    let mut largest = 0.0_f64;
+    for (name, n) in trained.collect::<Vec<_>>() {
+        let gradient = model.params.gradient(&mut gradients, &name).unwrap().unwrap();
+        let checked: Vec<usize> = (0..n).step_by(n.div_ceil(CHECKED)).collect();
+        let mut error_of = |h: f32| {
+            let (mut wrong, mut whole) = (0.0, 0.0);
+            for i in &checked {
+                let expected = difference(model, batch, (&name, *i), h);
+                wrong += (f64::from(gradient[*i]) - expected).powi(2);
+                whole += expected.powi(2);
+            }
+            assert!(whole > 0.0, "{variant}: no gradient reaches {name}");
+            wrong.sqrt() / whole.sqrt().max(SMALL)
+        };
+        let mut error = f64::INFINITY;
+        for step in STEPS {
+            if error >= TOLERANCE {
+                error = error.min(error_of(step));
+            }
+        }
+        assert!(error < TOLERANCE, "{variant}: gradient of {name} differs by {error:.1e}");
+        largest = largest.max(error);
+    }
+    largest
+}
+
+/// The slope of the summed outputs in value `i` of a parameter, from central differences of steps
+/// `h` and `2 h`, in which the third derivative drops out.
+fn difference(model: &mut Flamingo, batch: &Inputs, (name, i): (&str, usize), h: f32) -> f64 {
+    let mut slope = |h: f32| {
+        let mut at = |step: f32| {
+            let mut kept = 0.0;
+            change(model, |which, values| {
+                if which == name {
+                    kept = values[i];
+                    values[i] += step;
+                }
+            });
+            let sum = weighted_sum(&model.hidden(batch, NotRecording::default()).unwrap());
+            change(model, |which, values| {
+                if which == name {
+                    values[i] = kept;
+                }
+            });
+            sum
+        };
+        (at(h) - at(-h)) / f64::from(2.0 * h)
+    };
+    (4.0 * slope(h) - slope(2.0 * h)) / 3.0
+}
+
+#[test]
+fn generation_from_kept_keys_equals_reading_everything_again() {
+    for (name, config) in variants() {
+        let model = opened(&config);
+        let prompts = prompts(&model);
+        let written = model.generate(&prompts, &Generation::greedy(12, 10_000)).unwrap();
+        for (prompt, written) in prompts.iter().zip(&written) {
+            let mut longer = prompt.clone();
+            assert_eq!(written.len(), 12.min(17 - prompt.tokens.len()));
+            for token in written {
+                let scores = model.score(std::slice::from_ref(&longer)).unwrap();
+                assert_eq!(scores[0].likeliest.last(), Some(token), "{name}");
+                longer.tokens.push(*token);
+                longer.phi.push(*longer.phi.last().unwrap());
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_and_ranks_of_prompts_equal_those_of_the_batch() {
+    for (name, config) in variants() {
+        let model = opened(&config);
+        let batch = Inputs {
+            loss_mask: vec![1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0],
+            ..inputs(&config)
+        };
+        let nll = model.token_nll(&batch).unwrap();
+        let all = prompts(&model);
+        let scores = model.score(&all).unwrap();
+        for (first, scores) in [0, 6].into_iter().zip(&scores) {
+            for (l, loss) in scores.nll.iter().enumerate() {
+                let expected = nll[first + l];
+                assert!((loss - expected).abs() < 1e-5, "{name}: {loss} against {expected}");
+            }
+        }
+        let answer = vec![5, 6, 7];
+        let ranked = model.rank(&all[0], std::slice::from_ref(&answer)).unwrap()[0];
+        let mut whole = all[0].clone();
+        whole.tokens.extend(answer);
+        whole.phi.resize(9, 1);
+        let sum: f32 = model.score(&[whole]).unwrap()[0].nll[5..].iter().sum();
+        assert!((sum + ranked).abs() < 1e-4, "{name}: {sum} against {ranked}");
+    }
+}
+
+#[test]
+fn every_variant_loads_as_it_was_saved() {
+    for (name, config) in variants() {
+        let (folder, model) = (tempfile::tempdir().unwrap(), opened(&config));
+        model.save(folder.path()).unwrap();
+        let back = Flamingo::load(folder.path()).unwrap();
+        assert_eq!(back.config(), &config, "{name}");
+        let n_values =
+            |model: &Flamingo| -> usize { model.params().into_iter().map(Params::n_values).sum() };
+        assert_eq!(n_values(&back), n_values(&model), "{name}");
+        let batch = inputs(&config);
+        assert_eq!(
+            bits(&back.logits(&batch).unwrap()),
+            bits(&model.logits(&batch).unwrap()),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn variants_have_the_parts_that_their_names_say() {
+    let has = |variant: &str, part: &str| {
+        let (_, config) = variants().into_iter().find(|(name, _)| *name == variant).unwrap();
+        fresh(&config).params.iter().any(|parameter| parameter.name.contains(part))
+    };
+    assert!(has("paper", "cross_attention.1.ffw_gate") && !has("paper", "cross_attention.2."));
+    assert!(has("paper", "kv_norm") && !has("paper", "input") && !has("paper", "self"));
+    assert!(!has("last of every", "cross_attention.1.") && !has("single", "cross_attention.1."));
+    assert!(!has("vanilla", "cross_attention.0.ffw") && has("vanilla", "cross_attention.0.attn_g"));
+    assert!(!has("no gate", "_gate") && has("no gate", "cross_attention.0.ffw.up"));
+    assert!(!has("no media norm", "cross_attention.0.kv_norm"));
+    assert!(has("grafting", "cross_attention.1.self_gate") && !has("mlp resampler", "latents"));
+    assert!(!has("OpenFlamingo", "time") && has("width of the latents", "resampler.input.weight"));
+}
+
+#[test]
+fn what_a_variant_cannot_read_is_named() {
+    let (_, config) = variants().pop().unwrap();
+    let model = opened(&config);
+    let video = Inputs { n_frames: 2, ..inputs(&paper()) };
+    for error in [model.loss_only(&video), model.latents(&video.pixels, 2).map(|_| 0.0)] {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("input n_frames is 2, expected 1, since"), "{error}");
+    }
+    let mut config = paper();
+    config.cross_attention.first = FirstBlock::LastOfEvery;
+    config.cross_attention.every = 4;
+    let error = config.validate().unwrap_err().to_string();
+    assert!(error.contains("cross_attention.every is 4, expected at most 3"), "{error}");
+    config.cross_attention.conditioning = Conditioning::Grafting { layers: 1 };
+    config.validate().unwrap();
+    let mut batch = inputs(&config);
+    batch.phi[3] = 2;
+    let error = opened(&config).loss_only(&batch).unwrap_err().to_string();
+    assert!(error.contains("input phi is 2"), "{error}");
+}
