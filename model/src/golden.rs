@@ -30,10 +30,10 @@ mod openflamingo;
 /// differences of large ones.
 const GRADIENT_TOLERANCE: f32 = 5e-4;
 
-struct Case(PathBuf);
+pub(crate) struct Case(PathBuf);
 
 impl Case {
-    fn open(name: &str) -> Option<Self> {
+    pub(crate) fn open(name: &str) -> Option<Self> {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/golden"));
         let path = root.join(name);
         if !path.is_dir() {
@@ -44,7 +44,7 @@ impl Case {
     }
 
     /// Every tensor of a file; whole numbers become f32, which holds all of these exactly.
-    fn tensors(&self, file: &str) -> Tensors {
+    pub(crate) fn tensors(&self, file: &str) -> Tensors {
         let bytes = std::fs::read(self.0.join(format!("{file}.safetensors"))).unwrap();
         let mut tensors = Tensors::default();
         for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
@@ -60,11 +60,11 @@ impl Case {
         tensors
     }
 
-    fn source(&self) -> Source {
+    pub(crate) fn source(&self) -> Source {
         Source::Stored { tensors: self.tensors("weights"), path: self.0.clone() }
     }
 
-    fn path(&self, file: &str) -> PathBuf {
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.0.join(file)
     }
 
@@ -76,13 +76,13 @@ impl Case {
         self.input(name).iter().map(|id| *id as u32).collect()
     }
 
-    fn input(&self, name: &str) -> Vec<f32> {
+    pub(crate) fn input(&self, name: &str) -> Vec<f32> {
         self.tensors("inputs").get(name).unwrap().to_vec()
     }
 }
 
 /// Fails if `got` differs from `expected` by more than the tolerance; returns the error reached.
-fn compare(what: &str, got: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn compare(what: &str, got: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(got.len(), expected.len(), "{what}");
     let scale = expected.iter().fold(1e-6_f32, |m, v| m.max(v.abs()));
     let error = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale;

@@ -42,7 +42,7 @@
 //! ours | `buffer` recycled memory | `ops` custom operations | `params` named parameters |
 //! `weights_file` tensors on disk | `pickle` checkpoints of PyTorch | `translate` names of others |
 //! `checkpoint` model folders | `layers` affine map, norm, feed-forward | `block` transformer block |
-//! `vision` CLIP's tower | `architecture` and `decoder` of language models | `families` of them |
+//! `vision` CLIP's tower | `nfnet` the paper's | `architecture` and `decoder` of language models | `families` of them |
 //! `clip` contrastive model | `language_model` | `self_attention` of trained parts | `resampler` |
 //! `gated_xattn` | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
 //! and scoring | `openflamingo` names of its checkpoints.
@@ -67,6 +67,7 @@ mod inputs;
 mod language_model;
 mod layers;
 mod limits;
+mod nfnet;
 mod openflamingo;
 mod ops;
 mod params;
@@ -91,6 +92,7 @@ pub use generate::{Generation, Prompt, Scores, Search};
 pub use inputs::{Inputs, Latents};
 pub use language_model::{LanguageModel, TextBatch};
 pub use layers::NormKind;
+pub use nfnet::{NfnetConfig, NfnetFeatures};
 pub use openflamingo::{openflamingo_export, openflamingo_names};
 pub use ops::Activation;
 pub use params::{Parameter, Params, Trainable};

@@ -235,6 +235,11 @@ impl Declare {
         Ok(ParamId(self.list.len() - 1))
     }
 
+    /// The weight behind an id declared before.
+    pub(crate) fn weight(&self, id: ParamId) -> &Weight {
+        &self.list[id.0].weight
+    }
+
     /// The parameters declared.
     pub(crate) fn finish(self) -> Params {
         Params { list: Arc::new(self.list) }

@@ -105,15 +105,35 @@ pub(crate) fn activate<T: Record>(
     x: Matrix<T>,
     kind: Activation,
 ) -> Result<Matrix<T>, DeviceError> {
+    activate_times(x, kind, 1.0)
+}
+
+/// Applies `kind` to every element and multiplies by `factor`.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn activate_times<T: Record>(
+    x: Matrix<T>,
+    kind: Activation,
+    factor: f32,
+) -> Result<Matrix<T>, DeviceError> {
     let (x, tape) = x.split();
     let mut out = Buffer::unset(x.values().len());
-    out.par_chunks_mut(CHUNK)
-        .zip(x.values().par_chunks(CHUNK))
-        .for_each(|(out, x)| wide!(kind.values(out, x)));
+    // While a chunk is in the cache, so that it costs no pass over memory; times 1 is exact.
+    let times = move |values: &mut [f32]| {
+        if factor.to_bits() != 1.0_f32.to_bits() {
+            wide!(values.iter_mut().for_each(|v| *v *= factor));
+        }
+    };
+    out.par_chunks_mut(CHUNK).zip(x.values().par_chunks(CHUNK)).for_each(|(out, x)| {
+        wide!(kind.values(out, x));
+        times(out);
+    });
     record(out, x.width(), tape, x.wants_gradient(), move |mut grad, store| {
-        grad.par_chunks_mut(CHUNK)
-            .zip(x.values().par_chunks(CHUNK))
-            .for_each(|(g, x)| wide!(kind.times_slope(g, x)));
+        grad.par_chunks_mut(CHUNK).zip(x.values().par_chunks(CHUNK)).for_each(|(g, x)| {
+            wide!(kind.times_slope(g, x));
+            times(g);
+        });
         x.give_gradient(store, grad)
     })
 }
@@ -141,6 +161,13 @@ mod tests {
                 3e-3,
                 |t, x, _| activate(x[0].clone().with(t), kind).unwrap(),
                 |t, x, _| activate(x[0].clone().with(t), kind).unwrap(),
+            );
+            check(
+                &[(pseudo_random(12, 2), 4)],
+                &[],
+                3e-3,
+                |t, x, _| activate_times(x[0].clone().with(t), kind, 1.7).unwrap(),
+                |t, x, _| activate_times(x[0].clone().with(t), kind, 1.7).unwrap(),
             );
         }
     }

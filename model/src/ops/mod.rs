@@ -13,6 +13,7 @@ mod activation;
 mod add;
 mod attention;
 mod contrastive_loss;
+mod convolution;
 mod cross_entropy;
 mod embedding;
 mod gated;
@@ -21,18 +22,21 @@ mod matmul;
 mod media_attention;
 mod media_tokens;
 mod norm;
+mod pooling;
 mod recompute;
 mod rotary;
 mod rows;
+mod squeeze_excitation;
 mod wide;
 
 pub use activation::Activation;
-pub(crate) use activation::activate;
+pub(crate) use activation::{activate, activate_times};
 pub(crate) use add::{add_gated, add_to};
 pub(crate) use attention::{
     AttentionShape, Heads, Past, Visible, attention, continue_attention, self_attention,
 };
 pub(crate) use contrastive_loss::{contrastive_loss, unit_rows};
+pub(crate) use convolution::{Convolution, Grid, KernelSize, convolve, standardize};
 pub(crate) use cross_entropy::{cross_entropy, each_logits, token_losses};
 pub(crate) use embedding::embed_tokens;
 pub(crate) use gated::activate_gate;
@@ -40,9 +44,11 @@ pub(crate) use linear::{Kernel, linear, linear_onto};
 pub(crate) use media_attention::{MediaReads, media_attention};
 pub(crate) use media_tokens::{add_time, repeat_latents, with_latents};
 pub(crate) use norm::{Norm, normalise, normalise_columns};
+pub(crate) use pooling::halve;
 pub(crate) use recompute::{Stage, recomputed};
 pub(crate) use rotary::{Rotation, rotate};
 pub(crate) use rows::{mean_rows, pick_rows, prepend_class};
+pub(crate) use squeeze_excitation::{SqueezeExcitation, squeeze_excite_onto};
 pub(crate) use wide::processor;
 
 /// Elements that one thread takes at a time in element-wise loops: small enough for its cache,

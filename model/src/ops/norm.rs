@@ -23,15 +23,21 @@ pub(crate) struct Norm {
     pub(crate) epsilon: f32,
 }
 
+/// Mean and reciprocal deviation of one row; the mean is 0 where it is not taken off.
+#[expect(clippy::inline_always, reason = "must become part of the wide loop around it")]
+#[inline(always)]
+pub(super) fn moments(row: &[f32], centred: bool, epsilon: f32) -> (f32, f32) {
+    let n = row.len() as f32;
+    let mean = if centred { sum_by(row, |v| v) / n } else { 0.0 };
+    let variance = sum_by(row, |v| (v - mean) * (v - mean)) / n;
+    (mean, (variance + epsilon).sqrt().recip())
+}
+
 impl Norm {
-    /// Mean and reciprocal deviation of one row; the mean is 0 where it is not taken off.
     #[expect(clippy::inline_always, reason = "must become part of the wide loop around it")]
     #[inline(always)]
     fn moments(&self, row: &[f32]) -> (f32, f32) {
-        let n = row.len() as f32;
-        let mean = if self.centred { sum_by(row, |v| v) / n } else { 0.0 };
-        let variance = sum_by(row, |v| (v - mean) * (v - mean)) / n;
-        (mean, (variance + self.epsilon).sqrt().recip())
+        moments(row, self.centred, self.epsilon)
     }
 
     #[expect(clippy::inline_always, reason = "must become part of the wide call around it")]
