@@ -13,7 +13,7 @@ use std::time::Instant;
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
     Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, ModelError, Pairs,
-    PatchStates, Pool, Prompt, ResamplerConfig, TextBatch, VisionConfig,
+    PatchStates, Pool, Prompt, ResamplerConfig, TextBatch, VisionConfig, VitConfig,
 };
 
 /// Timed runs of each step, after two that are not timed.
@@ -70,7 +70,7 @@ fn blocks(n: usize, length: usize, width: usize, layers: usize) -> f64 {
 }
 
 fn vision_config() -> VisionConfig {
-    VisionConfig {
+    VisionConfig::Vit(VitConfig {
         image_size: 64,
         patch_size: 8,
         width: 96,
@@ -79,7 +79,7 @@ fn vision_config() -> VisionConfig {
         activation: Activation::QuickGelu,
         feed_forward_width: None,
         patch_states: PatchStates::BeforeNorm,
-    }
+    })
 }
 
 fn language_config(context: usize) -> LanguageConfig {

@@ -81,6 +81,7 @@ pub struct Pairs {
 #[derive(Debug, Clone)]
 pub struct Clip {
     config: ClipConfig,
+    vision_params: Params,
     params: Params,
     vision: Vision,
     text: Decoder,
@@ -118,16 +119,21 @@ impl Clip {
 
     pub(crate) fn from_source(config: ClipConfig, source: Source) -> Result<Self, ModelError> {
         config.validate()?;
+        let mut source = source;
+        let towers = source.split_off(VISION_PREFIX);
+        let declare = Declare::new(towers, Training::Trained);
+        let (vision, vision_params) =
+            Vision::new(declare, VISION_PREFIX, &config.vision, &config.vision)?;
         let mut declare = Declare::new(source, Training::Trained);
-        let vision = Vision::new(&mut declare, VISION_PREFIX, &config.vision)?;
         let text = Decoder::new(&mut declare, TEXT_PREFIX, &config.text)?;
-        let (from, to) = (config.vision.width, config.embedding);
+        let (from, to) = (config.vision.width(), config.embedding);
         let vision_projection = Linear::new(&mut declare, "vision_projection", from, to)?;
         let text_projection = Linear::new(&mut declare, "text_projection", config.text.width, to)?;
         let log_beta = declare.add("log_beta", &[1], Start::Constant(LOG_BETA_START))?;
         let params = declare.finish();
         Ok(Self {
             config,
+            vision_params,
             params,
             vision,
             text,
@@ -143,7 +149,7 @@ impl Clip {
     /// # Errors
     /// When the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
-        save_folder(folder, &self.config, &[&self.params])
+        save_folder(folder, &self.config, &self.params())
     }
 
     /// Whether training steps keep only the inputs of the towers' blocks and make the rest again in
@@ -227,8 +233,8 @@ impl Clip {
     }
 
     fn images<T: Record>(&self, images: &[f32], tape: T) -> Result<Matrix<T>, DeviceError> {
-        let x = self.vision.forward(&self.params, images, tape, self.recompute)?; // [B * (1 + P), V]
-        let x = self.vision.pool(&self.params, x, self.config.pool)?; // [B, V]
+        let (p, pool) = (&self.vision_params, self.config.pool);
+        let x = self.vision.pooled(p, images, tape, self.recompute, pool)?; // [B, V]
         self.vision_projection.forward(&self.params, x) // [B, E]
     }
 
@@ -306,17 +312,18 @@ pub(crate) fn check_pixels(
         found: format!("{} values", pixels.len()),
         expected: format!(
             "{number} images of 3 x {} x {} values",
-            config.image_size, config.image_size
+            config.image_size(),
+            config.image_size()
         ),
     })
 }
 
 impl Trainable for Clip {
     fn params(&self) -> Vec<&Params> {
-        vec![&self.params]
+        vec![&self.vision_params, &self.params]
     }
 
     fn params_mut(&mut self) -> Vec<&mut Params> {
-        vec![&mut self.params]
+        vec![&mut self.vision_params, &mut self.params]
     }
 }

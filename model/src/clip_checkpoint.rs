@@ -14,7 +14,8 @@ use crate::layers::FEED_FORWARD_WIDENING;
 use crate::ops::Activation;
 use crate::params::Source;
 use crate::translate::{Layout, Rule, Rules};
-use crate::vision::{CHANNELS, PatchStates, VisionConfig};
+use crate::vision::VisionConfig;
+use crate::vit::{CHANNELS, PatchStates, VitConfig};
 use crate::weights_file::Tensors;
 
 /// Name of the configuration of `open_clip`'s folders.
@@ -44,7 +45,7 @@ impl Writer {
     pub(crate) fn transformers_vision(
         config: &Value,
         path: &Path,
-    ) -> Result<VisionConfig, ModelError> {
+    ) -> Result<VitConfig, ModelError> {
         let all = Fields { path, all: config };
         let kind: String = all.get("model_type")?;
         let empty = json!({});
@@ -56,7 +57,7 @@ impl Writer {
         let f = Fields { path, all: part };
         f.only("layer_norm_eps", &json!(1e-5))?;
         f.only("num_channels", &json!(3))?;
-        let config = VisionConfig {
+        let config = VitConfig {
             image_size: f.or("image_size", Some(224))?,
             patch_size: f.or("patch_size", Some(32))?,
             width: f.or("hidden_size", Some(768))?,
@@ -91,7 +92,7 @@ impl Writer {
             },
         };
         let config = ClipConfig {
-            vision: Self::transformers_vision(config, path)?,
+            vision: Self::transformers_vision(config, path)?.into(),
             text,
             embedding: Fields { path, all: config }.or("projection_dim", Some(512))?,
             pool: Pool::Token,
@@ -104,7 +105,7 @@ impl Writer {
     ///
     /// # Errors
     /// Names the first field that is missing or not supported.
-    fn open_clip_vision(config: &Value, path: &Path) -> Result<VisionConfig, ModelError> {
+    fn open_clip_vision(config: &Value, path: &Path) -> Result<VitConfig, ModelError> {
         let model = config.get("model_cfg").unwrap_or(config);
         let quick: bool = Fields { path, all: model }.or("quick_gelu", Some(false))?;
         let all = model.get("vision_cfg").cloned().unwrap_or_default();
@@ -118,7 +119,7 @@ impl Writer {
         let width: usize = f.get("width")?;
         let head_width: usize = f.or("head_width", Some(64))?;
         let widening: f64 = f.or("mlp_ratio", Some(FEED_FORWARD_WIDENING as f64))?;
-        let config = VisionConfig {
+        let config = VitConfig {
             image_size: f.or("image_size", Some(224))?,
             patch_size: f.get("patch_size")?,
             width,
@@ -138,7 +139,7 @@ impl Writer {
     /// When the folder is one of `open_clip` and does not hold a supported tower.
     pub(crate) fn open_clip_folder(
         folder: &Path,
-    ) -> Result<Option<(VisionConfig, Source)>, ModelError> {
+    ) -> Result<Option<(VitConfig, Source)>, ModelError> {
         let path = folder.join(OPEN_CLIP_CONFIG);
         if !path.is_file() {
             return Ok(None);
@@ -155,7 +156,7 @@ impl Writer {
     /// The parameters of a vision tower, found in `tensors`.
     pub(crate) fn vision_source(
         self,
-        config: &VisionConfig,
+        config: &VitConfig,
         tensors: Tensors,
         path: PathBuf,
     ) -> Source {
@@ -168,7 +169,9 @@ impl Writer {
     pub(crate) fn clip_rules(config: &ClipConfig) -> Rules {
         let mut rules = Rules::default();
         let writer = Self::Transformers;
-        writer.add_vision(&mut rules, &config.vision);
+        if let VisionConfig::Vit(vision) = &config.vision {
+            writer.add_vision(&mut rules, vision);
+        }
         let (text, names) = (&config.text, writer.block());
         let width = text.width;
         for (ours, theirs, rows) in [
@@ -188,7 +191,7 @@ impl Writer {
         let norm = format!("{TEXT_PREFIX}norm");
         add_pair(&mut rules, &norm, "text_model.final_layer_norm", &[width]);
         for (ours, theirs, from) in [
-            ("vision_projection", "visual_projection", config.vision.width),
+            ("vision_projection", "visual_projection", config.vision.width()),
             ("text_projection", "text_projection", width),
         ] {
             let rule = Rule::same(format!("{theirs}.weight"), &[config.embedding, from]);
@@ -198,7 +201,7 @@ impl Writer {
         rules
     }
 
-    fn add_vision(self, rules: &mut Rules, config: &VisionConfig) {
+    fn add_vision(self, rules: &mut Rules, config: &VitConfig) {
         let (width, patch) = (config.width, config.patch_size);
         let [kernel, class, positions, before, after, blocks] = match self {
             Self::Transformers => [

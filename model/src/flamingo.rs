@@ -94,7 +94,7 @@ impl FlamingoConfig {
 
     /// Width of the media that the cross-attention reads: the resampler's.
     pub(crate) fn media_width(&self) -> usize {
-        self.resampler.width.unwrap_or(self.vision.width)
+        self.resampler.width.unwrap_or(self.vision.width())
     }
 }
 
@@ -113,10 +113,29 @@ pub struct Flamingo {
     recompute: bool,
 }
 
+/// A tower that a new model is built on.
+#[derive(Debug, Clone, Copy)]
+pub struct Tower<'a> {
+    /// The folder that it comes from; a fresh one if none.
+    pub from: Option<&'a Path>,
+    /// Whether it is trained; else it is frozen.
+    pub trained: bool,
+}
+
+/// Where the towers' parameters come from.
+pub(crate) struct Towers {
+    /// The vision tower that `vision` holds; it may be for images of another size.
+    pub(crate) shape: VisionConfig,
+    pub(crate) vision: Source,
+    pub(crate) language: Source,
+    /// Of vision and language.
+    pub(crate) train: [Training; 2],
+}
+
 impl Flamingo {
-    /// A model on the frozen towers in two folders, a contrastive and a language model or run, with
-    /// fresh resampler and cross-attention. Its gates are closed, so that it begins as the language
-    /// model.
+    /// A model on the frozen towers in two folders, a contrastive and a language model or run, or
+    /// models of transformers or `open_clip`, with fresh resampler and cross-attention. Its gates are
+    /// closed, so that it begins as the language model.
     ///
     /// # Errors
     /// When the configuration cannot work, or a folder does not hold the tower that it describes.
@@ -126,16 +145,47 @@ impl Flamingo {
         language_from: &Path,
         seed: u64,
     ) -> Result<Self, ModelError> {
+        let frozen = |folder| Tower { from: Some(folder), trained: false };
+        Self::on_towers(config, frozen(vision_from), frozen(language_from), seed)
+    }
+
+    /// As [`Flamingo::new`], with towers that are frozen, fine-tuned or trained from scratch.
+    ///
+    /// # Errors
+    /// When the configuration cannot work, or a folder does not hold the tower that it describes.
+    pub fn on_towers(
+        config: &FlamingoConfig,
+        vision: Tower,
+        language: Tower,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
         config.validate()?;
-        let (tower, vision) = vision_folder(vision_from)?;
-        // Any image size will do, and either states of the patches.
-        let VisionConfig { image_size, patch_states, .. } = config.vision;
-        let like_ours = VisionConfig { image_size, patch_states, ..tower.clone() };
-        check_same("vision", &config.vision, &like_ours, vision_from)?;
-        let (found, language) = language_folder(language_from)?;
-        check_same("language", &config.language, &found, language_from)?;
-        let tower = VisionConfig { patch_states, ..tower };
-        Self::from_sources(config.clone(), (tower, vision), language, Source::Random { seed })
+        let fresh = |tower| Source::Random { seed: seed.wrapping_add(tower) };
+        let (shape, vision_source) = match vision.from {
+            Some(folder) => {
+                let (shape, source) = vision_folder(folder)?;
+                let used = shape.as_used_by(&config.vision);
+                // Any image size will do, and any of the tower's features.
+                check_same("vision", &config.vision, &used, folder)?;
+                (shape, source)
+            }
+            None => (config.vision.clone(), fresh(1)),
+        };
+        let language_source = match language.from {
+            Some(folder) => {
+                let (found, source) = language_folder(folder)?;
+                check_same("language", &config.language, &found, folder)?;
+                source
+            }
+            None => fresh(2),
+        };
+        let towers = Towers {
+            shape,
+            vision: vision_source,
+            language: language_source,
+            train: [vision.trained, language.trained].map(Training::of),
+        };
+        Self::from_sources(config.clone(), towers, Source::Random { seed })
     }
 
     /// The model in a folder that [`Flamingo::save`] or a run wrote.
@@ -151,28 +201,26 @@ impl Flamingo {
         let (vision, language) =
             (part(VISION_PREFIX), part(crate::language_model::LANGUAGE_PREFIX));
         let rest = part("");
-        let tower = config.vision.clone();
-        Self::from_sources(config, (tower, vision), language, rest)
+        let shape = config.vision.clone();
+        let train = [Training::Frozen; 2];
+        Self::from_sources(config, Towers { shape, vision, language, train }, rest)
     }
 
-    /// The vision source has the tower's own configuration beside it, which may be for images of
-    /// another size.
     pub(crate) fn from_sources(
         config: FlamingoConfig,
-        (tower, vision): (VisionConfig, Source),
-        language: Source,
+        towers: Towers,
         rest: Source,
     ) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut declare = Declare::new(vision, Training::Frozen);
-        let mut vision = Vision::new(&mut declare, VISION_PREFIX, &tower)?;
-        let mut vision_params = declare.finish();
-        vision.resize(&mut vision_params, config.vision.image_size)?;
+        let [train_vision, train_language] = towers.train;
+        let declare = Declare::new(towers.vision, train_vision);
+        let (vision, vision_params) =
+            Vision::new(declare, VISION_PREFIX, &towers.shape, &config.vision)?;
         let language =
-            LanguageModel::from_source(config.language.clone(), language, Training::Frozen)?;
+            LanguageModel::from_source(config.language.clone(), towers.language, train_language)?;
         let mut declare = Declare::new(rest, Training::Trained);
         let (resampling, crossing) = (&config.resampler, &config.cross_attention);
-        let (visual, text) = (config.vision.width, config.language.width);
+        let (visual, text) = (config.vision.width(), config.language.width);
         let resampler = Resampler::new(&mut declare, "resampler.", visual, resampling)?;
         let (mut cross_attention, mut grafts) = (Vec::new(), Vec::new());
         for i in 0..crossing.n_blocks(config.language.layers) {
@@ -298,7 +346,7 @@ impl Flamingo {
         if n_images == 0 {
             return Ok(Vec::new());
         }
-        ops::on_pool(|| Ok(self.vision.features(&self.vision_params, pixels)?.values().to_vec()))
+        ops::on_pool(|| Ok(self.features_of_each(pixels)?.values().to_vec()))
     }
 
     /// The latents of `features` `[M, F, P, V]`, which [`Flamingo::features`] made.
@@ -311,7 +359,7 @@ impl Flamingo {
         check_features(features, n_images, n_frames, &self.config)?;
         ops::on_pool(|| {
             let features = Buffer::from(features.to_vec());
-            let features = Matrix::constant(features, self.config.vision.width);
+            let features = Matrix::constant(features, self.config.vision.width());
             let matrix = self.resampler.forward(&self.params, features, n_images, n_frames)?;
             Ok(Latents { matrix, n_images })
         })
@@ -396,7 +444,11 @@ impl Flamingo {
         Ok(y)
     }
 
-    /// `[M, F, 3, H, W]` to `[M * R, V]`. The vision tower never records.
+    fn features_of_each(&self, pixels: &[f32]) -> Result<Matrix, DeviceError> {
+        self.vision.features_of_each(&self.vision_params, pixels, &self.config.vision)
+    }
+
+    /// `[M, F, 3, H, W]` to `[M * R, V]`. A frozen vision tower never records.
     fn resample<T: Record>(
         &self,
         pixels: &[f32],
@@ -408,8 +460,13 @@ impl Flamingo {
             let none = Buffer::from(Vec::new());
             return Ok(Matrix::constant(none, self.config.media_width()).with(tape));
         }
-        let features = self.vision.features(&self.vision_params, pixels)?; // [M * F * P, V]
-        self.resampler.forward(&self.params, features.with(tape), n_images, n_frames)
+        // [M * F * P, V]
+        let features = if T::OWNS_TAPE && self.vision_params.is_trained() {
+            self.vision.features(&self.vision_params, pixels, tape, self.recompute)?
+        } else {
+            self.features_of_each(pixels)?.with(tape)
+        };
+        self.resampler.forward(&self.params, features, n_images, n_frames)
     }
 
     /// The latents of the images of a batch: `[M * R, V]`.
@@ -418,7 +475,7 @@ impl Flamingo {
         match &inputs.features {
             Some(features) if n_images > 0 => {
                 let features = Buffer::from(features.clone());
-                let features = Matrix::constant(features, self.config.vision.width);
+                let features = Matrix::constant(features, self.config.vision.width());
                 let features = features.with(tape);
                 self.resampler.forward(&self.params, features, n_images, inputs.n_frames)
             }

@@ -42,7 +42,7 @@
 //! ours | `buffer` recycled memory | `ops` custom operations | `params` named parameters |
 //! `weights_file` tensors on disk | `pickle` checkpoints of PyTorch | `translate` names of others |
 //! `checkpoint` model folders | `layers` affine map, norm, feed-forward | `block` transformer block |
-//! `vision` CLIP's tower | `nfnet` the paper's | `architecture` and `decoder` of language models | `families` of them |
+//! `vision` tower: `vit` CLIP's or `nfnet` the paper's | `architecture` and `decoder` of language models | `families` of them |
 //! `clip` contrastive model | `language_model` | `self_attention` of trained parts | `resampler` |
 //! `gated_xattn` | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
 //! and scoring | `openflamingo` names of its checkpoints.
@@ -79,6 +79,7 @@ mod translate;
 #[cfg(test)]
 mod variants;
 mod vision;
+mod vit;
 mod weights_file;
 
 pub use architecture::{Architecture, Positions, Rotary, RotaryScaling};
@@ -86,7 +87,7 @@ pub use checkpoint::{model_folder, read_config};
 pub use clip::{Clip, ClipConfig, Pairs, Pool};
 pub use decoder::LanguageConfig;
 pub use error::{Mismatches, ModelError};
-pub use flamingo::{Flamingo, FlamingoConfig};
+pub use flamingo::{Flamingo, FlamingoConfig, Tower};
 pub use gated_xattn::{Conditioning, CrossAttentionConfig, FirstBlock, GateKind, MediaAttention};
 pub use generate::{Generation, Prompt, Scores, Search};
 pub use inputs::{Inputs, Latents};
@@ -99,5 +100,6 @@ pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
 pub use resampler::{ResamplerConfig, ResamplerKind};
 pub use tensor::{DeviceError, Gradients, Weight};
-pub use vision::{PatchStates, VisionConfig};
+pub use vision::VisionConfig;
+pub use vit::{PatchStates, VitConfig};
 pub use weights_file::Tensors;

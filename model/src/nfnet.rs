@@ -5,17 +5,22 @@
 //! Letters: `M` images, `H` and `W` pixels, `C` channels, `P` pixels of the last stage, `V` width
 //! of the features.
 
+use std::path::Path;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::buffer::Buffer;
+use crate::checkpoint::read_json;
+use crate::clip::VISION_PREFIX;
 use crate::error::ModelError;
 use crate::limits::{
     IMAGE_SIZE_MAX, LAYERS_MAX, PARAMETERS_MAX, PATCHES_MAX, WIDTH_MAX, check_at_most, check_size,
 };
 use crate::ops::{self, Activation, Convolution, Grid, KernelSize, SqueezeExcitation};
-use crate::params::{Declare, ParamId, Params, Start};
+use crate::params::{Declare, ParamId, Params, Source, Start};
 use crate::tensor::{DeviceError, Matrix, NotRecording, Record};
+use crate::weights_file::Tensors;
 
 /// Colours of a pixel.
 const COLOURS: usize = 3;
@@ -412,7 +417,6 @@ pub(crate) struct Nfnet {
     image_size: usize,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "no model takes this encoder yet"))]
 impl Nfnet {
     /// Declares the network under `name`, which is empty or ends in a dot.
     ///
@@ -451,6 +455,40 @@ impl Nfnet {
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
         self.features(p, colours_last(pixels, self.image_size).with(tape))
+    }
+
+    /// The `NFNet` in a folder of timm, if it is one: its `config.json` names the architecture
+    /// `dm_nfnet_f0` to `dm_nfnet_f6`, for images of the size that it was tested with.
+    ///
+    /// # Errors
+    /// When the folder is one of timm and does not hold such a network.
+    pub(crate) fn timm_folder(folder: &Path) -> Result<Option<(NfnetConfig, Source)>, ModelError> {
+        let path = folder.join("config.json");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let all: serde_json::Value = read_json(&path)?;
+        let Some(name) = all.get("architecture").and_then(serde_json::Value::as_str) else {
+            return Ok(None);
+        };
+        let image_size = all
+            .pointer("/pretrained_cfg/test_input_size/1")
+            .or_else(|| all.pointer("/pretrained_cfg/input_size/1"))
+            .and_then(serde_json::Value::as_u64)
+            .map_or(REDUCTION, |size| usize::try_from(size).unwrap_or(IMAGE_SIZE_MAX));
+        let name = name.strip_prefix("dm_nfnet_").unwrap_or(name);
+        let config = NfnetConfig::named(name, image_size)?;
+        config.validate()?;
+        let mut tensors = Tensors::open(folder)?;
+        tensors.split_off("head.");
+        tensors.rename(|name| format!("{VISION_PREFIX}{name}"), folder)?;
+        Ok(Some((config, Source::Stored { tensors, path: folder.to_path_buf() })))
+    }
+
+    /// Feature rows of one image.
+    pub(crate) fn n_feature_rows(&self) -> usize {
+        let side = self.image_size.div_ceil(REDUCTION);
+        side * side
     }
 
     /// Images `[M * H * W, 3]` to features `[M * P, V]`.

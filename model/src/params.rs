@@ -87,6 +87,11 @@ impl Params {
         Ok(())
     }
 
+    /// Whether any parameter is trained.
+    pub(crate) fn is_trained(&self) -> bool {
+        self.list.iter().any(|parameter| parameter.weight.is_trained())
+    }
+
     /// All parameters, in the order of declaration.
     pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
         self.list.iter()
@@ -183,6 +188,20 @@ pub(crate) enum Source {
     },
 }
 
+impl Source {
+    /// What this source has of the parameters whose names begin with `prefix`. The rest stays.
+    pub(crate) fn split_off(&mut self, prefix: &str) -> Self {
+        match self {
+            Self::Random { seed } => Self::Random { seed: *seed },
+            Self::Stored { tensors, path } => {
+                Self::Stored { tensors: tensors.split_off(prefix), path: path.clone() }
+            }
+            // Their names tell nothing; both find what they need.
+            Self::Foreign { .. } => self.clone(),
+        }
+    }
+}
+
 /// Whether gradients are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Training {
@@ -190,6 +209,13 @@ pub(crate) enum Training {
     Trained,
     /// Weights are plain buffers; no gradient of them is ever computed.
     Frozen,
+}
+
+impl Training {
+    /// Trained or not.
+    pub(crate) fn of(trained: bool) -> Self {
+        if trained { Self::Trained } else { Self::Frozen }
+    }
 }
 
 /// How a fresh parameter starts.

@@ -1,13 +1,15 @@
 //! What every variant of the trained parts promises, on models small enough for finite differences.
 
+use crate::flamingo::Towers;
 use crate::gated_xattn::{Conditioning, FirstBlock, GateKind, MediaAttention};
 use crate::ops::gradient_check::{gradients_of_ramp, pseudo_random, weighted_sum};
-use crate::params::Source;
+use crate::params::{Source, Training};
 use crate::resampler::ResamplerKind;
 use crate::tensor::{NotRecording, Recording};
 use crate::{
     Activation, CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients, Inputs, LanguageConfig,
     LanguageModel, Latents, Params, Prompt, ResamplerConfig, Tensors, Trainable, VisionConfig,
+    VitConfig,
 };
 use crate::{Architecture, Generation, PatchStates};
 
@@ -19,7 +21,7 @@ const VOCABULARY: usize = 23;
 fn paper() -> FlamingoConfig {
     let activation = Activation::Gelu;
     FlamingoConfig {
-        vision: VisionConfig {
+        vision: VisionConfig::Vit(VitConfig {
             image_size: 8,
             patch_size: 4,
             width: 12,
@@ -28,7 +30,7 @@ fn paper() -> FlamingoConfig {
             activation,
             feed_forward_width: None,
             patch_states: PatchStates::BeforeNorm,
-        },
+        }),
         resampler: ResamplerConfig {
             latents: 3,
             layers: 2,
@@ -134,8 +136,9 @@ fn fresh(config: &FlamingoConfig) -> Flamingo {
     }
     let language = Source::Stored { tensors, path: "language".into() };
     let [vision, rest] = [1, 3].map(|seed| Source::Random { seed });
-    let vision = (config.vision.clone(), vision);
-    Flamingo::from_sources(config.clone(), vision, language, rest).unwrap()
+    let train = [Training::Frozen; 2];
+    let towers = Towers { shape: config.vision.clone(), vision, language, train };
+    Flamingo::from_sources(config.clone(), towers, rest).unwrap()
 }
 
 /// As [`fresh`], with open gates.

@@ -1,66 +1,57 @@
-//! CLIP's vision transformer (Radford and others, 2021): patches, a class row, learned positions,
-//! pre-norm blocks.
+//! The vision tower, either of two kinds: the paper's [`Nfnet`] or CLIP's [`Vit`].
 //!
-//! The paper's own encoder is an NFNet-F6; CLIP's ViT-L/14 is its ablation (table 3) and what the
-//! peers use. Letters: `M` images, `P` patches per image, `V` width.
+//! Letters: `M` images, `P` feature rows per image, `V` width.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::block::{Block, BlockShape, Part, WholeSequences};
 use crate::buffer::Buffer;
 use crate::checkpoint::{Folder, open_folder};
-use crate::clip::{ClipConfig, Pool};
+use crate::clip::{ClipConfig, Pool, VISION_PREFIX};
 use crate::clip_checkpoint::Writer;
 use crate::error::ModelError;
-use crate::layers::{FEED_FORWARD_WIDENING, LayerNorm, Linear, NORM_EPSILON, NormKind};
-use crate::limits::{
-    IMAGE_SIZE_MAX, LAYERS_MAX, PATCHES_MAX, WIDTH_MAX, check_at_most, check_heads, check_size,
-    check_tower,
-};
-use crate::ops::{self, Activation, Heads, Visible};
-use crate::params::{Declare, ParamId, Params, Source, Start};
+use crate::nfnet::{Nfnet, NfnetConfig};
+use crate::ops;
+use crate::params::{Declare, Params, Source};
 use crate::tensor::{DeviceError, Matrix, NotRecording, Record};
+use crate::vit::{Vit, VitConfig};
 
-/// Colours of a pixel.
-pub(crate) const CHANNELS: usize = 3;
-
-/// Shape of the vision tower. Read from `[model.vision]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VisionConfig {
-    /// Height and width of an image, in pixels.
-    pub image_size: usize,
-    /// Height and width of a patch, in pixels; divides `image_size`.
-    pub patch_size: usize,
-    /// Width of the residual.
-    pub width: usize,
-    /// Blocks.
-    pub layers: usize,
-    /// Heads; divide `width`.
-    pub heads: usize,
-    /// Activation of the feed-forward; `quick_gelu` in `OpenAI`'s models.
-    pub activation: Activation,
-    /// Width of the feed-forward's hidden layer; four times the width if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub feed_forward_width: Option<usize>,
-    /// Which states of the patches the resampler reads.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub patch_states: PatchStates,
+/// Shape of the vision tower. Read from `[model.vision]`: a table with `depths` is an `NFNet`, any
+/// other a vision transformer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum VisionConfig {
+    /// CLIP's vision transformer.
+    Vit(VitConfig),
+    /// The paper's `NFNet`.
+    Nfnet(NfnetConfig),
 }
 
-/// States of a vision transformer's patches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PatchStates {
-    /// Before the last norm: what `OpenFlamingo`'s released models read.
-    #[default]
-    BeforeNorm,
-    /// After it: what `open_clip` from 2.23 on returns.
-    AfterNorm,
+impl<'de> Deserialize<'de> for VisionConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Not serde's untagged: its error would not say which field of which kind is wrong.
+        let all = serde_json::Value::deserialize(deserializer)?;
+        if all.get("depths").is_some() {
+            NfnetConfig::deserialize(all).map(Self::Nfnet).map_err(D::Error::custom)
+        } else {
+            VitConfig::deserialize(all).map(Self::Vit).map_err(D::Error::custom)
+        }
+    }
+}
+
+impl From<VitConfig> for VisionConfig {
+    fn from(config: VitConfig) -> Self {
+        Self::Vit(config)
+    }
+}
+
+impl From<NfnetConfig> for VisionConfig {
+    fn from(config: NfnetConfig) -> Self {
+        Self::Nfnet(config)
+    }
 }
 
 /// Whether a field may be left out.
@@ -74,296 +65,187 @@ impl VisionConfig {
     /// # Errors
     /// Names the first field that cannot.
     pub fn validate(&self) -> Result<(), ModelError> {
-        check_size("vision.image_size", self.image_size, IMAGE_SIZE_MAX)?;
-        check_size("vision.patch_size", self.patch_size, IMAGE_SIZE_MAX)?;
-        if !self.image_size.is_multiple_of(self.patch_size) {
-            return Err(ModelError::Config {
-                field: "vision.patch_size".to_owned(),
-                value: self.patch_size.to_string(),
-                expected: format!("a divisor of the image size {}", self.image_size),
-            });
+        match self {
+            Self::Vit(config) => config.validate(),
+            Self::Nfnet(config) => config.validate(),
         }
-        check_at_most("vision patches of an image", self.n_patches(), PATCHES_MAX)?;
-        check_size("vision.width", self.width, WIDTH_MAX)?;
-        check_at_most("vision.layers", self.layers, LAYERS_MAX)?;
-        check_heads("vision.heads", self.heads, self.width)?;
-        if let Some(width) = self.feed_forward_width {
-            check_size("vision.feed_forward_width", width, WIDTH_MAX)?;
+    }
+
+    /// Height and width of an image, in pixels.
+    pub fn image_size(&self) -> usize {
+        match self {
+            Self::Vit(config) => config.image_size,
+            Self::Nfnet(config) => config.image_size,
         }
-        let patch_rows = CHANNELS * self.patch_size * self.patch_size;
-        check_tower("vision", self.width, self.layers, self.n_patches() + 1 + patch_rows)
     }
 
-    /// Patches of one image.
-    pub fn n_patches(&self) -> usize {
-        self.side() * self.side()
+    /// Width of the features, `V`.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Vit(config) => config.width,
+            Self::Nfnet(config) => config.feature_width(),
+        }
     }
 
-    /// Patches along one side of an image.
-    fn side(&self) -> usize {
-        self.image_size / self.patch_size
-    }
-
-    /// Width of the feed-forward's hidden layer.
-    pub(crate) fn hidden(&self) -> usize {
-        self.feed_forward_width.unwrap_or(FEED_FORWARD_WIDENING * self.width)
+    /// Feature rows of one image, `P`.
+    pub fn n_feature_rows(&self) -> usize {
+        match self {
+            Self::Vit(config) => config.n_patches(),
+            Self::Nfnet(config) => config.n_feature_rows(),
+        }
     }
 
     /// Values of the features of one image `[P, V]`.
     pub fn n_feature_values(&self) -> usize {
-        self.n_patches() * self.width
+        self.n_feature_rows() * self.width()
     }
 
     /// Values of one image `[3, H, W]`.
     pub fn n_pixel_values(&self) -> usize {
-        CHANNELS * self.image_size * self.image_size
+        3 * self.image_size() * self.image_size()
+    }
+
+    /// The same tower for images of another size, and with the features that `like` takes.
+    pub(crate) fn as_used_by(&self, like: &Self) -> Self {
+        match (self, like) {
+            (Self::Vit(tower), Self::Vit(like)) => Self::Vit(VitConfig {
+                image_size: like.image_size,
+                patch_states: like.patch_states,
+                ..tower.clone()
+            }),
+            (Self::Nfnet(tower), Self::Nfnet(like)) => Self::Nfnet(NfnetConfig {
+                image_size: like.image_size,
+                features: like.features,
+                ..tower.clone()
+            }),
+            _ => self.clone(),
+        }
     }
 }
 
 /// The vision tower.
 #[derive(Debug, Clone)]
-pub(crate) struct Vision {
-    patch_embedding: Linear,
-    class: ParamId,
-    positions: ParamId,
-    norm_before: LayerNorm,
-    blocks: Vec<Block>,
-    norm_after: LayerNorm,
-    config: VisionConfig,
+pub(crate) enum Vision {
+    Vit(Box<Vit>),
+    Nfnet(Box<Nfnet>),
 }
 
 impl Vision {
-    /// Declares the tower under `name`.
+    /// Declares the tower under `name`, which ends in a dot. `tower` is the configuration that its
+    /// weights were made with; `config`, that of the same tower for images of another size.
+    ///
+    /// # Errors
+    /// When a weight is missing or misshapen, or memory is out.
     pub(crate) fn new(
-        declare: &mut Declare,
+        mut declare: Declare,
         name: &str,
+        tower: &VisionConfig,
         config: &VisionConfig,
-    ) -> Result<Self, ModelError> {
-        let width = config.width;
-        let at = |part: &str| format!("{name}{part}");
-        let size = width / config.heads;
-        let shape = BlockShape {
-            width,
-            layers: config.layers,
-            heads: Heads { queries: config.heads, keys: config.heads, size },
-            hidden: config.hidden(),
-            activation: config.activation,
-            gated: false,
-            norm: NormKind::Layer,
-            norm_epsilon: NORM_EPSILON,
-            parallel: false,
-            qkv_bias: true,
-            biases: true,
-            qk_norm: false,
-            rotation: None,
-        };
-        // CLIP's own deviation for class and positions.
-        let start = Start::Normal((width as f32).sqrt().recip());
-        Ok(Self {
-            patch_embedding: Linear::new(
-                declare,
-                &at("patch_embedding"),
-                CHANNELS * config.patch_size * config.patch_size,
-                width,
-            )?,
-            class: declare.add(at("class_embedding"), &[width], start)?,
-            positions: declare.add(
-                at("position_embedding"),
-                &[config.n_patches() + 1, width],
-                start,
-            )?,
-            norm_before: LayerNorm::new(declare, &at("ln_pre"), width, NORM_EPSILON)?,
-            blocks: Block::stack(declare, &at("blocks."), shape)?,
-            norm_after: LayerNorm::new(declare, &at("ln_post"), width, NORM_EPSILON)?,
-            config: config.clone(),
-        })
+    ) -> Result<(Self, Params), ModelError> {
+        match (tower, config) {
+            (VisionConfig::Nfnet(_), VisionConfig::Nfnet(config)) => {
+                let nfnet = Nfnet::new(&mut declare, name, config)?;
+                Ok((Self::Nfnet(Box::new(nfnet)), declare.finish()))
+            }
+            (VisionConfig::Vit(tower), config) => {
+                let mut vit = Vit::new(&mut declare, name, tower)?;
+                let mut params = declare.finish();
+                vit.resize(&mut params, config.image_size())?;
+                Ok((Self::Vit(Box::new(vit)), params))
+            }
+            (VisionConfig::Nfnet(_), VisionConfig::Vit(_)) => Err(ModelError::Config {
+                field: "vision".to_owned(),
+                value: "a vision transformer".to_owned(),
+                expected: "an NFNet, as its weights are".to_owned(),
+            }),
+        }
     }
 
-    /// Pixels `[M, 3, H, W]` to the states after the last block: `[M * (1 + P), V]`, class row
-    /// first.
-    pub(crate) fn forward<T: Record>(
+    /// Pixels `[M, 3, H, W]` to what the resampler reads: `[M * P, V]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn features<T: Record>(
         &self,
         p: &Params,
         pixels: &[f32],
         tape: T,
         recompute: bool,
     ) -> Result<Matrix<T>, DeviceError> {
-        let patches = unfold(pixels, &self.config); // [M * P, 3 p p]
-        let x = self.patch_embedding.forward(p, patches.with(tape))?; // [M * P, V]
-        let (class, positions) = (p.get(self.class), p.get(self.positions));
-        let x = ops::prepend_class(x, class, positions)?; // [M * (1 + P), V]
-        let mut x = self.norm_before.forward(p, x)?;
-        let length = 1 + self.config.n_patches();
-        let positions: Arc<[usize]> = (0..x.rows()).map(|i| i % length).collect();
-        for block in &self.blocks {
-            let pass = WholeSequences {
-                block: block.clone(),
-                params: p.clone(),
-                positions: Arc::clone(&positions),
-                length,
-                visible: Visible::All,
-                part: Part::All,
-            };
-            x = pass.forward(x, recompute)?;
+        match self {
+            Self::Vit(vit) => vit.features(p, pixels, tape, recompute),
+            Self::Nfnet(nfnet) => nfnet.forward(p, pixels, tape),
         }
-        Ok(x)
     }
 
-    /// Patch rows of pixels `[M, 3, H, W]`, the class row dropped, as the resampler reads them:
-    /// `[M * P, V]`.
+    /// As [`Vision::features`], image by image and never recorded: products of more rows add in
+    /// another order, and what is kept of an image must be what it would be beside any others.
     ///
-    /// Each image goes through the tower by itself: products of more rows add in another order, and what is
-    /// kept of an image must be what it would be beside any others.
-    pub(crate) fn features(&self, p: &Params, pixels: &[f32]) -> Result<Matrix, DeviceError> {
-        let (width, values) = (self.config.width, self.config.n_feature_values());
-        let images = pixels.par_chunks(self.config.n_pixel_values());
-        let mut out = Buffer::unset(images.len() * values);
-        let image = |(pixels, out): (&[f32], &mut [f32])| {
-            let mut x = self.forward(p, pixels, NotRecording::default(), false)?;
-            if self.config.patch_states == PatchStates::AfterNorm {
-                x = self.norm_after.forward(p, x)?;
-            }
-            // The class row comes first.
-            out.copy_from_slice(&x.values()[width..]);
-            Ok(())
-        };
-        images.zip(out.par_chunks_mut(values)).try_for_each(image)?;
-        Ok(Matrix::constant(out, width))
-    }
-
-    /// One row for each image, after the last norm: `[M, V]`.
-    pub(crate) fn pool<T: Record>(
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn features_of_each(
         &self,
         p: &Params,
-        x: Matrix<T>,
-        pool: Pool,
-    ) -> Result<Matrix<T>, DeviceError> {
-        let length = 1 + self.config.n_patches();
-        let firsts = (0..x.rows() / length).map(|i| i * length);
-        match pool {
-            Pool::Mean => {
-                let spans = firsts.map(|first| first + 1..first + length).collect();
-                ops::mean_rows(self.norm_after.forward(p, x)?, spans)
-            }
-            Pool::Token => self.norm_after.forward(p, ops::pick_rows(x, firsts.collect())?),
-        }
+        pixels: &[f32],
+        config: &VisionConfig,
+    ) -> Result<Matrix, DeviceError> {
+        let images = pixels.par_chunks(config.n_pixel_values());
+        let mut out = Buffer::unset(images.len() * config.n_feature_values());
+        let image = |(pixels, out): (&[f32], &mut [f32])| {
+            let x = self.features(p, pixels, NotRecording::default(), false)?;
+            out.copy_from_slice(x.values());
+            Ok(())
+        };
+        images.zip(out.par_chunks_mut(config.n_feature_values())).try_for_each(image)?;
+        Ok(Matrix::constant(out, config.width()))
     }
 
-    /// The tower for images of another size: position embeddings of the patches are interpolated
-    /// (bicubic, as transformers does it).
-    pub(crate) fn resize(&mut self, p: &mut Params, image_size: usize) -> Result<(), ModelError> {
-        let config = VisionConfig { image_size, ..self.config.clone() };
-        config.validate()?;
-        let (from, to) = (self.config.side(), config.side());
-        if from != to {
-            let width = config.width;
-            let values = p.get(self.positions).values();
-            let (class, patches) = values.split_at(width);
-            let mut resized = class.to_vec();
-            resized.extend(interpolate(patches, from, to, width));
-            drop(values);
-            p.replace(self.positions, &[config.n_patches() + 1, width], resized)?;
+    /// Pixels `[M, 3, H, W]` to one row for each image: `[M, V]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn pooled<T: Record>(
+        &self,
+        p: &Params,
+        pixels: &[f32],
+        tape: T,
+        recompute: bool,
+        pool: Pool,
+    ) -> Result<Matrix<T>, DeviceError> {
+        match self {
+            Self::Vit(vit) => {
+                let x = vit.forward(p, pixels, tape, recompute)?; // [M * (1 + P), V]
+                vit.pool(p, x, pool)
+            }
+            Self::Nfnet(nfnet) => {
+                // Without a class row there is but the mean.
+                let x = nfnet.forward(p, pixels, tape)?;
+                let rows = nfnet.n_feature_rows();
+                let spans = (0..x.rows() / rows).map(|i| i * rows..(i + 1) * rows).collect();
+                ops::mean_rows(x, spans)
+            }
         }
-        self.config = config;
-        Ok(())
     }
 }
 
-/// The vision tower in a folder: of a contrastive model or run of ours, or of CLIP as transformers
-/// or `open_clip` write it.
+/// The vision tower in a folder: of a contrastive model or run of ours, of CLIP as transformers or
+/// `open_clip` write it, or an `NFNet` of timm.
 ///
 /// # Errors
 /// When the folder does not hold a vision tower, or one that is not supported.
 pub(crate) fn vision_folder(folder: &Path) -> Result<(VisionConfig, Source), ModelError> {
-    if let Some(found) = Writer::open_clip_folder(folder)? {
-        return Ok(found);
+    if let Some((config, source)) = Writer::open_clip_folder(folder)? {
+        return Ok((config.into(), source));
+    }
+    if let Some((config, source)) = Nfnet::timm_folder(folder)? {
+        return Ok((config.into(), source));
     }
     match open_folder::<ClipConfig>(folder)? {
-        Folder::Ours(config, source) => Ok((config.vision, source)),
+        Folder::Ours(config, mut source) => Ok((config.vision, source.split_off(VISION_PREFIX))),
         Folder::HuggingFace { config, tensors, path } => {
             let config = Writer::transformers_vision(&config, &path)?;
             let source = Writer::Transformers.vision_source(&config, tensors, path);
-            Ok((config, source))
+            Ok((config.into(), source))
         }
-    }
-}
-
-/// A grid of `from` by `from` rows as one of `to` by `to`: bicubic with a = -0.75, corners not
-/// aligned, edges repeated; PyTorch's `interpolate`.
-fn interpolate(rows: &[f32], from: usize, to: usize, width: usize) -> Vec<f32> {
-    let weights = |i: usize| -> [(usize, f32); 4] {
-        let place = (i as f32 + 0.5) * from as f32 / to as f32 - 0.5;
-        let (floor, t) = (place.floor(), place - place.floor());
-        let near = |x: f32| (1.25 * x - 2.25) * x * x + 1.0;
-        let far = |x: f32| ((-0.75 * x + 3.75) * x - 6.0) * x + 3.0;
-        let values = [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)];
-        std::array::from_fn(|k| {
-            let at = floor as isize + k as isize - 1;
-            (at.clamp(0, from as isize - 1) as usize, values[k])
-        })
-    };
-    let mut out = vec![0.0; to * to * width];
-    for (i, out) in out.chunks_exact_mut(width).enumerate() {
-        for (y, of_y) in weights(i / to) {
-            for (x, of_x) in weights(i % to) {
-                let row = &rows[(y * from + x) * width..][..width];
-                out.iter_mut().zip(row).for_each(|(o, v)| *o += of_y * of_x * v);
-            }
-        }
-    }
-    out
-}
-
-/// Cuts images `[M, 3, H, W]` into patches, rows of patches first: `[M * P, 3 p p]`.
-fn unfold(pixels: &[f32], config: &VisionConfig) -> Matrix {
-    let (size, patch) = (config.image_size, config.patch_size);
-    let side = size / patch;
-    let width = CHANNELS * patch * patch;
-    let mut out = Buffer::unset(pixels.len());
-    out.par_chunks_mut(config.n_pixel_values())
-        .zip(pixels.par_chunks(config.n_pixel_values()))
-        .for_each(|(out, image)| {
-            for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                let (top, left) = (i / side * patch, i % side * patch);
-                for (line, out) in out.chunks_exact_mut(patch).enumerate() {
-                    let (channel, y) = (line / patch, line % patch);
-                    let from = (channel * size + top + y) * size + left;
-                    out.copy_from_slice(&image[from..from + patch]);
-                }
-            }
-        });
-    Matrix::constant(out, width)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn position_embeddings_are_interpolated_as_in_pytorch() {
-        // interpolate(arange(9.).sqrt().view(1, 1, 3, 3), size=(4, 4), mode="bicubic")
-        let rows: Vec<f32> = (0..9).map(|i| (i as f32).sqrt()).collect();
-        let expected = [
-            -0.199_870_9,
-            0.502_024_9,
-            1.197_729,
-            1.385_872,
-            0.990_350_8,
-            1.340_619,
-            1.738_303,
-            1.896_806,
-            2.169_264,
-            2.262_624,
-            2.431_406,
-            2.553_976,
-            2.487_268,
-            2.603_585,
-            2.777_544,
-            2.883_782,
-        ];
-        for (a, b) in interpolate(&rows, 3, 4, 1).iter().zip(expected) {
-            assert!((a - b).abs() < 2e-6, "{a} against {b}");
-        }
-        assert_eq!(interpolate(&rows, 3, 3, 1), rows);
     }
 }

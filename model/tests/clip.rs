@@ -3,12 +3,12 @@
 
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, Gradients, LanguageConfig, Pairs, Params,
-    PatchStates, Pool, Trainable, VisionConfig,
+    PatchStates, Pool, Trainable, VisionConfig, VitConfig,
 };
 
 fn config() -> ClipConfig {
     ClipConfig {
-        vision: VisionConfig {
+        vision: VisionConfig::Vit(VitConfig {
             image_size: 8,
             patch_size: 4,
             width: 12,
@@ -17,7 +17,7 @@ fn config() -> ClipConfig {
             activation: Activation::QuickGelu,
             feed_forward_width: None,
             patch_states: PatchStates::BeforeNorm,
-        },
+        }),
         text: LanguageConfig {
             vocabulary: 11,
             context: 6,
@@ -39,6 +39,11 @@ fn pairs() -> Pairs {
         length: 6,
         lengths: vec![3, 6, 1, 4],
     }
+}
+
+fn change_vision(config: &mut ClipConfig, change: impl FnOnce(&mut VitConfig)) {
+    let VisionConfig::Vit(vit) = &mut config.vision else { panic!("a vision transformer") };
+    change(vit);
 }
 
 #[test]
@@ -117,7 +122,7 @@ fn it_saves_loads_and_refuses_what_does_not_fit() {
     check(|p| p.lengths.truncate(3), "input lengths is 3 values");
     check(|p| p.images.truncate(100), "expected 4 images of 3 x 8 x 8 values");
     let mut wrong = config();
-    wrong.vision.heads = 5;
+    change_vision(&mut wrong, |vit| vit.heads = 5);
     let error = Clip::new(&wrong, 0).unwrap_err().to_string();
     assert!(error.contains("vision.heads is 5, expected a divisor of the width 12"), "{error}");
     wrong = config();
@@ -125,7 +130,7 @@ fn it_saves_loads_and_refuses_what_does_not_fit() {
     let error = Clip::new(&wrong, 0).unwrap_err().to_string();
     assert!(error.contains("text.width is 0, expected at least 1"), "{error}");
     wrong = config();
-    wrong.vision.patch_size = 3;
+    change_vision(&mut wrong, |vit| vit.patch_size = 3);
     let error = Clip::new(&wrong, 0).unwrap_err().to_string();
     assert!(error.contains("vision.patch_size is 3, expected a divisor"), "{error}");
 }

@@ -4,7 +4,8 @@ use std::error::Error;
 
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, FlamingoConfig,
-    LanguageConfig, ModelError, PatchStates, Pool, ResamplerConfig, VisionConfig, read_config,
+    LanguageConfig, ModelError, NfnetConfig, PatchStates, Pool, ResamplerConfig, VisionConfig,
+    VitConfig, read_config,
 };
 
 const ABSURD: usize = usize::MAX / 2;
@@ -21,7 +22,7 @@ fn clip() -> ClipConfig {
 fn flamingo() -> FlamingoConfig {
     let activation = Activation::Gelu;
     FlamingoConfig {
-        vision: VisionConfig {
+        vision: VisionConfig::Vit(VitConfig {
             image_size: 8,
             patch_size: 4,
             width: 8,
@@ -30,7 +31,7 @@ fn flamingo() -> FlamingoConfig {
             activation,
             feed_forward_width: None,
             patch_states: PatchStates::BeforeNorm,
-        },
+        }),
         resampler: ResamplerConfig {
             latents: 2,
             layers: 1,
@@ -58,6 +59,12 @@ fn flamingo() -> FlamingoConfig {
     }
 }
 
+/// The vision tower, a vision transformer.
+fn vit(config: &mut FlamingoConfig) -> &mut VitConfig {
+    let VisionConfig::Vit(vit) = &mut config.vision else { panic!("a vision transformer") };
+    vit
+}
+
 #[test]
 fn a_size_that_no_machine_holds_is_refused_by_name() {
     flamingo().validate().unwrap();
@@ -69,12 +76,15 @@ fn a_size_that_no_machine_holds_is_refused_by_name() {
             other => panic!("{expected}: {other}"),
         }
     };
-    check(|c| c.vision.image_size = ABSURD, "vision.image_size");
-    check(|c| c.vision.patch_size = ABSURD, "vision.patch_size");
-    check(|c| (c.vision.image_size, c.vision.patch_size) = (8192, 1), "vision patches of an image");
-    check(|c| c.vision.width = ABSURD, "vision.width");
-    check(|c| c.vision.layers = ABSURD, "vision.layers");
-    check(|c| c.vision.heads = ABSURD, "vision.heads");
+    check(|c| vit(c).image_size = ABSURD, "vision.image_size");
+    check(|c| vit(c).patch_size = ABSURD, "vision.patch_size");
+    check(
+        |c| *vit(c) = VitConfig { image_size: 8192, patch_size: 1, ..vit(c).clone() },
+        "vision patches of an image",
+    );
+    check(|c| vit(c).width = ABSURD, "vision.width");
+    check(|c| vit(c).layers = ABSURD, "vision.layers");
+    check(|c| vit(c).heads = ABSURD, "vision.heads");
     check(|c| c.resampler.latents = ABSURD, "resampler.latents");
     check(|c| c.resampler.layers = ABSURD, "resampler.layers");
     check(|c| c.resampler.heads = ABSURD, "resampler.heads");
@@ -102,14 +112,7 @@ fn a_size_that_no_machine_holds_is_refused_by_name() {
 #[test]
 fn the_papers_largest_model_is_allowed() {
     let mut config = flamingo();
-    config.vision = VisionConfig {
-        image_size: 480,
-        patch_size: 16,
-        width: 2048,
-        layers: 48,
-        heads: 16,
-        ..config.vision
-    };
+    config.vision = NfnetConfig::named("f6", 480).unwrap().into();
     config.resampler =
         ResamplerConfig { latents: 64, layers: 6, heads: 16, head_dim: 96, ..config.resampler };
     config.cross_attention.every = 7;

@@ -6,14 +6,14 @@ use std::path::Path;
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
     Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, ModelError, Params,
-    PatchStates, Pool, Prompt, ResamplerConfig, TextBatch, Trainable, VisionConfig,
+    PatchStates, Pool, Prompt, ResamplerConfig, TextBatch, Trainable, VisionConfig, VitConfig,
 };
 
 /// Pixels of one image of the tiny model.
 const PIXELS: usize = 3 * 8 * 8;
 
 fn vision() -> VisionConfig {
-    VisionConfig {
+    VisionConfig::Vit(VitConfig {
         image_size: 8,
         patch_size: 4,
         width: 12,
@@ -22,7 +22,7 @@ fn vision() -> VisionConfig {
         activation: Activation::QuickGelu,
         feed_forward_width: None,
         patch_states: PatchStates::BeforeNorm,
-    }
+    })
 }
 
 fn language() -> LanguageConfig {

@@ -54,7 +54,7 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     }
     let image = file.image()?;
     let model = &file.config.model;
-    let (size, expected) = (model.vision.image_size, format!("{}, as image.size", image.size));
+    let (size, expected) = (model.vision.image_size(), format!("{}, as image.size", image.size));
     file.require(size == image.size, "model.vision.image_size", &size, &expected)?;
     file.require_context(model.text.context)?;
     check_model(&file)?;

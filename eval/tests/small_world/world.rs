@@ -9,7 +9,7 @@ use flamingo_dataset::{
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
     Gradients, LanguageConfig, LanguageModel, PatchStates, Pool, ResamplerConfig, Trainable,
-    VisionConfig,
+    VisionConfig, VitConfig,
 };
 
 /// Tokens that the model can hold.
@@ -157,7 +157,7 @@ fn tokenizer() -> Tokenizer {
 /// A random model with open gates.
 fn model(vocabulary: usize, scratch: &Path) -> Flamingo {
     let activation = Activation::GeluTanh;
-    let vision = VisionConfig {
+    let vision = VisionConfig::Vit(VitConfig {
         image_size: 8,
         patch_size: 4,
         width: 16,
@@ -166,7 +166,7 @@ fn model(vocabulary: usize, scratch: &Path) -> Flamingo {
         activation,
         feed_forward_width: None,
         patch_states: PatchStates::BeforeNorm,
-    };
+    });
     let language = LanguageConfig {
         vocabulary,
         context: CONTEXT,

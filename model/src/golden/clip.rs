@@ -5,7 +5,8 @@ use crate::clip::{Clip, Pairs, Pool};
 use crate::clip_checkpoint::Writer;
 use crate::params::{Declare, Source, Training};
 use crate::tensor::Gradients;
-use crate::vision::{PatchStates, Vision};
+use crate::vision::{Vision, VisionConfig};
+use crate::vit::PatchStates;
 use crate::{Activation, Trainable};
 
 #[test]
@@ -18,8 +19,10 @@ fn check(name: &str, activation: Activation) {
     let Some(case) = Case::open(&format!("clip-vit/{name}")) else { return };
     let config = &case.json("config.json")["config"];
     let path = case.path("config.json");
-    let mut config = Writer::transformers_clip(config, &path).unwrap();
-    assert_eq!((config.vision.activation, config.pool), (activation, Pool::Token));
+    let config = Writer::transformers_clip(config, &path).unwrap();
+    let VisionConfig::Vit(vit) = &config.vision else { panic!("a vision transformer") };
+    let mut vit = vit.clone();
+    assert_eq!((vit.activation, config.pool), (activation, Pool::Token));
     let outputs = case.tensors("outputs");
     let expected = |name: &str| outputs.get(name).unwrap().to_vec();
     let pixels = case.input("pixels");
@@ -29,12 +32,14 @@ fn check(name: &str, activation: Activation) {
         (PatchStates::BeforeNorm, "patch_tokens_before_ln_post"),
         (PatchStates::AfterNorm, "patch_tokens_after_ln_post"),
     ] {
-        config.vision.patch_states = states;
+        vit.patch_states = states;
         let tensors = case.tensors("weights");
-        let source = Writer::Transformers.vision_source(&config.vision, tensors, path.clone());
-        let mut declare = Declare::new(source, Training::Frozen);
-        let vision = Vision::new(&mut declare, crate::clip::VISION_PREFIX, &config.vision).unwrap();
-        let features = vision.features(&declare.finish(), &pixels).unwrap();
+        let source = Writer::Transformers.vision_source(&vit, tensors, path.clone());
+        let declare = Declare::new(source, Training::Frozen);
+        let config = VisionConfig::Vit(vit.clone());
+        let (vision, p) =
+            Vision::new(declare, crate::clip::VISION_PREFIX, &config, &config).unwrap();
+        let features = vision.features_of_each(&p, &pixels, &config).unwrap();
         worst = worst.max(compare(name, features.values(), &expected(name)));
     }
 
@@ -56,11 +61,12 @@ fn check(name: &str, activation: Activation) {
     // The paper adds the two terms of the loss, CLIP takes their mean.
     let (loss, mut grads) = model.contrastive_step(&pairs, 0.0, 0.5, Gradients::default()).unwrap();
     worst = worst.max(compare("loss", &[0.5 * loss], &expected("loss")));
-    let params = model.params()[0];
-    let all: Vec<(String, Vec<f32>)> = params
-        .iter()
-        .map(|p| (p.name.clone(), params.gradient(&mut grads, &p.name).unwrap().unwrap()))
-        .collect();
+    let mut all: Vec<(String, Vec<f32>)> = Vec::new();
+    for params in model.params() {
+        for p in params.iter() {
+            all.push((p.name.clone(), params.gradient(&mut grads, &p.name).unwrap().unwrap()));
+        }
+    }
     let ours =
         rules.translate(all.iter().map(|(name, grad)| (name.as_str(), grad.into()))).unwrap();
     let mut theirs = case.tensors("grads");

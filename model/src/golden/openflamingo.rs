@@ -2,14 +2,15 @@
 
 use super::{Case, GRADIENT_TOLERANCE, compare, compare_named};
 use crate::families::Family;
-use crate::flamingo::{Flamingo, FlamingoConfig};
+use crate::flamingo::{Flamingo, FlamingoConfig, Towers};
 use crate::gated_xattn::CrossAttentionConfig;
 use crate::inputs::Inputs;
 use crate::openflamingo::{openflamingo_export, openflamingo_names};
-use crate::params::Source;
+use crate::params::{Source, Training};
 use crate::resampler::ResamplerConfig;
 use crate::tensor::Gradients;
-use crate::vision::{PatchStates, VisionConfig};
+use crate::vision::VisionConfig;
+use crate::vit::{PatchStates, VitConfig};
 use crate::weights_file::Tensors;
 use crate::{Activation, Generation, Prompt, Search};
 
@@ -87,7 +88,7 @@ fn open(case: &Case, every: usize, ours: Tensors, mut rest: Tensors) -> Flamingo
     let text = family.source(&language, rest, path.clone()).unwrap();
     let config = FlamingoConfig {
         // Features are given, so that the tower only says how many: 9 of width 24.
-        vision: VisionConfig {
+        vision: VisionConfig::Vit(VitConfig {
             image_size: 6,
             patch_size: 2,
             width: 24,
@@ -96,14 +97,19 @@ fn open(case: &Case, every: usize, ours: Tensors, mut rest: Tensors) -> Flamingo
             activation: Activation::Gelu,
             feed_forward_width: None,
             patch_states: PatchStates::BeforeNorm,
-        },
+        }),
         resampler: ResamplerConfig::open_flamingo(),
         cross_attention: CrossAttentionConfig::open_flamingo(every),
         language,
     };
-    let vision = (config.vision.clone(), Source::Random { seed: 1 });
+    let towers = Towers {
+        shape: config.vision.clone(),
+        vision: Source::Random { seed: 1 },
+        language: text,
+        train: [Training::Frozen; 2],
+    };
     let stored = Source::Stored { tensors: ours, path };
-    Flamingo::from_sources(config, vision, text, stored).unwrap()
+    Flamingo::from_sources(config, towers, stored).unwrap()
 }
 
 fn inputs(case: &Case) -> Inputs {
