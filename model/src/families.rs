@@ -545,3 +545,158 @@ fn scaling(f: &Fields) -> Result<RotaryScaling, ModelError> {
         _ => Err(f.refused("type", "`default`, `linear` or `llama3`")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::language_model::LanguageModel;
+    use crate::ops::gradient_check::pseudo_random;
+    use crate::params::Training;
+
+    const WIDTH: usize = 12;
+    const HEADS: usize = 3;
+    const HIDDEN: usize = 24;
+    const VOCABULARY: usize = 17;
+
+    /// Random weights of a block or of the whole, by their shape.
+    fn weights(name: &str, shape: &[usize]) -> Vec<f32> {
+        let seed = name
+            .bytes()
+            .fold(1_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        let values = pseudo_random(shape.iter().product(), seed);
+        let (size, middle) = if shape.len() == 1 { (0.5, 1.0) } else { (0.4, 0.0) };
+        values.iter().map(|v| size * v + middle).collect()
+    }
+
+    fn tensors() -> Tensors {
+        let mut all = Tensors::default();
+        let mut add = |name: String, shape: &[usize]| {
+            all.insert(name.clone(), shape, weights(&name, shape));
+        };
+        add("transformer.wte.weight".into(), &[VOCABULARY, WIDTH]);
+        add("transformer.ln_f.weight".into(), &[WIDTH]);
+        for i in 0..2 {
+            let at = |part: &str| format!("transformer.blocks.{i}.{part}.weight");
+            for norm in ["ln_1", "ln_2", "attn.q_ln", "attn.k_ln"] {
+                add(at(norm), &[WIDTH]);
+            }
+            add(at("attn.Wqkv"), &[3 * WIDTH, WIDTH]);
+            add(at("attn.out_proj"), &[WIDTH, WIDTH]);
+            add(at("mlp.mlp_up"), &[HIDDEN, WIDTH]);
+            add(at("mlp.mlp_down"), &[WIDTH, HIDDEN]);
+        }
+        all
+    }
+
+    /// MPT-1B's own equations, number by number in f64.
+    fn logits_by_definition(all: &Tensors, tokens: &[u32]) -> Vec<f64> {
+        let get = |name: &str| -> Vec<f64> {
+            let values = all.get(&format!("transformer.{name}.weight")).unwrap();
+            values.iter().map(|v| f64::from(*v)).collect()
+        };
+        let norm = |x: &[f64], scale: &[f64]| -> Vec<f64> {
+            let n = x.len() as f64;
+            let mean = x.iter().sum::<f64>() / n;
+            let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+            let scaled = x.iter().zip(scale);
+            scaled.map(|(v, s)| (v - mean) / (variance + 1e-5).sqrt() * s).collect()
+        };
+        let linear = |x: &[f64], w: &[f64]| -> Vec<f64> {
+            let rows = w.chunks(x.len());
+            rows.map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+        };
+        let gelu = |x: f64| 0.5 * x * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2);
+        let table = get("wte");
+        let row = |token: &u32| table[*token as usize * WIDTH..][..WIDTH].to_vec();
+        let mut x: Vec<Vec<f64>> = tokens.iter().map(row).collect();
+        let size = WIDTH / HEADS;
+        // Slopes 2^(-8 i / 4) of the next power of two, every second one first.
+        let slopes = [2.0_f64.powi(-4), 2.0_f64.powi(-8), 2.0_f64.powi(-2)];
+        for i in 0..2 {
+            let w = |part: &str| get(&format!("blocks.{i}.{part}"));
+            let qkv: Vec<Vec<f64>> =
+                x.iter().map(|x| linear(&norm(x, &w("ln_1")), &w("attn.Wqkv"))).collect();
+            let normed = |part: usize, scale: Vec<f64>| -> Vec<Vec<f64>> {
+                qkv.iter().map(|r| norm(&r[part * WIDTH..][..WIDTH], &scale)).collect()
+            };
+            let (q, k) = (normed(0, w("attn.q_ln")), normed(1, w("attn.k_ln")));
+            for l in 0..x.len() {
+                let mut read = vec![0.0; WIDTH];
+                for (h, slope) in slopes.iter().enumerate() {
+                    let columns = h * size..(h + 1) * size;
+                    let scores = (0..=l).map(|j| {
+                        let pairs = q[l][columns.clone()].iter().zip(&k[j][columns.clone()]);
+                        let dot: f64 = pairs.map(|(a, b)| a * b).sum();
+                        (dot / (size as f64).sqrt() - slope * (l - j) as f64).exp()
+                    });
+                    let scores: Vec<f64> = scores.collect();
+                    let total: f64 = scores.iter().sum();
+                    for (j, score) in scores.iter().enumerate() {
+                        for c in columns.clone() {
+                            read[c] += score / total * qkv[j][2 * WIDTH + c];
+                        }
+                    }
+                }
+                let out = linear(&read, &w("attn.out_proj"));
+                x[l].iter_mut().zip(out).for_each(|(x, o)| *x += o);
+                let up = linear(&norm(&x[l], &w("ln_2")), &w("mlp.mlp_up"));
+                let up: Vec<f64> = up.into_iter().map(gelu).collect();
+                let down = linear(&up, &w("mlp.mlp_down"));
+                x[l].iter_mut().zip(down).for_each(|(x, d)| *x += d);
+            }
+        }
+        x.iter().flat_map(|x| linear(&norm(x, &get("ln_f")), &table)).collect()
+    }
+
+    /// No peer that is kept up implements it, so its equations are written out once more here.
+    #[test]
+    fn mpt_1b_normalises_queries_and_keys_over_all_heads() {
+        let config = json!({
+            "model_type": "mosaic_gpt", "d_model": WIDTH, "n_heads": HEADS, "n_layers": 2,
+            "max_seq_len": 16, "vocab_size": VOCABULARY, "mlp_ratio": 2, "alibi": true,
+            "alibi_bias_max": 8, "attn_qk_ln": true, "no_bias": true,
+        });
+        let path = Path::new("config.json");
+        let (family, config) = Family::read(&config, path).unwrap();
+        assert_eq!((Family::of(&config).unwrap(), family), (family, Family::Mpt { first: true }));
+        let source = family.source(&config, tensors(), path.into()).unwrap();
+        let model = LanguageModel::from_source(config, source, Training::Frozen).unwrap();
+        let tokens = [3, 1, 4, 1, 5, 9, 2, 6];
+        let expected = logits_by_definition(&tensors(), &tokens);
+        let scale = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+        for (a, b) in model.logits(&tokens, 8).unwrap().iter().zip(&expected) {
+            assert!((f64::from(*a) - b).abs() / scale < 1e-5, "{a} against {b}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        let check = |config: Value, expected: &str| {
+            let error = Family::read(&config, Path::new("c.json")).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(json!({}), "c.json: `model_type` is nothing, expected");
+        check(json!({"model_type": "bert"}), "`model_type` is \"bert\", expected `gpt2`");
+        check(json!({"model_type": "gpt2"}), "`vocab_size` is nothing");
+        check(
+            json!({"model_type": "mpt", "attn_config": {"qk_ln": true}}),
+            "`qk_ln` is true, expected false",
+        );
+        check(
+            json!({"model_type": "opt", "hidden_size": 8, "word_embed_proj_dim": 4}),
+            "`word_embed_proj_dim` is 4, expected 8",
+        );
+        let mut llama = json!({
+            "model_type": "llama", "vocab_size": 9, "max_position_embeddings": 8,
+            "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "hidden_act": "silu", "intermediate_size": 8,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        });
+        check(llama.clone(), "`type` is \"dynamic\", expected `default`, `linear` or `llama3`");
+        llama["rope_scaling"] = json!({"type": "linear", "factor": 0.5});
+        check(llama.clone(), "language.architecture.rotary.scaling.factor is 0.5");
+        llama["rope_scaling"] = Value::Null;
+        llama["num_key_value_heads"] = json!(3);
+        check(llama, "language.architecture.kv_heads is 3, expected a divisor");
+    }
+}
