@@ -113,11 +113,9 @@ impl Params {
         mut update: impl FnMut(&str, &[usize], &mut [f32], &[f32]),
     ) -> Result<(), ModelError> {
         for parameter in Arc::make_mut(&mut self.list) {
-            let Weight::Trained(tensor) = &mut parameter.weight else { continue };
-            let mut values = crate::tensor::copy_out(tensor);
-            let gradient = gradients.0.get_or_alloc_mut(tensor)?;
-            update(&parameter.name, &parameter.shape, &mut values, gradient);
-            tensor.copy_from(&values);
+            let Weight::Trained(weight) = &mut parameter.weight else { continue };
+            let gradient = weight.gradient(&mut gradients.0)?;
+            update(&parameter.name, &parameter.shape, weight.values_mut(), gradient);
         }
         Ok(())
     }
@@ -129,8 +127,8 @@ impl Params {
     pub fn gradient_square_sum(&self, gradients: &mut Gradients) -> Result<f64, ModelError> {
         let mut sum = 0.0;
         for parameter in &*self.list {
-            let Weight::Trained(tensor) = &parameter.weight else { continue };
-            let gradient = gradients.0.get_or_alloc_mut(tensor)?;
+            let Weight::Trained(weight) = &parameter.weight else { continue };
+            let gradient = weight.gradient(&mut gradients.0)?;
             sum += gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
         }
         Ok(sum)
@@ -146,8 +144,8 @@ impl Params {
         name: &str,
     ) -> Result<Option<Vec<f32>>, ModelError> {
         for parameter in self.list.iter().filter(|p| p.name == name) {
-            if let Weight::Trained(tensor) = &parameter.weight {
-                return Ok(Some(gradients.0.get_or_alloc_mut(tensor)?.to_vec()));
+            if let Weight::Trained(weight) = &parameter.weight {
+                return Ok(Some(weight.gradient(&mut gradients.0)?.to_vec()));
             }
         }
         Ok(None)
@@ -205,7 +203,7 @@ impl Source {
 /// Whether gradients are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Training {
-    /// Weights are dfdx tensors that the tape knows.
+    /// The tape knows the weights.
     Trained,
     /// Weights are plain buffers; no gradient of them is ever computed.
     Frozen,

@@ -1,13 +1,13 @@
 //! Names for dfdx's types, and the only file that spells its generics.
 //!
-//! What is dfdx's: the tape, the store of gradients, trained weights and the loss. dfdx hides the
-//! buffers of its tensors, so a custom operation on them would copy every input. Activations
-//! therefore live in shared buffers of our own; a one-element dfdx tensor is the key under which
-//! the store holds an activation's gradient.
+//! What is dfdx's: the tape, the store of gradients and the loss. dfdx hides the buffers of its
+//! tensors, so a custom operation on them would copy every input. Activations and weights therefore
+//! live in shared buffers of our own; a one-element dfdx tensor is the key under which the store
+//! holds a gradient.
 //!
 //! Every activation is a [`Matrix`] `[rows, width]` in row-major order: batch, time and heads are
 //! folded into the rows, and each operation is told how to read them. A [`Weight`] is either
-//! trained (a dfdx tensor that the tape knows) or frozen (a plain buffer, for which no gradient is
+//! trained (the tape knows its key) or frozen (a plain buffer, for which no gradient is
 //! ever computed or stored).
 
 use std::borrow::Cow;
@@ -24,8 +24,6 @@ use crate::buffer::Buffer;
 pub(crate) type Device = dfdx::tensor::Cpu;
 /// What a device reports when it runs out of memory.
 pub type DeviceError = dfdx::tensor::CpuError;
-/// `[n]`, the flat values of a trained weight.
-pub(crate) type Vector = Tensor<(usize,), f32, Device>;
 /// A loss.
 pub(crate) type Scalar<T = NoneTape> = Tensor<Rank0, f32, Device, T>;
 /// The tape of a training pass.
@@ -225,18 +223,43 @@ pub(crate) fn value_of<T>(loss: &Scalar<T>) -> f32 {
     loss[[]]
 }
 
-/// Copies a dfdx tensor's values out.
-pub(crate) fn copy_out(tensor: &Vector) -> Vec<f32> {
-    let mut copy = vec![0.0; dfdx::shapes::HasShape::shape(tensor).0];
-    tensor.copy_into(&mut copy);
-    copy
+/// A trained weight: values of our own under a key of dfdx's, as with a [`Matrix`], so that operations
+/// read them where they lie.
+#[derive(Debug, Clone)]
+pub struct TrainedWeight {
+    values: Arc<Vec<f32>>,
+    key: Scalar,
+}
+
+impl TrainedWeight {
+    /// The gradient, zeros if there is none yet.
+    pub(crate) fn gradient<'a>(&self, store: &'a mut Store) -> Result<&'a mut [f32], DeviceError> {
+        let gradient = &mut **store.get_or_alloc_mut(&self.key)?;
+        if gradient.len() != self.values.len() {
+            *gradient = zeros(self.values.len())?;
+        }
+        Ok(gradient)
+    }
+
+    /// The values, to be changed; copied if a clone of the model shares them.
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        Arc::make_mut(&mut self.values).as_mut_slice()
+    }
+}
+
+/// `n` zeros; an error where memory cannot hold them.
+fn zeros(n: usize) -> Result<Vec<f32>, DeviceError> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(n).map_err(|_| DeviceError::OutOfMemory)?;
+    values.resize(n, 0.0);
+    Ok(values)
 }
 
 /// The values of one parameter, trained or frozen.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// Known to the tape; gets a gradient.
-    Trained(Vector),
+    Trained(TrainedWeight),
     /// A plain buffer that operations only read.
     Frozen(Arc<Vec<f32>>),
 }
@@ -247,24 +270,18 @@ impl Weight {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn trained(values: Vec<f32>) -> Result<Self, DeviceError> {
-        let length = values.len();
-        Ok(Self::Trained(Device::default().try_tensor_from_vec(values, (length,))?))
+        Ok(Self::Trained(TrainedWeight { values: Arc::new(values), key: scalar(0.0)? }))
     }
 
-    /// The values, copied only if they live in a dfdx tensor.
+    /// The values.
     pub fn values(&self) -> Cow<'_, [f32]> {
-        match self {
-            Self::Trained(tensor) => Cow::Owned(copy_out(tensor)),
-            Self::Frozen(buffer) => Cow::Borrowed(buffer),
-        }
+        let (Self::Trained(TrainedWeight { values, .. }) | Self::Frozen(values)) = self;
+        Cow::Borrowed(values)
     }
 
     /// Number of values.
     pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::Trained(tensor) => dfdx::shapes::HasShape::shape(tensor).0,
-            Self::Frozen(buffer) => buffer.len(),
-        }
+        self.values().len()
     }
 
     /// True if the weight gets a gradient.
@@ -278,8 +295,8 @@ impl Weight {
         store: &mut Store,
         add: impl FnOnce(&mut [f32]),
     ) -> Result<(), DeviceError> {
-        if let Self::Trained(tensor) = self {
-            add(store.get_or_alloc_mut(tensor)?);
+        if let Self::Trained(trained) = self {
+            add(trained.gradient(store)?);
         }
         Ok(())
     }
