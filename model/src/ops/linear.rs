@@ -20,11 +20,11 @@ pub(crate) struct Kernel {
     pub(crate) outputs: usize,
 }
 
-/// Rows that one thread multiplies at a time, of `n`: enough that arranging the kernel for the
-/// registers, which every product does anew, is a small part; few enough that many threads get
-/// some.
+/// Rows that one thread multiplies at a time, of `n`, in equal pieces: enough that arranging the
+/// kernel for the registers, which every product does anew, is a small part; few enough that many
+/// threads get some.
 fn rows_per_piece(n: usize) -> usize {
-    n.div_ceil(16).clamp(128, 1024)
+    n.div_ceil(n.div_ceil(n.div_ceil(16).clamp(256, 1024)).max(1)).max(1)
 }
 
 /// `x` `[N, I]` times a kernel of `O` outputs, plus its bias: `[N, O]`.
