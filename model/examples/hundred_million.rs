@@ -22,8 +22,8 @@ use std::time::Instant;
 
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
-    Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, PatchStates, Prompt,
-    ResamplerConfig, Tensors, Trainable, VisionConfig,
+    Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, PatchStates, Pool,
+    Prompt, ResamplerConfig, Tensors, Trainable, VitConfig,
 };
 use rayon::prelude::*;
 
@@ -66,7 +66,7 @@ fn peak_mib() -> Result<u64, Box<dyn Error>> {
 
 /// Makes the model on fresh towers, opens its gates, and writes it with its inputs.
 fn write_weights(folder: &Path) -> Result<(), Box<dyn Error>> {
-    let vision = VisionConfig {
+    let vision: flamingo_model::VisionConfig = VitConfig {
         image_size: 224,
         patch_size: 32,
         width: 768,
@@ -75,7 +75,8 @@ fn write_weights(folder: &Path) -> Result<(), Box<dyn Error>> {
         activation: Activation::QuickGelu,
         feed_forward_width: None,
         patch_states: PatchStates::BeforeNorm,
-    };
+    }
+    .into();
     let language = LanguageConfig {
         vocabulary: VOCABULARY,
         context: 1024,
@@ -95,12 +96,14 @@ fn write_weights(folder: &Path) -> Result<(), Box<dyn Error>> {
             head_dim: 64,
             frames: 8,
             activation: Activation::SquaredRelu,
+            ..ResamplerConfig::paper()
         },
         cross_attention: CrossAttentionConfig {
             every: 1,
             heads: 8,
             head_dim: 64,
             activation: Activation::SquaredRelu,
+            ..CrossAttentionConfig::paper_3b()
         },
     };
     let towers = ["vision", "language"].map(|name| folder.join(name));
@@ -109,7 +112,7 @@ fn write_weights(folder: &Path) -> Result<(), Box<dyn Error>> {
     // The text tower is not used.
     let text =
         LanguageConfig { vocabulary: 8, context: 8, width: 8, layers: 1, ..language.clone() };
-    let clip = ClipConfig { vision, text, embedding: 8 };
+    let clip = ClipConfig { vision, text, embedding: 8, pool: Pool::Mean };
     Clip::new(&clip, 1)?.save(vision_folder)?;
     LanguageModel::new(&language, 2)?.save(language_folder)?;
     let mut model = Flamingo::new(&config, vision_folder, language_folder, 3)?;

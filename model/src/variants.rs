@@ -385,7 +385,9 @@ fn gradients_of_trained_towers_equal_finite_differences() {
                 values.fill(0.7);
             }
             if name == "language.tokens.weight" || name == "language.positions.weight" {
-                values.iter_mut().for_each(|v| *v *= 25.0);
+                for value in values {
+                    *value *= 25.0;
+                }
             }
         });
         let batch = inputs(&config);

@@ -54,6 +54,10 @@ impl From<NfnetConfig> for VisionConfig {
     }
 }
 
+/// Rows of patches that go through the tower together: enough that arranging a kernel for the
+/// registers is a small part of a product.
+const ROWS_TOGETHER: usize = 256;
+
 /// Whether a field may be left out.
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -178,8 +182,9 @@ impl Vision {
         }
     }
 
-    /// As [`Vision::features`], image by image and never recorded: products of more rows add in
-    /// another order, and what is kept of an image must be what it would be beside any others.
+    /// As [`Vision::features`], never recorded. What is kept of an image must be what it would be
+    /// beside any others, so images go through the tower together only where their products are
+    /// large enough alone, see [`ops::adds_in_one_order`].
     ///
     /// # Errors
     /// When the device fails.
@@ -189,14 +194,23 @@ impl Vision {
         pixels: &[f32],
         config: &VisionConfig,
     ) -> Result<Matrix, DeviceError> {
-        let images = pixels.par_chunks(config.n_pixel_values());
-        let mut out = Buffer::unset(images.len() * config.n_feature_values());
-        let image = |(pixels, out): (&[f32], &mut [f32])| {
+        let rows = config.n_feature_rows();
+        let together = match self {
+            Self::Vit(_) if ops::adds_in_one_order(rows, config.width()) => {
+                ROWS_TOGETHER.div_ceil(rows)
+            }
+            _ => 1,
+        };
+        let n_images = pixels.len() / config.n_pixel_values();
+        let mut out = Buffer::unset(n_images * config.n_feature_values());
+        let groups = pixels.par_chunks(config.n_pixel_values() * together);
+        let group = |(pixels, out): (&[f32], &mut [f32])| {
             let x = self.features(p, pixels, NotRecording::default(), false)?;
             out.copy_from_slice(x.values());
             Ok(())
         };
-        images.zip(out.par_chunks_mut(config.n_feature_values())).try_for_each(image)?;
+        let outs = out.par_chunks_mut(config.n_feature_values() * together);
+        groups.zip(outs).try_for_each(group)?;
         Ok(Matrix::constant(out, config.width()))
     }
 
@@ -247,5 +261,39 @@ pub(crate) fn vision_folder(folder: &Path) -> Result<(VisionConfig, Source), Mod
             let source = Writer::Transformers.vision_source(&config, tensors, path);
             Ok((config.into(), source))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Activation;
+    use crate::params::Training;
+    use crate::vit::PatchStates;
+
+    #[test]
+    fn an_image_is_the_same_alone_and_beside_others() {
+        let config: VisionConfig = VitConfig {
+            image_size: 10,
+            patch_size: 2,
+            width: 24,
+            layers: 2,
+            heads: 2,
+            activation: Activation::QuickGelu,
+            feed_forward_width: None,
+            patch_states: PatchStates::AfterNorm,
+        }
+        .into();
+        assert!(ops::adds_in_one_order(config.n_feature_rows(), config.width()));
+        let declare = Declare::new(Source::Random { seed: 1 }, Training::Frozen);
+        let (vision, params) = Vision::new(declare, VISION_PREFIX, &config, &config).unwrap();
+        let one = config.n_pixel_values();
+        let pixels = ops::gradient_check::pseudo_random(15 * one, 2);
+        let bits = |pixels: &[f32]| -> Vec<u32> {
+            let features = vision.features_of_each(&params, pixels, &config).unwrap();
+            features.values().iter().map(|v| v.to_bits()).collect()
+        };
+        let alone: Vec<u32> = pixels.chunks(one).flat_map(bits).collect();
+        assert_eq!(bits(&pixels), alone);
     }
 }

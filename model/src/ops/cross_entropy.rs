@@ -206,7 +206,8 @@ mod tests {
         let weights: Tensor<(usize, usize), f32, Device> =
             device.tensor_from_vec((0..15).map(|i| w[i % 5 * 3 + i / 5]).collect(), (3, 5));
         let logits = row.leaky_trace().matmul(weights);
-        let one_hot: Tensor<(usize,), f32, Device> = device.tensor((vec![1.0, 0.0, 0.0, 0.0, 0.0], (5,)));
+        let one_hot: Tensor<(usize,), f32, Device> =
+            device.tensor((vec![1.0, 0.0, 0.0, 0.0, 0.0], (5,)));
         let theirs = dfdx::losses::cross_entropy_with_logits_loss(logits, one_hot).mean();
         assert!((theirs.array() - loss).abs() < 1e-5);
         let theirs = theirs.backward().get(&row);

@@ -40,7 +40,7 @@ pub(crate) use convolution::{Convolution, Grid, KernelSize, convolve, standardiz
 pub(crate) use cross_entropy::{cross_entropy, each_logits, token_losses};
 pub(crate) use embedding::embed_tokens;
 pub(crate) use gated::activate_gate;
-pub(crate) use linear::{Kernel, linear, linear_onto};
+pub(crate) use linear::{Kernel, adds_in_one_order, linear, linear_onto};
 pub(crate) use media_attention::{MediaReads, media_attention};
 pub(crate) use media_tokens::{add_time, repeat_latents, with_latents};
 pub(crate) use norm::{Norm, normalise, normalise_columns};
