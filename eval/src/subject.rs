@@ -35,7 +35,7 @@ impl LoadedModel {
         let tokenizer = Tokenizer::load(folder.tokenizer())?;
         let flamingo =
             Flamingo::load(&folder.checkpoint).map_err(EvalError::model(&folder.checkpoint))?;
-        let vocabulary = flamingo.config().language.vocabulary;
+        let vocabulary = flamingo.config().vocabulary();
         if tokenizer.n_tokens() > vocabulary {
             return Err(EvalError::NotARun {
                 path: path.to_path_buf(),

@@ -105,6 +105,7 @@ fn write_weights(folder: &Path) -> Result<(), Box<dyn Error>> {
             activation: Activation::SquaredRelu,
             ..CrossAttentionConfig::paper_3b()
         },
+        added_tokens: 0,
     };
     let towers = ["vision", "language"].map(|name| folder.join(name));
     towers.iter().try_for_each(std::fs::create_dir_all)?;

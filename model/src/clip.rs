@@ -251,7 +251,7 @@ impl Clip {
             tokens,
             length,
             tape,
-            Pass { recompute: self.recompute, split: false },
+            &Pass { recompute: self.recompute, ..Pass::default() },
             |_, x| Ok(x),
         )?; // [B * L, D]
         let spans = lengths.iter().enumerate().map(|(b, n)| b * length..b * length + n);

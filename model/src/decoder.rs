@@ -14,7 +14,7 @@ use crate::layers::Norm;
 use crate::limits::{
     CONTEXT_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, check_at_most, check_size, check_tower,
 };
-use crate::ops::{self, Activation, Visible};
+use crate::ops::{self, Activation, TokenTable, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record, Weight};
 
@@ -61,6 +61,16 @@ impl LanguageConfig {
 
     /// Checks tokens `[B, L]` against vocabulary and context; returns `B`.
     pub(crate) fn check_tokens(&self, tokens: &[u32], length: usize) -> Result<usize, ModelError> {
+        self.check_tokens_below(tokens, length, self.vocabulary)
+    }
+
+    /// As [`LanguageConfig::check_tokens`], with another vocabulary.
+    pub(crate) fn check_tokens_below(
+        &self,
+        tokens: &[u32],
+        length: usize,
+        vocabulary: usize,
+    ) -> Result<usize, ModelError> {
         if length == 0 || length > self.context {
             return Err(ModelError::Input {
                 what: "length",
@@ -75,12 +85,12 @@ impl LanguageConfig {
                 expected: format!("a multiple of the length {length}"),
             });
         }
-        match tokens.iter().find(|token| **token as usize >= self.vocabulary) {
+        match tokens.iter().find(|token| **token as usize >= vocabulary) {
             None => Ok(tokens.len() / length),
             Some(token) => Err(ModelError::Input {
                 what: "token",
                 found: token.to_string(),
-                expected: format!("below {}, the vocabulary of the model", self.vocabulary),
+                expected: format!("below {vocabulary}, the vocabulary of the model"),
             }),
         }
     }
@@ -113,7 +123,7 @@ pub(crate) enum Place {
 }
 
 /// Deviation of fresh token and position embeddings, GPT-2's.
-const EMBEDDING_DEVIATION: f32 = 0.02;
+pub(crate) const EMBEDDING_DEVIATION: f32 = 0.02;
 
 impl Decoder {
     /// Declares the decoder under `name`, which ends in a dot.
@@ -146,9 +156,10 @@ impl Decoder {
         })
     }
 
-    /// The head: `[vocabulary, D]`.
-    pub(crate) fn head<'a>(&self, p: &'a Params) -> &'a Weight {
-        p.get(self.head.unwrap_or(self.tokens))
+    /// The head: `[vocabulary, D]`, and the rows of added tokens.
+    pub(crate) fn head(&self, p: &Params, added: Option<&AddedTokens>) -> TokenTable {
+        let rows = p.get(self.head.unwrap_or(self.tokens)).clone();
+        TokenTable { rows, added: added.map(|added| added.head.clone()) }
     }
 
     /// Embeddings of `tokens` at `positions`: `[N, D]`.
@@ -157,12 +168,15 @@ impl Decoder {
         p: &Params,
         tokens: &[u32],
         positions: &[usize],
+        added: Option<&AddedTokens>,
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
         let rows = positions.iter().map(|position| position + self.position_offset);
         let placed = tokens.iter().copied().zip(rows).collect();
-        let table = self.positions.map(|id| p.get(id));
-        ops::embed_tokens(placed, p.get(self.tokens), table, self.width, tape)
+        let places = self.positions.map(|id| p.get(id));
+        let rows = p.get(self.tokens).clone();
+        let table = TokenTable { rows, added: added.map(|added| added.tokens.clone()) };
+        ops::embed_tokens(placed, &table, places, self.width, tape)
     }
 
     /// The norm after the last block.
@@ -182,11 +196,11 @@ impl Decoder {
         tokens: &[u32],
         length: usize,
         tape: T,
-        pass: Pass,
+        pass: &Pass,
         between: impl Fn(Place, Matrix<T>) -> Result<Matrix<T>, DeviceError>,
     ) -> Result<Matrix<T>, DeviceError> {
         let positions: Arc<[usize]> = (0..tokens.len()).map(|i| i % length).collect();
-        let mut x = self.embed(p, tokens, &positions, tape)?; // [B * L, D]
+        let mut x = self.embed(p, tokens, &positions, pass.added.as_ref(), tape)?; // [B * L, D]
         for (i, block) in self.blocks.iter().enumerate() {
             x = between(Place::Before(i), x)?;
             let whole = WholeSequences {
@@ -210,9 +224,20 @@ impl Decoder {
     }
 }
 
+/// Rows of tokens that were added to a language model, `[K, D]` each.
+#[derive(Debug, Clone)]
+pub(crate) struct AddedTokens {
+    /// Their embeddings.
+    pub(crate) tokens: Weight,
+    /// Their rows of the head; the embeddings themselves in a tied model.
+    pub(crate) head: Weight,
+}
+
 /// How a decoder is run.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Pass {
+    /// Rows of tokens that the decoder does not know by itself.
+    pub(crate) added: Option<AddedTokens>,
     /// Whether trained blocks keep only their inputs for the backward pass.
     pub(crate) recompute: bool,
     /// Whether states may change between the halves of blocks, which are not parallel then.

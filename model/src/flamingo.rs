@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::buffer::Buffer;
 use crate::checkpoint::{read_folder, save_folder};
 use crate::clip::VISION_PREFIX;
-use crate::decoder::{LanguageConfig, Pass, Place};
+use crate::decoder::{AddedTokens, EMBEDDING_DEVIATION, LanguageConfig, Pass, Place};
 use crate::error::ModelError;
 use crate::gated_xattn::{
     Conditioning, CrossAttentionConfig, FirstBlock, GatedCrossAttention, GraftedSelfAttention,
@@ -22,13 +22,14 @@ use crate::gated_xattn::{
 };
 use crate::inputs::{Inputs, Latents, check_features, check_media};
 use crate::language_model::{LanguageModel, all_logits, language_folder};
+use crate::limits::{VOCABULARY_MAX, check_at_most};
 use crate::ops::{self, Heads, MediaReads, Stage, Visible};
-use crate::params::{Declare, Parameter, Params, Source, Trainable, Training};
+use crate::params::{Declare, ParamId, Parameter, Params, Source, Start, Trainable, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
 use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
 };
-use crate::vision::{Vision, VisionConfig, vision_folder};
+use crate::vision::{Vision, VisionConfig, is_default, vision_folder};
 use crate::weights_file::le_bytes;
 
 /// Values whose bytes are made and hashed at once.
@@ -46,6 +47,9 @@ pub struct FlamingoConfig {
     pub cross_attention: CrossAttentionConfig,
     /// The frozen language model, as the language stage trained it.
     pub language: LanguageConfig,
+    /// Tokens beside the language model's own, whose rows are trained: `<EOC>` in the paper.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub added_tokens: usize,
 }
 
 impl FlamingoConfig {
@@ -61,7 +65,7 @@ impl FlamingoConfig {
     ) -> Result<Self, ModelError> {
         let (vision, _) = vision_folder(vision_from)?;
         let (language, _) = language_folder(language_from)?;
-        Ok(Self { vision, resampler, cross_attention, language })
+        Ok(Self { vision, resampler, cross_attention, language, added_tokens: 0 })
     }
 
     /// Checks that the sizes can work.
@@ -73,6 +77,7 @@ impl FlamingoConfig {
         self.resampler.validate()?;
         self.cross_attention.validate()?;
         self.language.validate()?;
+        check_at_most("added_tokens", self.added_tokens, VOCABULARY_MAX)?;
         let CrossAttentionConfig { every, first, conditioning, .. } = &self.cross_attention;
         if *conditioning == Conditioning::Vanilla && self.language.architecture.parallel {
             return Err(ModelError::Config {
@@ -90,6 +95,16 @@ impl FlamingoConfig {
             });
         }
         Ok(())
+    }
+
+    /// Tokens that the model knows.
+    pub fn vocabulary(&self) -> usize {
+        self.language.vocabulary + self.added_tokens
+    }
+
+    /// Checks tokens `[B, L]`; returns `B`.
+    pub(crate) fn check_tokens(&self, tokens: &[u32], length: usize) -> Result<usize, ModelError> {
+        self.language.check_tokens_below(tokens, length, self.vocabulary())
     }
 
     /// Width of the media that the cross-attention reads: the resampler's.
@@ -110,6 +125,8 @@ pub struct Flamingo {
     cross_attention: Vec<GatedCrossAttention>,
     /// With grafting one for each cross-attention, which it comes before, else none.
     grafts: Vec<GraftedSelfAttention>,
+    /// Embeddings and head of added tokens.
+    added: Option<[ParamId; 2]>,
     recompute: bool,
 }
 
@@ -231,6 +248,15 @@ impl Flamingo {
             let block = GatedCrossAttention::new(&mut declare, &name, text, media, crossing)?;
             cross_attention.push(block);
         }
+        let (width, start) = (text, Start::Normal(EMBEDDING_DEVIATION));
+        let mut rows = |name: &str| declare.add(name, &[config.added_tokens, width], start);
+        let added = if config.added_tokens == 0 {
+            None
+        } else {
+            let tokens = rows("added_tokens.weight")?;
+            let tied = config.language.architecture.tied;
+            Some([tokens, if tied { tokens } else { rows("added_head.weight")? }])
+        };
         let params = declare.finish();
         Ok(Self {
             config,
@@ -241,6 +267,7 @@ impl Flamingo {
             resampler,
             cross_attention,
             grafts,
+            added,
             recompute: false,
         })
     }
@@ -318,7 +345,11 @@ impl Flamingo {
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
-            Ok(ops::token_losses(&hidden, decoder.head(params), &targets))
+            Ok(ops::token_losses(
+                &hidden,
+                &decoder.head(params, self.added_tokens().as_ref()),
+                &targets,
+            ))
         })
     }
 
@@ -331,7 +362,11 @@ impl Flamingo {
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
-            Ok(all_logits(&hidden, decoder.head(params), self.config.language.vocabulary))
+            Ok(all_logits(
+                &hidden,
+                &decoder.head(params, self.added_tokens().as_ref()),
+                self.config.vocabulary(),
+            ))
         })
     }
 
@@ -389,6 +424,13 @@ impl Flamingo {
     /// in the backward pass: less memory, more time, the same numbers. Frozen blocks always do.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
+    }
+
+    /// The rows of added tokens, if there are any.
+    pub(crate) fn added_tokens(&self) -> Option<AddedTokens> {
+        let [tokens, head] = self.added?;
+        let [tokens, head] = [tokens, head].map(|id| self.params.get(id).clone());
+        Some(AddedTokens { tokens, head })
     }
 
     /// Number of grafted layers.
@@ -495,8 +537,12 @@ impl Flamingo {
         let reads = Arc::new(MediaReads::new(seen, self.config.resampler.latents));
         let (decoder, params) = self.language.parts();
         let length = inputs.length;
-        let pass = Pass { recompute: self.recompute, split: self.splits_blocks() };
-        decoder.forward(params, &inputs.tokens, length, tape, pass, |place, y| match place {
+        let pass = Pass {
+            added: self.added_tokens(),
+            recompute: self.recompute,
+            split: self.splits_blocks(),
+        };
+        decoder.forward(params, &inputs.tokens, length, tape, &pass, |place, y| match place {
             Place::End => self.graft(y, &keys, &reads, |_, qkv, heads| {
                 ops::self_attention(qkv, length, heads, &Visible::Causal)
             }),
@@ -528,7 +574,12 @@ impl Flamingo {
     ) -> Result<Scalar<T>, DeviceError> {
         let hidden = self.hidden(inputs, tape)?;
         let (decoder, params) = self.language.parts();
-        ops::cross_entropy(hidden, decoder.head(params), targets, share)
+        ops::cross_entropy(
+            hidden,
+            &decoder.head(params, self.added_tokens().as_ref()),
+            targets,
+            share,
+        )
     }
 }
 

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use crate::beam::BeamSearch;
 use crate::buffer::Buffer;
-use crate::decoder::{Decoder, LanguageConfig, Place};
+use crate::decoder::{AddedTokens, Decoder, LanguageConfig, Place};
 use crate::error::ModelError;
 use crate::flamingo::Flamingo;
 use crate::gated_xattn::MediaKeys;
 use crate::inputs::{Latents, check_phi, check_phi_length};
 use crate::language_model::LanguageModel;
-use crate::ops::{self, MediaReads, Past, Visible};
+use crate::ops::{self, MediaReads, Past, TokenTable, Visible};
 use crate::params::{Params, uniform};
 use crate::tensor::{DeviceError, Matrix, NotRecording};
 
@@ -134,10 +134,15 @@ struct Reader<'a> {
     config: &'a LanguageConfig,
     decoder: &'a Decoder,
     params: &'a Params,
+    added: Option<AddedTokens>,
     media: Option<(&'a Flamingo, Vec<MediaKeys>)>,
 }
 
 impl Reader<'_> {
+    fn head(&self) -> TokenTable {
+        self.decoder.head(self.params, self.added.as_ref())
+    }
+
     /// Reads new tokens; returns their states after the last norm, sequence after sequence:
     /// `[sum of lengths, D]`.
     fn read(&self, mut new: Vec<Reading>) -> Result<Matrix, DeviceError> {
@@ -161,7 +166,13 @@ impl Reader<'_> {
             None => Ok(x),
         };
         let (decoder, params) = (self.decoder, self.params);
-        let mut x = decoder.embed(params, &tokens, &positions, NotRecording::default())?;
+        let mut x = decoder.embed(
+            params,
+            &tokens,
+            &positions,
+            self.added.as_ref(),
+            NotRecording::default(),
+        )?;
         let mut go_on = |layer: usize, qkv: Matrix, heads, visible: &Visible| {
             let mut pasts: Vec<&mut Past> =
                 new.iter_mut().map(|reading| &mut reading.sequence.pasts[layer]).collect();
@@ -230,7 +241,7 @@ impl Reader<'_> {
     ) -> Result<Vec<R>, ModelError> {
         let mut all = Vec::with_capacity(hidden.rows());
         let mut finite = true;
-        ops::each_logits(hidden, self.decoder.head(self.params), |row, logits| {
+        ops::each_logits(hidden, &self.head(), |row, logits| {
             finite &= logits.iter().all(|logit| logit.is_finite());
             all.push(choose(row, logits));
         });
@@ -413,7 +424,7 @@ impl LanguageModel {
             self.config().check_tokens(text, text.len())?;
         }
         let (decoder, params) = self.parts();
-        let reader = Reader { config: self.config(), decoder, params, media: None };
+        let reader = Reader { config: self.config(), decoder, params, added: None, media: None };
         let sequence = Sequence {
             pasts: vec![Past::default(); self.config().layers],
             length: 0,
@@ -468,7 +479,7 @@ impl Flamingo {
             let hidden = reader.read(new.collect())?;
             let targets: Vec<Option<u32>> =
                 group.iter().flat_map(|prompt| following(&prompt.tokens)).collect();
-            let nll = ops::token_losses(&hidden, reader.decoder.head(reader.params), &targets);
+            let nll = ops::token_losses(&hidden, &reader.head(), &targets);
             let likeliest = reader.likeliest(&hidden)?;
             let mut first = 0;
             Ok(group
@@ -496,7 +507,7 @@ impl Flamingo {
         self.check_prompt(prompt)?;
         for answer in answers {
             let length = prompt.tokens.len() + answer.len() - usize::from(!answer.is_empty());
-            self.config.language.check_tokens(answer, answer.len())?;
+            self.config.check_tokens(answer, answer.len())?;
             self.check_length(length)?;
         }
         ops::on_pool(|| self.log_likelihoods(prompt, answers))
@@ -527,7 +538,7 @@ impl Flamingo {
         let last = reader.read_prompts(&mut sequences, &texts(one))?; // [1, D]
         sequences[0].pasts.iter_mut().for_each(Past::share);
         let phi = vec![sequences[0].phi; self.config.language.context];
-        let head = reader.decoder.head(reader.params);
+        let head = &reader.head();
         let mut all = Vec::with_capacity(answers.len());
         for group in answers.chunks(PROMPTS_AT_ONCE) {
             // The first token of an answer follows from the prompt, the others from the answer
@@ -590,11 +601,20 @@ impl Flamingo {
         let (keys, _) = self.media_keys(media.with(NotRecording::default()))?;
         let (decoder, params) = self.language.parts();
         let config = &self.config.language;
-        Ok((Reader { config, decoder, params, media: Some((self, keys)) }, sequences))
+        Ok((
+            Reader {
+                config,
+                decoder,
+                params,
+                added: self.added_tokens(),
+                media: Some((self, keys)),
+            },
+            sequences,
+        ))
     }
 
     fn check_prompt(&self, prompt: &Prompt) -> Result<(), ModelError> {
-        self.config.language.check_tokens(&prompt.tokens, prompt.tokens.len())?;
+        self.config.check_tokens(&prompt.tokens, prompt.tokens.len())?;
         check_phi_length(&prompt.phi, &prompt.tokens)?;
         let (latents, width) = (self.config.resampler.latents, self.config.media_width());
         let (n, found) = (prompt.latents.n_images(), &prompt.latents.matrix);

@@ -48,7 +48,7 @@ impl Inputs {
         &self,
         config: &FlamingoConfig,
     ) -> Result<(Vec<Option<u32>>, usize), ModelError> {
-        let n = config.language.check_tokens(&self.tokens, self.length)?;
+        let n = config.check_tokens(&self.tokens, self.length)?;
         if self.image_count.len() != n {
             return Err(ModelError::Input {
                 what: "image_count",

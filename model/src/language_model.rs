@@ -141,7 +141,7 @@ impl LanguageModel {
         let (targets, _) = batch.targets(&self.config)?;
         ops::on_pool(|| {
             let hidden = self.hidden(&batch.tokens, batch.length, NotRecording::default())?;
-            Ok(ops::token_losses(&hidden, self.decoder.head(&self.params), &targets))
+            Ok(ops::token_losses(&hidden, &self.decoder.head(&self.params, None), &targets))
         })
     }
 
@@ -153,7 +153,7 @@ impl LanguageModel {
         self.config.check_tokens(tokens, length)?;
         ops::on_pool(|| {
             let hidden = self.hidden(tokens, length, NotRecording::default())?;
-            Ok(all_logits(&hidden, self.decoder.head(&self.params), self.config.vocabulary))
+            Ok(all_logits(&hidden, &self.decoder.head(&self.params, None), self.config.vocabulary))
         })
     }
 
@@ -167,7 +167,7 @@ impl LanguageModel {
             tokens,
             length,
             tape,
-            Pass::default(),
+            &Pass::default(),
             |place, x| {
                 if let Place::Before(_) = place {
                     all.borrow_mut().push(x.values().to_vec());
@@ -191,7 +191,7 @@ impl LanguageModel {
             tokens,
             length,
             tape,
-            Pass { recompute: self.recompute, split: false },
+            &Pass { recompute: self.recompute, ..Pass::default() },
             |_, x| Ok(x),
         )
     }
@@ -204,7 +204,7 @@ impl LanguageModel {
         tape: T,
     ) -> Result<Scalar<T>, DeviceError> {
         let hidden = self.hidden(&batch.tokens, batch.length, tape)?;
-        ops::cross_entropy(hidden, self.decoder.head(&self.params), targets, share)
+        ops::cross_entropy(hidden, &self.decoder.head(&self.params, None), targets, share)
     }
 }
 
@@ -224,11 +224,7 @@ pub(crate) fn language_folder(folder: &Path) -> Result<(LanguageConfig, Source),
 }
 
 /// The logits of all rows, one after the other.
-pub(crate) fn all_logits(
-    hidden: &Matrix,
-    head: &crate::tensor::Weight,
-    vocabulary: usize,
-) -> Vec<f32> {
+pub(crate) fn all_logits(hidden: &Matrix, head: &ops::TokenTable, vocabulary: usize) -> Vec<f32> {
     let mut all = Vec::with_capacity(hidden.rows() * vocabulary);
     ops::each_logits(hidden, head, |_, logits| all.extend_from_slice(logits));
     all

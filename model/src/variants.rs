@@ -56,6 +56,7 @@ fn paper() -> FlamingoConfig {
             activation,
             architecture: Architecture::default(),
         },
+        added_tokens: 0,
     }
 }
 
@@ -436,6 +437,33 @@ fn difference(model: &mut Flamingo, batch: &Inputs, (name, i): (&str, usize), h:
         (at(h) - at(-h)) / f64::from(2.0 * h)
     };
     (4.0 * slope(h) - slope(2.0 * h)) / 3.0
+}
+
+#[test]
+fn rows_of_added_tokens_are_trained_and_embed_and_score() {
+    for tied in [true, false] {
+        let mut config = FlamingoConfig { added_tokens: 2, ..paper() };
+        config.language.architecture.tied = tied;
+        let mut batch = inputs(&config);
+        batch.tokens[3] = VOCABULARY as u32 + 1;
+        let mut model = opened(&config);
+        if tied {
+            // Of the states before the head, which has a check of its own.
+            let error = largest_gradient_error("added tokens", &mut model, &batch);
+            eprintln!("added tokens: gradients within {error:.1e} of finite differences");
+        }
+        let (_, mut grads) = model.step(&batch, 1.0, Gradients::default()).unwrap();
+        let name = if tied { "added_tokens.weight" } else { "added_head.weight" };
+        let head = model.params.gradient(&mut grads, name).unwrap().unwrap();
+        assert!(head.chunks(16).all(|row| row.iter().any(|v| *v != 0.0)), "every row is scored");
+        assert_eq!(model.logits(&batch).unwrap().len(), batch.tokens.len() * (VOCABULARY + 2));
+        let prompts = prompts(&model);
+        let written = model.generate(&prompts, &Generation::greedy(3, u32::MAX)).unwrap();
+        assert!(written.iter().all(|tokens| tokens.len() == 3));
+        batch.tokens[3] += 1;
+        let error = model.logits(&batch).unwrap_err().to_string();
+        assert!(error.contains("token is 25, expected below 25"), "{error}");
+    }
 }
 
 #[test]

@@ -83,6 +83,14 @@ impl VisionConfig {
         }
     }
 
+    /// Takes images of another size.
+    pub fn set_image_size(&mut self, size: usize) {
+        match self {
+            Self::Vit(config) => config.image_size = size,
+            Self::Nfnet(config) => config.image_size = size,
+        }
+    }
+
     /// Width of the features, `V`.
     pub fn width(&self) -> usize {
         match self {

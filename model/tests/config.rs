@@ -56,6 +56,7 @@ fn flamingo() -> FlamingoConfig {
             activation,
             architecture: Architecture::default(),
         },
+        added_tokens: 0,
     }
 }
 

@@ -28,9 +28,11 @@ use crate::trainer::{Stage, observe};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FlamingoModel {
-    /// Run of the contrastive stage; its vision encoder is frozen.
+    /// Run of the contrastive stage, or a folder of transformers' or `open_clip`'s CLIP or of timm's
+    /// `dm_nfnet`; its vision encoder is frozen.
     pub vision: String,
-    /// Run of the language stage; its model is frozen, its tokenizer is used.
+    /// Run of the language stage, or a folder of Hugging Face; its model is frozen, its tokenizer is
+    /// used.
     pub language: String,
     /// The resampler.
     pub resampler: ResamplerConfig,
@@ -62,7 +64,8 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     };
     let language = &flamingo.config().language;
     file.require_context(language.context)?;
-    file.require_vocabulary("model.language", language.vocabulary, &tokenizer)?;
+    let vocabulary = flamingo.config().vocabulary();
+    file.require_vocabulary("model.language", vocabulary, &tokenizer)?;
     let corpora = open_corpora(command, &file.config, image, |_| true, "any")?;
 
     let features = file.config.feature_cache.as_ref();
@@ -100,11 +103,31 @@ fn fresh(
     let vision = PathBuf::from(command.locate(&model.vision));
     let language = PathBuf::from(command.locate(&model.language));
     let FlamingoModel { resampler, cross_attention, .. } = model.clone();
-    let flamingo = FlamingoConfig::on_towers(&vision, &language, resampler, cross_attention)
-        .and_then(|config| Flamingo::new(&config, &vision, &language, file.config.seed))
-        .map_err(TrainError::model("build"))?;
-    require_same_image(file, image, &run_of(&vision))?;
-    Ok((flamingo, read_tokenizer(&run_folder::tokenizer(&run_of(&language)))?))
+    let built = TrainError::model("build");
+    let config = FlamingoConfig::on_towers(&vision, &language, resampler, cross_attention);
+    let mut config = match config {
+        Ok(config) => config,
+        Err(error) => return Err(built(error)),
+    };
+    let tokenizer = if is_run(&language) {
+        read_tokenizer(&run_folder::tokenizer(&run_of(&language)))?
+    } else {
+        read_tokenizer(&language)?
+    };
+    // Marks that the tokenizer lacked are tokens that the language model lacks.
+    config.added_tokens = tokenizer.n_tokens().saturating_sub(config.language.vocabulary);
+    if is_run(&vision) {
+        require_same_image(file, image, &run_of(&vision))?;
+    } else {
+        config.vision.set_image_size(image.size);
+    }
+    let flamingo = Flamingo::new(&config, &vision, &language, file.config.seed).map_err(built)?;
+    Ok((flamingo, tokenizer))
+}
+
+/// Whether a folder is a run of ours or a checkpoint of one.
+fn is_run(folder: &Path) -> bool {
+    run_of(folder).join(run_folder::CONFIG).is_file()
 }
 
 /// What a flamingo run reads of the config of a vision run.

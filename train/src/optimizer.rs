@@ -185,11 +185,11 @@ impl AdamW {
 }
 
 /// True if weight decay applies. The paper decays everything but the resampler; like IDEFICS we
-/// also leave out vectors (norms, biases, gates, the temperature), and what stands for a place
-/// rather than for content.
+/// also leave out vectors (norms, biases, gates, the temperature), what stands for a place rather
+/// than for content, and like `OpenFlamingo` the rows of added tokens.
 pub fn decays(name: &str, shape: &[usize]) -> bool {
     let is_vector = shape.iter().filter(|&&size| size > 1).count() < 2;
-    let is_place = ["position", "class"];
+    let is_place = ["position", "class", "added_"];
     !is_vector
         && !name.split('.').any(|part| part == "resampler")
         && !is_place.iter().any(|word| name.contains(word))

@@ -101,6 +101,7 @@ fn open(case: &Case, every: usize, ours: Tensors, mut rest: Tensors) -> Flamingo
         resampler: ResamplerConfig::open_flamingo(),
         cross_attention: CrossAttentionConfig::open_flamingo(every),
         language,
+        added_tokens: 0,
     };
     let towers = Towers {
         shape: config.vision.clone(),

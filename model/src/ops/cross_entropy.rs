@@ -4,8 +4,11 @@
 //! gradient is turned into the hidden states' gradient in the same pass and only scaled when the
 //! tape runs backwards.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
+use super::TokenTable;
 use super::matmul::{Target, View, matmul};
 use super::wide::{exp, highest, sum_by, wide};
 use crate::buffer::Buffer;
@@ -22,15 +25,18 @@ const ROWS_PER_BLOCK: usize = 512;
 /// When the device fails.
 pub(crate) fn cross_entropy<T: Record>(
     hidden: Matrix<T>,
-    head: &Weight,
+    head: &TokenTable,
     targets: &[Option<u32>],
     scale: f32,
 ) -> Result<Scalar<T>, DeviceError> {
     let (hidden, tape) = hidden.split();
-    let weights = head.values();
+    let weights: Vec<_> = head.parts().map(Weight::values).collect();
     let mut gradients = T::OWNS_TAPE.then(|| HeadGradients {
         hidden: Buffer::zeroed(hidden.values().len()),
-        head: head.is_trained().then(|| Buffer::zeroed(weights.len())),
+        parts: head
+            .parts()
+            .map(|part| part.is_trained().then(|| Buffer::zeroed(part.len())))
+            .collect(),
     });
     let mut sum = 0.0;
     walk_logits(&hidden, &weights, &rows_with_target(targets), |block, gathered, logits| {
@@ -44,9 +50,10 @@ pub(crate) fn cross_entropy<T: Record>(
     record_loss(sum as f32 * scale, tape, move |grad_out, store| {
         let mut gradients = gradients.expect("a recording forward pass made the gradients");
         let factor = grad_out * scale;
-        if let Some(grad_head) = &mut gradients.head {
-            grad_head.iter_mut().for_each(|g| *g *= factor);
-            head.accumulate(store, |sum| super::add_to(sum, grad_head))?;
+        for (part, grad) in head.parts().zip(&mut gradients.parts) {
+            let Some(grad) = grad else { continue };
+            grad.iter_mut().for_each(|g| *g *= factor);
+            part.accumulate(store, |sum| super::add_to(sum, grad))?;
         }
         gradients.hidden.iter_mut().for_each(|g| *g *= factor);
         hidden.give_gradient(store, gradients.hidden)
@@ -54,9 +61,14 @@ pub(crate) fn cross_entropy<T: Record>(
 }
 
 /// `-log softmax(hidden head')[target]` of every row with a target, 0 elsewhere: `[N]`.
-pub(crate) fn token_losses(hidden: &Matrix, head: &Weight, targets: &[Option<u32>]) -> Vec<f32> {
+pub(crate) fn token_losses(
+    hidden: &Matrix,
+    head: &TokenTable,
+    targets: &[Option<u32>],
+) -> Vec<f32> {
     let mut all = vec![0.0; targets.len()];
-    walk_logits(hidden, &head.values(), &rows_with_target(targets), |block, _, logits| {
+    let weights: Vec<_> = head.parts().map(Weight::values).collect();
+    walk_logits(hidden, &weights, &rows_with_target(targets), |block, _, logits| {
         for ((row, _), loss) in block.iter().zip(losses(block, logits)) {
             all[*row] = loss;
         }
@@ -65,10 +77,14 @@ pub(crate) fn token_losses(hidden: &Matrix, head: &Weight, targets: &[Option<u32
 }
 
 /// Calls `visit` with the number of each row and its logits `[V]`, in order.
-pub(crate) fn each_logits(hidden: &Matrix, head: &Weight, mut visit: impl FnMut(usize, &[f32])) {
+pub(crate) fn each_logits(
+    hidden: &Matrix,
+    head: &TokenTable,
+    mut visit: impl FnMut(usize, &[f32]),
+) {
     let rows: Vec<(usize, u32)> = (0..hidden.rows()).map(|row| (row, 0)).collect();
-    let weights = head.values();
-    let vocabulary = weights.len() / hidden.width();
+    let weights: Vec<_> = head.parts().map(Weight::values).collect();
+    let vocabulary = n_tokens(&weights, hidden.width());
     walk_logits(hidden, &weights, &rows, |block, _, logits| {
         for ((row, _), logits) in block.iter().zip(logits.chunks_exact(vocabulary)) {
             visit(*row, logits);
@@ -84,20 +100,26 @@ fn rows_with_target(targets: &[Option<u32>]) -> Vec<(usize, u32)> {
 /// `[block, V]`.
 fn walk_logits(
     hidden: &Matrix,
-    head: &[f32],
+    head: &[Cow<[f32]>],
     rows: &[(usize, u32)],
     mut visit: impl FnMut(&[(usize, u32)], &[f32], &mut [f32]),
 ) {
     let width = hidden.width();
-    let vocabulary = head.len() / width;
+    let vocabulary = n_tokens(head, width);
     for block in rows.chunks(ROWS_PER_BLOCK) {
         let mut gathered = Buffer::unset(block.len() * width);
         for (out, (row, _)) in gathered.chunks_exact_mut(width).zip(block) {
             out.copy_from_slice(&hidden.values()[row * width..][..width]);
         }
         let mut logits = Buffer::unset(block.len() * vocabulary);
-        let (h, w) = (View::rows(&gathered, width), View::rows(head, width).t());
-        matmul(block.len(), width, vocabulary, 1.0, h, w, Target::rows(&mut logits, vocabulary));
+        let h = View::rows(&gathered, width);
+        let mut first = 0;
+        for part in head {
+            let (n, w) = (part.len() / width, View::rows(part, width).t());
+            let target = Target::rows(&mut logits, vocabulary).at(0, first);
+            matmul(block.len(), width, n, 1.0, h, w, target);
+            first += n;
+        }
         visit(block, &gathered, &mut logits);
     }
 }
@@ -119,12 +141,19 @@ fn negative_log_probability(logits: &[f32], target: u32) -> f32 {
 
 struct HeadGradients {
     hidden: Buffer,
-    head: Option<Buffer>,
+    /// Of each part of the head, if it is trained.
+    parts: Vec<Option<Buffer>>,
 }
 
 impl HeadGradients {
     /// Turns `logits` into `softmax(logits) - one_hot(target)` and adds what follows from it.
-    fn add(&mut self, block: &[(usize, u32)], logits: &mut [f32], gathered: &[f32], head: &[f32]) {
+    fn add(
+        &mut self,
+        block: &[(usize, u32)],
+        logits: &mut [f32],
+        gathered: &[f32],
+        head: &[Cow<[f32]>],
+    ) {
         let n = block.len();
         let (width, vocabulary) = (gathered.len() / n, logits.len() / n);
         let at_a_time = super::rows_per_chunk(vocabulary);
@@ -134,26 +163,28 @@ impl HeadGradients {
                 row[*target as usize] -= 1.0;
             },
         );
-        let d = View::rows(logits, vocabulary);
+        let (d, h) = (View::rows(logits, vocabulary), View::rows(gathered, width));
         let mut grad = Buffer::unset(n * width);
-        matmul(
-            n,
-            vocabulary,
-            width,
-            1.0,
-            d,
-            View::rows(head, width),
-            Target::rows(&mut grad, width),
-        );
+        let mut first = 0;
+        for (part, grad_part) in head.iter().zip(&mut self.parts) {
+            let (tokens, d) = (part.len() / width, d.at(0, first));
+            let target = Target { add: first > 0, ..Target::rows(&mut grad, width) };
+            matmul(n, tokens, width, 1.0, d, View::rows(part, width), target);
+            if let Some(grad_part) = grad_part {
+                let into = Target::rows(grad_part, width).adding();
+                matmul(tokens, n, width, 1.0, d.t(), h, into);
+            }
+            first += tokens;
+        }
         for ((row, _), g) in block.iter().zip(grad.chunks_exact(width)) {
             self.hidden[row * width..][..width].copy_from_slice(g);
         }
-        if let Some(grad_head) = &mut self.head {
-            let h = View::rows(gathered, width);
-            let into = Target::rows(grad_head, width).adding();
-            matmul(vocabulary, n, width, 1.0, d.t(), h, into);
-        }
     }
+}
+
+/// Tokens that the parts of a head have rows for.
+fn n_tokens(head: &[Cow<[f32]>], width: usize) -> usize {
+    head.iter().map(|part| part.len() / width).sum()
 }
 
 #[cfg(test)]
@@ -179,19 +210,25 @@ mod tests {
             })
             .unwrap()
         }
+        // Three tokens of the model's own and two that were added.
+        let two = |w: &[Weight]| TokenTable { rows: w[0].clone(), added: Some(w[1].clone()) };
         check(
             &[(pseudo_random(12, 1), 3)],
-            &[pseudo_random(15, 2)],
+            &[pseudo_random(9, 2), pseudo_random(6, 3)],
             3e-3,
-            |t, x, w| as_matrix(cross_entropy(x[0].clone().with(t), &w[0], &TARGETS, 0.5).unwrap()),
-            |t, x, w| as_matrix(cross_entropy(x[0].clone().with(t), &w[0], &TARGETS, 0.5).unwrap()),
+            |t, x, w| {
+                as_matrix(cross_entropy(x[0].clone().with(t), &two(w), &TARGETS, 0.5).unwrap())
+            },
+            |t, x, w| {
+                as_matrix(cross_entropy(x[0].clone().with(t), &two(w), &TARGETS, 0.5).unwrap())
+            },
         );
     }
 
     #[test]
     fn loss_and_gradient_equal_dfdx() {
         let (h, w) = (pseudo_random(12, 1), pseudo_random(15, 2));
-        let head = Weight::trained(w.clone()).unwrap();
+        let head = TokenTable::from(Weight::trained(w.clone()).unwrap());
         let hidden = Matrix::variable(h.clone().into(), 3).unwrap();
         let each = token_losses(&hidden, &head, &TARGETS);
         let tape = crate::tensor::Recording::default();

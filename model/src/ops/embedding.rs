@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::TokenTable;
 use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
@@ -15,32 +16,39 @@ use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
 /// If a token or a place has no row; callers check both at the crate's edge.
 pub(crate) fn embed_tokens<T: Record>(
     tokens: Vec<(u32, usize)>,
-    table: &Weight,
+    table: &TokenTable,
     positions: Option<&Weight>,
     width: usize,
     tape: T,
 ) -> Result<Matrix<T>, DeviceError> {
     let mut out = Buffer::unset(tokens.len() * width);
-    let (rows, places) = (table.values(), positions.map(Weight::values));
+    let parts: Vec<_> = table.parts().map(Weight::values).collect();
+    let places = positions.map(Weight::values);
+    let own = parts[0].len() / width;
     out.par_chunks_mut(width).with_min_len(super::rows_per_chunk(width)).zip(&tokens).for_each(
         |(out, (token, place))| {
-            let row = &rows[*token as usize * width..][..width];
-            out.copy_from_slice(row);
+            let (part, row) = place_of(*token as usize, own);
+            out.copy_from_slice(&parts[part][row * width..][..width]);
             if let Some(places) = &places {
                 let place = &places[place * width..][..width];
                 wide!(out.iter_mut().zip(place).for_each(|(o, p)| *o += p));
             }
         },
     );
-    drop((rows, places));
+    drop((parts, places));
     let (table, positions) = (table.clone(), positions.cloned());
     let wanted = table.is_trained() || positions.as_ref().is_some_and(Weight::is_trained);
     record(out, width, tape, wanted, move |grad_out, store| {
-        table.accumulate(store, |sum| {
-            for ((token, _), g) in tokens.iter().zip(grad_out.chunks_exact(width)) {
-                super::add_to(&mut sum[*token as usize * width..][..width], g);
-            }
-        })?;
+        for (part, weight) in table.parts().enumerate() {
+            weight.accumulate(store, |sum| {
+                for ((token, _), g) in tokens.iter().zip(grad_out.chunks_exact(width)) {
+                    let (of, row) = place_of(*token as usize, own);
+                    if of == part {
+                        super::add_to(&mut sum[row * width..][..width], g);
+                    }
+                }
+            })?;
+        }
         let Some(positions) = positions else { return Ok(()) };
         positions.accumulate(store, |sum| {
             for ((_, place), g) in tokens.iter().zip(grad_out.chunks_exact(width)) {
@@ -48,6 +56,11 @@ pub(crate) fn embed_tokens<T: Record>(
             }
         })
     })
+}
+
+/// The part of a table whose first part has `own` rows, and the row in it, of a token.
+fn place_of(token: usize, own: usize) -> (usize, usize) {
+    if token < own { (0, token) } else { (1, token - own) }
 }
 
 #[cfg(test)]
@@ -62,15 +75,21 @@ mod tests {
             &[],
             &[pseudo_random(9, 1), pseudo_random(9, 2)],
             2e-3,
-            |t, _, w| embed_tokens(tokens.clone(), &w[0], Some(&w[1]), 3, t).unwrap(),
-            |t, _, w| embed_tokens(tokens.clone(), &w[0], Some(&w[1]), 3, t).unwrap(),
+            |t, _, w| {
+                embed_tokens(tokens.clone(), &w[0].clone().into(), Some(&w[1]), 3, t).unwrap()
+            },
+            |t, _, w| {
+                embed_tokens(tokens.clone(), &w[0].clone().into(), Some(&w[1]), 3, t).unwrap()
+            },
         );
+        let two = |w: &[Weight]| TokenTable { rows: w[0].clone(), added: Some(w[1].clone()) };
         check(
             &[],
-            &[pseudo_random(9, 1)],
+            // Tokens 0 and 1, and 2, which was added.
+            &[pseudo_random(6, 1), pseudo_random(3, 2)],
             2e-3,
-            |t, _, w| embed_tokens(tokens.clone(), &w[0], None, 3, t).unwrap(),
-            |t, _, w| embed_tokens(tokens.clone(), &w[0], None, 3, t).unwrap(),
+            |t, _, w| embed_tokens(tokens.clone(), &two(w), None, 3, t).unwrap(),
+            |t, _, w| embed_tokens(tokens.clone(), &two(w), None, 3, t).unwrap(),
         );
     }
 }

@@ -27,6 +27,7 @@ mod recompute;
 mod rotary;
 mod rows;
 mod squeeze_excitation;
+mod token_table;
 mod wide;
 
 pub use activation::Activation;
@@ -49,6 +50,7 @@ pub(crate) use recompute::{Stage, recomputed};
 pub(crate) use rotary::{Rotation, rotate};
 pub(crate) use rows::{mean_rows, pick_rows, prepend_class};
 pub(crate) use squeeze_excitation::{SqueezeExcitation, squeeze_excite_onto};
+pub(crate) use token_table::TokenTable;
 pub(crate) use wide::processor;
 
 /// Elements that one thread takes at a time in element-wise loops: small enough for its cache,
