@@ -96,6 +96,9 @@ pub use layers::NormKind;
 pub use nfnet::{NfnetConfig, NfnetFeatures};
 pub use openflamingo::{openflamingo_export, openflamingo_names};
 pub use ops::Activation;
+#[cfg(feature = "ops-bench")]
+#[doc(hidden)]
+pub use ops::benches as ops_bench;
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
 pub use resampler::{ResamplerConfig, ResamplerKind};

@@ -12,6 +12,8 @@
 mod activation;
 mod add;
 mod attention;
+#[cfg(feature = "ops-bench")]
+pub mod benches;
 mod contrastive_loss;
 mod convolution;
 mod cross_entropy;
