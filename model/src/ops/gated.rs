@@ -54,7 +54,8 @@ pub(crate) fn activate_gate<T: Record>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{check, pseudo_random};
+    use crate::ops::gradient_check::{check, equals_dfdx, pseudo_random, theirs};
+    use dfdx::prelude::{Trace, TryMatMul};
 
     #[test]
     fn gradients_equal_finite_differences() {
@@ -67,5 +68,21 @@ mod tests {
                 |t, x, _| activate_gate(x[0].clone().with(t), kind).unwrap(),
             );
         }
+    }
+
+    #[test]
+    fn values_and_gradients_equal_dfdx() {
+        equals_dfdx(
+            &[(pseudo_random(12, 1), 4)],
+            &[],
+            |t, x, _| activate_gate(x[0].clone().with(t), Activation::Silu).unwrap(),
+            |all| {
+                let half = |first: usize| {
+                    let chosen = (0..8).map(|i| f32::from(i / 2 == first + i % 2)).collect();
+                    all[0].leaky_trace().matmul(theirs(chosen, 2))
+                };
+                half(0) * half(0).sigmoid() * half(2)
+            },
+        );
     }
 }

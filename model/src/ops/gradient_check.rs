@@ -1,7 +1,10 @@
-//! Compares an operation's gradients with central differences.
+//! Compares an operation's gradients with central differences, and an operation with what dfdx
+//! makes of the same inputs by operations of its own.
+
+use dfdx::prelude::{Backward, PutTape, SumTo, Tensor, TensorFromVec, TryMatMul};
 
 use crate::tensor::{
-    Gradients, Matrix, NotRecording, Recording, Weight, differentiate, record_loss,
+    Device, Gradients, Matrix, NotRecording, Recording, Weight, differentiate, record_loss,
 };
 
 /// Values in -1..1 that look random and never change.
@@ -87,5 +90,64 @@ pub(crate) fn check(
         let mut got = Vec::new();
         w.accumulate(&mut grads.0, |g| got = g.to_vec()).unwrap();
         compare(format!("weight {k}"), got, k, true);
+    }
+}
+
+/// dfdx's own `[rows, width]`.
+pub(crate) type Theirs<T = NotRecording> = Tensor<(usize, usize), f32, Device, T>;
+
+/// dfdx's matrix of `values`.
+pub(crate) fn theirs(values: Vec<f32>, width: usize) -> Theirs {
+    let shape = (values.len() / width, width);
+    Device::default().tensor_from_vec(values, shape)
+}
+
+/// `row` `[1, width]` `n` times.
+pub(crate) fn each_row(n: usize, row: Theirs<Recording>) -> Theirs<Recording> {
+    theirs(vec![1.0; n], 1).put_tape(Recording::default()).matmul(row)
+}
+
+/// Runs `taped` on `inputs` and `params`, and `composed` on all of them as dfdx has them.
+///
+/// # Panics
+/// If a value, or a gradient of the outputs summed by evenly spaced weights, differs by more than
+/// 1e-5, relative where it is large.
+pub(crate) fn equals_dfdx(
+    inputs: &[(Vec<f32>, usize)],
+    params: &[(Vec<f32>, usize)],
+    taped: impl Fn(Recording, &[Matrix], &[Weight]) -> Matrix<Recording>,
+    composed: impl Fn(&[Theirs]) -> Theirs<Recording>,
+) {
+    let close = |what: &str, ours: &[f32], theirs: &[f32]| {
+        assert_eq!(ours.len(), theirs.len(), "{what}");
+        for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
+            assert!((a - b).abs() < 1e-5 * b.abs().max(1.0), "{what}[{i}]: {a}, dfdx {b}");
+        }
+    };
+    let variables: Vec<Matrix> =
+        inputs.iter().map(|(v, w)| Matrix::variable(v.clone().into(), *w).unwrap()).collect();
+    let trained: Vec<Weight> =
+        params.iter().map(|(v, _)| Weight::trained(v.clone()).unwrap()).collect();
+    let (out, mut grads) = gradients_of_ramp(taped(Recording::default(), &variables, &trained));
+
+    let all: Vec<Theirs> =
+        inputs.iter().chain(params).map(|(v, w)| theirs(v.clone(), *w)).collect();
+    let composed = composed(&all);
+    close("value", out.values(), &composed.as_vec());
+    let weights = theirs(ramp(out.values().len()), out.width());
+    let their_grads = (composed * weights).sum::<(), _>().backward();
+
+    for (k, theirs) in all.iter().enumerate() {
+        let ours = if let Some(x) = variables.get(k) {
+            let gradient = x.take_gradient(&mut grads.0).unwrap();
+            gradient.expect("a gradient reaches every input").into_vec()
+        } else {
+            let mut gradient = Vec::new();
+            trained[k - variables.len()]
+                .accumulate(&mut grads.0, |g| gradient = g.to_vec())
+                .unwrap();
+            gradient
+        };
+        close(&format!("gradient {k}"), &ours, &their_grads.get(theirs).as_vec());
     }
 }

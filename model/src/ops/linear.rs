@@ -177,7 +177,8 @@ fn start_rows(out: &mut [f32], residual: Option<&[f32]>, bias: Option<&[f32]>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{check, pseudo_random};
+    use crate::ops::gradient_check::{check, each_row, equals_dfdx, pseudo_random};
+    use dfdx::prelude::{Axes2, PermuteTo, Trace, TryMatMul};
 
     #[test]
     fn gradients_equal_finite_differences() {
@@ -200,6 +201,26 @@ mod tests {
                 2e-3,
                 |t, x, w| linear(x[0].clone().with(t), kernel(w)).unwrap(),
                 |t, x, w| linear(x[0].clone().with(t), kernel(w)).unwrap(),
+            );
+        }
+    }
+
+    #[test]
+    fn values_and_gradients_equal_dfdx() {
+        for n in [3, 6] {
+            equals_dfdx(
+                &[(pseudo_random(n * 5, 1), 5), (pseudo_random(n * 4, 4), 4)],
+                &[(pseudo_random(20, 2), 5), (pseudo_random(4, 3), 4)],
+                |t, x, w| {
+                    let (weight, bias) = (w[0].clone(), Some(w[1].clone()));
+                    let kernel = Kernel { weight, bias, outputs: 4 };
+                    linear_onto(x[0].clone().with(t), kernel, x[1].clone()).unwrap()
+                },
+                |all| {
+                    let [x, residual, weight, bias] = [0, 1, 2, 3].map(|i| all[i].leaky_trace());
+                    let weight = weight.permute::<(usize, usize), Axes2<1, 0>>();
+                    x.matmul(weight) + each_row(n, bias) + residual
+                },
             );
         }
     }

@@ -151,7 +151,8 @@ pub(crate) fn normalise_columns<T: Record>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{check, pseudo_random};
+    use crate::ops::gradient_check::{check, each_row, equals_dfdx, pseudo_random, theirs};
+    use dfdx::prelude::{Axis, Trace, TryMatMul};
 
     fn norm(w: &[Weight], centred: bool) -> Norm {
         Norm { scale: w[0].clone(), bias: w.get(1).cloned(), centred, epsilon: 1e-5 }
@@ -182,5 +183,32 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn values_and_gradients_equal_dfdx() {
+        let (n, width) = (3, 7);
+        let x = [(pseudo_random(n * width, 1), width)];
+        let weights = [2, 3].map(|seed| (pseudo_random(width, seed), width));
+        equals_dfdx(
+            &x,
+            &weights,
+            |t, x, w| normalise(x[0].clone().with(t), norm(w, true)).unwrap(),
+            |all| {
+                let [scale, bias] = [1, 2].map(|i| each_row(n, all[i].leaky_trace()));
+                all[0].leaky_trace().normalize::<Axis<1>>(1e-5) * scale + bias
+            },
+        );
+        equals_dfdx(
+            &x,
+            &weights[..1],
+            |t, x, w| normalise(x[0].clone().with(t), norm(w, false)).unwrap(),
+            |all| {
+                let mean = theirs(vec![1.0 / width as f32; width * width], width);
+                let squares = all[0].leaky_trace().square().matmul(mean);
+                all[0].leaky_trace() / (squares + 1e-5_f32).sqrt()
+                    * each_row(n, all[1].leaky_trace())
+            },
+        );
     }
 }

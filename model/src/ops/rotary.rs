@@ -73,7 +73,8 @@ fn turn(x: &mut [f32], width: usize, positions: &[usize], rotation: &Rotation, s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{check, pseudo_random};
+    use crate::ops::gradient_check::{check, equals_dfdx, pseudo_random, theirs};
+    use dfdx::prelude::{Trace, TryMatMul};
 
     fn rotation() -> Rotation {
         Rotation { heads: 3, size: 5, speeds: [1.0, 0.1].into() }
@@ -103,5 +104,25 @@ mod tests {
         };
         assert!((product(3, 1) - product(9, 7)).abs() < 1e-5);
         assert!((product(3, 1) - product(3, 2)).abs() > 1e-3);
+    }
+
+    #[test]
+    fn values_and_gradients_equal_dfdx() {
+        let positions: Arc<[usize]> = [0, 1, 7].into();
+        let rotation = Rotation { heads: 1, size: 4, speeds: [1.0, 0.1].into() };
+        equals_dfdx(
+            &[(pseudo_random(12, 1), 4)],
+            &[],
+            |t, x, _| rotate(x[0].clone().with(t), &positions, &rotation).unwrap(),
+            |all| {
+                let angle = |i: usize| positions[i / 4] as f32 * rotation.speeds[i % 2];
+                let [cos, sin] =
+                    [f32::cos, f32::sin].map(|f| theirs((0..12).map(|i| f(angle(i))).collect(), 4));
+                // (a, b) to (-b, a).
+                let quarter = [0., 0., 1., 0., 0., 0., 0., 1., -1., 0., 0., 0., 0., -1., 0., 0.];
+                let turned = all[0].leaky_trace().matmul(theirs(quarter.to_vec(), 4));
+                all[0].leaky_trace() * cos + turned * sin
+            },
+        );
     }
 }
