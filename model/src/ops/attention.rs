@@ -266,6 +266,10 @@ struct Segment<'a> {
     keys: usize,
 }
 
+/// Queries that are scored together where each sees the keys before it: scores of later keys are not
+/// made at all, and a product with fewer rows spends more of its time on arranging the keys.
+const QUERIES_PER_BLOCK: usize = 64;
+
 /// One sequence's attention. Views `q`, `k`, `v` start at the sequence's first row and its first
 /// head's column.
 #[derive(Debug, Clone)]
@@ -289,18 +293,38 @@ impl Core {
         (h * size, h * keys / queries * size)
     }
 
-    /// Attention weights of head `h`: `[queries, keys]`, each row summing to 1.
+    /// The queries in blocks, each with the keys that its last query sees: the first query, and the
+    /// block's own attention. There is one where every query sees every key.
+    fn blocks(&self) -> Vec<(usize, Self)> {
+        let most = match self.visible {
+            Visible::All => self.queries,
+            Visible::Causal | Visible::CausalSloped(_) => QUERIES_PER_BLOCK,
+        };
+        let block = |first| {
+            let queries = most.min(self.queries - first);
+            let keys = self.keys - self.queries + first + queries;
+            (first, Self { queries, keys, ..self.clone() })
+        };
+        (0..self.queries).step_by(most).map(block).collect()
+    }
+
+    /// Attention weights of head `h`: `[queries, keys]`, each row summing to 1. Keys of `segments`
+    /// beyond `keys` are not looked at.
     fn weights(&self, q: View, segments: &[Segment], h: usize) -> Buffer {
         let (queries, keys) = (self.queries, self.keys);
         let (of_q, of_k) = self.columns(h);
         let mut scores = Buffer::unset(queries * keys);
         let mut first = 0;
         for segment in segments {
+            let n = segment.keys.min(keys - first);
+            if n == 0 {
+                break;
+            }
             let target = Target::rows(&mut scores, keys).at(0, first);
             let k = segment.k.at(0, of_k).t();
             let size = self.heads.size;
-            matmul_here(queries, size, segment.keys, self.scale, q.at(0, of_q), k, target);
-            first += segment.keys;
+            matmul_here(queries, size, n, self.scale, q.at(0, of_q), k, target);
+            first += n;
         }
         wide!({
             for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
@@ -328,14 +352,21 @@ impl Core {
         let Heads { queries: heads, size, .. } = self.heads;
         let width = heads * size;
         let read = |h, out: &mut [f32], stride, column| {
-            let weights = self.weights(q, segments, h);
-            let (mut first, of_v) = (0, self.columns(h).1);
-            for segment in segments {
-                let target = Target { add: first > 0, ..Target::rows(out, stride).at(0, column) };
-                let p = View::rows(&weights, self.keys).at(0, first);
-                let v = segment.v.at(0, of_v);
-                matmul_here(self.queries, segment.keys, size, 1.0, p, v, target);
-                first += segment.keys;
+            let of_v = self.columns(h).1;
+            for (query, block) in self.blocks() {
+                let weights = block.weights(q.at(query, 0), segments, h);
+                let mut first = 0;
+                for segment in segments {
+                    let n = segment.keys.min(block.keys - first);
+                    if n == 0 {
+                        break;
+                    }
+                    let target = Target::rows(out, stride).at(query, column);
+                    let target = Target { add: first > 0, ..target };
+                    let p = View::rows(&weights, block.keys).at(0, first);
+                    matmul_here(block.queries, n, size, 1.0, p, segment.v.at(0, of_v), target);
+                    first += n;
+                }
             }
         };
         if spread == Spread::Sequences {
@@ -358,21 +389,28 @@ impl Core {
     fn backward(&self, g: View, [q, k, v]: [View; 3], spread: Spread) -> Vec<[Buffer; 3]> {
         let (queries, keys, size) = (self.queries, self.keys, self.heads.size);
         spread.heads(self.heads.queries, |h| {
-            let weights = self.weights(q, &[Segment { k, v, keys }], h);
             let (of_q, of_k) = self.columns(h);
-            let (g, q) = (g.at(0, of_q), q.at(0, of_q));
-            let (k, v) = (k.at(0, of_k), v.at(0, of_k));
-            let p = View::rows(&weights, keys);
             let mut dq = Buffer::unset(queries * size);
             let mut dk = Buffer::unset(keys * size);
             let mut dv = Buffer::unset(keys * size);
-            let mut ds = Buffer::unset(queries * keys);
-            matmul_here(keys, queries, size, 1.0, p.t(), g, Target::rows(&mut dv, size));
-            matmul_here(queries, size, keys, 1.0, g, v.t(), Target::rows(&mut ds, keys));
-            softmax_backward(&mut ds, &weights, keys);
-            let s = View::rows(&ds, keys);
-            matmul_here(queries, keys, size, self.scale, s, k, Target::rows(&mut dq, size));
-            matmul_here(keys, queries, size, self.scale, s.t(), q, Target::rows(&mut dk, size));
+            // The last block sees every key: it writes what the others add to.
+            for (query, block) in self.blocks().into_iter().rev() {
+                let (rows, keys) = (block.queries, block.keys);
+                let weights = block.weights(q.at(query, 0), &[Segment { k, v, keys }], h);
+                let (g, q) = (g.at(query, of_q), q.at(query, of_q));
+                let (k, v) = (k.at(0, of_k), v.at(0, of_k));
+                let p = View::rows(&weights, keys);
+                let mut ds = Buffer::unset(rows * keys);
+                let add = query + rows < queries;
+                let into = |grad| Target { add, ..Target::rows(grad, size) };
+                matmul_here(keys, rows, size, 1.0, p.t(), g, into(&mut dv));
+                matmul_here(rows, size, keys, 1.0, g, v.t(), Target::rows(&mut ds, keys));
+                softmax_backward(&mut ds, &weights, keys);
+                let s = View::rows(&ds, keys);
+                let target = Target::rows(&mut dq, size).at(query, 0);
+                matmul_here(rows, keys, size, self.scale, s, k, target);
+                matmul_here(keys, rows, size, self.scale, s.t(), q, into(&mut dk));
+            }
             [dq, dk, dv]
         })
     }
@@ -437,7 +475,9 @@ pub(super) fn softmax_backward(ds: &mut [f32], weights: &[f32], keys: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{check, pseudo_random};
+    use crate::ops::gradient_check::{Theirs, check, equals_dfdx, pseudo_random, theirs};
+    use crate::tensor::Recording;
+    use dfdx::prelude::{Axes2, Axis, HasShape, PermuteTo, Trace, TryMatMul};
 
     fn constant(values: &[f32], width: usize) -> Matrix {
         Matrix::constant(values.to_vec().into(), width)
@@ -520,5 +560,50 @@ mod tests {
         assert_eq!(eight[..3], [0.5, 0.25, 0.125]);
         let Visible::CausalSloped(six) = Visible::sloped(6) else { panic!() };
         assert_eq!(*six, [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
+    }
+
+    #[test]
+    fn values_and_gradients_equal_dfdx() {
+        // More than one block of queries; two heads of queries, sharing keys or not.
+        let (length, size) = (QUERIES_PER_BLOCK + 5, 3);
+        for keys in [1, 2] {
+            for visible in [Visible::All, Visible::Causal, Visible::sloped(2)] {
+                let heads = Heads { queries: 2, keys, size };
+                let width = heads.row_width();
+                equals_dfdx(
+                    &[(pseudo_random(length * width, 1), width)],
+                    &[],
+                    |t, x, _| {
+                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                    },
+                    |all| head(&all[0], heads, &visible, 0) + head(&all[0], heads, &visible, 1),
+                );
+            }
+        }
+    }
+
+    /// What dfdx makes of head `h` of one sequence, in the columns of all heads.
+    fn head(qkv: &Theirs, heads: Heads, visible: &Visible, h: usize) -> Theirs<Recording> {
+        let (length, size) = (qkv.shape().0, heads.size);
+        let columns = |first: usize| {
+            let n = heads.row_width() * size;
+            let chosen = (0..n).map(|i| f32::from(i / size == first + i % size)).collect();
+            qkv.leaky_trace().matmul(theirs(chosen, size))
+        };
+        let of_keys = heads.query_width() + h * heads.keys / heads.queries * size;
+        let k = columns(of_keys).permute::<(usize, usize), Axes2<1, 0>>();
+        let scores = columns(h * size).matmul(k) * (size as f32).sqrt().recip();
+        let mask = |i: usize, j: usize| match visible {
+            Visible::All => 0.0,
+            _ if j > i => -1e9,
+            Visible::Causal => 0.0,
+            Visible::CausalSloped(slopes) => -slopes[h] * (i - j) as f32,
+        };
+        let mask = (0..length * length).map(|i| mask(i / length, i % length)).collect();
+        let weights = (scores + theirs(mask, length)).softmax::<Axis<1>>();
+        let width = heads.query_width();
+        let placed = (0..size * width).map(|i| f32::from(i % width == h * size + i / width));
+        let out = weights.matmul(columns(of_keys + heads.key_width()));
+        out.matmul(theirs(placed.collect(), width))
     }
 }
