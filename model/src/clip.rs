@@ -121,9 +121,8 @@ impl Clip {
         config.validate()?;
         let mut source = source;
         let towers = source.split_off(VISION_PREFIX);
-        let declare = Declare::new(towers, Training::Trained);
         let (vision, vision_params) =
-            Vision::new(declare, VISION_PREFIX, &config.vision, &config.vision)?;
+            Vision::from_source(towers, Training::Trained, &config.vision, &config.vision)?;
         let mut declare = Declare::new(source, Training::Trained);
         let text = Decoder::new(&mut declare, TEXT_PREFIX, &config.text)?;
         let (from, to) = (config.vision.width(), config.embedding);

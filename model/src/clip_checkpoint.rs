@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::architecture::Architecture;
-use crate::checkpoint::read_json;
+use crate::checkpoint::{read_json, save_tensors};
 use crate::clip::{ClipConfig, Pool, TEXT_PREFIX, VISION_PREFIX};
 use crate::config_fields::Fields;
 use crate::decoder::LanguageConfig;
 use crate::error::ModelError;
 use crate::layers::FEED_FORWARD_WIDENING;
 use crate::ops::Activation;
-use crate::params::Source;
+use crate::params::{Params, Source};
 use crate::translate::{Layout, Rule, Rules};
 use crate::vision::VisionConfig;
 use crate::vit::{CHANNELS, PatchStates, VitConfig};
@@ -163,6 +163,28 @@ impl Writer {
         let mut rules = Rules::default();
         self.add_vision(&mut rules, config);
         Source::Foreign { tensors, rules, path }
+    }
+
+    /// Writes a vision tower as transformers' `CLIPVisionModel` into an existing folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub(crate) fn save_transformers_vision(
+        folder: &Path,
+        config: &VitConfig,
+        params: &Params,
+    ) -> Result<(), ModelError> {
+        let mut rules = Rules::default();
+        Self::Transformers.add_vision(&mut rules, config);
+        let ours = params.iter().map(|p| (p.name.as_str(), p.weight.values()));
+        let written = json!({
+            "model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"],
+            "image_size": config.image_size, "patch_size": config.patch_size, "num_channels": CHANNELS,
+            "hidden_size": config.width, "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads, "intermediate_size": config.hidden(),
+            "hidden_act": config.activation, "layer_norm_eps": 1e-5, "torch_dtype": "float32",
+        });
+        save_tensors(folder, &written, &rules.translate(ours)?)
     }
 
     /// The rules of the whole model, of which `open_clip`'s are known for the vision tower alone.

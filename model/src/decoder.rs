@@ -156,6 +156,25 @@ impl Decoder {
         })
     }
 
+    /// Other embeddings of tokens, and another head where there is one; both `[vocabulary, D]`.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn replace_embeddings(
+        &self,
+        p: &mut Params,
+        vocabulary: usize,
+        tokens: Vec<f32>,
+        head: Option<Vec<f32>>,
+    ) -> Result<(), DeviceError> {
+        let shape = [vocabulary, self.width];
+        p.replace(self.tokens, &shape, tokens)?;
+        match (self.head, head) {
+            (Some(id), Some(head)) => p.replace(id, &shape, head),
+            _ => Ok(()),
+        }
+    }
+
     /// The head: `[vocabulary, D]`, and the rows of added tokens.
     pub(crate) fn head(&self, p: &Params, added: Option<&AddedTokens>) -> TokenTable {
         let rows = p.get(self.head.unwrap_or(self.tokens)).clone();

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::buffer::Buffer;
 use crate::checkpoint::{read_folder, save_folder};
 use crate::clip::VISION_PREFIX;
+use crate::clip_checkpoint::Writer;
 use crate::decoder::{AddedTokens, EMBEDDING_DEVIATION, LanguageConfig, Pass, Place};
 use crate::error::ModelError;
 use crate::gated_xattn::{
@@ -30,7 +31,7 @@ use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
 };
 use crate::vision::{Vision, VisionConfig, is_default, vision_folder};
-use crate::weights_file::le_bytes;
+use crate::weights_file::{Tensors, le_bytes};
 
 /// Values whose bytes are made and hashed at once.
 const HASHED_AT_ONCE: usize = 1 << 14;
@@ -210,7 +211,11 @@ impl Flamingo {
     /// # Errors
     /// When the folder does not hold a whole model.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
-        let (config, mut tensors, path): (FlamingoConfig, _, _) = read_folder(folder)?;
+        let (config, mut tensors, path): (FlamingoConfig, Tensors, _) = read_folder(folder)?;
+        let outline = config.outline()?;
+        let whole = outline.params().into_iter().flat_map(Params::iter);
+        let whole: Vec<_> = whole.map(|p| (p.name.clone(), p.shape.clone())).collect();
+        tensors.check_all(&whole, |_| true, &path)?;
         let mut part = |prefix: &str| Source::Stored {
             tensors: tensors.split_off(prefix),
             path: path.clone(),
@@ -230,11 +235,23 @@ impl Flamingo {
     ) -> Result<Self, ModelError> {
         config.validate()?;
         let [train_vision, train_language] = towers.train;
-        let declare = Declare::new(towers.vision, train_vision);
-        let (vision, vision_params) =
-            Vision::new(declare, VISION_PREFIX, &towers.shape, &config.vision)?;
+        let vision =
+            Vision::from_source(towers.vision, train_vision, &towers.shape, &config.vision)?;
         let language =
             LanguageModel::from_source(config.language.clone(), towers.language, train_language)?;
+        Self::join(config, vision, language, rest)
+    }
+
+    /// The model on two towers, of which it has the configurations.
+    ///
+    /// # Errors
+    /// When `rest` does not hold the resampler and the cross-attention, or memory is out.
+    pub(crate) fn join(
+        config: FlamingoConfig,
+        (vision, vision_params): (Vision, Params),
+        language: LanguageModel,
+        rest: Source,
+    ) -> Result<Self, ModelError> {
         let mut declare = Declare::new(rest, Training::Trained);
         let (resampling, crossing) = (&config.resampler, &config.cross_attention);
         let (visual, text) = (config.vision.width(), config.language.width);
@@ -288,6 +305,18 @@ impl Flamingo {
     /// The language model inside, frozen and without cross-attention; its weights are shared.
     pub fn language_model(&self) -> &LanguageModel {
         &self.language
+    }
+
+    /// Writes the vision tower's `config.json` and `model.safetensors` into an existing folder, as
+    /// transformers reads a `CLIPVisionModel`.
+    ///
+    /// # Errors
+    /// When the tower is no vision transformer, or the folder cannot be written.
+    pub fn save_vision_hugging_face(&self, folder: &Path) -> Result<(), ModelError> {
+        let VisionConfig::Vit(config) = &self.config.vision else {
+            return Err(ModelError::NoFamily { what: "the vision encoder", of: "Hugging Face" });
+        };
+        Writer::save_transformers_vision(folder, config, &self.vision_params)
     }
 
     /// SHA-256 over names, shapes and values of all frozen parameters, in hexadecimal: equal before

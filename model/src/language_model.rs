@@ -63,6 +63,9 @@ impl LanguageModel {
         training: Training,
     ) -> Result<Self, ModelError> {
         config.validate()?;
+        let mut outline = Declare::new(Source::Shapes, Training::Frozen);
+        Decoder::new(&mut outline, LANGUAGE_PREFIX, &config)?;
+        source.check(&[&outline.finish()])?;
         let mut declare = Declare::new(source, training);
         let decoder = Decoder::new(&mut declare, LANGUAGE_PREFIX, &config)?;
         Ok(Self { config, params: declare.finish(), decoder, recompute: false })
@@ -97,6 +100,22 @@ impl LanguageModel {
     /// The configuration.
     pub fn config(&self) -> &LanguageConfig {
         &self.config
+    }
+
+    /// Gives the model other embeddings of tokens, `[vocabulary, D]`, and another head where it has
+    /// one of its own; the vocabulary becomes as large as they are.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn replace_embeddings(
+        &mut self,
+        vocabulary: usize,
+        tokens: Vec<f32>,
+        head: Option<Vec<f32>>,
+    ) -> Result<(), ModelError> {
+        self.decoder.replace_embeddings(&mut self.params, vocabulary, tokens, head)?;
+        self.config.vocabulary = vocabulary;
+        Ok(())
     }
 
     pub(crate) fn parts(&self) -> (&Decoder, &Params) {

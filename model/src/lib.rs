@@ -45,7 +45,8 @@
 //! `vision` tower: `vit` CLIP's or `nfnet` the paper's | `architecture` and `decoder` of language models | `families` of them |
 //! `clip` contrastive model | `language_model` | `self_attention` of trained parts | `resampler` |
 //! `gated_xattn` | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
-//! and scoring | `openflamingo` names of its checkpoints.
+//! and scoring | `openflamingo` names of its checkpoints | `presets` named models and their numbers of
+//! parameters.
 
 mod architecture;
 mod beam;
@@ -72,6 +73,7 @@ mod openflamingo;
 mod ops;
 mod params;
 mod pickle;
+mod presets;
 mod resampler;
 mod self_attention;
 mod tensor;
@@ -101,6 +103,7 @@ pub use ops::Activation;
 pub use ops::benches as ops_bench;
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
+pub use presets::{ParameterRow, ParameterTable};
 pub use resampler::{ResamplerConfig, ResamplerKind};
 pub use tensor::{DeviceError, Gradients, Weight};
 pub use vision::VisionConfig;

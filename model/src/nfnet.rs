@@ -299,7 +299,7 @@ impl StandardConvolution {
         let zeros = Start::Constant(0.0);
         let bias = declare.add(format!("{name}.bias"), &[size.outputs], zeros)?;
         let (weights, gains) = (declare.weight(weight), declare.weight(gain));
-        let frozen = !weights.is_trained() && !gains.is_trained();
+        let frozen = !(weights.is_trained() || gains.is_trained() || declare.is_outline());
         let make = || ops::standardize(weights, gains, size, EPSILON, NotRecording::default());
         let kernel = frozen.then(make).transpose()?;
         Ok(Self { weight, gain, bias, kernel, size, stride })

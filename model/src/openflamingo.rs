@@ -55,9 +55,12 @@ const KEYS: &str = "attn.k.weight";
 const VALUES: &str = "attn.v.weight";
 
 const THEIR_RESAMPLER: &str = "perceiver.";
-const OUR_RESAMPLER: &str = "resampler.";
-const OUR_CROSS_ATTENTION: &str = "cross_attention.";
-const THEIR_LANGUAGE_MODEL: &str = "lang_encoder.";
+/// What the names of the resampler's parameters begin with.
+pub(crate) const OUR_RESAMPLER: &str = "resampler.";
+/// What the names of the cross-attention's parameters begin with; a block's number follows.
+pub(crate) const OUR_CROSS_ATTENTION: &str = "cross_attention.";
+/// What the names of all that belongs to the language model begin with.
+pub(crate) const THEIR_LANGUAGE_MODEL: &str = "lang_encoder.";
 
 /// The trained parts in an `OpenFlamingo` state dict under our names, and all its other tensors
 /// under its own. Blocks are numbered in the order of the layers that they stand at.
@@ -104,6 +107,23 @@ pub fn openflamingo_export(ours: Tensors, layers: &str, every: usize) -> (Tensor
         }
     }
     (theirs, rest)
+}
+
+/// The one name among those that `OpenFlamingo` may give a tensor under which
+/// [`openflamingo_export`] writes it.
+pub(crate) fn openflamingo_name(name: &str, layers: &str) -> String {
+    let name = unwrapped(name);
+    match crossed_layer(&name) {
+        Some((layer, part)) => {
+            format!("{THEIR_LANGUAGE_MODEL}{layers}.{layer}.gated_cross_attn_layer.{part}")
+        }
+        None => name,
+    }
+}
+
+/// Whether a tensor under that name is one of the trained parts, or would be.
+pub(crate) fn is_of_trained_parts(name: &str) -> bool {
+    name.starts_with(THEIR_RESAMPLER) || crossed_layer(name).is_some()
 }
 
 /// Halves the number of rows, if it is even.

@@ -184,9 +184,34 @@ pub(crate) enum Source {
         /// Where they came from, for messages.
         path: PathBuf,
     },
+    /// Nowhere: names and shapes alone, without values and without memory for them. What is made of
+    /// it can be counted and compared, not run.
+    Shapes,
 }
 
 impl Source {
+    /// Checks that everything an outline declares can be had from here: tensors of these names and
+    /// shapes. Others may lie beside them.
+    ///
+    /// # Errors
+    /// One error that lists all that is missing or different.
+    pub(crate) fn check(&self, outline: &[&Params]) -> Result<(), ModelError> {
+        let declared = outline.iter().flat_map(|params| params.iter());
+        match self {
+            Self::Random { .. } | Self::Shapes => Ok(()),
+            Self::Stored { tensors, path } => {
+                let same = |p: &Parameter| (p.name.clone(), p.shape.clone());
+                let expected: Vec<_> = declared.map(same).collect();
+                tensors.check_all(&expected, |_| true, path)
+            }
+            Self::Foreign { tensors, rules, path } => {
+                let theirs = |p: &Parameter| rules.theirs(&p.name);
+                let expected: Vec<_> = declared.flat_map(theirs).collect();
+                tensors.check_all(&expected, |_| true, path)
+            }
+        }
+    }
+
     /// What this source has of the parameters whose names begin with `prefix`. The rest stays.
     pub(crate) fn split_off(&mut self, prefix: &str) -> Self {
         match self {
@@ -195,7 +220,7 @@ impl Source {
                 Self::Stored { tensors: tensors.split_off(prefix), path: path.clone() }
             }
             // Their names tell nothing; both find what they need.
-            Self::Foreign { .. } => self.clone(),
+            Self::Foreign { .. } | Self::Shapes => self.clone(),
         }
     }
 }
@@ -250,13 +275,19 @@ impl Declare {
             Source::Random { seed } => draw(*seed, &name, shape.iter().product(), start)?,
             Source::Stored { tensors, path } => tensors.take(&name, shape, path)?,
             Source::Foreign { tensors, rules, path } => rules.take(&name, shape, tensors, path)?,
+            Source::Shapes => Vec::new(),
         };
         let weight = match self.training {
-            Training::Trained => Weight::trained(values)?,
-            Training::Frozen => Weight::Frozen(values.into()),
+            Training::Trained if !self.is_outline() => Weight::trained(values)?,
+            _ => Weight::Frozen(values.into()),
         };
         self.list.push(Parameter { name, shape: shape.to_vec(), weight });
         Ok(ParamId(self.list.len() - 1))
+    }
+
+    /// Whether parameters have no values.
+    pub(crate) fn is_outline(&self) -> bool {
+        matches!(self.source, Source::Shapes)
     }
 
     /// The weight behind an id declared before.

@@ -158,6 +158,13 @@ impl Rules {
         }
     }
 
+    /// Names and shapes of the tensors that hold the parameter that we call `ours`; none if there
+    /// is no rule.
+    pub(crate) fn theirs(&self, ours: &str) -> Vec<(String, Vec<usize>)> {
+        let rule = self.0.get(ours).into_iter();
+        rule.flat_map(Rule::theirs).map(|(name, shape)| (name.to_owned(), shape)).collect()
+    }
+
     /// Their tensors, from our values by our names.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use crate::clip_checkpoint::Writer;
 use crate::error::ModelError;
 use crate::nfnet::{Nfnet, NfnetConfig};
 use crate::ops;
-use crate::params::{Declare, Params, Source};
+use crate::params::{Declare, Params, Source, Training};
 use crate::tensor::{DeviceError, Matrix, NotRecording, Record};
 use crate::vit::{Vit, VitConfig};
 
@@ -171,6 +171,21 @@ impl Vision {
                 expected: "an NFNet, as its weights are".to_owned(),
             }),
         }
+    }
+
+    /// As [`Vision::new`] under the usual name, after checking that the source has every weight.
+    ///
+    /// # Errors
+    /// When weights are missing or misshapen, which are all named, or memory is out.
+    pub(crate) fn from_source(
+        source: Source,
+        training: Training,
+        tower: &VisionConfig,
+        config: &VisionConfig,
+    ) -> Result<(Self, Params), ModelError> {
+        let outline = Declare::new(Source::Shapes, Training::Frozen);
+        source.check(&[&Self::new(outline, VISION_PREFIX, tower, tower)?.1])?;
+        Self::new(Declare::new(source, training), VISION_PREFIX, tower, config)
     }
 
     /// Pixels `[M, 3, H, W]` to what the resampler reads: `[M * P, V]`.

@@ -175,6 +175,27 @@ impl Tensors {
         Self(self.0.extract_if(.., |name, _| name.starts_with(prefix)).collect())
     }
 
+    /// Leaves out all tensors but those that `keeps` names.
+    pub(crate) fn retain(&mut self, keeps: impl Fn(&str) -> bool) {
+        self.0.retain(|name, _| keeps(name));
+    }
+
+    /// All tensors by name, in order, each to be written as f32.
+    ///
+    /// # Errors
+    /// When one is not of floating-point numbers; `path` is the file that is to be written.
+    pub(crate) fn views(
+        &self,
+        path: &Path,
+    ) -> Result<impl Iterator<Item = (&String, &Tensor)>, ModelError> {
+        for (name, tensor) in &self.0 {
+            if let Some(found) = tensor.refused() {
+                return Err(ModelError::Type { path: path.into(), name: name.clone(), found });
+            }
+        }
+        Ok(self.0.iter())
+    }
+
     /// Adds a tensor.
     pub fn insert(&mut self, name: impl Into<String>, shape: &[usize], values: Vec<f32>) {
         let tensor = Tensor { shape: shape.to_vec(), values: Values::Made(values) };
@@ -353,12 +374,7 @@ impl Tensors {
         path: &Path,
         header: &[(&str, &str)],
     ) -> Result<(), ModelError> {
-        for (name, tensor) in &self.0 {
-            if let Some(found) = tensor.refused() {
-                return Err(ModelError::Type { path: path.into(), name: name.clone(), found });
-            }
-        }
-        write_tensors(path, self.0.iter(), header)
+        write_tensors(path, self.views(path)?, header)
     }
 }
 

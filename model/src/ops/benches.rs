@@ -456,7 +456,13 @@ pub const CASES: &[Case] = &[
             let (table, positions) = (trained(VOCABULARY * WIDTH)?, trained(LENGTH * WIDTH)?);
             let tokens: Vec<_> =
                 (0..ROWS).map(|i| ((i * 7919 % VOCABULARY) as u32, i % LENGTH)).collect();
-            passes!(|tape| embed_tokens(tokens.clone(), &table, Some(&positions), WIDTH, tape))
+            passes!(|tape| embed_tokens(
+                tokens.clone(),
+                &table.clone().into(),
+                Some(&positions),
+                WIDTH,
+                tape
+            ))
         },
     },
     Case {
@@ -502,7 +508,7 @@ fn within(keys: usize, visible: Visible) -> Result<Run, DeviceError> {
 fn next_token(head: Weight) -> Result<Run, DeviceError> {
     let hidden = input(TARGETS, WIDTH)?;
     let targets: Vec<_> = (0..TARGETS).map(|i| Some((i * 7919 % VOCABULARY) as u32)).collect();
-    passes!(|tape| cross_entropy(hidden.clone().with(tape), &head, &targets, 1.0))
+    passes!(|tape| cross_entropy(hidden.clone().with(tape), &head.clone().into(), &targets, 1.0))
 }
 
 fn images(side: usize, groups: usize) -> Result<Run, DeviceError> {
