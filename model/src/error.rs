@@ -156,6 +156,12 @@ pub enum ModelError {
         /// Whose form was asked for.
         of: &'static str,
     },
+    /// A model has parts that `OpenFlamingo` cannot have.
+    #[error("OpenFlamingo has no such model: {}", reasons.join("; "))]
+    NotOpenFlamingo {
+        /// All that is different, by the keys of the configuration.
+        reasons: Vec<String>,
+    },
     /// A configuration file is not valid JSON of the expected form.
     #[error("{} is not a valid configuration", path.display())]
     ConfigFile {

@@ -195,19 +195,19 @@ impl Family {
         }
     }
 
-    /// The name of block i, with a dot at its end.
-    fn block(self, i: usize) -> String {
+    /// The name of the list of blocks.
+    pub(crate) fn layers(self) -> String {
         let list = match self {
             Self::Gpt2 => "h",
             Self::Mpt { .. } => "blocks",
             Self::Neox | Self::Llama => "layers",
             Self::Opt => "decoder.layers",
         };
-        format!("{}{list}.{i}.", self.base())
+        format!("{}{list}", self.base())
     }
 
     /// The name of the token embedding.
-    fn tokens(self) -> String {
+    pub(crate) fn tokens(self) -> String {
         let name = match self {
             Self::Gpt2 | Self::Mpt { .. } => "wte.weight",
             Self::Neox => "embed_in.weight",
@@ -218,7 +218,7 @@ impl Family {
     }
 
     /// The name of the head, which files of tied models may have too.
-    fn head(self) -> &'static str {
+    pub(crate) fn head(self) -> &'static str {
         if self == Self::Neox { "embed_out.weight" } else { "lm_head.weight" }
     }
 
@@ -248,7 +248,8 @@ impl Family {
         add_norm(&mut rules, how, width, &format!("{prefix}norm"), &format!("{base}{norm}"));
         for i in 0..config.layers {
             let ours = format!("{prefix}blocks.{i}.");
-            self.add_block(&mut rules, config, &ours, &self.block(i));
+            let theirs = format!("{}.{i}.", self.layers());
+            self.add_block(&mut rules, config, &ours, &theirs);
         }
         rules
     }

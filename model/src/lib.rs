@@ -45,8 +45,9 @@
 //! `vision` tower: `vit` CLIP's or `nfnet` the paper's | `architecture` and `decoder` of language models | `families` of them |
 //! `clip` contrastive model | `language_model` | `self_attention` of trained parts | `resampler` |
 //! `gated_xattn` | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
-//! and scoring | `openflamingo` names of its checkpoints | `presets` named models and their numbers of
-//! parameters.
+//! and scoring | `openflamingo` names of its checkpoints | `openflamingo_checkpoint` whole models from and
+//! to them | `torch_file` checkpoints written for PyTorch | `presets` named models and their
+//! numbers of parameters.
 
 mod architecture;
 mod beam;
@@ -70,6 +71,7 @@ mod layers;
 mod limits;
 mod nfnet;
 mod openflamingo;
+mod openflamingo_checkpoint;
 mod ops;
 mod params;
 mod pickle;
@@ -77,6 +79,7 @@ mod presets;
 mod resampler;
 mod self_attention;
 mod tensor;
+mod torch_file;
 mod translate;
 #[cfg(test)]
 mod variants;

@@ -21,7 +21,7 @@ use crate::resampler::ResamplerConfig;
 use crate::vision::VisionConfig;
 use crate::vit::{PatchStates, VitConfig};
 
-/// Tokens of Chinchilla's SentencePiece tokenizer (paper, model card).
+/// Tokens of Chinchilla's `SentencePiece` tokenizer (paper, model card).
 const CHINCHILLA_VOCABULARY: usize = 32_000;
 /// Tokens of GPT-NeoX's tokenizer with `<|endofchunk|>`, `<image>` and `<PAD>`: the rows of
 /// `OpenFlamingo`'s embeddings.
@@ -156,7 +156,7 @@ impl FlamingoConfig {
             None => Err(ModelError::Config {
                 field: "preset".to_owned(),
                 value: name.to_owned(),
-                expected: format!("one of {}", Vec::from_iter(Self::preset_names()).join(", ")),
+                expected: format!("one of {}", Self::preset_names().collect::<Vec<_>>().join(", ")),
             }),
         }
     }

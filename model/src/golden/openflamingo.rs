@@ -1,5 +1,7 @@
 //! Whole models of OpenFlamingo on every family of language models, and its checkpoints.
 
+use std::path::{Path, PathBuf};
+
 use super::{Case, GRADIENT_TOLERANCE, compare, compare_named};
 use crate::families::Family;
 use crate::flamingo::{Flamingo, FlamingoConfig, Towers};
@@ -158,6 +160,77 @@ fn check_generation(
     };
     assert_eq!(search(u32::MAX, Search::Greedy), greedy);
     assert_eq!(search(STOP, Search::Beam { beams: 3, length_penalty: 0.0 }), beam);
+}
+
+/// Folders with what a golden model stands on, as transformers writes them: a vision encoder, whose
+/// features are given in its place, and the language model, without the last `rows_left_out` rows
+/// of its vocabulary.
+fn write_towers(case: &Case, root: &Path, rows_left_out: usize) -> [PathBuf; 2] {
+    let [vision, language] = ["vision", "language"].map(|name| root.join(name));
+    std::fs::create_dir_all(&language).unwrap();
+    let mut theirs = case.tensors("weights");
+    theirs.split_off("lang_encoder.old_decoder_blocks.");
+    theirs.split_off("lang_encoder.gated_cross_attn_layers.");
+    theirs.retain(|name| name.starts_with("lang_encoder.") && !name.contains("gated_cross_attn"));
+    let named = |name: &str| name.replace("lang_encoder.", "").replace(".decoder_layer.", ".");
+    theirs.rename(named, &language).unwrap();
+    let mut config = case.json("config.json")["lang_config"].clone();
+    let vocabulary = config["vocab_size"].as_u64().unwrap() as usize;
+    config["vocab_size"] = (vocabulary - rows_left_out).into();
+    let mut kept = Tensors::default();
+    for (name, mut shape, mut values) in theirs.into_parts() {
+        if shape.first() == Some(&vocabulary) {
+            values.truncate(values.len() / vocabulary * (vocabulary - rows_left_out));
+            shape[0] -= rows_left_out;
+        }
+        kept.insert(name, &shape, values);
+    }
+    kept.write(&language.join("model.safetensors")).unwrap();
+    std::fs::write(language.join("config.json"), config.to_string()).unwrap();
+
+    let (ours, rest) = openflamingo_names(case.tensors("weights"));
+    std::fs::create_dir_all(&vision).unwrap();
+    open(case, 2, ours, rest).save_vision_hugging_face(&vision).unwrap();
+    [vision, language]
+}
+
+#[test]
+fn a_checkpoint_of_open_flamingo_on_folders_of_others_is_the_whole_model() {
+    let Some(case) = Case::open("openflamingo/mpt-every2") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let expected = case.tensors("outputs").get("logits").unwrap().to_vec();
+    let inputs = inputs(&case);
+    let [vision, language] = write_towers(&case, folder.path(), 0);
+    let path = case.path("checkpoint.pt");
+    let model = Flamingo::from_open_flamingo(&path, &vision, &language, 2).unwrap();
+    let logits = model.logits(&inputs).unwrap();
+    compare("logits", &logits, &expected);
+
+    // Saved in either form and read again, with its embeddings on a language model that lacks the
+    // last three.
+    let theirs = model.to_open_flamingo().unwrap();
+    let [vision, language] = write_towers(&case, &folder.path().join("short"), 3);
+    for (name, write) in [
+        ("whole.pt", Tensors::write_torch as fn(&Tensors, &Path) -> _),
+        ("whole.safetensors", Tensors::write),
+    ] {
+        let path = folder.path().join(name);
+        write(&theirs, &path).unwrap();
+        let again = Flamingo::from_open_flamingo(&path, &vision, &language, 2).unwrap();
+        assert_eq!(again.config().language.vocabulary, 100);
+        assert_eq!(again.logits(&inputs).unwrap(), logits, "{name}");
+    }
+
+    let refused = |every| Flamingo::from_open_flamingo(&path, &vision, &language, every);
+    let error = refused(1).unwrap_err().to_string();
+    let gate = "`lang_encoder.transformer.blocks.0.gated_cross_attn_layer.attn_gate` [1]";
+    for words in ["checkpoint.pt does not hold the model's tensors: 22 missing: ", gate] {
+        assert!(error.contains(words), "{error}");
+    }
+    let error = refused(4).unwrap_err().to_string();
+    let words =
+        "11 unexpected: `lang_encoder.transformer.blocks.1.gated_cross_attn_layer.attn.norm";
+    assert!(error.contains(words), "{error}");
 }
 
 #[test]
