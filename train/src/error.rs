@@ -63,6 +63,23 @@ pub enum TrainError {
         /// The folder.
         path: PathBuf,
     },
+    /// The output of an export is there already.
+    #[error("{} exists; --force replaces it", path.display())]
+    OutExists {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// The name of an output does not say what it is to be.
+    #[error("{} does not end in {expected}", path.display())]
+    OutName {
+        /// The file.
+        path: PathBuf,
+        /// What it may end in.
+        expected: &'static str,
+    },
+    /// No model was named.
+    #[error("no model: give --preset, --model or --from-open-flamingo")]
+    NoModel,
     /// The folder that is to be continued holds something else than a run.
     #[error("{} is neither a run, for it has no config.toml, nor an empty folder", path.display())]
     NotARun {
@@ -157,7 +174,7 @@ pub enum TrainError {
     /// The model cannot be built, run or saved.
     #[error("cannot {action} the model")]
     Model {
-        /// What was tried: `build`, `load`, `run`, `save`.
+        /// What was tried: `build`, `load`, `run`, `save`, `export`.
         action: &'static str,
         /// What the model says.
         source: ModelError,
@@ -213,6 +230,9 @@ impl TrainError {
             | Self::Override { .. }
             | Self::ConfigValue { .. }
             | Self::RunExists { .. }
+            | Self::OutExists { .. }
+            | Self::OutName { .. }
+            | Self::NoModel
             | Self::NotARun { .. }
             | Self::ConfigChanged { .. } => 2,
             _ => 1,

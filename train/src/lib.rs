@@ -26,6 +26,7 @@
 //! - [`checkpoint`], [`run_folder`], [`files`]: what is on disk, whatever happens
 //! - [`metrics`], [`report`], [`progress`]: what a user sees of a run
 //! - [`masks`]: what a row looks like to the trainer
+//! - [`export`]: models for others, and from them
 
 pub mod checkpoint;
 pub mod config;
@@ -33,6 +34,7 @@ pub mod config_file;
 pub mod contrastive;
 pub mod difference;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod flamingo;
 pub mod inputs;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flamingo_dataset::{Layout, LossMask};
+use flamingo_train::export::{self, Export};
 use flamingo_train::limits::{TRAINED_VOCABULARY_MAX, TRAINED_VOCABULARY_MIN};
 use flamingo_train::masks::MasksJob;
 use flamingo_train::overrides::Override;
@@ -55,6 +56,22 @@ enum Stage {
         flamingo-train train-tokenizer --corpus corpora/webpages --corpus corpora/pairs \\\n      \
         --vocabulary 8000 --out tokenizer.json")]
     TrainTokenizer(TokenizerArgs),
+    /// Writes a trained model as OpenFlamingo or transformers reads it, makes a model of
+    /// OpenFlamingo's checkpoint, or counts parameters.
+    #[command(after_help = "Examples:\n  \
+        flamingo-train export --preset flamingo-80b --dry-run\n  \
+        flamingo-train export --model runs/mine --format open-flamingo --out checkpoint.pt\n  \
+        flamingo-train export --model runs/mine --format hugging-face --out towers\n  \
+        flamingo-train export --from-open-flamingo checkpoint.pt --vision clip-vit-large-patch14 \\\n      \
+        --language mpt-1b-redpajama-200b --every 1 --format flamingo --out models/of-3b")]
+    Export(Export),
+}
+
+/// Runs `export`.
+#[expect(clippy::print_stdout, reason = "the user is told what was made, or how large it would be")]
+fn export(args: &Export) -> Result<bool, TrainError> {
+    print!("{}", export::run(args)?);
+    Ok(true)
 }
 
 #[derive(Args)]
@@ -249,6 +266,7 @@ fn main() -> ExitCode {
         Stage::Flamingo(args) => flamingo::run(&args.into()).map(|()| true),
         Stage::Masks(args) => masks(&args),
         Stage::TrainTokenizer(args) => train_tokenizer(&args),
+        Stage::Export(args) => export(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

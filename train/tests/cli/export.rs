@@ -1,0 +1,157 @@
+//! Models go to others and come back, to the bit, or are refused with every reason.
+
+use std::process::Command;
+
+use flamingo_model::Tensors;
+
+use crate::world::{FLAMINGO, Finished, World, latest};
+
+impl World {
+    /// Runs `export` with these arguments in the world's folder.
+    fn export(&self, args: &[&str]) -> Finished {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+        command.current_dir(self.path("")).arg("export").args(args);
+        Finished(command.output().unwrap())
+    }
+
+    /// A run of `steps` whose trained parts are built as this says.
+    fn trained(&self, run: &str, config: &str) {
+        self.train("flamingo", config, run, &["--set", "steps=2"]).expect_success();
+    }
+}
+
+/// The config with `OpenFlamingo`'s trained parts.
+fn open_flamingo() -> String {
+    let mut config = FLAMINGO.to_owned();
+    for (from, to) in [
+        (
+            "latents = 3\nlayers = 1\nheads = 2\nhead_dim = 8\nframes = 2",
+            "latents = 64\nlayers = 6\nheads = 8\nhead_dim = 64\nframes = 0",
+        ),
+        (
+            "every = 1\nheads = 2\nhead_dim = 8",
+            "every = 2\nfirst = \"last-of-every\"\nmedia_norm = false\nheads = 8\nhead_dim = 64",
+        ),
+        ("activation = \"sqrelu\"", "activation = \"gelu\""),
+        ("activation = \"sqrelu\"", "activation = \"gelu\""),
+    ] {
+        assert!(config.contains(from), "{from}");
+        config = config.replacen(from, to, 1);
+    }
+    // Without time embeddings there are no clips.
+    config.split("[[data]]\nname = \"clips\"").next().unwrap().to_owned()
+}
+
+#[test]
+fn parameters_are_counted_of_presets_and_of_models() {
+    let world = World::with_towers();
+    let finished = world.export(&["--preset", "flamingo-80b", "--dry-run"]);
+    finished.expect_success();
+    let table = finished.stdout();
+    let row = |part: &str| table.lines().find(|line| line.starts_with(part)).unwrap().to_owned();
+    assert!(row("cross-attention").ends_with("trained        10B"), "{table}");
+    assert!(row("vision encoder").contains("435,"), "{table}");
+
+    world.trained("run", FLAMINGO);
+    let finished = world.export(&["--model", "run", "--dry-run"]);
+    finished.expect_success();
+    let weights = Tensors::open(&latest(&world.path("run")).join("model.safetensors")).unwrap();
+    let n_values = |name| weights.shape(name).unwrap().iter().product::<usize>();
+    let total: usize = weights.names().map(n_values).sum();
+    let digits: String = finished.stdout().replace(',', "");
+    let found = digits.lines().find(|line| line.starts_with("total")).unwrap();
+    assert_eq!(found.split_whitespace().nth(1), Some(&*total.to_string()), "{digits}");
+}
+
+#[test]
+fn a_model_goes_to_open_flamingo_and_transformers_and_comes_back() {
+    let world = World::with_towers();
+    world.trained("run", &open_flamingo());
+    let towers = ["--model", "run", "--format", "hugging-face", "--out", "towers"];
+    world.export(&towers).expect_success();
+    let run = Tensors::open(&latest(&world.path("run"))).unwrap();
+    for name in ["of.pt", "of.safetensors"] {
+        let out = ["--model", "run", "--format", "open-flamingo", "--out", name];
+        let finished = world.export(&out);
+        finished.expect_success();
+        // 3 + 6 * 11 of the perceiver, 11 of the one block, the embeddings.
+        assert_eq!(finished.stdout(), format!("81 tensors in {name}\n"));
+        let theirs = Tensors::open(&world.path(name)).unwrap();
+        let gate = "lang_encoder.transformer.h.1.gated_cross_attn_layer.attn_gate";
+        assert_eq!(theirs.get(gate), run.get("cross_attention.0.attn_gate"));
+        assert_eq!(
+            theirs.get("lang_encoder.transformer.wte.weight"),
+            run.get("language.tokens.weight")
+        );
+
+        let back = format!("back-{name}");
+        let args = [
+            "--from-open-flamingo",
+            name,
+            "--vision",
+            "towers/vision",
+            "--every",
+            "2",
+            "--language",
+            "towers/language",
+            "--format",
+            "flamingo",
+            "--out",
+            &back,
+        ];
+        world.export(&args).expect_success();
+        let back = Tensors::open(&world.path(&back)).unwrap();
+        assert_eq!(back.names().collect::<Vec<_>>(), run.names().collect::<Vec<_>>());
+        for name in run.names() {
+            assert!(back.get(name) == run.get(name), "{name} changed on its way");
+        }
+    }
+    let left = std::fs::read_dir(world.path("")).unwrap();
+    let left =
+        left.filter(|entry| entry.as_ref().unwrap().path().to_string_lossy().ends_with(".part"));
+    assert_eq!(left.count(), 0, "a part is left");
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused_and_nothing_is_replaced_unasked() {
+    let world = World::with_towers();
+    world.trained("run", FLAMINGO);
+    let check = |args: &[&str], code: i32, words: &[&str]| {
+        let finished = world.export(args);
+        let stderr = finished.stderr();
+        assert_eq!(finished.code(), Some(code), "{stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "no `{word}` in {stderr}");
+        }
+    };
+    let to = |out| ["--model", "run", "--format", "open-flamingo", "--out", out];
+    let reasons = [
+        "error: cannot export the model: OpenFlamingo has no such model: ",
+        "resampler.frames is 2, expected 0; ",
+        "resampler.heads is 2, expected 8; ",
+        "resampler.activation is \"sqrelu\", expected \"gelu\"; ",
+        "cross_attention.media_norm is true, expected false",
+    ];
+    check(&to("of.pt"), 1, &reasons);
+    assert!(!world.path("of.pt").exists() && !world.path("of.pt.part").exists());
+    check(&to("of.bin"), 2, &["of.bin does not end in .pt or .safetensors"]);
+    std::fs::write(world.path("there.pt"), "mine").unwrap();
+    check(&to("there.pt"), 2, &["there.pt exists; --force replaces it"]);
+    check(&[&to("there.pt")[..], &["--force"]].concat(), 1, &reasons);
+    assert_eq!(std::fs::read_to_string(world.path("there.pt")).unwrap(), "mine");
+
+    check(&[], 2, &["--preset", "--model", "--from-open-flamingo"]);
+    check(&["--model", "run"], 2, &["--format"]);
+    check(&["--preset", "flamingo-3b", "--format", "flamingo", "--out", "x"], 2, &["--dry-run"]);
+    check(&["--preset", "flamingo-4b", "--dry-run"], 2, &["flamingo-3b", "openflamingo-9b"]);
+    check(&["--from-open-flamingo", "a.pt", "--dry-run"], 2, &["--vision", "--every"]);
+    check(&["--model", "nowhere", "--dry-run"], 1, &["nowhere is not a run or checkpoint"]);
+
+    // A language model goes on: files are replaced, others stay.
+    let towers = ["--model", "run", "--format", "hugging-face", "--out", "towers"];
+    world.export(&towers).expect_success();
+    std::fs::write(world.path("towers/notes.txt"), "mine").unwrap();
+    check(&towers, 2, &["towers exists; --force replaces it"]);
+    world.export(&[&towers[..], &["--force"]].concat()).expect_success();
+    assert!(world.path("towers/notes.txt").exists());
+}
