@@ -77,8 +77,8 @@ pub enum TrainError {
         /// What it may end in.
         expected: &'static str,
     },
-    /// No model was named.
-    #[error("no model: give --preset, --model or --from-open-flamingo")]
+    /// A preset has no weights that could be written.
+    #[error("a preset has no weights: give --dry-run, or --model or --from-open-flamingo")]
     NoModel,
     /// The folder that is to be continued holds something else than a run.
     #[error("{} is neither a run, for it has no config.toml, nor an empty folder", path.display())]
