@@ -112,10 +112,11 @@ fn fresh(
     let tokenizer = if is_run(&language) {
         read_tokenizer(&run_folder::tokenizer(&run_of(&language)))?
     } else {
-        read_tokenizer(&language)?
+        let tokenizer = read_tokenizer(&language)?;
+        // Marks that the tokenizer of others lacked are tokens that their language model lacks.
+        config.added_tokens = tokenizer.n_tokens().saturating_sub(config.language.vocabulary);
+        tokenizer
     };
-    // Marks that the tokenizer lacked are tokens that the language model lacks.
-    config.added_tokens = tokenizer.n_tokens().saturating_sub(config.language.vocabulary);
     if is_run(&vision) {
         require_same_image(file, image, &run_of(&vision))?;
     } else {
@@ -244,6 +245,10 @@ impl Stage for Joined {
     /// With closed gates the model must be its language model, to the last bit, whatever the images
     /// show.
     fn check_fresh(&self, first: &Batch) -> Result<Option<String>, TrainError> {
+        if self.flamingo.config().added_tokens > 0 {
+            // The language model does not know all tokens, and shares no probability among them.
+            return Ok(None);
+        }
         let flamingo = self.loss(first)?;
         let language = self.flamingo.language_model().loss_only(&inputs::text(first));
         let language = language.map_err(TrainError::model("run"))?;
