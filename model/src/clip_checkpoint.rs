@@ -21,6 +21,9 @@ use crate::weights_file::Tensors;
 /// Name of the configuration of `open_clip`'s folders.
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
 
+/// What stands before the names of the vision tower in transformers' CLIP.
+const VISION_PART: &str = "vision_model.";
+
 /// Who wrote a CLIP checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Writer {
@@ -163,6 +166,18 @@ impl Writer {
         let mut rules = Rules::default();
         self.add_vision(&mut rules, config);
         Source::Foreign { tensors, rules, path }
+    }
+
+    /// Gives a vision tower's tensors the names that they have as part of CLIP. From version 5 on
+    /// transformers writes one that stands alone under shorter names; it reads both.
+    ///
+    /// # Errors
+    /// When two tensors come to share a name.
+    pub(crate) fn name_as_part(tensors: &mut Tensors, path: &Path) -> Result<(), ModelError> {
+        if tensors.names().any(|name| name.starts_with(VISION_PART)) {
+            return Ok(());
+        }
+        tensors.rename(|name| format!("{VISION_PART}{name}"), path)
     }
 
     /// Writes a vision tower as transformers' `CLIPVisionModel` into an existing folder.

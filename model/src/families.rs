@@ -373,78 +373,65 @@ fn gpt2(f: &Fields) -> Result<LanguageConfig, ModelError> {
     })
 }
 
-/// What both kinds of MPT are made of.
-fn mpt_architecture() -> Architecture {
-    Architecture {
-        positions: Positions::Alibi,
-        norm: NormKind::LayerWithoutBias,
-        qkv_bias: false,
-        biases: false,
-        ..Architecture::default()
-    }
-}
-
-fn mpt(f: &Fields) -> Result<LanguageConfig, ModelError> {
+/// What both kinds of MPT have in common; `widening` names the field of the feed-forward's.
+fn mpt_like(f: &Fields, widening: &str, qk_norm: bool) -> Result<LanguageConfig, ModelError> {
     f.only("no_bias", &Value::Bool(true))?;
     f.only("logit_scale", &Value::Null)?;
-    let attention: Value = f.or("attn_config", Some(Value::Object(serde_json::Map::new())))?;
+    let width = f.get("d_model")?;
+    let widening: usize = f.or(widening, Some(FEED_FORWARD_WIDENING))?;
+    Ok(LanguageConfig {
+        vocabulary: f.get("vocab_size")?,
+        context: f.get("max_seq_len")?,
+        width,
+        layers: f.get("n_layers")?,
+        heads: f.get("n_heads")?,
+        activation: Activation::Gelu,
+        architecture: Architecture {
+            positions: Positions::Alibi,
+            norm: NormKind::LayerWithoutBias,
+            norm_epsilon: f.or("layer_norm_epsilon", Some(1e-5))?,
+            feed_forward_width: Some(widening.saturating_mul(width)),
+            qkv_bias: false,
+            biases: false,
+            qk_norm,
+            ..Architecture::default()
+        },
+    })
+}
+
+/// Fields of attention that are the same in both kinds of MPT.
+const MPT_ATTENTION: [(&str, Value); 3] = [
+    ("softmax_scale", Value::Null),
+    ("prefix_lm", Value::Bool(false)),
+    ("alibi", Value::Bool(true)),
+];
+
+fn mpt(f: &Fields) -> Result<LanguageConfig, ModelError> {
+    let attention: Value = f.or("attn_config", Some(json!({})))?;
     let of_attention = Fields { path: f.path, all: &attention };
     for (name, expected) in [
         ("attn_type", Value::from("multihead_attention")),
         ("clip_qkv", Value::Null),
-        ("softmax_scale", Value::Null),
-        ("prefix_lm", Value::Bool(false)),
         ("qk_ln", Value::Bool(false)),
-        ("alibi", Value::Bool(true)),
         ("alibi_bias_max", Value::from(8)),
-    ] {
-        of_attention.only(name, &expected)?;
+    ]
+    .iter()
+    .chain(&MPT_ATTENTION)
+    {
+        of_attention.only(name, expected)?;
     }
-    let width = f.get("d_model")?;
-    let widening: usize = f.or("expansion_ratio", Some(FEED_FORWARD_WIDENING))?;
-    Ok(LanguageConfig {
-        vocabulary: f.get("vocab_size")?,
-        context: f.get("max_seq_len")?,
-        width,
-        layers: f.get("n_layers")?,
-        heads: f.get("n_heads")?,
-        activation: Activation::Gelu,
-        architecture: Architecture {
-            norm_epsilon: f.or("layer_norm_epsilon", Some(1e-5))?,
-            feed_forward_width: Some(widening.saturating_mul(width)),
-            ..mpt_architecture()
-        },
-    })
+    mpt_like(f, "expansion_ratio", false)
 }
 
 /// MPT-1B, whose configuration and names came before MPT's.
 fn mosaic_gpt(f: &Fields) -> Result<LanguageConfig, ModelError> {
-    for (name, expected) in [
-        ("no_bias", Value::Bool(true)),
-        ("logit_scale", Value::Null),
-        ("attn_clip_qkv", Value::Null),
-        ("softmax_scale", Value::Null),
-        ("prefix_lm", Value::Bool(false)),
-        ("alibi", Value::Bool(true)),
-        ("alibi_bias_max", Value::from(8)),
-    ] {
-        f.only(name, &expected)?;
+    for (name, expected) in [("attn_clip_qkv", Value::Null), ("alibi_bias_max", Value::from(8))]
+        .iter()
+        .chain(&MPT_ATTENTION)
+    {
+        f.only(name, expected)?;
     }
-    let width = f.get("d_model")?;
-    let widening: usize = f.or("mlp_ratio", Some(FEED_FORWARD_WIDENING))?;
-    Ok(LanguageConfig {
-        vocabulary: f.get("vocab_size")?,
-        context: f.get("max_seq_len")?,
-        width,
-        layers: f.get("n_layers")?,
-        heads: f.get("n_heads")?,
-        activation: Activation::Gelu,
-        architecture: Architecture {
-            feed_forward_width: Some(widening.saturating_mul(width)),
-            qk_norm: f.or("attn_qk_ln", Some(false))?,
-            ..mpt_architecture()
-        },
-    })
+    mpt_like(f, "mlp_ratio", f.or("attn_qk_ln", Some(false))?)
 }
 
 fn neox(f: &Fields) -> Result<LanguageConfig, ModelError> {

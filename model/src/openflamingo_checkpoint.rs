@@ -44,7 +44,14 @@ impl Flamingo {
         let embeddings = all.filter(|p| embeddings.contains(&p.name));
         let embeddings = embeddings.map(|p| (p.name.as_str(), p.weight.values()));
         let rules = family.rules(LANGUAGE_PREFIX, &self.config.language);
-        for (name, shape, values) in rules.translate(embeddings)?.into_parts() {
+        let added = self.added_tokens();
+        for (name, mut shape, mut values) in rules.translate(embeddings)?.into_parts() {
+            // There the language model's own embeddings were made longer.
+            if let Some(added) = &added {
+                let rows = if name == family.head() { &added.head } else { &added.tokens };
+                values.extend_from_slice(&rows.values());
+                shape[0] += self.config.added_tokens;
+            }
             theirs.insert(format!("{THEIR_LANGUAGE_MODEL}{name}"), &shape, values);
         }
         Ok(theirs)
@@ -164,6 +171,60 @@ fn add_differences<T: serde::Serialize>(
         });
         if is != should {
             all.push(format!("{table}.{name} is {is}, expected {should}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::architecture::Architecture;
+    use crate::decoder::LanguageConfig;
+    use crate::flamingo::Tower;
+    use crate::ops::Activation;
+    use crate::vit::{PatchStates, VitConfig};
+
+    #[test]
+    fn rows_of_added_tokens_lengthen_the_embeddings() {
+        for tied in [true, false] {
+            let config = FlamingoConfig {
+                vision: VisionConfig::Vit(VitConfig {
+                    image_size: 8,
+                    patch_size: 4,
+                    width: 12,
+                    layers: 1,
+                    heads: 2,
+                    activation: Activation::QuickGelu,
+                    feed_forward_width: None,
+                    patch_states: PatchStates::BeforeNorm,
+                }),
+                resampler: ResamplerConfig::open_flamingo(),
+                cross_attention: CrossAttentionConfig::open_flamingo(2),
+                language: LanguageConfig {
+                    vocabulary: 23,
+                    context: 16,
+                    width: 16,
+                    layers: 2,
+                    heads: 2,
+                    activation: Activation::GeluTanh,
+                    architecture: Architecture { tied, ..Architecture::default() },
+                },
+                added_tokens: 2,
+            };
+            let fresh = Tower { from: None, trained: false };
+            let model = Flamingo::on_towers(&config, fresh, fresh, 1).unwrap();
+            let theirs = model.to_open_flamingo().unwrap();
+            let ours = tensors_of(&model.params);
+            let head = if tied { "added_tokens.weight" } else { "added_head.weight" };
+            let mut pairs = vec![("transformer.wte.weight", "added_tokens.weight")];
+            if !tied {
+                pairs.push(("lm_head.weight", head));
+            }
+            for (name, added) in pairs {
+                let name = format!("{THEIR_LANGUAGE_MODEL}{name}");
+                assert_eq!(theirs.shape(&name), Some(&[25, 16][..]));
+                assert_eq!(theirs.get(&name).unwrap()[23 * 16..], *ours.get(added).unwrap());
+            }
         }
     }
 }

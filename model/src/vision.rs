@@ -279,8 +279,9 @@ pub(crate) fn vision_folder(folder: &Path) -> Result<(VisionConfig, Source), Mod
     }
     match open_folder::<ClipConfig>(folder)? {
         Folder::Ours(config, mut source) => Ok((config.vision, source.split_off(VISION_PREFIX))),
-        Folder::HuggingFace { config, tensors, path } => {
+        Folder::HuggingFace { config, mut tensors, path } => {
             let config = Writer::transformers_vision(&config, &path)?;
+            Writer::name_as_part(&mut tensors, &path)?;
             let source = Writer::Transformers.vision_source(&config, tensors, path);
             Ok((config.into(), source))
         }
