@@ -461,6 +461,8 @@ fn neox(f: &Fields) -> Result<LanguageConfig, ModelError> {
 fn opt(f: &Fields) -> Result<LanguageConfig, ModelError> {
     f.only("do_layer_norm_before", &Value::Bool(true))?;
     f.only("_remove_final_layer_norm", &Value::Bool(false))?;
+    f.only("enable_bias", &Value::Bool(true))?;
+    f.only("layer_norm_elementwise_affine", &Value::Bool(true))?;
     let width: usize = f.get("hidden_size")?;
     f.only("word_embed_proj_dim", &Value::from(width))?;
     Ok(LanguageConfig {
@@ -510,9 +512,21 @@ fn llama(f: &Fields, qkv_bias: bool) -> Result<LanguageConfig, ModelError> {
     })
 }
 
+/// Rotary positions: transformers 5 puts all about them under `rope_parameters`, earlier versions put
+/// the base under `base` and scaling under `rope_scaling`.
 fn rotary(f: &Fields, fraction: f32, base: &str) -> Result<Rotary, ModelError> {
-    let scaling = match f.all.get("rope_scaling") {
-        None | Some(Value::Null) => RotaryScaling::None,
+    let part = |name: &str| f.all.get(name).filter(|all| !all.is_null());
+    if let Some(all) = part("rope_parameters") {
+        let f = Fields { path: f.path, all };
+        let plain = all.get("rope_type").is_none() && all.get("type").is_none();
+        return Ok(Rotary {
+            fraction: f.or("partial_rotary_factor", Some(fraction))?,
+            base: f.or("rope_theta", Some(10_000.0))?,
+            scaling: if plain { RotaryScaling::None } else { scaling(&f)? },
+        });
+    }
+    let scaling = match part("rope_scaling") {
+        None => RotaryScaling::None,
         Some(all) => scaling(&Fields { path: f.path, all })?,
     };
     Ok(Rotary { fraction, base: f.or(base, Some(10_000.0))?, scaling })
@@ -655,6 +669,45 @@ mod tests {
         for (a, b) in model.logits(&tokens, 8).unwrap().iter().zip(&expected) {
             assert!((f64::from(*a) - b).abs() / scale < 1e-5, "{a} against {b}");
         }
+    }
+
+    #[test]
+    fn rotary_positions_are_read_as_transformers_5_and_earlier_ones_write_them() {
+        let llama = json!({
+            "model_type": "llama", "vocab_size": 9, "max_position_embeddings": 8,
+            "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "hidden_act": "silu", "intermediate_size": 8,
+        });
+        let neox = json!({
+            "model_type": "gpt_neox", "vocab_size": 9, "max_position_embeddings": 8,
+            "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "hidden_act": "gelu", "intermediate_size": 8,
+        });
+        let check = |model: &Value, old: Value, new: Value| {
+            let read = |with: Value| {
+                let mut all = model.clone();
+                all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+                Family::read(&all, Path::new("c.json")).unwrap().1
+            };
+            assert_eq!(read(old), read(json!({"rope_parameters": new})));
+        };
+        let stretched = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+        let mut with_base = stretched.clone();
+        with_base["rope_theta"] = json!(5e5);
+        check(&llama, json!({"rope_theta": 5e5, "rope_scaling": stretched}), with_base);
+        check(
+            &llama,
+            json!({"rope_theta": 5e5}),
+            json!({"rope_theta": 5e5, "rope_type": "default"}),
+        );
+        check(
+            &neox,
+            json!({"rotary_pct": 0.5, "rotary_emb_base": 100}),
+            json!({"rope_theta": 100.0, "partial_rotary_factor": 0.5, "rope_type": "default"}),
+        );
     }
 
     #[test]
