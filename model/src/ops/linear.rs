@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::add::add_rows_to;
-use super::matmul::{Target, View, matmul, matmul_here};
+use super::matmul::{Target, View, matmul};
 use super::wide::{dot, wide};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
@@ -25,13 +25,6 @@ pub(crate) struct Kernel {
 /// all others add in an order that the number of inputs decides.
 pub(crate) fn adds_in_one_order(rows: usize, outputs: usize) -> bool {
     rows > FEW_ROWS && rows * outputs > 256
-}
-
-/// Rows that one thread multiplies at a time, of `n`, in equal pieces: enough that arranging the
-/// kernel for the registers, which every product does anew, is a small part; few enough that many
-/// threads get some.
-fn rows_per_piece(n: usize) -> usize {
-    n.div_ceil(n.div_ceil(n.div_ceil(16).clamp(256, 1024)).max(1)).max(1)
 }
 
 /// `x` `[N, I]` times a kernel of `O` outputs, plus its bias: `[N, O]`.
@@ -88,22 +81,19 @@ impl Kernel {
             add_few_rows(&mut out, x, &weight, residual.is_some() || bias.is_some());
             return out;
         }
-        let weight = View::rows(&weight, inputs).t();
-        let at_a_time = rows_per_piece(x.rows());
-        let piece = |(i, out): (usize, &mut [f32])| {
-            let rows = out.len() / outputs;
-            let first = i * at_a_time;
-            start_rows(
-                out,
-                residual.map(|r| &r.values()[first * outputs..][..rows * outputs]),
-                bias.as_deref(),
-            );
-            let x = View::rows(x.values(), inputs).at(first, 0);
-            let add = residual.is_some() || bias.is_some();
-            let target = Target { add, ..Target::rows(out, outputs) };
-            matmul_here(rows, inputs, outputs, 1.0, x, weight, target);
-        };
-        out.par_chunks_mut(at_a_time * outputs).enumerate().for_each(piece);
+        let at_a_time = super::rows_per_chunk(outputs);
+        if let Some(residual) = residual {
+            out.par_chunks_mut(at_a_time * outputs)
+                .zip(residual.values().par_chunks(at_a_time * outputs))
+                .for_each(|(out, residual)| start_rows(out, Some(residual), bias.as_deref()));
+        } else if bias.is_some() {
+            out.par_chunks_mut(at_a_time * outputs)
+                .for_each(|out| start_rows(out, None, bias.as_deref()));
+        }
+        let (x_rows, weight) = (View::rows(x.values(), inputs), View::rows(&weight, inputs).t());
+        let add = residual.is_some() || bias.is_some();
+        let target = Target { add, ..Target::rows(&mut out, outputs) };
+        matmul(x.rows(), inputs, outputs, 1.0, x_rows, weight, target);
         out
     }
 
@@ -111,16 +101,10 @@ impl Kernel {
     fn backward(&self, grad_out: &[f32], inputs: usize) -> Buffer {
         let outputs = self.outputs;
         let weight = self.weight.values();
-        let back = View::rows(&weight, inputs); // [O, I]
         let n = grad_out.len() / outputs;
         let mut grad = Buffer::unset(n * inputs);
-        grad.par_chunks_mut(rows_per_piece(n) * inputs)
-            .zip(grad_out.par_chunks(rows_per_piece(n) * outputs))
-            .for_each(|(grad, g)| {
-                let rows = grad.len() / inputs;
-                let g = View::rows(g, outputs);
-                matmul_here(rows, outputs, inputs, 1.0, g, back, Target::rows(grad, inputs));
-            });
+        let (g, back) = (View::rows(grad_out, outputs), View::rows(&weight, inputs));
+        matmul(n, outputs, inputs, 1.0, g, back, Target::rows(&mut grad, inputs));
         grad
     }
 
