@@ -4,7 +4,7 @@
   # The package for graphics cards is 5 GB; the one for processors alone is enough.
   target/pytorch/bin/pip install torch==2.15.0 numpy safetensors
   cargo build --release -p flamingo-model --examples
-  target/pytorch/bin/python model/benches/pytorch.py [ROUNDS]
+  target/pytorch/bin/python model/benches/pytorch.py [ROUNDS [JOB ...]]
 
 model/examples/hundred_million.rs makes the model and its inputs, tells its sizes, and is timed beside the plain PyTorch below, which
 reads the same weights. First both must agree: loss, logits of the last positions and two gradients to a relative 1e-4, the tokens
@@ -12,6 +12,8 @@ written exactly. Then, ROUNDS (5) times in turn, each in a process of its own:
 
   step         forward, backward and AdamW of the trained parts; 4 sequences of 256 tokens with 3 images each; median of 3 after one
                that is not timed
+  step-keeping the same, but that here frozen blocks keep what they make for the backward pass, too, as PyTorch does, instead of making
+               it again (`recompute = "nothing"`)
   forward      the loss alone, likewise
   generate     32 tokens, greedy, after 64 tokens with 3 images that are read, too; keys and values are kept; likewise
   first-token  from the start of the process, with all that is loaded, to a token after a prompt with one image
@@ -32,7 +34,7 @@ WORK = TARGET / "bench-pytorch"
 OURS = TARGET / "release/examples/hundred_million"
 THREADS = 2
 BATCH, LENGTH, IMAGES, WRITTEN = 4, 256, 3, 32
-RUNS = {"step": 4, "forward": 4, "generate": 4}
+RUNS = {"step": 4, "step-keeping": 4, "forward": 4, "generate": 4}
 
 
 def load(name):
@@ -186,7 +188,7 @@ def run_job(job, n):
     _, trained, _, _, loss, write = make_model()
     tokens, pixels, prompt = inputs()
 
-    if job == "step":
+    if job.startswith("step"):
         optimizer = torch.optim.AdamW(trained.values(), lr=1e-4, weight_decay=0.01, fused=True)
 
         def step():
@@ -255,7 +257,7 @@ def main():
     subprocess.run([OURS, "weights", WORK], check=True, stdout=sys.stderr)
     check()
     print("| job | flamingo-model | PyTorch | ratio |\n|---|---|---|---|")
-    for job in ["step", "forward", "generate", "first-token"]:
+    for job in sys.argv[2:] or ["step", "step-keeping", "forward", "generate", "first-token"]:
         cold = job == "first-token"
         times = [] if cold else [str(RUNS[job])]
         commands = [[OURS, job, WORK, *times], [sys.executable, "-u", __file__, "--job", job, *times]]

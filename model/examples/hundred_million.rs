@@ -6,6 +6,7 @@
 //! hundred_million weights FOLDER       writes the model, and its inputs to inputs.safetensors
 //! hundred_million check FOLDER         writes what the model makes of them to outputs.safetensors
 //! hundred_million step FOLDER N        times N training steps of 4 x 256 tokens and 12 images
+//! hundred_million step-keeping FOLDER N  likewise; frozen blocks keep what they make, too
 //! hundred_million forward FOLDER N     times the loss alone
 //! hundred_million generate FOLDER N    times N times 32 tokens after 64 tokens and 3 images
 //! hundred_million first-token FOLDER   reads a prompt with one image and writes one token
@@ -23,7 +24,7 @@ use std::time::Instant;
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
     Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, PatchStates, Pool,
-    Prompt, ResamplerConfig, Tensors, Trainable, VitConfig,
+    Prompt, Recompute, ResamplerConfig, Tensors, Trainable, VitConfig,
 };
 use rayon::prelude::*;
 
@@ -46,11 +47,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     match words[..] {
         ["weights", folder] => write_weights(Path::new(folder))?,
         ["check", folder] => check(Path::new(folder))?,
-        ["step", folder, n] => steps(Path::new(folder), n.parse()?)?,
+        ["step", folder, n] => steps(Path::new(folder), n.parse()?, Recompute::Frozen)?,
+        ["step-keeping", folder, n] => {
+            steps(Path::new(folder), n.parse()?, Recompute::Nothing)?;
+        }
         ["forward", folder, n] => forwards(Path::new(folder), n.parse()?)?,
         ["generate", folder, n] => generate(Path::new(folder), n.parse()?)?,
         ["first-token", folder] => first_token(Path::new(folder))?,
-        _ => return Err("expected weights, check, step, forward, generate or first-token, a folder, and a number of times".into()),
+        _ => return Err("expected weights, check, step, step-keeping, forward, generate or first-token, a folder, and a number of times".into()),
     }
     println!("peak_mib {}", peak_mib()?);
     Ok(())
@@ -218,8 +222,9 @@ fn check(folder: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn steps(folder: &Path, n: usize) -> Result<(), Box<dyn Error>> {
+fn steps(folder: &Path, n: usize, recompute: Recompute) -> Result<(), Box<dyn Error>> {
     let mut model = Flamingo::load(folder)?;
+    model.set_recompute(recompute);
     let (batch, _) = read_inputs(folder)?;
     let mut moments = BTreeMap::new();
     for done in 1..=n {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::error::ModelError;
 use crate::layers::{Linear, Norm, NormKind, fan_in};
-use crate::ops::{self, Activation, Heads, Rotation, Stage, Visible};
+use crate::ops::{self, Activation, Heads, Recompute, Rotation, Stage, Visible};
 use crate::params::{Declare, Params, Start};
-use crate::tensor::{DeviceError, Matrix, Record};
+use crate::tensor::{DeviceError, Matrix, Record, Recording};
 
 /// How the blocks of a stack are built.
 #[expect(clippy::struct_excessive_bools, reason = "each is a choice of its own, by its field name")]
@@ -210,14 +210,13 @@ pub(crate) enum Part {
 }
 
 impl WholeSequences {
-    /// Runs on `x` `[B * L, D]`. A frozen block, and any block if `recompute` says so, keeps only
-    /// its input for the backward pass.
+    /// Runs on `x` `[B * L, D]`; `recompute` says whether only that is kept for the backward pass.
     pub(crate) fn forward<T: Record>(
         self,
         x: Matrix<T>,
-        recompute: bool,
+        recompute: Recompute,
     ) -> Result<Matrix<T>, DeviceError> {
-        if T::OWNS_TAPE && (recompute || !self.is_trained()) {
+        if T::OWNS_TAPE && recompute.covers(self.is_trained()) {
             ops::recomputed(x, self)
         } else {
             self.run(x)
@@ -238,5 +237,16 @@ impl Stage for WholeSequences {
             Part::Attention => block.read(p, x, &self.positions, attend),
             Part::FeedForward => block.think(p, x),
         }
+    }
+
+    fn run_again(&self, x: Matrix<Recording>) -> Result<Matrix<Recording>, DeviceError> {
+        let mut again = self.clone();
+        let block = &mut again.block;
+        // What ends in the residual feeds nothing else.
+        if self.part == Part::Attention || block.shape.parallel {
+            block.to_out = block.to_out.clone().unread();
+        }
+        block.down = block.down.clone().unread();
+        again.run(x)
     }
 }

@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Shorter buffers are left to the system's allocator, which is quick for them.
 const KEPT_FROM: usize = 1 << 10;
-/// Most values that are kept for later use (512 MiB); beyond it all kept buffers are given back.
-const KEPT_MAX: usize = 1 << 27;
+/// Most values that are kept for later use (128 MiB); beyond it all kept buffers are given back.
+const KEPT_MAX: usize = 1 << 25;
 
 /// Buffers waiting for use, by length.
 #[derive(Debug)]

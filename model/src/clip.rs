@@ -11,7 +11,7 @@ use crate::decoder::{Decoder, LanguageConfig, Pass};
 use crate::error::ModelError;
 use crate::layers::Linear;
 use crate::limits::{WIDTH_MAX, check_size};
-use crate::ops;
+use crate::ops::{self, Recompute};
 use crate::params::{Declare, ParamId, Params, Source, Start, Trainable, Training};
 use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
@@ -88,7 +88,7 @@ pub struct Clip {
     vision_projection: Linear,
     text_projection: Linear,
     log_beta: ParamId,
-    recompute: bool,
+    recompute: Recompute,
 }
 
 impl Clip {
@@ -139,7 +139,7 @@ impl Clip {
             vision_projection,
             text_projection,
             log_beta,
-            recompute: false,
+            recompute: Recompute::default(),
         })
     }
 
@@ -151,9 +151,8 @@ impl Clip {
         save_folder(folder, &self.config, &self.params())
     }
 
-    /// Whether training steps keep only the inputs of the towers' blocks and make the rest again in
-    /// the backward pass: less memory, more time, the same numbers.
-    pub fn set_recompute(&mut self, recompute: bool) {
+    /// Which blocks of the towers keep only their inputs in training steps.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
         self.recompute = recompute;
     }
 

@@ -14,7 +14,7 @@ use crate::layers::Norm;
 use crate::limits::{
     CONTEXT_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, check_at_most, check_size, check_tower,
 };
-use crate::ops::{self, Activation, TokenTable, Visible};
+use crate::ops::{self, Activation, Recompute, TokenTable, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record, Weight};
 
@@ -257,8 +257,8 @@ pub(crate) struct AddedTokens {
 pub(crate) struct Pass {
     /// Rows of tokens that the decoder does not know by itself.
     pub(crate) added: Option<AddedTokens>,
-    /// Whether trained blocks keep only their inputs for the backward pass.
-    pub(crate) recompute: bool,
+    /// Which blocks keep only their inputs for the backward pass.
+    pub(crate) recompute: Recompute,
     /// Whether states may change between the halves of blocks, which are not parallel then.
     pub(crate) split: bool,
 }

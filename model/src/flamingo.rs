@@ -24,7 +24,7 @@ use crate::gated_xattn::{
 use crate::inputs::{Inputs, Latents, check_features, check_media};
 use crate::language_model::{LanguageModel, all_logits, language_folder};
 use crate::limits::{VOCABULARY_MAX, check_at_most};
-use crate::ops::{self, Heads, MediaReads, Stage, Visible};
+use crate::ops::{self, Heads, MediaReads, Recompute, Stage, Visible};
 use crate::params::{Declare, ParamId, Parameter, Params, Source, Start, Trainable, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
 use crate::tensor::{
@@ -128,7 +128,7 @@ pub struct Flamingo {
     grafts: Vec<GraftedSelfAttention>,
     /// Embeddings and head of added tokens.
     added: Option<[ParamId; 2]>,
-    recompute: bool,
+    recompute: Recompute,
 }
 
 /// A tower that a new model is built on.
@@ -285,7 +285,7 @@ impl Flamingo {
             cross_attention,
             grafts,
             added,
-            recompute: false,
+            recompute: Recompute::default(),
         })
     }
 
@@ -449,9 +449,8 @@ impl Flamingo {
         self.config.cross_attention.conditioning == Conditioning::Vanilla
     }
 
-    /// Whether training steps keep only the inputs of cross-attention blocks and make the rest again
-    /// in the backward pass: less memory, more time, the same numbers. Frozen blocks always do.
-    pub fn set_recompute(&mut self, recompute: bool) {
+    /// Which blocks of towers and cross-attention keep only their inputs in training steps.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
         self.recompute = recompute;
     }
 
@@ -485,7 +484,7 @@ impl Flamingo {
             _ => None,
         };
         match block {
-            Some(i) if T::OWNS_TAPE && self.recompute => ops::recomputed(
+            Some(i) if T::OWNS_TAPE && self.recompute.covers(true) => ops::recomputed(
                 y,
                 Crossing {
                     block: self.cross_attention[i].clone(),

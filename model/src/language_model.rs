@@ -8,7 +8,7 @@ use crate::decoder::Place;
 use crate::decoder::{Decoder, LanguageConfig, Pass};
 use crate::error::ModelError;
 use crate::families::Family;
-use crate::ops;
+use crate::ops::{self, Recompute};
 use crate::params::{Declare, Params, Source, Trainable, Training};
 use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
@@ -35,7 +35,7 @@ pub struct LanguageModel {
     config: LanguageConfig,
     params: Params,
     decoder: Decoder,
-    recompute: bool,
+    recompute: Recompute,
 }
 
 impl LanguageModel {
@@ -68,7 +68,7 @@ impl LanguageModel {
         source.check(&[&outline.finish()])?;
         let mut declare = Declare::new(source, training);
         let decoder = Decoder::new(&mut declare, LANGUAGE_PREFIX, &config)?;
-        Ok(Self { config, params: declare.finish(), decoder, recompute: false })
+        Ok(Self { config, params: declare.finish(), decoder, recompute: Recompute::default() })
     }
 
     /// Writes `config.json` and `model.safetensors` as Hugging Face's transformers reads them, into
@@ -91,9 +91,8 @@ impl LanguageModel {
         save_folder(folder, &self.config, &[&self.params])
     }
 
-    /// Whether training steps keep only the blocks' inputs and make the rest again in the backward
-    /// pass: less memory, more time, the same numbers.
-    pub fn set_recompute(&mut self, recompute: bool) {
+    /// Which blocks keep only their inputs in training steps.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
         self.recompute = recompute;
     }
 

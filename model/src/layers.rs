@@ -13,6 +13,7 @@ pub(crate) struct Linear {
     kernel: ParamId,
     bias: Option<ParamId>,
     outputs: usize,
+    unread: bool,
 }
 
 impl Linear {
@@ -39,7 +40,7 @@ impl Linear {
         let bias = bias
             .then(|| declare.add(format!("{name}.bias"), &[outputs], Start::Constant(0.0)))
             .transpose()?;
-        Ok(Self { kernel, bias, outputs })
+        Ok(Self { kernel, bias, outputs, unread: false })
     }
 
     /// `[N, in]` to `[N, out]`.
@@ -61,6 +62,11 @@ impl Linear {
         ops::linear_onto(x, self.kernel(p), residual)
     }
 
+    /// The same map, whose result has any values: for gradients alone.
+    pub(crate) fn unread(self) -> Self {
+        Self { unread: true, ..self }
+    }
+
     /// Whether the kernel is trained.
     pub(crate) fn is_trained(&self, p: &Params) -> bool {
         p.get(self.kernel).is_trained()
@@ -71,6 +77,7 @@ impl Linear {
             weight: p.get(self.kernel).clone(),
             bias: self.bias.map(|id| p.get(id).clone()),
             outputs: self.outputs,
+            unread: self.unread,
         }
     }
 }

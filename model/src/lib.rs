@@ -100,10 +100,10 @@ pub use language_model::{LanguageModel, TextBatch};
 pub use layers::NormKind;
 pub use nfnet::{NfnetConfig, NfnetFeatures};
 pub use openflamingo::{openflamingo_export, openflamingo_names};
-pub use ops::Activation;
 #[cfg(feature = "ops-bench")]
 #[doc(hidden)]
 pub use ops::benches as ops_bench;
+pub use ops::{Activation, Recompute};
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
 pub use presets::{ParameterRow, ParameterTable};

@@ -89,6 +89,11 @@ impl Matrix {
         self.key.is_some()
     }
 
+    /// The place of the gradient alone: the values may be freed.
+    pub(crate) fn without_values(self) -> Self {
+        Self { values: Arc::new(Buffer::from(Vec::new())), ..self }
+    }
+
     /// Moves the gradient out of the store, if one was given.
     #[cfg(test)]
     pub(crate) fn take_gradient(&self, store: &mut Store) -> Result<Option<Buffer>, DeviceError> {
@@ -168,7 +173,7 @@ pub(crate) fn record<T: Record>(
     let n = values.len();
     let out = Matrix::variable(values, width)?;
     // Only the key is kept for the backward pass: the output's own values may be freed before.
-    let key = Matrix { values: Arc::new(Buffer::from(Vec::new())), ..out.clone() };
+    let key = out.clone().without_values();
     tape.add_backward_op(move |store| {
         let Some(key) = &key.key else { return Ok(()) };
         let gradient = std::mem::take(&mut **store.get_or_alloc_mut(key)?);

@@ -2,6 +2,7 @@
 
 use crate::flamingo::Towers;
 use crate::gated_xattn::{Conditioning, FirstBlock, GateKind, MediaAttention};
+use crate::ops::Recompute;
 use crate::ops::gradient_check::{gradients_of_ramp, pseudo_random, weighted_sum};
 use crate::params::{Source, Training};
 use crate::resampler::ResamplerKind;
@@ -366,8 +367,10 @@ fn towers_are_trained_or_frozen_as_told_and_recomputing_changes_no_bit() {
                 idle || values.iter().any(|v| *v != 0.0)
             };
             assert!(gradients.iter().all(moved), "{name}");
-            model.set_recompute(true);
-            assert!(trained_gradients(&model, &batch) == gradients, "{name}");
+            for recompute in [Recompute::Nothing, Recompute::All] {
+                model.set_recompute(recompute);
+                assert!(trained_gradients(&model, &batch) == gradients, "{name} {recompute:?}");
+            }
             let frozen = model.frozen_sha256();
             change(&mut model, |_, values| values.iter_mut().for_each(|v| *v += 1.0));
             assert_eq!(model.frozen_sha256(), frozen, "{name}");

@@ -14,7 +14,7 @@ use crate::clip::{ClipConfig, Pool, VISION_PREFIX};
 use crate::clip_checkpoint::Writer;
 use crate::error::ModelError;
 use crate::nfnet::{Nfnet, NfnetConfig};
-use crate::ops;
+use crate::ops::{self, Recompute};
 use crate::params::{Declare, Params, Source, Training};
 use crate::tensor::{DeviceError, Matrix, NotRecording, Record};
 use crate::vit::{Vit, VitConfig};
@@ -197,7 +197,7 @@ impl Vision {
         p: &Params,
         pixels: &[f32],
         tape: T,
-        recompute: bool,
+        recompute: Recompute,
     ) -> Result<Matrix<T>, DeviceError> {
         match self {
             Self::Vit(vit) => vit.features(p, pixels, tape, recompute),
@@ -228,7 +228,7 @@ impl Vision {
         let mut out = Buffer::unset(n_images * config.n_feature_values());
         let groups = pixels.par_chunks(config.n_pixel_values() * together);
         let group = |(pixels, out): (&[f32], &mut [f32])| {
-            let x = self.features(p, pixels, NotRecording::default(), false)?;
+            let x = self.features(p, pixels, NotRecording::default(), Recompute::Nothing)?;
             out.copy_from_slice(x.values());
             Ok(())
         };
@@ -246,7 +246,7 @@ impl Vision {
         p: &Params,
         pixels: &[f32],
         tape: T,
-        recompute: bool,
+        recompute: Recompute,
         pool: Pool,
     ) -> Result<Matrix<T>, DeviceError> {
         match self {

@@ -18,7 +18,7 @@ use crate::limits::{
     IMAGE_SIZE_MAX, LAYERS_MAX, PATCHES_MAX, WIDTH_MAX, check_at_most, check_heads, check_size,
     check_tower,
 };
-use crate::ops::{self, Activation, Heads, Visible};
+use crate::ops::{self, Activation, Heads, Recompute, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record};
 use crate::vision::is_default;
@@ -179,7 +179,7 @@ impl Vit {
         p: &Params,
         pixels: &[f32],
         tape: T,
-        recompute: bool,
+        recompute: Recompute,
     ) -> Result<Matrix<T>, DeviceError> {
         let patches = unfold(pixels, &self.config); // [M * P, 3 p p]
         let x = self.patch_embedding.forward(p, patches.with(tape))?; // [M * P, V]
@@ -209,7 +209,7 @@ impl Vit {
         p: &Params,
         pixels: &[f32],
         tape: T,
-        recompute: bool,
+        recompute: Recompute,
     ) -> Result<Matrix<T>, DeviceError> {
         let mut x = self.forward(p, pixels, tape, recompute)?;
         if self.config.patch_states == PatchStates::AfterNorm {

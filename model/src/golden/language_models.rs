@@ -4,6 +4,7 @@ use super::{Case, compare, compare_named};
 use crate::families::Family;
 use crate::generate::{Generation, Search};
 use crate::language_model::{LANGUAGE_PREFIX, LanguageModel};
+use crate::ops::Recompute;
 use crate::params::Training;
 use crate::tensor::Gradients;
 use crate::translate::Rules;
@@ -51,7 +52,7 @@ fn check_family(name: &str, hidden_states: usize) {
     let batch = TextBatch { tokens: ids.clone(), length: LENGTH, loss_mask };
     let mut worst_gradient = 0.0;
     let mut kept = None;
-    for recompute in [false, true] {
+    for recompute in [Recompute::Nothing, Recompute::All] {
         model.set_recompute(recompute);
         let (loss, mut grads) = model.step(&batch, 1.0, Gradients::default()).unwrap();
         compare("loss", &[loss], &expected("loss"));

@@ -481,6 +481,7 @@ pub const CASES: &[Case] = &[
                 weight: trained(WIDTH * WIDE)?,
                 bias: Some(trained(WIDE)?),
                 outputs: WIDE,
+                unread: false,
             };
             let (x, stage) = (input(ROWS, WIDTH)?, NormAndLinear { norm, kernel });
             passes!(|tape| recomputed(x.clone().with(tape), stage.clone()))
@@ -495,7 +496,7 @@ fn affine(
     bias: Weight,
 ) -> Result<Run, DeviceError> {
     let x = input(rows, inputs)?;
-    let kernel = Kernel { weight, bias: Some(bias), outputs };
+    let kernel = Kernel { weight, bias: Some(bias), outputs, unread: false };
     passes!(|tape| linear(x.clone().with(tape), kernel.clone()))
 }
 

@@ -18,6 +18,8 @@ pub(crate) struct Kernel {
     pub(crate) bias: Option<Weight>,
     /// `O`.
     pub(crate) outputs: usize,
+    /// Whether only gradients are wanted: the result has any values.
+    pub(crate) unread: bool,
 }
 
 /// Whether each row of an affine map's result is the same, bit by bit, with `rows` rows and with
@@ -58,6 +60,9 @@ fn affine<T: Record>(
         || kernel.weight.is_trained()
         || kernel.bias.as_ref().is_some_and(Weight::is_trained)
         || residual.as_ref().is_some_and(Matrix::wants_gradient);
+    // Only the gradient of the kernel is made of the input's values.
+    let x = if kernel.weight.is_trained() { x } else { x.without_values() };
+    let residual = residual.map(Matrix::without_values);
     record(out, kernel.outputs, tape, wanted, move |grad_out, store| {
         if x.wants_gradient() {
             x.give_gradient(store, kernel.backward(&grad_out, x.width()))?;
@@ -76,6 +81,9 @@ impl Kernel {
         let weight = self.weight.values();
         let bias = self.bias.as_ref().map(Weight::values);
         let mut out = Buffer::unset(x.rows() * outputs);
+        if self.unread {
+            return out;
+        }
         if (1..=FEW_ROWS).contains(&x.rows()) {
             start_rows(&mut out, residual.map(Matrix::values), bias.as_deref());
             add_few_rows(&mut out, x, &weight, residual.is_some() || bias.is_some());
@@ -166,8 +174,12 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        let kernel =
-            |w: &[Weight]| Kernel { weight: w[0].clone(), bias: Some(w[1].clone()), outputs: 4 };
+        let kernel = |w: &[Weight]| Kernel {
+            weight: w[0].clone(),
+            bias: Some(w[1].clone()),
+            outputs: 4,
+            unread: false,
+        };
         // 3 rows go by dot products, 6 by the library's product.
         for n in [3, 6] {
             let x = (pseudo_random(n * 5, 1), 5);
@@ -197,7 +209,7 @@ mod tests {
                 &[(pseudo_random(20, 2), 5), (pseudo_random(4, 3), 4)],
                 |t, x, w| {
                     let (weight, bias) = (w[0].clone(), Some(w[1].clone()));
-                    let kernel = Kernel { weight, bias, outputs: 4 };
+                    let kernel = Kernel { weight, bias, outputs: 4, unread: false };
                     linear_onto(x[0].clone().with(t), kernel, x[1].clone()).unwrap()
                 },
                 |all| {

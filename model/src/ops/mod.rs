@@ -9,6 +9,8 @@
 //!
 //! The tape travels with an operation's first argument; the others come without.
 
+use std::sync::{Mutex, PoisonError};
+
 mod activation;
 mod add;
 mod attention;
@@ -48,6 +50,7 @@ pub(crate) use media_attention::{MediaReads, media_attention};
 pub(crate) use media_tokens::{add_time, repeat_latents, with_latents};
 pub(crate) use norm::{Norm, normalise, normalise_columns};
 pub(crate) use pooling::halve;
+pub use recompute::Recompute;
 pub(crate) use recompute::{Stage, recomputed};
 pub(crate) use rotary::{Rotation, rotate};
 pub(crate) use rows::{mean_rows, pick_rows, prepend_class};
@@ -64,10 +67,23 @@ fn rows_per_chunk(width: usize) -> usize {
     (CHUNK / width).max(1)
 }
 
-/// Runs `work` on a thread of the pool, so that the parallel loops inside need not wake one to
-/// begin.
+/// Runs `work` on the first thread of the pool, so that the parallel loops inside need not wake one to
+/// begin. Always the same thread: the system's allocator keeps what one thread frees from others, and
+/// steps that wander between threads hold the memory of several.
 pub(crate) fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| work())
+    if rayon::current_thread_index().is_some() {
+        return work();
+    }
+    let (work, result) = (Mutex::new(Some(work)), Mutex::new(None));
+    rayon::broadcast(|thread| {
+        if thread.index() == 0
+            && let Some(work) = work.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(work());
+        }
+    });
+    let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+    result.expect("a pool has a first thread")
 }
 
 #[cfg(test)]

@@ -4,7 +4,34 @@
 //! What a stage makes on the way is then held for one stage at a time, so that the memory of a
 //! training step grows by one matrix a stage.
 
-use crate::tensor::{DeviceError, Matrix, Record, Store, differentiate_from, record};
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::{DeviceError, Matrix, Record, Recording, Store, differentiate_from, record};
+
+/// Which blocks of a training step keep only their input for the backward pass, which makes the rest
+/// a second time: less memory, more time, the same numbers bit by bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recompute {
+    /// None.
+    Nothing,
+    /// Frozen ones.
+    #[default]
+    Frozen,
+    /// Frozen and trained ones.
+    All,
+}
+
+impl Recompute {
+    /// Whether a block, trained or frozen, keeps only its input.
+    pub(crate) fn covers(self, trained: bool) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Frozen => !trained,
+            Self::All => true,
+        }
+    }
+}
 
 /// A part of the model that can run again on the same input, with the same result bit by bit.
 pub(crate) trait Stage: 'static {
@@ -16,6 +43,14 @@ pub(crate) trait Stage: 'static {
     /// # Errors
     /// When the device fails.
     fn run<T: Record>(&self, x: Matrix<T>) -> Result<Matrix<T>, DeviceError>;
+
+    /// Runs again to be differentiated. The values of the result need not be made: they are known.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn run_again(&self, x: Matrix<Recording>) -> Result<Matrix<Recording>, DeviceError> {
+        self.run(x)
+    }
 }
 
 /// What `stage` makes of `x`.
@@ -31,6 +66,6 @@ pub(crate) fn recomputed<T: Record>(
     let width = out.width();
     let wanted = x.wants_gradient() || stage.is_trained();
     record(out.into_values(), width, tape, wanted, move |grad_out, store: &mut Store| {
-        differentiate_from(store, grad_out, |tape| stage.run(x.with(tape)))
+        differentiate_from(store, grad_out, |tape| stage.run_again(x.with(tape)))
     })
 }
