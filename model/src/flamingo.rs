@@ -140,6 +140,15 @@ pub struct Tower<'a> {
     pub trained: bool,
 }
 
+/// Which towers of a model are trained with the rest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TrainedTowers {
+    /// The vision tower.
+    pub vision: bool,
+    /// The language model.
+    pub language: bool,
+}
+
 /// Where the towers' parameters come from.
 pub(crate) struct Towers {
     /// The vision tower that `vision` holds; it may be for images of another size.
@@ -206,11 +215,19 @@ impl Flamingo {
         Self::from_sources(config.clone(), towers, Source::Random { seed })
     }
 
-    /// The model in a folder that [`Flamingo::save`] or a run wrote.
+    /// The model in a folder that [`Flamingo::save`] or a run wrote, its towers frozen.
     ///
     /// # Errors
     /// When the folder does not hold a whole model.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
+        Self::load_to_train(folder, TrainedTowers::default())
+    }
+
+    /// As [`Flamingo::load`], with towers that are to be trained.
+    ///
+    /// # Errors
+    /// When the folder does not hold a whole model.
+    pub fn load_to_train(folder: &Path, trained: TrainedTowers) -> Result<Self, ModelError> {
         let (config, mut tensors, path): (FlamingoConfig, Tensors, _) = read_folder(folder)?;
         let outline = config.outline()?;
         let whole = outline.params().into_iter().flat_map(Params::iter);
@@ -224,7 +241,7 @@ impl Flamingo {
             (part(VISION_PREFIX), part(crate::language_model::LANGUAGE_PREFIX));
         let rest = part("");
         let shape = config.vision.clone();
-        let train = [Training::Frozen; 2];
+        let train = [trained.vision, trained.language].map(Training::of);
         Self::from_sources(config, Towers { shape, vision, language, train }, rest)
     }
 

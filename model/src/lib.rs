@@ -92,7 +92,7 @@ pub use checkpoint::{model_folder, read_config};
 pub use clip::{Clip, ClipConfig, Pairs, Pool};
 pub use decoder::LanguageConfig;
 pub use error::{Mismatches, ModelError};
-pub use flamingo::{Flamingo, FlamingoConfig, Tower};
+pub use flamingo::{Flamingo, FlamingoConfig, Tower, TrainedTowers};
 pub use gated_xattn::{Conditioning, CrossAttentionConfig, FirstBlock, GateKind, MediaAttention};
 pub use generate::{Generation, Prompt, Scores, Search};
 pub use inputs::{Inputs, Latents};

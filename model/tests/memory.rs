@@ -146,14 +146,13 @@ const CASE: &str = "MEMORY_TEST_CASE";
 const FOUND: &str = "peak grew by ";
 
 /// What [`growth`] is in a process of its own.
-fn growth_alone(case: usize) -> usize {
+fn growth_alone(case: usize) -> Result<usize, Box<dyn Error>> {
     let test = "frozen_weights_cost_no_gradients_and_frozen_blocks_one_hidden_state_each";
-    let mut command = Command::new(env::current_exe().unwrap());
-    let output = command.args(["--exact", test, "--nocapture"]).env(CASE, case.to_string());
-    let output = output.output().unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["--exact", test, "--nocapture"]).env(CASE, case.to_string());
+    let text = String::from_utf8(command.output()?.stderr)?;
     let found = text.lines().find_map(|line| line.strip_prefix(FOUND));
-    found.unwrap_or_else(|| panic!("case {case}: {text}")).parse().unwrap()
+    Ok(found.ok_or_else(|| format!("case {case}: {text}"))?.parse()?)
 }
 
 #[test]
@@ -168,7 +167,7 @@ fn frozen_weights_cost_no_gradients_and_frozen_blocks_one_hidden_state_each() {
         return;
     }
     let [frozen, trained, shallow, deep, shallow_kept, deep_kept] =
-        [0, 1, 2, 3, 4, 5].map(growth_alone);
+        [0, 1, 2, 3, 4, 5].map(|case| growth_alone(case).unwrap());
     eprintln!("of 76 MiB of weights: {} MiB frozen, {} trained", frozen / MIB, trained / MIB);
     assert!(frozen < 32 * MIB, "{frozen} bytes");
     assert!(trained > 76 * MIB, "{trained} bytes: this test sees gradients");

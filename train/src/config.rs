@@ -12,6 +12,7 @@ use flamingo_dataset::{
     DiskCacheConfig, ImageConfig, Layout, LossMask, MixtureEntry, MixtureMode, PixelType,
     SampleConfig, Shuffle,
 };
+use flamingo_model::Recompute;
 use serde::{Deserialize, Serialize};
 
 use crate::optimizer::OptimizerConfig;
@@ -33,6 +34,10 @@ pub struct RunConfig<M> {
     /// How the datasets meet. Paper: gradients of all of them make one update (appendix B.1.2).
     #[serde(default = "paper_mixture")]
     pub mixture: MixtureMode,
+    /// Which blocks of the model keep only their input for the backward pass: `nothing`, `frozen` or
+    /// `all`. May change when a run is continued: the numbers are the same.
+    #[serde(default)]
+    pub recompute: Recompute,
     /// The optimizer and its learning rate.
     pub optimizer: OptimizerConfig,
     /// Where the tokenizer comes from, in stages that do not build on another run's.

@@ -65,12 +65,13 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
     file.require_vocabulary("model.text.vocabulary", model.text.vocabulary, &tokenizer)?;
 
-    let clip = match &folder.checkpoint {
+    let mut clip = match &folder.checkpoint {
         Some(checkpoint) => Clip::load(&checkpoint.folder).map_err(TrainError::model("load"))?,
         None => {
             Clip::new(&clip_config(model), file.config.seed).map_err(TrainError::model("build"))?
         }
     };
+    clip.set_recompute(file.config.recompute);
     let mut stage = Contrastive { clip, label_smoothing: model.label_smoothing };
     let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
     launch(prepared, &mut stage)

@@ -1,4 +1,4 @@
-//! The Flamingo stage: a frozen vision encoder and a frozen language model, joined by a resampler
+//! The Flamingo stage: a vision encoder and a language model, frozen as a rule, joined by a resampler
 //! and gated cross-attention that learn from a mixture of interleaved pages, image-text pairs and
 //! clips (paper, section 2).
 
@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use flamingo_dataset::{Batch, FeatureCache, ImageConfig, Tokenizer};
 use flamingo_model::{
-    CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients, Inputs, ModelError, ResamplerConfig,
-    Trainable,
+    CrossAttentionConfig, Flamingo, FlamingoConfig, GateKind, Gradients, Inputs, MediaAttention,
+    ModelError, ResamplerConfig, Tower, Trainable, TrainedTowers,
 };
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -29,20 +29,48 @@ use crate::trainer::{Stage, observe};
 #[serde(deny_unknown_fields)]
 pub struct FlamingoModel {
     /// Run of the contrastive stage, or a folder of transformers' or `open_clip`'s CLIP or of timm's
-    /// `dm_nfnet`; its vision encoder is frozen.
+    /// `dm_nfnet`.
     pub vision: String,
-    /// Run of the language stage, or a folder of Hugging Face; its model is frozen, its tokenizer is
-    /// used.
+    /// What becomes of its vision encoder.
+    #[serde(default)]
+    pub vision_weights: TowerWeights,
+    /// Run of the language stage, or a folder of Hugging Face; its tokenizer is used.
     pub language: String,
+    /// What becomes of its model.
+    #[serde(default)]
+    pub language_weights: TowerWeights,
     /// The resampler.
     pub resampler: ResamplerConfig,
     /// The gated cross-attention.
     pub cross_attention: CrossAttentionConfig,
 }
 
+/// What becomes of the weights of a tower (paper, table 3, row viii).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TowerWeights {
+    /// They stay as they are, the paper's choice.
+    #[default]
+    Frozen,
+    /// They are trained with the rest.
+    FineTuned,
+    /// Fresh ones in their place, of the same shapes, are trained with the rest.
+    FromScratch,
+}
+
+impl FlamingoModel {
+    /// The towers that are trained.
+    fn trained(&self) -> TrainedTowers {
+        let [vision, language] =
+            [self.vision_weights, self.language_weights].map(|w| w != TowerWeights::Frozen);
+        TrainedTowers { vision, language }
+    }
+}
+
 /// The model under training.
 struct Joined {
     flamingo: Flamingo,
+    trained: TrainedTowers,
     features: Option<Mutex<FeatureCache>>,
 }
 
@@ -58,10 +86,15 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     check_model(&file)?;
 
     let folder = command.check_folder(&file)?;
-    let (flamingo, tokenizer) = match &folder.checkpoint {
-        Some(checkpoint) => (continued(checkpoint)?, same_tokenizer(&folder, checkpoint)?),
+    let trained = file.config.model.trained();
+    if trained.vision {
+        file.require_no_feature_cache()?;
+    }
+    let (mut flamingo, tokenizer) = match &folder.checkpoint {
+        Some(checkpoint) => (continued(checkpoint, trained)?, same_tokenizer(&folder, checkpoint)?),
         None => fresh(command, &file, image)?,
     };
+    flamingo.set_recompute(file.config.recompute);
     let language = &flamingo.config().language;
     file.require_context(language.context)?;
     let vocabulary = flamingo.config().vocabulary();
@@ -71,7 +104,7 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     let features = file.config.feature_cache.as_ref();
     let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;
     let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
-    launch(prepared, &mut Joined { flamingo, features: features.map(Mutex::new) })
+    launch(prepared, &mut Joined { flamingo, trained, features: features.map(Mutex::new) })
 }
 
 /// The features of the model's vision encoder.
@@ -90,7 +123,22 @@ fn feature_cache(
 fn check_model(file: &ConfigFile<FlamingoModel>) -> Result<(), TrainError> {
     let FlamingoModel { resampler, cross_attention, .. } = &file.config.model;
     file.require_model(resampler.validate())?;
-    file.require_model(cross_attention.validate())
+    file.require_model(cross_attention.validate())?;
+    if cross_attention.attend == MediaAttention::AllPrevious {
+        for entry in &file.config.data {
+            let (key, chance) = (
+                format!("data.{}.next_image_probability", entry.name),
+                entry.next_image_probability,
+            );
+            file.require(
+                chance == 0.0,
+                key,
+                &chance,
+                "0: tokens attend to all images before them",
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// A model on the two runs, and the tokenizer of the language run.
@@ -117,12 +165,19 @@ fn fresh(
         config.added_tokens = tokenizer.n_tokens().saturating_sub(config.language.vocabulary);
         tokenizer
     };
-    if is_run(&vision) {
+    if is_run(&vision) && model.vision_weights != TowerWeights::FromScratch {
         require_same_image(file, image, &run_of(&vision))?;
     } else {
         config.vision.set_image_size(image.size);
     }
-    let flamingo = Flamingo::new(&config, &vision, &language, file.config.seed).map_err(built)?;
+    let tower = |folder, weights| Tower {
+        from: (weights != TowerWeights::FromScratch).then_some(folder),
+        trained: weights != TowerWeights::Frozen,
+    };
+    let (vision, language) =
+        (tower(&*vision, model.vision_weights), tower(&*language, model.language_weights));
+    let flamingo =
+        Flamingo::on_towers(&config, vision, language, file.config.seed).map_err(built)?;
     Ok((flamingo, tokenizer))
 }
 
@@ -162,8 +217,9 @@ fn table(image: &ImageConfig) -> Table {
 }
 
 /// The model of a checkpoint, after checking that its frozen half is what the run began with.
-fn continued(checkpoint: &Checkpoint) -> Result<Flamingo, TrainError> {
-    let flamingo = Flamingo::load(&checkpoint.folder).map_err(TrainError::model("load"))?;
+fn continued(checkpoint: &Checkpoint, trained: TrainedTowers) -> Result<Flamingo, TrainError> {
+    let flamingo = Flamingo::load_to_train(&checkpoint.folder, trained);
+    let flamingo = flamingo.map_err(TrainError::model("load"))?;
     if let Some(was) = &checkpoint.state.frozen_sha256 {
         let now = flamingo.frozen_sha256();
         checkpoint.require_same("the digest of the frozen weights", was, &now)?;
@@ -239,14 +295,17 @@ impl Stage for Joined {
     }
 
     fn frozen_sha256(&self) -> Option<String> {
-        Some(self.flamingo.frozen_sha256())
+        let frozen = !(self.trained.vision && self.trained.language);
+        frozen.then(|| self.flamingo.frozen_sha256())
     }
 
     /// With closed gates the model must be its language model, to the last bit, whatever the images
     /// show.
     fn check_fresh(&self, first: &Batch) -> Result<Option<String>, TrainError> {
-        if self.flamingo.config().added_tokens > 0 {
-            // The language model does not know all tokens, and shares no probability among them.
+        let config = self.flamingo.config();
+        // Without gates a fresh block is not the identity; and a language model to which tokens are
+        // added does not know them all, and shares no probability among them.
+        if config.cross_attention.gate == GateKind::None || config.added_tokens > 0 {
             return Ok(None);
         }
         let flamingo = self.loss(first)?;

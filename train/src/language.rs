@@ -32,12 +32,13 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
     file.require_vocabulary("model.vocabulary", model.vocabulary, &tokenizer)?;
 
-    let language = match &folder.checkpoint {
+    let mut language = match &folder.checkpoint {
         Some(checkpoint) => {
             LanguageModel::load(&checkpoint.folder).map_err(TrainError::model("load"))?
         }
         None => LanguageModel::new(model, file.config.seed).map_err(TrainError::model("build"))?,
     };
+    language.set_recompute(file.config.recompute);
     let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
     launch(prepared, &mut Language(language))
 }

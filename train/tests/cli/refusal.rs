@@ -81,6 +81,12 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     change("flamingo", "every = 1", "every = 0", &["`model.cross_attention.every` is 0"]);
     let merged = "seed = 3\nmixture = \"merged\"";
     change("flamingo", "seed = 3", merged, &["`data.clips.frames` is 2, expected 1"]);
+    let attend = ("every = 1", "every = 1\nattend = \"all-previous\"");
+    let words = ["`data.pages.next_image_probability` is 0.5, expected 0"];
+    change("flamingo", attend.0, attend.1, &words);
+    let cached = "seed = 3\nfeature_cache = { folder = \"features\" }";
+    let config = FLAMINGO.replace("[model]", "[model]\nvision_weights = \"fine-tuned\"");
+    check(&world, "flamingo", &config.replace("seed = 3", cached), &[], 2, &["`feature_cache`"]);
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use flamingo_model::Tensors;
+
 use crate::world::{FLAMINGO, LANGUAGE, STAGES, World, latest, metrics};
 
 /// Everything in the last checkpoint, and which steps the log knows.
@@ -45,6 +47,36 @@ fn two_stops_change_nothing_in_any_stage() {
         world.train(stage, config, &run, &["--resume", "--stop-after", "5"]).expect_success();
         world.train(stage, config, &run, &["--resume"]).expect_success();
         assert_same_outcome(&world.path(&format!("{stage}-whole")), &world.path(&run));
+    }
+}
+
+#[test]
+fn towers_are_trained_on_request_and_recomputing_changes_no_bit() {
+    let world = World::with_towers();
+    world.train("flamingo", FLAMINGO, "frozen", &["--stop-after", "1"]).expect_success();
+    let first_loss = |run: &str| metrics(&world.path(run))[0]["loss"].as_f64().unwrap();
+    let language_of = |run: &str| {
+        let weights = Tensors::open(&latest(&world.path(run)).join("model.safetensors")).unwrap();
+        weights.get("language.tokens.weight").unwrap().to_owned()
+    };
+    for (weights, same_start) in [("fine-tuned", true), ("from-scratch", false)] {
+        let keys =
+            format!("[model]\nvision_weights = {weights:?}\nlanguage_weights = {weights:?}\n");
+        let config = FLAMINGO.replace("[model]\n", &keys);
+        let run = |name: &str, more: &[&str]| {
+            let finished = world.train("flamingo", &config, &format!("{weights}-{name}"), more);
+            finished.expect_success();
+            finished.stderr()
+        };
+        let told = run("whole", &[]);
+        assert!(told.contains("with gates at 0 the loss equals"), "{told}");
+        assert!(!told.contains("frozen weights"), "{told}");
+        run("stopped", &["--stop-after", "3", "--set", "recompute=\"nothing\""]);
+        run("stopped", &["--resume", "--set", "recompute=\"all\""]);
+        let [whole, stopped] = ["whole", "stopped"].map(|name| format!("{weights}-{name}"));
+        assert_same_outcome(&world.path(&whole), &world.path(&stopped));
+        assert_eq!(first_loss(&whole).to_bits() == first_loss("frozen").to_bits(), same_start);
+        assert_ne!(language_of(&whole), language_of("frozen"), "{weights}");
     }
 }
 
