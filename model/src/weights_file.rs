@@ -508,8 +508,24 @@ impl Stored {
             }),
             _ => self.fill(shape, &mut values, |b| f64::from_le_bytes(b) as f32),
         }
+        self.leave_memory();
         Ok(Some(values))
     }
+
+    /// Lets the system take the mapped pages away, so that weights are not in memory twice while the
+    /// rest is read; they would be read again if they were needed.
+    #[cfg(unix)]
+    fn leave_memory(&self) {
+        let (start, n) = (self.bytes.start, self.bytes.len());
+        #[expect(unsafe_code, reason = "of other maps such advice would lose what was written")]
+        // SAFETY: the map is read-only and of a file, so its pages hold nothing that is not there.
+        let _ = unsafe {
+            self.file.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, n)
+        };
+    }
+
+    #[cfg(not(unix))]
+    fn leave_memory(&self) {}
 
     /// Makes every value of `out`, row-major, from its bytes.
     fn fill<const N: usize>(

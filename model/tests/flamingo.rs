@@ -6,7 +6,8 @@ use std::path::Path;
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
     Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, ModelError, Params,
-    PatchStates, Pool, Prompt, ResamplerConfig, TextBatch, Trainable, VisionConfig, VitConfig,
+    PatchStates, Pool, Prompt, ResamplerConfig, TextBatch, Tower, Trainable, VisionConfig,
+    VitConfig,
 };
 
 /// Pixels of one image of the tiny model.
@@ -336,6 +337,49 @@ fn greedy_generation_equals_reading_everything_again() {
     }
     let stopped = model.generate(&prompts, &Generation::greedy(12, written[0][0])).unwrap();
     assert!(stopped[0].is_empty());
+}
+
+#[test]
+fn thirty_two_shots_of_clips_are_read_beside_a_prompt_of_none() {
+    const SHOTS: usize = 32;
+    const SHOT: [u32; 4] = [1, 3, 5, 9];
+    let tiny = opened().config().clone();
+    let config = FlamingoConfig { language: LanguageConfig { context: 160, ..language() }, ..tiny };
+    let tower = Tower { from: None, trained: false };
+    let mut model = Flamingo::on_towers(&config, tower, tower, 5).unwrap();
+    change(&mut model, |name, values| {
+        if name.ends_with("_gate") {
+            values.fill(0.7);
+        }
+    });
+    let few_shot = |first_clip: usize| {
+        let clips: Vec<Latents> = (0..=SHOTS)
+            .map(|i| if i == 0 { first_clip } else { i })
+            .map(|seed| model.latents(&noise(2 * PIXELS, seed), 2).unwrap())
+            .collect();
+        let tokens = SHOT.repeat(SHOTS + 1);
+        Prompt {
+            phi: (0..tokens.len()).map(|l| (l / SHOT.len()) as i32).collect(),
+            tokens,
+            latents: Latents::join(&clips),
+        }
+    };
+    let prompts =
+        [few_shot(0), Prompt { tokens: vec![4], phi: vec![-1], latents: Latents::none() }];
+    let written = model.generate(&prompts, &Generation::greedy(5, 10_000)).unwrap();
+    for (prompt, written) in prompts.iter().zip(&written) {
+        assert_eq!(written.len(), 5);
+        let mut longer = prompt.clone();
+        for token in written {
+            let scores = model.score(std::slice::from_ref(&longer)).unwrap();
+            assert_eq!(scores[0].likeliest.last(), Some(token));
+            longer.tokens.push(*token);
+            longer.phi.push(*longer.phi.last().unwrap());
+        }
+    }
+    let [here, elsewhere] =
+        [0, 77].map(|clip| model.rank(&few_shot(clip), &[vec![3], vec![5, 6]]).unwrap());
+    assert_ne!(here, elsewhere, "the last answer depends on the first shot's clip");
 }
 
 #[test]
