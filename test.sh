@@ -33,7 +33,8 @@ never_links flamingo-eval 'ffmpeg-.*' 'flamingo-(ingest|train|fixtures)'
 never_links flamingo-fixtures 'flamingo-(ingest|dataset|model|train|eval)'
 
 step "lints"
-cargo clippy --locked --workspace --all-targets -- -D warnings
+# In the profile of the tests, so that macros and build scripts are compiled once for both.
+cargo clippy --locked --release --workspace --all-targets -- -D warnings
 
 step "licences"
 deny=$PWD/target/tools/bin/cargo-deny

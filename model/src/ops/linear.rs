@@ -89,17 +89,15 @@ impl Kernel {
             add_few_rows(&mut out, x, &weight, residual.is_some() || bias.is_some());
             return out;
         }
-        let at_a_time = super::rows_per_chunk(outputs);
-        if let Some(residual) = residual {
-            out.par_chunks_mut(at_a_time * outputs)
-                .zip(residual.values().par_chunks(at_a_time * outputs))
-                .for_each(|(out, residual)| start_rows(out, Some(residual), bias.as_deref()));
-        } else if bias.is_some() {
-            out.par_chunks_mut(at_a_time * outputs)
-                .for_each(|out| start_rows(out, None, bias.as_deref()));
+        let add = residual.is_some() || bias.is_some();
+        if add {
+            let chunk = outputs * super::rows_per_chunk(outputs);
+            out.par_chunks_mut(chunk).enumerate().for_each(|(i, out)| {
+                let residual = residual.map(|r| &r.values()[i * chunk..][..out.len()]);
+                start_rows(out, residual, bias.as_deref());
+            });
         }
         let (x_rows, weight) = (View::rows(x.values(), inputs), View::rows(&weight, inputs).t());
-        let add = residual.is_some() || bias.is_some();
         let target = Target { add, ..Target::rows(&mut out, outputs) };
         matmul(x.rows(), inputs, outputs, 1.0, x_rows, weight, target);
         out
