@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use flamingo_dataset::{Batch, FeatureCache, ImageConfig, Tokenizer};
 use flamingo_model::{
     CrossAttentionConfig, Flamingo, FlamingoConfig, GateKind, Gradients, Inputs, MediaAttention,
-    ModelError, ResamplerConfig, Tower, Trainable, TrainedTowers,
+    ModelError, Params, ResamplerConfig, Tower, Trainable, TrainedTowers,
 };
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -70,7 +70,6 @@ impl FlamingoModel {
 /// The model under training.
 struct Joined {
     flamingo: Flamingo,
-    trained: TrainedTowers,
     features: Option<Mutex<FeatureCache>>,
 }
 
@@ -104,7 +103,7 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     let features = file.config.feature_cache.as_ref();
     let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;
     let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
-    launch(prepared, &mut Joined { flamingo, trained, features: features.map(Mutex::new) })
+    launch(prepared, &mut Joined { flamingo, features: features.map(Mutex::new) })
 }
 
 /// The features of the model's vision encoder.
@@ -295,7 +294,8 @@ impl Stage for Joined {
     }
 
     fn frozen_sha256(&self) -> Option<String> {
-        let frozen = !(self.trained.vision && self.trained.language);
+        let mut all = self.flamingo.params().into_iter().flat_map(Params::iter);
+        let frozen = all.any(|parameter| !parameter.weight.is_trained());
         frozen.then(|| self.flamingo.frozen_sha256())
     }
 

@@ -103,6 +103,15 @@ fn a_fresh_flamingo_is_its_language_model_and_the_frozen_half_stays() {
 }
 
 #[test]
+fn a_model_without_gates_need_not_begin_as_its_language_model() {
+    let world = World::with_towers();
+    let ungated = FLAMINGO.replace("every = 1", "every = 1\ngate = \"none\"");
+    let finished = world.train("flamingo", &ungated, "run", &["--stop-after", "1"]);
+    finished.expect_success();
+    assert!(!finished.stderr().contains("with gates at 0"), "{}", finished.stderr());
+}
+
+#[test]
 fn a_mixture_may_take_turns_or_merge_its_rows() {
     let world = World::new();
     let datasets = |mode: &str| {
