@@ -23,8 +23,8 @@ pub(crate) struct Kernel {
 }
 
 /// Whether each row of an affine map's result is the same, bit by bit, with `rows` rows and with
-/// more: few rows go by dot products, and the library has a kernel of its own for up to 256 results;
-/// all others add in an order that the number of inputs decides.
+/// more: few rows go by dot products, and `gemm` has a kernel of its own for up to 256 results; all
+/// others add in an order that the number of inputs decides.
 pub(crate) fn adds_in_one_order(rows: usize, outputs: usize) -> bool {
     rows > FEW_ROWS && rows * outputs > 256
 }

@@ -1,8 +1,12 @@
-//! Matrix products on slices, through the `gemm` crate (AVX2 or AVX-512, chosen at run time).
+//! Matrix products on slices: large ones on AVX2 through [`matmul_avx2`](super::matmul_avx2), all
+//! others through the `gemm` crate, which chooses among AVX-512, AVX2 and less at run time.
 //!
-//! The only unsafe code of the CPU path: bounds are checked here, once per product.
+//! Bounds are checked here, once per product, before anything unsafe.
 
 use gemm::Parallelism;
+
+#[cfg(target_arch = "x86_64")]
+use super::matmul_avx2;
 
 /// A matrix inside a slice: element `(i, j)` lies at `offset + i * row_stride + j * col_stride`.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +31,12 @@ impl<'a> View<'a> {
     /// The same matrix starting at row `row` and column `col`.
     pub(crate) fn at(self, row: usize, col: usize) -> Self {
         Self { offset: self.offset + row * self.row_stride + col * self.col_stride, ..self }
+    }
+
+    /// Whether rows or columns lie without gaps.
+    #[cfg(target_arch = "x86_64")]
+    fn is_dense(&self) -> bool {
+        self.row_stride == 1 || self.col_stride == 1
     }
 
     fn last(&self, rows: usize, cols: usize) -> usize {
@@ -60,6 +70,11 @@ impl<'a> Target<'a> {
         Self { offset: self.offset + row * self.row_stride + col, ..self }
     }
 }
+
+/// Longest sum that is added to a result at once. It decides the rounding, and must be the same in
+/// all kernels: the number of rows chooses the kernel, and a row must not depend on the others.
+/// `gemm` alone would cut at 512 or, with other caches, later.
+const LONGEST_SUM: usize = 512;
 
 /// Products below this many multiplications are not worth waking other threads for.
 const PARALLEL_FROM: usize = 1 << 18;
@@ -104,32 +119,48 @@ fn product(
     let Target { values: out, offset, row_stride, add } = target;
     let last = offset + (m - 1) * row_stride + n - 1;
     assert!(last < out.len(), "product reaches beyond its slice");
+    let longest = k.div_ceil(k.div_ceil(LONGEST_SUM));
+    #[cfg(target_arch = "x86_64")]
+    if matmul_avx2::is_best(m, k, n) && a.is_dense() && b.is_dense() {
+        let start = out.as_mut_ptr().wrapping_add(offset);
+        let results = matmul_avx2::Results { start, row_stride, scale, add };
+        #[expect(unsafe_code, reason = "the product writes through a raw pointer")]
+        // SAFETY: the processor is as needed; the last assertion bounds what is written, and the
+        // target is borrowed mutably.
+        unsafe {
+            matmul_avx2::product((m, k, n), longest, a, b, results, threads);
+        }
+        return;
+    }
     let parallelism = if threads == 1 { Parallelism::None } else { Parallelism::Rayon(threads) };
-    #[expect(unsafe_code, reason = "gemm takes raw pointers")]
-    // SAFETY: the three assertions above bound every element that is read or written; the target is
-    // borrowed mutably, so it overlaps neither factor.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr().add(offset),
-            1,
-            row_stride as isize,
-            add,
-            a.values.as_ptr().add(a.offset),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.values.as_ptr().add(b.offset),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.0_f32,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    for first in (0..k).step_by(longest) {
+        let (a, b) = (a.at(0, first), b.at(first, 0));
+        #[expect(unsafe_code, reason = "gemm takes raw pointers")]
+        // SAFETY: the three assertions above bound every element that is read or written; the target
+        // is borrowed mutably, so it overlaps neither factor.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                longest.min(k - first),
+                out.as_mut_ptr().add(offset),
+                1,
+                row_stride as isize,
+                add || first > 0,
+                a.values.as_ptr().add(a.offset),
+                a.col_stride as isize,
+                a.row_stride as isize,
+                b.values.as_ptr().add(b.offset),
+                b.col_stride as isize,
+                b.row_stride as isize,
+                1.0_f32,
+                scale,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
     }
 }
 
@@ -161,9 +192,59 @@ mod tests {
         }
     }
 
+    fn rows_and_transposed(values: &[f32], rows: usize, cols: usize) -> [View<'_>; 2] {
+        [View::rows(values, cols), View::rows(values, rows).t()]
+    }
+
+    #[test]
+    fn large_products_equal_the_definition() {
+        // Nothing is a multiple of what a kernel takes at once, and the sums are cut once.
+        let (m, k, n) = (101, 601, 131);
+        let (a, b) = (pseudo_random(m * k, 1), pseudo_random(k * n, 2));
+        for a in rows_and_transposed(&a, m, k) {
+            for b in rows_and_transposed(&b, k, n) {
+                let element = |v: &View, i, j| f64::from(v.values[v.last(i + 1, j + 1)]);
+                for threads in [1, 2, 40] {
+                    let mut c = vec![7.0; (m + 1) * (n + 3)];
+                    let whole = Target::rows(&mut c, n + 3).adding().at(1, 2);
+                    product((m, k, n), -0.3, a, b, whole, threads);
+                    for (i, row) in c.chunks(n + 3).enumerate() {
+                        for (j, found) in row.iter().enumerate() {
+                            let sum = if i > 0 && (2..n + 2).contains(&j) {
+                                (0..k).map(|x| element(&a, i - 1, x) * element(&b, x, j - 2)).sum()
+                            } else {
+                                0.0
+                            };
+                            assert!((f64::from(*found) - (7.0 - 0.3 * sum)).abs() < 1e-4);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_among_few_and_many() {
+        let (m, n) = (200, 131);
+        for k in [96, 512, 600, 1300] {
+            let (a, b) = (pseudo_random(m * k, 1), pseudo_random(k * n, 2));
+            for b in rows_and_transposed(&b, k, n) {
+                let rows = |m: usize| {
+                    let mut c = vec![0.5; m * n];
+                    matmul(m, k, n, 1.0, View::rows(&a, k), b, Target::rows(&mut c, n).adding());
+                    c
+                };
+                let many = rows(m);
+                for few in [5, 7, 50, 95, 96, 103] {
+                    assert_eq!(rows(few), many[..few * n], "{few} rows of {k}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_number_of_threads_does_not_change_a_bit() {
-        let (m, k, n) = (130, 257, 67);
+        let (m, k, n) = (130, 257, 97);
         let (a, b) = (pseudo_random(m * k, 3), pseudo_random(k * n, 4));
         let mut one = vec![0.0; m * n];
         let mut many = one.clone();

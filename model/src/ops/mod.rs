@@ -23,6 +23,8 @@ mod embedding;
 mod gated;
 mod linear;
 mod matmul;
+#[cfg(target_arch = "x86_64")]
+mod matmul_avx2;
 mod media_attention;
 mod media_tokens;
 mod norm;
