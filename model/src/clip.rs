@@ -119,10 +119,14 @@ impl Clip {
 
     pub(crate) fn from_source(config: ClipConfig, source: Source) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut source = source;
-        let towers = source.split_off(VISION_PREFIX);
+        source.check(&Self::declare(config.clone(), Source::Shapes)?.params())?;
+        Self::declare(config, source)
+    }
+
+    fn declare(config: ClipConfig, mut source: Source) -> Result<Self, ModelError> {
+        let towers = Declare::new(source.split_off(VISION_PREFIX), Training::Trained);
         let (vision, vision_params) =
-            Vision::from_source(towers, Training::Trained, &config.vision, &config.vision)?;
+            Vision::new(towers, VISION_PREFIX, &config.vision, &config.vision)?;
         let mut declare = Declare::new(source, Training::Trained);
         let text = Decoder::new(&mut declare, TEXT_PREFIX, &config.text)?;
         let (from, to) = (config.vision.width(), config.embedding);

@@ -3,7 +3,7 @@
 
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, Gradients, LanguageConfig, Pairs, Params,
-    PatchStates, Pool, Trainable, VisionConfig, VitConfig,
+    PatchStates, Pool, Tensors, Trainable, VisionConfig, VitConfig,
 };
 
 fn config() -> ClipConfig {
@@ -111,6 +111,19 @@ fn it_saves_loads_and_refuses_what_does_not_fit() {
     distinct.sort_unstable();
     distinct.dedup();
     assert_eq!(distinct.len(), names.len());
+
+    let file = folder.path().join("model.safetensors");
+    let mut tensors = Tensors::open(&file).unwrap();
+    for name in ["log_beta", "vision.class_embedding"] {
+        let shape = tensors.shape(name).unwrap().to_vec();
+        tensors.take(name, &shape, &file).unwrap();
+    }
+    tensors.insert("text_projection.weight", &[1], vec![0.0]);
+    tensors.write(&file).unwrap();
+    let error = Clip::load(folder.path()).unwrap_err().to_string();
+    for wrong in ["log_beta", "vision.class_embedding", "text_projection.weight"] {
+        assert!(error.contains(wrong), "{error}");
+    }
 
     let check = |change: fn(&mut Pairs), expected: &str| {
         let mut pairs = pairs();

@@ -11,7 +11,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use flamingo_model::{Flamingo, FlamingoConfig, ModelError, Tensors, VisionConfig, read_config};
 
 use crate::error::TrainError;
-use crate::files;
+use crate::{files, run_folder};
 
 /// What is exported, and how.
 #[derive(Debug, Args)]
@@ -58,10 +58,10 @@ pub struct Export {
 enum Format {
     /// OpenFlamingo's checkpoint: a `.pt` as `torch.save` writes it, or a `.safetensors`.
     OpenFlamingo,
-    /// The language model in `language/` and the vision encoder in `vision/`, each as transformers
-    /// reads it, without what joins them.
+    /// The language model, with its `tokenizer.json`, in `language/` and the vision encoder in
+    /// `vision/`, each as transformers reads it, without what joins them.
     HuggingFace,
-    /// The whole model in a folder of this project.
+    /// The whole model, with its `tokenizer.json`, in a folder of this project.
     Flamingo,
 }
 
@@ -89,14 +89,23 @@ pub fn run(export: &Export) -> Result<String, TrainError> {
         replace_file(out, |part| write(&tensors, part))?;
         return Ok(format!("{n} tensors in {}\n", out.display()));
     }
-    let parts = fill_folder(out, |folder| match format {
-        Format::HuggingFace => save_towers(&model, folder),
-        Format::OpenFlamingo | Format::Flamingo => {
-            model.save(folder).map_err(TrainError::model("export"))?;
-            Ok("config.json and model.safetensors")
+    let tokenizer = export.tokenizer();
+    let parts = fill_folder(out, |folder| {
+        let (parts, beside) = match format {
+            Format::HuggingFace => (save_towers(&model, folder)?, folder.join("language")),
+            Format::OpenFlamingo | Format::Flamingo => {
+                model.save(folder).map_err(TrainError::model("export"))?;
+                ("config.json and model.safetensors", folder.to_path_buf())
+            }
+        };
+        if let Some(tokenizer) = &tokenizer {
+            let to = run_folder::tokenizer(&beside);
+            std::fs::copy(tokenizer, &to).map_err(TrainError::file("write", &to))?;
         }
+        Ok(parts)
     })?;
-    Ok(format!("{parts} in {}\n", out.display()))
+    let with = if tokenizer.is_some() { ", with tokenizer.json," } else { "" };
+    Ok(format!("{parts}{with} in {}\n", out.display()))
 }
 
 impl Export {
@@ -109,6 +118,12 @@ impl Export {
             return read_config(folder).map_err(TrainError::model("read"));
         }
         self.read().map(|model| model.config().clone())
+    }
+
+    /// The `tokenizer.json` of the run, or beside the model or the language model.
+    fn tokenizer(&self) -> Option<PathBuf> {
+        let folder = self.model.as_ref().or(self.language.as_ref())?;
+        Some(run_folder::tokenizer(&run_folder::run_of(folder))).filter(|file| file.is_file())
     }
 
     fn read(&self) -> Result<Flamingo, TrainError> {

@@ -106,6 +106,11 @@ fn a_model_goes_to_open_flamingo_and_transformers_and_comes_back() {
             assert!(back.get(name) == run.get(name), "{name} changed on its way");
         }
     }
+    let tokenizer =
+        |folder: &str| std::fs::read(world.path(folder).join("tokenizer.json")).unwrap();
+    for folder in ["towers/language", "back-of.pt"] {
+        assert_eq!(tokenizer(folder), tokenizer("run"), "{folder}");
+    }
     let left = std::fs::read_dir(world.path("")).unwrap();
     let left =
         left.filter(|entry| entry.as_ref().unwrap().path().to_string_lossy().ends_with(".part"));
