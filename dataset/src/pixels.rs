@@ -2,8 +2,9 @@
 
 use std::cell::RefCell;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType as Layout, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x4;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbaImage;
 use serde::{Deserialize, Serialize};
 
@@ -284,20 +285,21 @@ fn resized(
     [width, height]: [usize; 2],
     [left, top]: [usize; 2],
 ) -> Result<Placed, CorpusError> {
-    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), Layout::U8x4)
+    // Typed, so that the resizer is compiled for these pixels alone.
+    let source = TypedImageRef::<U8x4>::from_buffer(image.width(), image.height(), image.as_raw())
         .map_err(|e| failed(e.to_string()))?;
     let mut pixels = TOOLS.with_borrow_mut(|tools| std::mem::take(&mut tools.resized));
     pixels.resize(4 * width * height, 0);
-    let mut target = Image::from_vec_u8(width as u32, height as u32, pixels, Layout::U8x4)
+    let mut target = TypedImage::<U8x4>::from_buffer(width as u32, height as u32, &mut pixels)
         .map_err(|e| failed(e.to_string()))?;
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
         .use_alpha(false)
         .crop(from_left, from_top, from_width, from_height);
     TOOLS
-        .with_borrow_mut(|tools| tools.resizer.resize(&source, &mut target, &options))
+        .with_borrow_mut(|tools| tools.resizer.resize_typed(&source, &mut target, &options))
         .map_err(|e| failed(e.to_string()))?;
-    Ok(Placed { pixels: target.into_vec(), width, left, top })
+    Ok(Placed { pixels, width, left, top })
 }
 
 /// Values 0 to 255 after brightness, contrast and saturation, in this order.

@@ -4,8 +4,9 @@
 //! Smaller images are made of means over areas, each source pixel counted by the part of it that a
 //! new pixel covers (`cv2.INTER_AREA`); larger ones by Lanczos interpolation over 8 pixels.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{Filter, FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{Filter, FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::{Rgb, RgbImage, imageops};
 
 use super::colour::mean;
@@ -154,15 +155,17 @@ fn covers(from: u32, to: u32, unit: u64) -> Vec<Cover> {
 }
 
 fn convolve(rgb: &RgbImage, to: (u32, u32), filter: FilterType) -> RgbImage {
-    let source = ImageRef::new(rgb.width(), rgb.height(), rgb.as_raw(), PixelType::U8x3)
+    // Typed, so that the resizer is compiled for these pixels alone.
+    let source = TypedImageRef::<U8x3>::from_buffer(rgb.width(), rgb.height(), rgb.as_raw())
         .expect("an RGB image has three bytes per pixel");
-    let mut resized = Image::new(to.0, to.1, PixelType::U8x3);
+    let mut resized = RgbImage::new(to.0, to.1);
+    let mut target = TypedImage::<U8x3>::from_buffer(to.0, to.1, &mut resized)
+        .expect("an RGB image has three bytes per pixel");
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
     Resizer::new()
-        .resize(&source, &mut resized, &options)
+        .resize_typed(&source, &mut target, &options)
         .expect("source and result have the same kind of pixels");
-    RgbImage::from_raw(to.0, to.1, resized.into_vec())
-        .expect("an RGB image has three bytes per pixel")
+    resized
 }
 
 /// The Lanczos filter over 8 pixels, as `cv2.INTER_LANCZOS4`.
