@@ -2,8 +2,8 @@
 //!
 //! `cargo bench -p flamingo-model --bench ops --features ops-bench` runs divan's benches, then prints
 //! a Markdown table; `-- attention` runs those whose name contains `attention`, `-- table` prints the
-//! table alone. A share of the peak is that of the fastest square product of the `gemm` crate in the
-//! same run with the same threads.
+//! table alone. A share of the peak is that of the fastest square product in the same run with the same
+//! threads.
 #![expect(clippy::print_stdout, reason = "a bench reports on standard output")]
 
 use std::time::{Duration, Instant};

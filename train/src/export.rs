@@ -58,10 +58,10 @@ pub struct Export {
 enum Format {
     /// OpenFlamingo's checkpoint: a `.pt` as `torch.save` writes it, or a `.safetensors`.
     OpenFlamingo,
-    /// The language model, with its `tokenizer.json`, in `language/` and the vision encoder in
-    /// `vision/`, each as transformers reads it, without what joins them.
+    /// The language model, with its `tokenizer.json` if there is one, in `language/` and the vision
+    /// encoder in `vision/`, each as transformers reads it, without what joins them.
     HuggingFace,
-    /// The whole model, with its `tokenizer.json`, in a folder of this project.
+    /// The whole model, with its `tokenizer.json` if there is one, in a folder of this project.
     Flamingo,
 }
 
@@ -99,8 +99,8 @@ pub fn run(export: &Export) -> Result<String, TrainError> {
             }
         };
         if let Some(tokenizer) = &tokenizer {
-            let to = run_folder::tokenizer(&beside);
-            std::fs::copy(tokenizer, &to).map_err(TrainError::file("write", &to))?;
+            let bytes = std::fs::read(tokenizer).map_err(TrainError::file("read", tokenizer))?;
+            files::replace(&run_folder::tokenizer(&beside), &bytes)?;
         }
         Ok(parts)
     })?;

@@ -102,7 +102,62 @@ pub(crate) fn matmul_here(
     product((m, k, n), scale, a, b, target, 1);
 }
 
+/// As [`matmul`], through `gemm` in any case: what the bench compares with.
+#[cfg(feature = "ops-bench")]
+pub(super) fn matmul_by_gemm(
+    m: usize,
+    k: usize,
+    n: usize,
+    scale: f32,
+    a: View,
+    b: View,
+    target: Target,
+) {
+    product_by(Kernels::Gemm, (m, k, n), scale, a, b, target, rayon::current_num_threads());
+}
+
+/// Who makes a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernels {
+    /// The fastest for these sizes on this processor.
+    Fastest,
+    #[cfg(any(test, feature = "ops-bench"))]
+    Gemm,
+    /// Those of AVX2 wherever they run.
+    #[cfg(test)]
+    Avx2,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Kernels {
+    fn are_avx2(self, m: usize, k: usize, n: usize) -> bool {
+        match self {
+            Self::Fastest => matmul_avx2::is_best(m, k, n),
+            #[cfg(any(test, feature = "ops-bench"))]
+            Self::Gemm => false,
+            #[cfg(test)]
+            Self::Avx2 => matmul_avx2::is_possible(),
+        }
+    }
+}
+
 fn product(
+    sizes: (usize, usize, usize),
+    scale: f32,
+    a: View,
+    b: View,
+    target: Target,
+    threads: usize,
+) {
+    product_by(Kernels::Fastest, sizes, scale, a, b, target, threads);
+}
+
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(unused_variables, reason = "elsewhere there is one kind of kernels")
+)]
+fn product_by(
+    kernels: Kernels,
     (m, k, n): (usize, usize, usize),
     scale: f32,
     a: View,
@@ -119,14 +174,15 @@ fn product(
     let Target { values: out, offset, row_stride, add } = target;
     let last = offset + (m - 1) * row_stride + n - 1;
     assert!(last < out.len(), "product reaches beyond its slice");
+    assert!(m == 1 || row_stride >= n, "rows of a product overlap");
     let longest = k.div_ceil(k.div_ceil(LONGEST_SUM));
     #[cfg(target_arch = "x86_64")]
-    if matmul_avx2::is_best(m, k, n) && a.is_dense() && b.is_dense() {
+    if kernels.are_avx2(m, k, n) && a.is_dense() && b.is_dense() {
         let start = out.as_mut_ptr().wrapping_add(offset);
         let results = matmul_avx2::Results { start, row_stride, scale, add };
         #[expect(unsafe_code, reason = "the product writes through a raw pointer")]
-        // SAFETY: the processor is as needed; the last assertion bounds what is written, and the
-        // target is borrowed mutably.
+        // SAFETY: the processor was looked at; the last assertions bound what is written and keep rows
+        // apart, and the target is borrowed mutably.
         unsafe {
             matmul_avx2::product((m, k, n), longest, a, b, results, threads);
         }
@@ -196,31 +252,59 @@ mod tests {
         [View::rows(values, cols), View::rows(values, rows).t()]
     }
 
+    /// Two kinds of kernels, where this processor has both.
+    fn all_kernels() -> Vec<Kernels> {
+        #[cfg(target_arch = "x86_64")]
+        if matmul_avx2::is_possible() {
+            return vec![Kernels::Gemm, Kernels::Avx2];
+        }
+        eprintln!("no AVX2 here: its kernels are not tested");
+        vec![Kernels::Gemm]
+    }
+
     #[test]
-    fn large_products_equal_the_definition() {
-        // Nothing is a multiple of what a kernel takes at once, and the sums are cut once.
-        let (m, k, n) = (101, 601, 131);
-        let (a, b) = (pseudo_random(m * k, 1), pseudo_random(k * n, 2));
-        for a in rows_and_transposed(&a, m, k) {
-            for b in rows_and_transposed(&b, k, n) {
-                let element = |v: &View, i, j| f64::from(v.values[v.last(i + 1, j + 1)]);
-                for threads in [1, 2, 40] {
-                    let mut c = vec![7.0; (m + 1) * (n + 3)];
-                    let whole = Target::rows(&mut c, n + 3).adding().at(1, 2);
-                    product((m, k, n), -0.3, a, b, whole, threads);
-                    for (i, row) in c.chunks(n + 3).enumerate() {
+    fn products_of_any_size_equal_the_definition_and_each_other() {
+        // Nothing is a multiple of what a kernel takes at once. One sum is cut; so are the columns of
+        // one product.
+        for (m, k, n) in [(101, 601, 131), (7, 9, 2065), (1, 1, 1), (13, 96, 48)] {
+            // Factors lie inside larger matrices.
+            let a = pseudo_random((m + 3) * (k + 3), 1);
+            let b = pseudo_random((k + 3) * (n + 3), 2);
+            for a in rows_and_transposed(&a, m + 3, k + 3).map(|a| a.at(2, 1)) {
+                for b in rows_and_transposed(&b, k + 3, n + 3).map(|b| b.at(1, 3)) {
+                    let made = |kernels: Kernels, threads: usize| {
+                        let mut c = vec![7.0; (m + 1) * (n + 3)];
+                        let whole = Target::rows(&mut c, n + 3).adding().at(1, 2);
+                        product_by(kernels, (m, k, n), -0.3, a, b, whole, threads);
+                        c
+                    };
+                    let expected = made(Kernels::Gemm, 1);
+                    for (i, row) in expected.chunks(n + 3).enumerate() {
                         for (j, found) in row.iter().enumerate() {
-                            let sum = if i > 0 && (2..n + 2).contains(&j) {
-                                (0..k).map(|x| element(&a, i - 1, x) * element(&b, x, j - 2)).sum()
-                            } else {
-                                0.0
-                            };
+                            let inside = i > 0 && (2..n + 2).contains(&j);
+                            let sum =
+                                if inside { dot(k, a.at(i - 1, 0), b.at(0, j - 2)) } else { 0.0 };
                             assert!((f64::from(*found) - (7.0 - 0.3 * sum)).abs() < 1e-4);
+                        }
+                    }
+                    for kernels in all_kernels() {
+                        for threads in [1, 2, 64] {
+                            assert_eq!(
+                                made(kernels, threads),
+                                expected,
+                                "{kernels:?} on {threads}"
+                            );
                         }
                     }
                 }
             }
         }
+    }
+
+    /// First row times first column.
+    fn dot(k: usize, a: View, b: View) -> f64 {
+        let pair = |i| (a.values[a.at(0, i).offset], b.values[b.at(i, 0).offset]);
+        (0..k).map(pair).map(|(a, b)| f64::from(a) * f64::from(b)).sum()
     }
 
     #[test]
@@ -231,7 +315,7 @@ mod tests {
             for b in rows_and_transposed(&b, k, n) {
                 let rows = |m: usize| {
                     let mut c = vec![0.5; m * n];
-                    matmul(m, k, n, 1.0, View::rows(&a, k), b, Target::rows(&mut c, n).adding());
+                    matmul(m, k, n, 0.3, View::rows(&a, k), b, Target::rows(&mut c, n).adding());
                     c
                 };
                 let many = rows(m);

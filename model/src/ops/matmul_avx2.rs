@@ -1,5 +1,5 @@
-//! Matrix products on processors with AVX2 and FMA: with the shapes of this model a fifth faster than
-//! the `gemm` crate (`BENCHMARKS.md` has the table), which makes the products elsewhere.
+//! Matrix products on processors with AVX2 and FMA: with the shapes of these models faster than through
+//! the `gemm` crate, which makes the others (`benches/ops.rs` times both).
 //!
 //! The product is made of tiles of [`ROWS`] by [`COLS`] results, which fill the registers: 12 of the
 //! 16 hold sums. Both factors are first copied into the order in which a tile reads them ("packed"),
@@ -23,12 +23,12 @@ const ROWS: usize = 6;
 const COLS: usize = 16;
 /// Most tiles side by side for which columns are packed at once, so that they stay in the last cache.
 const PANELS: usize = 128;
-/// So many values are between packed rows of the left factor: their starts then share no set of the
-/// first cache.
+/// So many values are between packed rows of the left factor: rows of a power of two would all start in
+/// one set of the first cache.
 const LEFT_PADDING: usize = 8;
 /// As many panels are packed together.
 const AT_ONCE: usize = 8;
-/// Least use of a packed value.
+/// Least rows, columns and length of sums that are worth packing.
 const WORTH_PACKING: usize = 96;
 /// About as many tiles above each other are a thread's piece of work: their rows stay in the second
 /// cache while the columns pass by.
@@ -42,12 +42,16 @@ thread_local! {
     static RIGHT: RefCell<Vec<Row>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Whether [`product`] runs here.
+pub(super) fn is_possible() -> bool {
+    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+}
+
 /// Whether [`product`] is the fastest way to `[m, k]` times `[k, n]` here: not with the wider registers
 /// of AVX-512, nor where a value is used too seldom to be worth packing.
 pub(super) fn is_best(m: usize, k: usize, n: usize) -> bool {
     m.min(k).min(n) >= WORTH_PACKING
-        && std::arch::is_x86_feature_detected!("avx2")
-        && std::arch::is_x86_feature_detected!("fma")
+        && is_possible()
         && !std::arch::is_x86_feature_detected!("avx512f")
 }
 
@@ -90,8 +94,9 @@ pub(super) unsafe fn product(
     threads: usize,
 ) {
     let tiles = m.div_ceil(ROWS);
-    for first_col in (0..n).step_by(PANELS * COLS) {
-        let cols = (n - first_col).min(PANELS * COLS);
+    let widest = n.div_ceil(n.div_ceil(PANELS * COLS)).next_multiple_of(COLS);
+    for first_col in (0..n).step_by(widest) {
+        let cols = widest.min(n - first_col);
         let panels = cols.div_ceil(COLS);
         for first in (0..k).step_by(longest) {
             let depth = longest.min(k - first);
@@ -109,12 +114,13 @@ pub(super) unsafe fn product(
                     right.par_chunks_mut(AT_ONCE * depth).enumerate().for_each(pack_some);
                 }
                 let right = &*right;
-                // Pieces of the same size, as many for each thread; of few rows only the columns
-                // are enough to go round.
-                let (row_pieces, col_pieces) = if tiles < 4 * threads {
-                    (1, panels.min(threads))
+                // Pieces of the same size, as many for each thread. Where there are not enough rows to
+                // go round, the columns are cut, too.
+                let pieces = tiles.div_ceil(TILES);
+                let (row_pieces, col_pieces) = if pieces < threads {
+                    (pieces, threads.div_ceil(pieces).min(panels))
                 } else {
-                    (tiles.div_ceil(TILES).next_multiple_of(threads).min(tiles), 1)
+                    (pieces.next_multiple_of(threads), 1)
                 };
                 let piece = |i: usize| {
                     let (i, j) = (i / col_pieces, i % col_pieces);
@@ -201,8 +207,8 @@ unsafe fn multiply(
 #[inline(always)]
 fn put(to: &mut [f32], sums: &Row, out: &Results) {
     for (to, sum) in to.iter_mut().zip(sums) {
-        let sum = out.scale * sum;
-        *to = if out.add { *to + sum } else { sum };
+        // As `gemm` rounds.
+        *to = if out.add { out.scale.mul_add(*sum, *to) } else { out.scale * sum };
     }
 }
 
@@ -287,7 +293,8 @@ fn pack_right(from: View, depth: usize, cols: usize, to: &mut [Row]) {
 fn transpose(from: &[f32], stride: usize, cols: usize, to: &mut [f32], to_stride: usize) {
     let rows = to.len() / to_stride;
     let (whole_rows, whole_cols) = (rows / 8 * 8, cols / 8 * 8);
-    // Many rows at a time: each is often another page of memory, where the processor foresees nothing.
+    // Many rows at a time: each column is often in another page of memory, which the processor does not
+    // foresee.
     for first_row in (0..whole_rows).step_by(64) {
         for col in (0..whole_cols).step_by(8) {
             let rows = first_row..whole_rows.min(first_row + 64);
