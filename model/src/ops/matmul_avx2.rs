@@ -194,6 +194,7 @@ unsafe fn multiply(
             for (row, sums) in rows.zip(&sums) {
                 // SAFETY: row and columns are the caller's.
                 let to = unsafe { std::slice::from_raw_parts_mut(out.at(row, col), width) };
+                // Twice, so that one is compiled for the length of a whole row.
                 match <&mut Row>::try_from(&mut *to) {
                     Ok(to) => put(to, sums, &out),
                     Err(_) => put(to, sums, &out),
