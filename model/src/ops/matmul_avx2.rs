@@ -7,8 +7,9 @@
 //! additions depends on nothing but the length of the sums.
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_shuffle_ps,
-    _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps,
+    _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
+    _mm256_unpackhi_ps, _mm256_unpacklo_ps,
 };
 use std::cell::RefCell;
 use std::thread::LocalKey;
@@ -181,48 +182,53 @@ unsafe fn multiply(
     (rows, cols): (usize, usize),
     out: Results,
 ) {
+    let mut beside = [[0.0; COLS]; ROWS];
+    let start = beside.as_mut_ptr().cast();
+    let beside_out = Results { start, row_stride: COLS, scale: 1.0, add: false };
     for (right, col) in right.chunks_exact(depth).zip((0..).step_by(COLS)) {
-        let width = COLS.min(cols - col);
+        let cols = COLS.min(cols - col);
         for (left, row) in left.chunks_exact(ROWS * (depth + LEFT_PADDING)).zip((0..).step_by(ROWS))
         {
-            let rows = row..rows.min(row + ROWS);
-            for row in rows.clone() {
-                _mm_prefetch::<_MM_HINT_T0>(out.at(row, col).cast());
-                _mm_prefetch::<_MM_HINT_T0>(out.at(row, col + width - 1).cast());
+            let rows = ROWS.min(rows - row);
+            let out = Results { start: out.at(row, col), ..out };
+            if (rows, cols) == (ROWS, COLS) {
+                for row in 0..ROWS {
+                    _mm_prefetch::<_MM_HINT_T0>(out.at(row, 0).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(out.at(row, COLS - 1).cast());
+                }
+                // SAFETY: all of the tile is the caller's.
+                unsafe { tile(left, right, out) };
+                continue;
             }
-            let sums = tile(left, right);
-            for (row, sums) in rows.zip(&sums) {
+            // SAFETY: it has room for a tile.
+            unsafe { tile(left, right, beside_out) };
+            for (row, sums) in beside[..rows].iter().enumerate() {
                 // SAFETY: row and columns are the caller's.
-                let to = unsafe { std::slice::from_raw_parts_mut(out.at(row, col), width) };
-                // Twice, so that one is compiled for the length of a whole row.
-                match <&mut Row>::try_from(&mut *to) {
-                    Ok(to) => put(to, sums, &out),
-                    Err(_) => put(to, sums, &out),
+                let to = unsafe { std::slice::from_raw_parts_mut(out.at(row, 0), cols) };
+                for (to, sum) in to.iter_mut().zip(sums) {
+                    // As `gemm` rounds.
+                    *to = if out.add { out.scale.mul_add(*sum, *to) } else { out.scale * sum };
                 }
             }
         }
     }
 }
 
-#[expect(clippy::inline_always, reason = "wide only inside a function compiled for AVX2")]
-#[inline(always)]
-fn put(to: &mut [f32], sums: &Row, out: &Results) {
-    for (to, sum) in to.iter_mut().zip(sums) {
-        // As `gemm` rounds.
-        *to = if out.add { out.scale.mul_add(*sum, *to) } else { out.scale * sum };
-    }
-}
-
 /// `left` `[ROWS, depth]` times `right` `[depth, COLS]`.
+///
+/// # Safety
+/// Nothing else may use the `[ROWS, COLS]` results of `out`.
 #[target_feature(enable = "avx2,fma")]
-fn tile(left: &[f32], right: &[Row]) -> [Row; ROWS] {
+#[inline]
+#[expect(unsafe_code, reason = "see `Results`")]
+unsafe fn tile(left: &[f32], right: &[Row], out: Results) {
     let depth = right.len();
     // The compiler keeps the sums in registers only if nothing in the loop can fail: no index.
     let (right, right_rest) = right.as_chunks::<4>();
     let rows: [_; ROWS] =
         std::array::from_fn(|row| left[row * (depth + LEFT_PADDING)..][..depth].as_chunks::<4>());
     let [r0, r1, r2, r3, r4, r5] = rows;
-    let mut sums = [[0.0; COLS]; ROWS];
+    let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
     let left = r0.0.iter().zip(r1.0).zip(r2.0).zip(r3.0).zip(r4.0).zip(r5.0);
     for (right, (((((r0, r1), r2), r3), r4), r5)) in right.iter().zip(left) {
         for k in 0..4 {
@@ -233,15 +239,32 @@ fn tile(left: &[f32], right: &[Row]) -> [Row; ROWS] {
     for (right, (((((r0, r1), r2), r3), r4), r5)) in right_rest.iter().zip(left) {
         add(&mut sums, [*r0, *r1, *r2, *r3, *r4, *r5], right);
     }
-    sums
+    // Nor may they be looked at in more than one way: straight from there to the results.
+    let scale = _mm256_set1_ps(out.scale);
+    for (row, sums) in sums.into_iter().enumerate() {
+        for (i, sum) in sums.into_iter().enumerate() {
+            let to = out.at(row, 8 * i);
+            // SAFETY: the caller vouches for the place.
+            unsafe {
+                let sum = if out.add {
+                    _mm256_fmadd_ps(scale, sum, _mm256_loadu_ps(to))
+                } else {
+                    _mm256_mul_ps(scale, sum)
+                };
+                _mm256_storeu_ps(to, sum);
+            }
+        }
+    }
 }
 
-#[expect(clippy::inline_always, reason = "wide only inside a function compiled for AVX2")]
-#[inline(always)]
-fn add(sums: &mut [Row; ROWS], left: [f32; ROWS], right: &Row) {
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn add(sums: &mut [[__m256; 2]; ROWS], left: [f32; ROWS], right: &Row) {
+    let right = [load(&right[..8]), load(&right[8..])];
     for (sums, left) in sums.iter_mut().zip(left) {
+        let left = _mm256_set1_ps(left);
         for (sum, right) in sums.iter_mut().zip(right) {
-            *sum = left.mul_add(*right, *sum);
+            *sum = _mm256_fmadd_ps(left, right, *sum);
         }
     }
 }
