@@ -15,7 +15,7 @@ use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Scalar, Weight, record_loss};
 
 /// Rows whose logits exist at one time.
-const ROWS_PER_BLOCK: usize = 512;
+const ROWS_PER_BLOCK: usize = 256;
 
 /// `scale * sum over rows with a target of -log softmax(hidden head')[target]`.
 ///
@@ -106,21 +106,22 @@ fn walk_logits(
 ) {
     let width = hidden.width();
     let vocabulary = n_tokens(head, width);
+    let mut all_logits = Buffer::unset(ROWS_PER_BLOCK.min(rows.len()) * vocabulary);
     for block in rows.chunks(ROWS_PER_BLOCK) {
         let mut gathered = Buffer::unset(block.len() * width);
         for (out, (row, _)) in gathered.chunks_exact_mut(width).zip(block) {
             out.copy_from_slice(&hidden.values()[row * width..][..width]);
         }
-        let mut logits = Buffer::unset(block.len() * vocabulary);
+        let logits = &mut all_logits[..block.len() * vocabulary];
         let h = View::rows(&gathered, width);
         let mut first = 0;
         for part in head {
             let (n, w) = (part.len() / width, View::rows(part, width).t());
-            let target = Target::rows(&mut logits, vocabulary).at(0, first);
+            let target = Target::rows(logits, vocabulary).at(0, first);
             matmul(block.len(), width, n, 1.0, h, w, target);
             first += n;
         }
-        visit(block, &gathered, &mut logits);
+        visit(block, &gathered, logits);
     }
 }
 
