@@ -98,9 +98,13 @@ pub fn run(export: &Export) -> Result<String, TrainError> {
                 ("config.json and model.safetensors", folder.to_path_buf())
             }
         };
+        let target = run_folder::tokenizer(&beside);
         if let Some(tokenizer) = &tokenizer {
             let bytes = std::fs::read(tokenizer).map_err(TrainError::file("read", tokenizer))?;
-            files::replace(&run_folder::tokenizer(&beside), &bytes)?;
+            files::replace(&target, &bytes)?;
+        } else if target.exists() {
+            // Another model's.
+            std::fs::remove_file(&target).map_err(TrainError::file("remove", &target))?;
         }
         Ok(parts)
     })?;

@@ -111,6 +111,22 @@ fn a_model_goes_to_open_flamingo_and_transformers_and_comes_back() {
     for folder in ["towers/language", "back-of.pt"] {
         assert_eq!(tokenizer(folder), tokenizer("run"), "{folder}");
     }
+
+    // A model is written over itself, over another, and over one whose tokenizer is not its own.
+    let over = |model: &str, out: &str| {
+        let args = ["--model", model, "--format", "flamingo", "--out", out, "--force"];
+        world.export(&args).expect_success();
+        let [model, out] = [model, out].map(|name| Tensors::open(&world.path(name)).unwrap());
+        for name in run.names() {
+            assert!(out.get(name) == run.get(name) && model.get(name) == run.get(name), "{name}");
+        }
+    };
+    over("back-of.pt", "back-of.pt");
+    assert_eq!(tokenizer("back-of.pt"), tokenizer("run"));
+    std::fs::remove_file(world.path("back-of.pt/tokenizer.json")).unwrap();
+    over("back-of.pt", "back-of.safetensors");
+    assert!(!world.path("back-of.safetensors/tokenizer.json").exists(), "that of another model");
+
     let left = std::fs::read_dir(world.path("")).unwrap();
     let left =
         left.filter(|entry| entry.as_ref().unwrap().path().to_string_lossy().ends_with(".part"));
