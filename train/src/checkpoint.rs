@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::files;
+use crate::trouble::{RecentLosses, Trouble};
 
 const FOLDER: &str = "checkpoints";
 const LATEST: &str = "latest";
@@ -34,6 +35,12 @@ pub struct State {
     pub tokenizer_sha256: String,
     /// Digest of each corpus's manifest, in the order of the config.
     pub corpora_sha256: Vec<String>,
+    /// Steps that went wrong, whose rows are left out.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
+    /// The losses that the next ones are compared with.
+    #[serde(default)]
+    pub recent_losses: RecentLosses,
 }
 
 /// A checkpoint on disk.
@@ -229,6 +236,8 @@ mod tests {
             frozen_sha256: None,
             tokenizer_sha256: String::new(),
             corpora_sha256: Vec::new(),
+            troubles: Vec::new(),
+            recent_losses: RecentLosses::default(),
         }
     }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
+use crate::trouble::GuardConfig;
 
 /// All numbers of a run. `M` is the stage's `[model]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +39,14 @@ pub struct RunConfig<M> {
     /// `all`. May change when a run is continued: the numbers are the same.
     #[serde(default)]
     pub recompute: Recompute,
+    /// What is done about steps that go wrong. May change when a run is continued.
+    #[serde(default)]
+    pub guard: GuardConfig,
+    /// Steps between two looks at how much the Flamingo stage's model looks at its images: how much
+    /// more each dataset loses when its images are shuffled among its rows, and when they are blank.
+    /// May change when a run is continued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blindness_every: Option<u64>,
     /// The optimizer and its learning rate.
     pub optimizer: OptimizerConfig,
     /// Where the tokenizer comes from, in stages that do not build on another run's.
@@ -198,6 +207,11 @@ impl<M> RunConfig<M> {
 }
 
 impl DataConfig {
+    /// Rows of one batch.
+    pub fn rows(&self) -> usize {
+        self.batch * self.pack
+    }
+
     fn to_mixture(&self, image: &ImageConfig, locate: impl Fn(&str) -> String) -> MixtureEntry {
         MixtureEntry {
             name: self.name.clone(),

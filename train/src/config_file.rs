@@ -14,6 +14,7 @@ use crate::error::TrainError;
 use crate::limits::{self, Size};
 use crate::optimizer::OptimizerConfig;
 use crate::overrides::Override;
+use crate::trouble::GuardConfig;
 
 /// A config as read, with the names that messages need.
 #[derive(Debug, Clone)]
@@ -59,6 +60,10 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             self.require(value > 0, key, &value, "at least 1")?;
         }
         self.check_optimizer(&config.optimizer)?;
+        self.check_guard(&config.guard)?;
+        if let Some(every) = config.blindness_every {
+            self.require(every > 0, "blindness_every", &every, "at least 1")?;
+        }
         config.image.iter().try_for_each(|image| self.check_image(image))?;
         config.tokenizer.iter().try_for_each(|tokenizer| self.check_tokenizer(tokenizer))?;
         self.require(!config.data.is_empty(), "data", &"empty", "at least one dataset")?;
@@ -86,6 +91,19 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         let decay = optimizer.weight_decay;
         let fits = decay >= 0.0 && decay.is_finite();
         self.require(fits, "optimizer.weight_decay", &decay, "0 or more")
+    }
+
+    fn check_guard(&self, guard: &GuardConfig) -> Result<(), TrainError> {
+        if let Some(leap) = guard.leap {
+            let is_factor = leap > 1.0 && leap.is_finite();
+            self.require(is_factor, "guard.leap", &leap, "above 1")?;
+        }
+        self.require(guard.window > 0, "guard.window", &guard.window, "at least 1")?;
+        let sizes = [
+            ("window", guard.window, limits::GUARD_WINDOW_MAX),
+            ("most", guard.most, limits::TROUBLES_MAX),
+        ];
+        self.require_sizes("guard", &sizes)
     }
 
     fn check_image(&self, image: &ImageConfig) -> Result<(), TrainError> {
@@ -250,6 +268,16 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     pub fn require_no_feature_cache(&self) -> Result<(), TrainError> {
         let none = self.config.feature_cache.is_none();
         self.require(none, "feature_cache", &"given", "nothing: no frozen vision encoder here")
+    }
+
+    /// Fails where blindness is to be measured: the stage's texts do not depend on images.
+    ///
+    /// # Errors
+    /// When there is a key `blindness_every`.
+    pub fn require_no_blindness(&self) -> Result<(), TrainError> {
+        self.config.blindness_every.map_or(Ok(()), |every| {
+            self.require(false, "blindness_every", &every, "nothing: only in the Flamingo stage")
+        })
     }
 
     /// The `[tokenizer]` section.

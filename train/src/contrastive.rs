@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::inputs;
-use crate::setup::{Command, Prepared, launch, open_corpora, own_tokenizer};
-use crate::trainer::{Stage, observe};
+use crate::setup::{Command, Prepared, launch, open_corpora, own_tokenizer, until_done};
+use crate::trainer::{Ended, Stage, observe};
+use crate::trouble::Trouble;
 
 /// `[model]` of this stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,8 +46,13 @@ struct Contrastive {
 /// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the
 /// disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
+    until_done(command, attempt)
+}
+
+fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainError> {
     let file = command.read_config::<ContrastiveModel>()?;
     file.require_no_feature_cache()?;
+    file.require_no_blindness()?;
     file.require_images(|images| images == 1, "1")?;
     for entry in &file.config.data {
         let key = format!("data.{}.pack", entry.name);
@@ -73,7 +79,7 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
     };
     clip.set_recompute(file.config.recompute);
     let mut stage = Contrastive { clip, label_smoothing: model.label_smoothing };
-    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
+    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer, troubles };
     launch(prepared, &mut stage)
 }
 

@@ -187,18 +187,25 @@ pub enum TrainError {
         /// The row of its corpus.
         row: u64,
     },
-    /// The loss or the gradient is not a number. Nothing of the step is kept.
-    #[error("step {step}: {what} is {value} (dataset rows: {rows}); the last checkpoint stands")]
-    NotFinite {
+    /// A step went wrong. Nothing of it is kept.
+    #[error("step {step}: {found} (dataset rows: {rows}); the last checkpoint stands")]
+    Trouble {
         /// The update that was being made, from 1.
         step: u64,
-        /// The loss of a dataset, or the norm of the gradient.
-        what: String,
-        /// Its value.
-        value: f64,
+        /// What was found.
+        found: String,
         /// The rows that the step was computed from.
         rows: String,
     },
+    /// The user stopped the run.
+    #[error("interrupted after step {step}, at a checkpoint; --resume goes on from there")]
+    Interrupted {
+        /// Updates done.
+        step: u64,
+    },
+    /// The system does not let the process hear signals.
+    #[error("cannot listen to signals")]
+    Signals(#[source] std::io::Error),
     /// A fresh Flamingo model differs from its language model although its gates are closed.
     #[error("with gates at 0 the loss is {flamingo}, but the language model's is {language}")]
     GatesLeak {
@@ -235,6 +242,8 @@ impl TrainError {
             | Self::NoModel
             | Self::NotARun { .. }
             | Self::ConfigChanged { .. } => 2,
+            // As of a process that the signal ended: a script does not go on.
+            Self::Interrupted { .. } => 130,
             _ => 1,
         }
     }

@@ -21,8 +21,11 @@ use crate::difference::first_difference;
 use crate::error::TrainError;
 use crate::inputs;
 use crate::run_folder::{self, run_of};
-use crate::setup::{Command, Prepared, launch, open_corpora, read_tokenizer, same_tokenizer};
-use crate::trainer::{Stage, observe};
+use crate::setup::{
+    Command, Prepared, launch, open_corpora, read_tokenizer, same_tokenizer, until_done,
+};
+use crate::trainer::{Ended, Stage, observe};
+use crate::trouble::Trouble;
 
 /// `[model]` of this stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,6 +82,10 @@ struct Joined {
 /// When the config, a corpus, one of the two runs or the run folder is not right, the loss is no
 /// longer a number, a frozen weight changes, or the disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
+    until_done(command, attempt)
+}
+
+fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainError> {
     let file = command.read_config::<FlamingoModel>()?;
     file.require_images(|images| images >= 1, "at least 1")?;
     let image = file.image()?;
@@ -102,7 +109,7 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
 
     let features = file.config.feature_cache.as_ref();
     let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;
-    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
+    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer, troubles };
     launch(prepared, &mut Joined { flamingo, features: features.map(Mutex::new) })
 }
 
@@ -255,6 +262,13 @@ impl Joined {
     }
 }
 
+/// By how many images those of a batch must be turned so that no row keeps one of its own; none if one
+/// row has too many.
+fn shift_to_other_rows(image_count: &[usize]) -> Option<usize> {
+    let most = *image_count.iter().max()?;
+    (most > 0 && 2 * most <= image_count.iter().sum()).then_some(most)
+}
+
 impl Stage for Joined {
     fn loss(&self, batch: &Batch) -> Result<f32, TrainError> {
         self.flamingo.loss_only(&self.inputs(batch)?).map_err(TrainError::model("run"))
@@ -269,6 +283,28 @@ impl Stage for Joined {
         self.flamingo
             .step(&self.inputs(batch)?, weight, gradients)
             .map_err(TrainError::model("run"))
+    }
+
+    fn blind_losses(&self, batch: &Batch) -> Result<Vec<(&'static str, f32)>, TrainError> {
+        let loss =
+            |inputs: &Inputs| self.flamingo.loss_only(inputs).map_err(TrainError::model("run"));
+        let mut inputs = self.inputs(batch)?;
+        let mut losses = Vec::new();
+        if let Some(shift) = shift_to_other_rows(&inputs.image_count) {
+            let n_images = inputs.image_count.iter().sum::<usize>();
+            for values in [Some(&mut inputs.pixels), inputs.features.as_mut()].into_iter().flatten()
+            {
+                let of_image = values.len() / n_images;
+                values.rotate_left(shift * of_image);
+            }
+            losses.push(("shuffled", loss(&inputs)?));
+        }
+        if !inputs.pixels.is_empty() {
+            inputs.pixels.fill(0.0);
+            inputs.features = None;
+            losses.push(("blank", loss(&inputs)?));
+        }
+        Ok(losses)
     }
 
     fn model(&self) -> &dyn Trainable {
@@ -315,5 +351,31 @@ impl Stage for Joined {
             return Err(TrainError::GatesLeak { flamingo, language });
         }
         Ok(Some(format!("with gates at 0 the loss equals the language model's, {language}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turned_images_are_all_of_other_rows() {
+        for (counts, expected) in [
+            (&[1, 1, 1][..], Some(1)),
+            (&[2, 0, 3, 1], Some(3)),
+            (&[3, 1, 1], None),
+            (&[2, 2], Some(2)),
+            (&[0, 0], None),
+            (&[], None),
+        ] {
+            let shift = shift_to_other_rows(counts);
+            assert_eq!(shift, expected, "{counts:?}");
+            let Some(shift) = shift else { continue };
+            let rows = counts.iter().enumerate().flat_map(|(row, n)| vec![row; *n]);
+            let rows: Vec<usize> = rows.collect();
+            let mut turned = rows.clone();
+            turned.rotate_left(shift);
+            assert!(rows.iter().zip(&turned).all(|(row, other)| row != other), "{counts:?}");
+        }
     }
 }

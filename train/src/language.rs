@@ -8,8 +8,9 @@ use flamingo_model::{Gradients, LanguageConfig, LanguageModel, ModelError, Train
 
 use crate::error::TrainError;
 use crate::inputs;
-use crate::setup::{Command, Prepared, launch, open_corpora, own_tokenizer};
-use crate::trainer::Stage;
+use crate::setup::{Command, Prepared, launch, open_corpora, own_tokenizer, until_done};
+use crate::trainer::{Ended, Stage};
+use crate::trouble::Trouble;
 
 /// The model under training.
 struct Language(LanguageModel);
@@ -20,8 +21,13 @@ struct Language(LanguageModel);
 /// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the
 /// disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
+    until_done(command, attempt)
+}
+
+fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainError> {
     let file = command.read_config::<LanguageConfig>()?;
     file.require_no_feature_cache()?;
+    file.require_no_blindness()?;
     file.require_images(|images| images == 0, "0")?;
     let model = &file.config.model;
     file.require_context(model.context)?;
@@ -39,7 +45,7 @@ pub fn run(command: &Command) -> Result<(), TrainError> {
         None => LanguageModel::new(model, file.config.seed).map_err(TrainError::model("build"))?,
     };
     language.set_recompute(file.config.recompute);
-    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer };
+    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer, troubles };
     launch(prepared, &mut Language(language))
 }
 

@@ -3,7 +3,7 @@
 //! join them while both stay frozen.
 //!
 //! A run is a folder: `config.toml` (effective), `tokenizer.json`, `metrics.jsonl`,
-//! `checkpoints/step-N/`, `latest` and `report.html`. Killed at any instant and resumed, it ends
+//! `checkpoints/step-N/`, `latest`, `tensorboard/` and `report.html`. Killed at any instant and resumed, it ends
 //! with the weights of a run that was never killed, bit by bit on the CPU.
 //!
 //! ```
@@ -23,8 +23,9 @@
 //! - [`config`], [`config_file`], [`overrides`]: every number of a run
 //! - [`limits`], [`difference`]: how large numbers may be, and which of them changed
 //! - [`optimizer`], [`schedule`]: one update, and how far it goes
+//! - [`trouble`], [`stop`]: steps that go wrong, and signals to stop
 //! - [`checkpoint`], [`run_folder`], [`files`]: what is on disk, whatever happens
-//! - [`metrics`], [`report`], [`progress`]: what a user sees of a run
+//! - [`metrics`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
 //! - [`masks`]: what a row looks like to the trainer
 //! - [`export`]: models for others, and from them
 
@@ -49,7 +50,10 @@ pub mod report;
 pub mod run_folder;
 pub mod schedule;
 pub mod setup;
+pub mod stop;
+pub mod tensorboard;
 pub mod trainer;
+pub mod trouble;
 
 pub use error::TrainError;
 pub use setup::Command;

@@ -29,5 +29,11 @@ pub const BATCH_PIXEL_VALUES_MAX: usize = 1 << 33;
 /// Tokens of one dataset's batch. Paper: 5.2e5 in the contrastive stage.
 pub const BATCH_TOKENS_MAX: usize = 1 << 25;
 
+/// Losses that the guard remembers of each dataset.
+pub const GUARD_WINDOW_MAX: usize = 10_000;
+
+/// Steps that may go wrong in a run: all of them stand in every checkpoint.
+pub const TROUBLES_MAX: usize = 1000;
+
 /// Tokens of the smallest tokenizer that can be trained: the five marks and the 256 bytes.
 pub const TRAINED_VOCABULARY_MIN: usize = 5 + 256;

@@ -16,7 +16,11 @@ use flamingo_train::{Command, TrainError, contrastive, flamingo, language, setup
 
 /// Trains the three parts of a Flamingo model, one stage at a time.
 ///
-/// Exit codes: 0 done, 1 failed, 2 bad usage or config.
+/// A stage that gets SIGTERM, as schedulers send it, or Ctrl-C writes a checkpoint after the step that
+/// it is at; a second signal ends it at once.
+///
+/// Exit codes: 0 done, or at a checkpoint after SIGTERM; 1 failed; 2 bad usage or config; 130 at a
+/// checkpoint after Ctrl-C.
 #[derive(Parser)]
 #[command(name = "flamingo-train", version)]
 struct Cli {

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use flamingo_dataset::CorruptRow;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::TrainError;
 
@@ -18,13 +18,16 @@ pub const FILE: &str = "metrics.jsonl";
 pub struct StepMetrics {
     /// Updates done, this one included.
     pub step: u64,
-    /// The objective: the sum of the datasets' losses, each times its weight.
+    /// The objective: the sum of the datasets' losses, each times its weight; null where it is not a
+    /// number.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
-    /// Mean loss of each dataset: nats per token, or the two-term contrastive loss.
+    /// Mean loss of each dataset where it is a number: nats per token, or the two-term contrastive loss.
     pub losses: BTreeMap<String, f64>,
     /// Learning rate.
     pub lr: f64,
-    /// Norm of the gradient before clipping.
+    /// Norm of the gradient before clipping; null where it is not a number.
+    #[serde(deserialize_with = "number_or_null")]
     pub grad_norm: f64,
     /// Tokens that were predicted.
     pub tokens: u64,
@@ -37,8 +40,15 @@ pub struct StepMetrics {
     /// Rows that could not be used and were replaced by the next ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub corrupt_rows: Vec<CorruptRow>,
+    /// Why the step changed nothing, if it was skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
     /// What the stage observes about its model, such as the gates of each layer.
     pub observed: BTreeMap<String, f64>,
+}
+
+fn number_or_null<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
 }
 
 /// The open file.
@@ -130,6 +140,7 @@ pub(crate) mod tests {
             seconds: 0.25,
             data_wait_seconds: 0.05,
             corrupt_rows: Vec::new(),
+            skipped: None,
             observed: BTreeMap::from([("gate.0.attention".to_owned(), 0.125)]),
         }
     }

@@ -11,6 +11,7 @@ use crate::error::TrainError;
 use crate::files;
 use crate::metrics::{self, StepMetrics};
 use crate::run_folder;
+use crate::trouble::Trouble;
 
 const FILE: &str = "report.html";
 
@@ -20,11 +21,11 @@ const CORRUPT_ROWS_MAX: usize = 100;
 /// A named line of a chart: points `(step, value)`.
 type Series = (String, Vec<(f64, f64)>);
 
-/// Writes the report of a run from its metrics and config.
+/// Writes the report of a run from its metrics, its config and the steps that went wrong.
 ///
 /// # Errors
 /// When the run's files cannot be read or the report cannot be written.
-pub fn write(run: &Path) -> Result<(), TrainError> {
+pub fn write(run: &Path, troubles: &[Trouble]) -> Result<(), TrainError> {
     let steps = metrics::read(run)?;
     let config_path = run.join(run_folder::CONFIG);
     let config =
@@ -32,10 +33,10 @@ pub fn write(run: &Path) -> Result<(), TrainError> {
     let name = run
         .file_name()
         .map_or_else(|| run.display().to_string(), |name| name.to_string_lossy().into_owned());
-    files::replace(&run.join(FILE), page(&name, &steps, &config).as_bytes())
+    files::replace(&run.join(FILE), page(&name, &steps, troubles, &config).as_bytes())
 }
 
-fn page(name: &str, steps: &[StepMetrics], config: &str) -> String {
+fn page(name: &str, steps: &[StepMetrics], troubles: &[Trouble], config: &str) -> String {
     let mut page = Page::new(&format!("Training run {name}"));
     if let Some(last) = steps.last() {
         page.heading("At the last step");
@@ -59,6 +60,13 @@ fn page(name: &str, steps: &[StepMetrics], config: &str) -> String {
     if !corrupt.is_empty() {
         page.heading("Corrupt rows, which the next ones stood in for");
         page.table(&["step", "dataset", "row", "problem"], &corrupt);
+    }
+    if !troubles.is_empty() {
+        page.heading("Steps that went wrong, whose rows are left out");
+        page.table(
+            &["step", "what was found", "went on from step", "rows"],
+            &trouble_rows(troubles),
+        );
     }
     page.heading("Config");
     page.table(&["line"], &config.lines().map(|line| vec![line.to_owned()]).collect::<Vec<_>>());
@@ -93,8 +101,17 @@ fn corrupt_rows(steps: &[StepMetrics]) -> Vec<Vec<String>> {
     rows.take(CORRUPT_ROWS_MAX).map(line).collect()
 }
 
+fn trouble_rows(troubles: &[Trouble]) -> Vec<Vec<String>> {
+    let line = |trouble: &Trouble| {
+        let Trouble { step, found, from, .. } = trouble;
+        vec![step.to_string(), found.clone(), from.to_string(), trouble.rows_text()]
+    };
+    troubles.iter().map(line).collect()
+}
+
 fn single(name: &str, steps: &[StepMetrics], value: impl Fn(&StepMetrics) -> f64) -> Series {
-    (name.to_owned(), steps.iter().map(|step| (step.step as f64, value(step))).collect())
+    let points = steps.iter().map(|step| (step.step as f64, value(step)));
+    (name.to_owned(), points.filter(|(_, value)| value.is_finite()).collect())
 }
 
 /// One line for each name in the maps.
@@ -124,13 +141,21 @@ fn groups(lines: Vec<Series>) -> BTreeMap<String, Vec<Series>> {
 mod tests {
     use super::*;
     use crate::metrics::tests::metrics;
+    use crate::trouble::Action;
 
     #[test]
     fn the_page_shows_losses_observations_and_config() {
         let mut steps = [metrics(1, 3.0), metrics(2, 2.0)];
         let (dataset, problem) = ("pairs".to_owned(), "it is cut off".to_owned());
         steps[1].corrupt_rows = vec![CorruptRow { dataset, row: 77, problem }];
-        let html = page("demo", &steps, "seed = 7\n");
+        let trouble = Trouble {
+            step: 9,
+            found: "the loss of dataset `pairs` is NaN".to_owned(),
+            action: Action::RollBack,
+            from: 4,
+            rows: BTreeMap::from([("pairs".to_owned(), vec![8, 1234])]),
+        };
+        let html = page("demo", &steps, &[trouble], "seed = 7\n");
         for part in [
             "Training run demo",
             "loss, pairs",
@@ -139,10 +164,12 @@ mod tests {
             "0.attention",
             "seed = 7",
             "it is cut off",
+            "the loss of dataset `pairs` is NaN",
+            "pairs 8 1234",
         ] {
             assert!(html.contains(part), "{part} is missing");
         }
-        page("demo", &[], "");
+        page("demo", &[], &[], "");
     }
 
     #[test]

@@ -25,9 +25,17 @@ pub const CONFIG: &str = "config.toml";
 /// Name of the file that the training process holds locked.
 const LOCK: &str = "lock";
 
-/// Keys that may change when a run is continued: they say what is kept, not what comes out.
-const MAY_CHANGE: [&str; 5] =
-    ["checkpoint_every", "disk_cache", "feature_cache", "keep_last", "recompute"];
+/// Keys that may change when a run is continued: they say what is kept or looked at, not what comes
+/// out; or what is done about steps that go wrong from then on.
+const MAY_CHANGE: [&str; 7] = [
+    "blindness_every",
+    "checkpoint_every",
+    "disk_cache",
+    "feature_cache",
+    "guard",
+    "keep_last",
+    "recompute",
+];
 
 /// Keys of a dataset that may: rows that spoil a run are left out from then on.
 const MAY_CHANGE_OF_DATA: [&str; 2] = ["skip_rows", "corrupt_share_max"];

@@ -15,6 +15,8 @@ pub enum Decay {
     Linear,
     /// Half a cosine to zero at the last step.
     Cosine,
+    /// By the same factor at each step, to a tenth at the last one (paper, appendix B.2.2).
+    Exponential,
 }
 
 impl Decay {
@@ -31,7 +33,7 @@ pub struct Schedule {
     pub lr_peak: f64,
     /// Steps of the warm-up. The first step already learns, with `1 / warmup_steps` of the peak.
     pub warmup_steps: u64,
-    /// Steps of the run, where decays reach zero.
+    /// Steps of the run, where decays end.
     pub steps: u64,
     /// What follows the warm-up.
     pub decay: Decay,
@@ -50,6 +52,7 @@ impl Schedule {
             * match self.decay {
                 Decay::Constant => 1.0,
                 Decay::Linear => 1.0 - progress,
+                Decay::Exponential => 0.1_f64.powf(progress),
                 Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
             }
     }
@@ -66,8 +69,8 @@ mod tests {
     }
 
     #[test]
-    fn warm_up_is_linear_and_the_decays_end_at_zero() {
-        for decay in [Decay::Constant, Decay::Linear, Decay::Cosine] {
+    fn warm_up_is_linear_and_the_decays_end_where_they_should() {
+        for decay in [Decay::Constant, Decay::Linear, Decay::Cosine, Decay::Exponential] {
             check(decay, 0, 0.5);
             check(decay, 3, 2.0);
             check(decay, 4, 2.0);
@@ -80,6 +83,9 @@ mod tests {
         check(Decay::Cosine, 8, 1.0);
         check(Decay::Cosine, 6, 1.0 + std::f64::consts::FRAC_1_SQRT_2);
         check(Decay::Cosine, 12, 0.0);
+        check(Decay::Exponential, 8, 2.0 * 0.1_f64.sqrt());
+        check(Decay::Exponential, 12, 0.2);
+        check(Decay::Exponential, 99, 0.2);
     }
 
     #[test]

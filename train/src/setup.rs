@@ -18,7 +18,8 @@ use crate::error::TrainError;
 use crate::optimizer::AdamW;
 use crate::overrides::Override;
 use crate::run_folder::{RunFolder, Start};
-use crate::trainer::{Run, Stage, train};
+use crate::trainer::{Ended, Run, Stage, train};
+use crate::trouble::{Guard, Trouble};
 
 /// A command line, checked for form.
 #[derive(Debug, Clone)]
@@ -219,12 +220,41 @@ pub(crate) struct Prepared<'run, M> {
     pub(crate) folder: RunFolder,
     pub(crate) corpora: Vec<(MixtureEntry, Corpus)>,
     pub(crate) tokenizer: Tokenizer,
+    /// Steps that went wrong in this process before.
+    pub(crate) troubles: Vec<Trouble>,
+}
+
+/// Makes attempts at a run, each without the rows of the troubles of those before, until it is done.
+///
+/// # Errors
+/// When an attempt fails.
+pub(crate) fn until_done(
+    command: &Command,
+    attempt: impl Fn(&Command, Vec<Trouble>) -> Result<Ended, TrainError>,
+) -> Result<(), TrainError> {
+    let mut command = command.clone();
+    let mut troubles = Vec::new();
+    while let Ended::GoesOn(with) = attempt(&command, troubles)? {
+        troubles = with;
+        command.start = Start::Resume;
+    }
+    Ok(())
 }
 
 /// Completes the set-up, makes the run folder and trains.
-pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<(), TrainError> {
-    let Prepared { command, file, mut folder, corpora, tokenizer } = prepared;
+pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<Ended, TrainError> {
+    let Prepared { command, file, mut folder, mut corpora, tokenizer, mut troubles } = prepared;
     let config = &file.config;
+    let state = folder.checkpoint.as_ref().map(|checkpoint| checkpoint.state.clone());
+    if let Some(state) = &state
+        && troubles.len() < state.troubles.len()
+    {
+        troubles.clone_from(&state.troubles);
+    }
+    for (entry, _) in &mut corpora {
+        let rows = troubles.iter().filter_map(|trouble| trouble.rows.get(&entry.name));
+        entry.skip_rows.extend(rows.flatten());
+    }
     let corpora_sha256 = same_corpora(config, &folder, &corpora)?;
     let optimizer = optimizer(config, &folder, stage)?;
     let tokenizer = Arc::new(tokenizer);
@@ -247,6 +277,13 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         weights: weights(config),
         checkpoint_every: config.checkpoint_every,
         keep_last: config.keep_last,
+        blindness_every: config.blindness_every,
+        guard: Guard::new(
+            &config.guard,
+            state.map(|state| state.recent_losses).unwrap_or_default(),
+        ),
+        troubles,
+        sources: config.data.iter().map(|entry| (entry.name.clone(), entry.rows())).collect(),
         stop_after: command.stop_after.map_or(config.steps, |step| step.min(config.steps)),
         tokenizer_sha256: tokenizer_sha256(&folder.tokenizer())?,
         corpora_sha256,

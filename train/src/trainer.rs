@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use flamingo_dataset::{Batch, Loader};
+use flamingo_dataset::{Batch, Loader, MERGED};
 use flamingo_model::{Gradients, ModelError, Parameter, Params, Trainable};
 
 use crate::checkpoint::{self, State};
@@ -19,6 +19,9 @@ use crate::progress::Progress;
 use crate::report;
 use crate::run_folder::RunFolder;
 use crate::schedule::Schedule;
+use crate::stop::{StopSignal, StopSignals};
+use crate::tensorboard::Events;
+use crate::trouble::{Action, Finding, Guard, Trouble};
 
 /// What differs between the stages of training.
 pub trait Stage {
@@ -64,6 +67,14 @@ pub trait Stage {
         batch.image_count.iter().sum::<usize>() as u64
     }
 
+    /// Mean losses of a batch with other images than its own, each with what they are.
+    ///
+    /// # Errors
+    /// As those of [`loss`](Self::loss).
+    fn blind_losses(&self, _batch: &Batch) -> Result<Vec<(&'static str, f32)>, TrainError> {
+        Ok(Vec::new())
+    }
+
     /// What a run logs about the model besides its loss.
     fn observe(&self) -> BTreeMap<String, f64> {
         BTreeMap::new()
@@ -103,19 +114,39 @@ pub struct Run<'run> {
     pub keep_last: usize,
     /// Updates after which the run stops.
     pub stop_after: u64,
+    /// Steps between looks at how much the model looks at its images.
+    pub blindness_every: Option<u64>,
+    /// Looks for steps that go wrong.
+    pub guard: Guard,
+    /// Those that did so far.
+    pub troubles: Vec<Trouble>,
+    /// Name of each dataset, and its rows in one batch.
+    pub sources: Vec<(String, usize)>,
     /// Digest of the tokenizer's file.
     pub tokenizer_sha256: String,
     /// Digests of the corpora's manifests.
     pub corpora_sha256: Vec<String>,
 }
 
-/// Trains until the run's last step.
+/// How [`train`] ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// At its last step, or where a scheduler stopped it.
+    Done,
+    /// At a step that went wrong, the last of these: the run goes on from its last checkpoint without
+    /// their rows.
+    GoesOn(Vec<Trouble>),
+}
+
+/// Trains until the run's last step, until a signal stops it, or until a step goes wrong.
 ///
 /// # Errors
-/// When rows cannot be read, the loss is no longer a number, or the disk fails. The last checkpoint
-/// stands.
-pub fn train(mut run: Run) -> Result<(), TrainError> {
+/// When rows cannot be read, a step goes wrong and the run is to stop then, the user stops it, or the
+/// disk fails. The last checkpoint stands.
+pub fn train(mut run: Run) -> Result<Ended, TrainError> {
+    let signals = StopSignals::listen().map_err(TrainError::Signals)?;
     let mut done = run.folder.step();
+    let mut last_checkpoint = done;
     let mut log = MetricsLog::open(&run.folder.path, done)?;
     let mut progress = Progress::start(done, run.stop_after);
     if done > 0 {
@@ -126,8 +157,10 @@ pub fn train(mut run: Run) -> Result<(), TrainError> {
 
     if done >= run.stop_after {
         // Killed between its last checkpoint and its report.
-        report::write(&run.folder.path)?;
+        report::write(&run.folder.path, &run.troubles)?;
+        return Ok(Ended::Done);
     }
+    let mut events = Events::create(&run.folder.path, done)?;
     while done < run.stop_after {
         let clock = Instant::now();
         let batches = run.loader.next_step().map_err(TrainError::loader)?;
@@ -137,22 +170,37 @@ pub fn train(mut run: Run) -> Result<(), TrainError> {
             check_fresh(run.stage, &batches, &progress)?;
         }
 
-        let (losses, mut gradients) = accumulate(&run, &batches, done + 1)?;
+        let (losses, mut gradients) = accumulate(&run, &batches)?;
         let grad_norm = AdamW::norm(&run.stage.model().params(), &mut gradients)
             .map_err(TrainError::model("run"))?;
-        require_finite("the norm of the gradient", grad_norm, done + 1, &batches)?;
+        let by_name: Vec<(&str, f32)> =
+            batches.iter().map(|batch| &*batch.name).zip(losses.iter().copied()).collect();
+        let found = run.guard.look(&by_name, grad_norm);
+        if let Some(found) = &found {
+            let trouble = trouble(&run, &batches, done + 1, found, last_checkpoint)?;
+            progress.note(&trouble.to_string());
+            let action = trouble.action;
+            run.troubles.push(trouble);
+            if action == Action::RollBack {
+                progress.finish();
+                return Ok(Ended::GoesOn(run.troubles));
+            }
+        }
 
+        let blindness = blindness(&run, &batches, &losses, done)?;
         let lr = run.schedule.lr(done);
-        let params = &mut run.stage.model_mut().params_mut();
-        run.optimizer
-            .update(params, &mut gradients, grad_norm, lr, done)
-            .map_err(TrainError::model("run"))?;
+        if found.is_none() {
+            let params = &mut run.stage.model_mut().params_mut();
+            run.optimizer
+                .update(params, &mut gradients, grad_norm, lr, done)
+                .map_err(TrainError::model("run"))?;
+        }
         done += 1;
 
         let metrics = StepMetrics {
             step: done,
             loss: objective(&losses, &batches, &run.weights),
-            losses,
+            losses: finite_losses(&by_name),
             lr,
             grad_norm,
             tokens: batches.iter().map(n_predicted).sum(),
@@ -160,21 +208,42 @@ pub fn train(mut run: Run) -> Result<(), TrainError> {
             seconds: clock.elapsed().as_secs_f64(),
             data_wait_seconds,
             corrupt_rows: batches.iter().flat_map(|batch| batch.corrupt.clone()).collect(),
-            observed: run.stage.observe(),
+            skipped: found.map(|found| found.text),
+            observed: run.stage.observe().into_iter().chain(blindness).collect(),
         };
         log.append(&metrics)?;
+        events.append(&metrics)?;
         progress.show(&metrics);
-        if done.is_multiple_of(run.checkpoint_every) || done == run.stop_after {
+        let signal = signals.came();
+        let is_due = done.is_multiple_of(run.checkpoint_every) || done == run.stop_after;
+        if is_due || signal.is_some() || metrics.skipped.is_some() {
             log.sync()?;
             require_frozen(frozen_sha256.as_deref(), run.stage)?;
             run.stage.at_checkpoint()?;
             save(&run, done, frozen_sha256.clone())?;
-            report::write(&run.folder.path)?;
+            last_checkpoint = done;
+            report::write(&run.folder.path, &run.troubles)?;
+        }
+        if done == run.stop_after {
+            break;
+        }
+        if let Some(signal) = signal {
+            let name = signal.name();
+            progress.note(&format!("{name} after step {done}; --resume goes on from there"));
+            progress.finish();
+            return match signal {
+                StopSignal::Terminate => Ok(Ended::Done),
+                StopSignal::Interrupt => Err(TrainError::Interrupted { step: done }),
+            };
+        }
+        if metrics.skipped.is_some() {
+            progress.finish();
+            return Ok(Ended::GoesOn(run.troubles));
         }
     }
     note_frozen("end", run.stage.frozen_sha256().as_deref(), &progress);
     progress.finish();
-    Ok(())
+    Ok(Ended::Done)
 }
 
 fn check_fresh(
@@ -196,13 +265,9 @@ fn note_frozen(when: &str, sha256: Option<&str>, progress: &Progress) {
     }
 }
 
-/// Losses of all datasets, and the sum of their gradients, each times its lambda.
-fn accumulate(
-    run: &Run,
-    batches: &[Batch],
-    step: u64,
-) -> Result<(BTreeMap<String, f64>, Gradients), TrainError> {
-    let mut losses = BTreeMap::new();
+/// Loss of each batch, and the sum of their gradients, each times its lambda.
+fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients), TrainError> {
+    let mut losses = Vec::with_capacity(batches.len());
     let mut gradients = Gradients::default();
     for batch in batches {
         let weight = run.weights[batch.dataset] as f32;
@@ -212,30 +277,74 @@ fn accumulate(
         } else {
             run.stage.step(batch, weight, gradients)?
         };
-        let loss = f64::from(loss);
-        let what = format!("the loss of dataset `{}`", batch.name);
-        require_finite(&what, loss, step, std::slice::from_ref(batch))?;
-        losses.insert(batch.name.clone(), loss);
+        losses.push(loss);
         gradients = sum;
     }
     Ok((losses, gradients))
 }
 
 /// The sum of the losses, each times its lambda.
-fn objective(losses: &BTreeMap<String, f64>, batches: &[Batch], weights: &[f64]) -> f64 {
-    batches.iter().map(|batch| weights[batch.dataset] * losses[&batch.name]).sum()
+/// How much more each dataset loses with other images than its own, in nats per token: above 0 if the
+/// model looks at them. It has not seen these rows yet, at least not in this epoch.
+fn blindness(
+    run: &Run,
+    batches: &[Batch],
+    losses: &[f32],
+    done: u64,
+) -> Result<BTreeMap<String, f64>, TrainError> {
+    let mut all = BTreeMap::new();
+    if run.blindness_every.is_none_or(|every| !done.is_multiple_of(every)) {
+        return Ok(all);
+    }
+    for (batch, loss) in batches.iter().zip(losses) {
+        for (images, blind) in run.stage.blind_losses(batch)? {
+            let more = f64::from(blind) - f64::from(*loss);
+            all.insert(format!("blindness.{}, images {images}", batch.name), more);
+        }
+    }
+    Ok(all)
 }
 
-fn require_finite(what: &str, value: f64, step: u64, batches: &[Batch]) -> Result<(), TrainError> {
-    if value.is_finite() {
-        return Ok(());
+fn objective(losses: &[f32], batches: &[Batch], weights: &[f64]) -> f64 {
+    let both = batches.iter().zip(losses);
+    both.map(|(batch, loss)| weights[batch.dataset] * f64::from(*loss)).sum()
+}
+
+fn finite_losses(losses: &[(&str, f32)]) -> BTreeMap<String, f64> {
+    let finite = losses.iter().filter(|(_, loss)| loss.is_finite());
+    finite.map(|(name, loss)| ((*name).to_owned(), f64::from(*loss))).collect()
+}
+
+/// What follows a step in which the guard found something.
+fn trouble(
+    run: &Run,
+    batches: &[Batch],
+    step: u64,
+    found: &Finding,
+    last_checkpoint: u64,
+) -> Result<Trouble, TrainError> {
+    let action = run.guard.action_after(run.troubles.len());
+    let from = if action == Action::RollBack { last_checkpoint } else { step };
+    let concerned = |batch: &&Batch| found.dataset.as_ref().is_none_or(|name| *name == batch.name);
+    let batches = batches.iter().filter(concerned);
+    let rows = batches.flat_map(|batch| rows_by_dataset(batch, &run.sources)).collect();
+    let trouble = Trouble { step, found: found.text.clone(), action, from, rows };
+    if action != Action::Stop {
+        return Ok(trouble);
     }
-    let rows = batches.iter().map(|batch| {
-        let rows: Vec<String> = batch.rows.iter().map(u64::to_string).collect();
-        format!("{} {}", batch.name, rows.join(" "))
-    });
-    let rows = rows.collect::<Vec<_>>().join(", ");
-    Err(TrainError::NotFinite { step, what: what.to_owned(), value, rows })
+    let rows = trouble.rows_text();
+    Err(TrainError::Trouble { step, found: trouble.found, rows })
+}
+
+/// The rows of a batch under the names of the datasets that they are of; `sources` are those of the
+/// run with the rows that each gives to a merged batch.
+fn rows_by_dataset(batch: &Batch, sources: &[(String, usize)]) -> Vec<(String, Vec<u64>)> {
+    if batch.name != MERGED {
+        return vec![(batch.name.clone(), batch.rows.clone())];
+    }
+    let mut rows = batch.rows.iter().copied();
+    let of_one = |(name, n): &(String, usize)| (name.clone(), rows.by_ref().take(*n).collect());
+    sources.iter().map(of_one).collect()
 }
 
 fn require_frozen(was: Option<&str>, stage: &dyn Stage) -> Result<(), TrainError> {
@@ -253,6 +362,8 @@ fn save(run: &Run, step: u64, frozen_sha256: Option<String>) -> Result<(), Train
         frozen_sha256,
         tokenizer_sha256: run.tokenizer_sha256.clone(),
         corpora_sha256: run.corpora_sha256.clone(),
+        troubles: run.troubles.clone(),
+        recent_losses: run.guard.recent().clone(),
     };
     let moments = run.optimizer.to_tensors();
     let save_model = |folder: &Path| run.stage.save(folder);

@@ -38,9 +38,19 @@ fn a_single_batch_is_learned_by_heart_in_every_stage() {
     // Which of six colours comes in the five tokens after `a` only the image tells: a blind model
     // cannot lose less than ln 6 / 5 nats per token, 0.36.
     let only_pairs = only_pairs(FLAMINGO).replace("batch = 3", "batch = 6");
-    world.train("flamingo", &only_pairs, "flamingo", &by_heart("steps=100")).expect_success();
+    let looking = [&by_heart("steps=100")[..], &["--set", "blindness_every=99"]].concat();
+    world.train("flamingo", &only_pairs, "flamingo", &looking).expect_success();
     let (first, last) = losses(&world, "flamingo", "pairs");
     assert!(first > 0.36 && last < 0.25, "flamingo: {first} to {last}");
+
+    // With closed gates no image counts; in the end the model needs its own.
+    let lines = metrics(&world.path("flamingo"));
+    for images in ["shuffled", "blank"] {
+        let name = format!("blindness.pairs, images {images}");
+        let more = |step: usize| lines[step - 1]["observed"][&name].as_f64();
+        assert_eq!((more(1), more(2)), (Some(0.0), None), "{images}");
+        assert!(more(100).unwrap() > 0.2, "{images}: {:?}", more(100));
+    }
 }
 
 /// The config without its other datasets.

@@ -77,6 +77,18 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     let tokenizer = ("vocabulary = 300\nrows_max", "vocabulary = 20\nrows_max");
     let words = ["`tokenizer.train.vocabulary` is 20", "at least 261"];
     change("language", tokenizer.0, tokenizer.1, &words);
+    let guard = |key: &str| format!("keep_last = 2\n[guard]\n{key}\n");
+    for (key, words) in [
+        ("leap = 1.0", ["`guard.leap` is 1", "above 1"]),
+        ("window = 0", ["`guard.window` is 0", "at least 1"]),
+        ("most = 9999", ["`guard.most` is 9999", "at most 1000"]),
+    ] {
+        change("language", "keep_last = 2\n", &guard(key), &words);
+    }
+    let blindness = "keep_last = 2\nblindness_every = 3\n";
+    for stage in ["language", "contrastive"] {
+        change(stage, "keep_last = 2\n", blindness, &["`blindness_every` is 3, expected nothing"]);
+    }
     change("flamingo", "heads = 2", "heads = 0", &["`model.resampler.heads` is 0"]);
     change("flamingo", "every = 1", "every = 0", &["`model.cross_attention.every` is 0"]);
     let merged = "seed = 3\nmixture = \"merged\"";

@@ -191,3 +191,123 @@ fn a_first_checkpoint_without_room_leaves_a_run_that_can_go_on() {
     world.train("language", LANGUAGE, "whole", &[]).expect_success();
     assert_same_outcome(&world.path("whole"), &run);
 }
+
+/// What schedulers send before they take a machine away.
+const TERM: &str = "TERM";
+/// What Ctrl-C sends.
+const INT: &str = "INT";
+
+#[test]
+fn a_signal_ends_a_run_at_a_checkpoint_and_it_goes_on_to_the_same_bytes() {
+    let world = World::with_towers();
+    let long = ["--set", "steps=100000", "--set", "checkpoint_every=100000"];
+    let endless = FLAMINGO.replace("\"cosine\"", "\"constant\"");
+    for (signal, code, words) in
+        [(TERM, 0, "SIGTERM after step"), (INT, 130, "error: interrupted after step")]
+    {
+        let mut command = world.command("flamingo", &endless, signal, &long);
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let run = world.path(signal);
+        let started = Instant::now();
+        while std::fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len()) == 0 {
+            assert!(started.elapsed() < Duration::from_mins(1), "no step after a minute");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(words), "{stderr}");
+
+        let steps = metrics(&run).len();
+        assert!(latest(&run).ends_with(format!("step-{steps}")));
+        let end = (steps + 3).to_string();
+        let more = [&long[..], &["--resume", "--stop-after", &end]].concat();
+        world.train("flamingo", &endless, signal, &more).expect_success();
+        let whole = format!("{signal}-whole");
+        world.train("flamingo", &endless, &whole, &more).expect_success();
+        assert_same_outcome(&world.path(&whole), &run);
+    }
+}
+
+/// Steps that a run's journal knows, in the order in which they went wrong, and the rows of each.
+fn troubles(run: &Path) -> Vec<(u64, serde_json::Value)> {
+    let state = std::fs::read(latest(run).join("state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    let all = state["troubles"].as_array().unwrap().clone();
+    all.into_iter().map(|one| (one["step"].as_u64().unwrap(), one["rows"].clone())).collect()
+}
+
+#[test]
+fn a_run_goes_on_without_the_rows_of_steps_that_leap_however_it_is_stopped() {
+    let world = World::new();
+    // Any loss above the last one is a leap.
+    let guard = ["--set", "guard.leap=1.000001", "--set", "guard.window=1", "--set", "steps=60"];
+    for action in ["skip", "roll_back"] {
+        for mixture in ["accumulate", "merged"] {
+            let action_set = format!("guard.action={action:?}");
+            let mixture_set = format!("mixture={mixture:?}");
+            let set = ["--set", &action_set, "--set", &mixture_set, "--set", "guard.most=2"];
+            let set = [&guard[..], &set].concat();
+            let train = |name: &str, more: &[&str]| {
+                let name = format!("{action}-{mixture}-{name}");
+                let finished = world.train("language", LANGUAGE, &name, &[&set, more].concat());
+                (world.path(&name), finished)
+            };
+            // The third trouble stops the run.
+            let (whole, finished) = train("whole", &[]);
+            let stderr = finished.stderr();
+            assert_eq!(finished.code(), Some(1), "{stderr}");
+            assert!(
+                stderr.contains(" leaps to ") && stderr.contains("(dataset rows: p"),
+                "{stderr}"
+            );
+            let found = troubles(&whole);
+            assert_eq!(found.len(), 2, "{stderr}");
+            let rows = found[0].1.as_object().unwrap();
+            let n_datasets = if mixture == "merged" { 2 } else { 1 };
+            assert_eq!(rows.len(), n_datasets, "{stderr}");
+            assert!(rows.values().all(|rows| rows.as_array().unwrap().len() == 2), "{stderr}");
+            let html = std::fs::read_to_string(whole.join("report.html")).unwrap();
+            assert!(html.contains("Steps that went wrong"), "the report is silent");
+
+            let last = latest(&whole).file_name().unwrap().to_string_lossy()[5..].to_owned();
+            for stop in ["1", "4", &last] {
+                let more = ["--resume", "--stop-after", stop];
+                train("stopped", &more).1.expect_success();
+            }
+            let (stopped, _) = train("stopped", &["--resume"]);
+            assert_eq!(troubles(&stopped), found);
+            assert!(
+                std::fs::read(latest(&whole).join("model.safetensors")).unwrap()
+                    == std::fs::read(latest(&stopped).join("model.safetensors")).unwrap()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_skipped_step_changes_no_weight_and_says_so() {
+    let world = World::new();
+    // After the first update no weight is of use.
+    let set = ["--set", "optimizer.lr=1e30", "--set", "guard.action=\"skip\""];
+    let train = |more: &[&str]| {
+        let finished = world.train("language", LANGUAGE, "run", &[&set, more].concat());
+        finished.expect_success();
+        let weights = std::fs::read(latest(&world.path("run")).join("model.safetensors"));
+        (finished.stderr(), weights.unwrap())
+    };
+    let (stderr, at_3) = train(&["--stop-after", "3"]);
+    let run = world.path("run");
+    let steps: Vec<u64> = troubles(&run).into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [2, 3], "{stderr}");
+    assert!(stderr.contains("is NaN; the step is skipped, without its rows"), "{stderr}");
+    let lines = metrics(&run);
+    assert!(lines[0].get("skipped").is_none(), "{}", lines[0]);
+    assert_eq!(lines[1]["skipped"], "the loss of dataset `pages` is NaN");
+    assert!(lines[1]["loss"].is_null() && lines[1]["losses"].as_object().unwrap().is_empty());
+    let (_, at_4) = train(&["--resume", "--stop-after", "4"]);
+    assert!(at_3 == at_4, "a skipped step changed the weights");
+    assert_eq!(troubles(&run).len(), 3);
+}
