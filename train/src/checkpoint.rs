@@ -108,7 +108,7 @@ impl Checkpoint {
     }
 }
 
-/// Writes a checkpoint, moves `latest` to it and removes all but the newest `keep_last`.
+/// Writes a checkpoint and moves `latest` to it.
 ///
 /// `save_model` writes the model's own files into the folder that it is given.
 ///
@@ -122,7 +122,6 @@ pub fn write(
     state: &State,
     moments: &Tensors,
     save_model: impl FnOnce(&Path) -> Result<(), ModelError>,
-    keep_last: usize,
 ) -> Result<(), TrainError> {
     let parent = run.join(FOLDER);
     let unfinished = parent.join(UNFINISHED);
@@ -140,8 +139,30 @@ pub fn write(
     std::fs::rename(&unfinished, &folder).map_err(TrainError::file("rename", &unfinished))?;
     files::sync(&parent)?;
     files::sync(run)?;
-    files::replace(&run.join(LATEST), format!("{name}\n").as_bytes())?;
-    prune(&parent, state.step, keep_last)
+    point_latest(run, &name)
+}
+
+fn point_latest(run: &Path, name: &str) -> Result<(), TrainError> {
+    files::replace(&run.join(LATEST), format!("{name}\n").as_bytes())
+}
+
+/// Moves `latest` back to the newest checkpoint of a step up to `step` that is a multiple of `every`;
+/// without one the run begins anew. Says which step that is.
+///
+/// # Errors
+/// When the disk cannot be read or written.
+pub fn go_back(run: &Path, step: u64, every: u64) -> Result<u64, TrainError> {
+    let parent = run.join(FOLDER);
+    let found = if parent.exists() { steps_up_to(&parent, step)? } else { Vec::new() };
+    let latest = run.join(LATEST);
+    match found.into_iter().rfind(|step| step.is_multiple_of(every)) {
+        Some(step) => point_latest(run, &format!("step-{step}")).map(|()| step),
+        None if latest.exists() => {
+            std::fs::remove_file(&latest).map_err(TrainError::file("remove", &latest))?;
+            files::sync(run).map(|()| 0)
+        }
+        None => Ok(0),
+    }
 }
 
 fn write_unfinished(
@@ -182,13 +203,32 @@ fn sync_files(folder: &Path) -> Result<(), TrainError> {
     files::sync(folder)
 }
 
-/// Removes the checkpoints older than the newest `keep_last` of those up to `step`.
-fn prune(parent: &Path, step: u64, keep_last: usize) -> Result<(), TrainError> {
+/// Removes the checkpoints older than the newest `keep_last` of those up to `step`; of steps that are
+/// multiples of `every`, if it is given, the newest stays in any case.
+///
+/// # Errors
+/// When the disk cannot be read or written.
+pub fn prune(
+    run: &Path,
+    step: u64,
+    keep_last: usize,
+    every: Option<u64>,
+) -> Result<(), TrainError> {
+    let parent = run.join(FOLDER);
+    let steps = steps_up_to(&parent, step)?;
+    let n_old = steps.len().saturating_sub(keep_last);
+    let stays =
+        every.and_then(|every| steps.iter().rfind(|step| step.is_multiple_of(every)).copied());
+    let mut old = steps[..n_old].iter().filter(|step| Some(**step) != stays);
+    old.try_for_each(|step| discard(&parent, *step))
+}
+
+/// The steps of checkpoints up to `step`, in order.
+fn steps_up_to(parent: &Path, step: u64) -> Result<Vec<u64>, TrainError> {
     let mut steps: Vec<u64> = names(parent)?.iter().filter_map(|name| step_of(name)).collect();
     steps.retain(|found| *found <= step);
     steps.sort_unstable();
-    let n_old = steps.len().saturating_sub(keep_last);
-    steps[..n_old].iter().try_for_each(|step| discard(parent, *step))
+    Ok(steps)
 }
 
 /// Removes a checkpoint, if it is there. It loses its name first, so that half of one never looks
@@ -247,7 +287,8 @@ mod tests {
             std::fs::write(folder.join("config.json"), "{}").unwrap();
             Ok(())
         };
-        write(run, &state(step), &moments, save_model, 2).unwrap();
+        write(run, &state(step), &moments, save_model).unwrap();
+        prune(run, step, 2, Some(5)).unwrap();
     }
 
     fn sorted_names(run: &Path) -> Vec<String> {
@@ -283,7 +324,7 @@ mod tests {
             std::fs::write(folder.join("model.safetensors"), "half").unwrap();
             Err(ModelError::NotARun { path: folder.to_path_buf(), expected: "room" })
         };
-        write(run.path(), &state(2), &Tensors::default(), full, 2).unwrap_err();
+        write(run.path(), &state(2), &Tensors::default(), full).unwrap_err();
         assert_eq!(Checkpoint::latest(run.path()).unwrap().unwrap().state, state(1));
         assert_eq!(sorted_names(run.path()), ["step-1"]);
         write_step(run.path(), 2);
@@ -300,6 +341,19 @@ mod tests {
         }
         sweep(run.path()).unwrap();
         assert_eq!(sorted_names(run.path()), ["step-1"]);
+    }
+
+    #[test]
+    fn a_run_goes_back_to_a_step_that_was_due_which_is_kept_for_it() {
+        let run = tempfile::tempdir().unwrap();
+        let latest = || Checkpoint::latest(run.path()).unwrap().map(|found| found.state.step);
+        assert_eq!(go_back(run.path(), 3, 5).unwrap(), 0);
+        for step in [3, 5, 6, 7, 8] {
+            write_step(run.path(), step);
+        }
+        assert_eq!(sorted_names(run.path()), ["step-5", "step-7", "step-8"]);
+        assert_eq!((go_back(run.path(), 8, 5).unwrap(), latest()), (5, Some(5)));
+        assert_eq!((go_back(run.path(), 4, 5).unwrap(), latest()), (0, None));
     }
 
     #[test]

@@ -46,11 +46,15 @@ struct Contrastive {
 /// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the
 /// disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
-    until_done(command, attempt)
+    let file = command.read_config()?;
+    until_done(command, |command, troubles| attempt(command, &file, troubles))
 }
 
-fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainError> {
-    let file = command.read_config::<ContrastiveModel>()?;
+fn attempt(
+    command: &Command,
+    file: &ConfigFile<ContrastiveModel>,
+    troubles: Vec<Trouble>,
+) -> Result<Ended, TrainError> {
     file.require_no_feature_cache()?;
     file.require_no_blindness()?;
     file.require_images(|images| images == 1, "1")?;
@@ -63,9 +67,9 @@ fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainErro
     let (size, expected) = (model.vision.image_size(), format!("{}, as image.size", image.size));
     file.require(size == image.size, "model.vision.image_size", &size, &expected)?;
     file.require_context(model.text.context)?;
-    check_model(&file)?;
+    check_model(file)?;
 
-    let folder = command.check_folder(&file)?;
+    let folder = command.check_folder(file)?;
     let is_pairs = |kind| kind == CorpusKind::ImageText;
     let corpora = open_corpora(command, &file.config, image, is_pairs, "image_text")?;
     let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
@@ -79,7 +83,7 @@ fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainErro
     };
     clip.set_recompute(file.config.recompute);
     let mut stage = Contrastive { clip, label_smoothing: model.label_smoothing };
-    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer, troubles };
+    let prepared = Prepared { command, file, folder, corpora, tokenizer, troubles };
     launch(prepared, &mut stage)
 }
 

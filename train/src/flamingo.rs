@@ -82,23 +82,27 @@ struct Joined {
 /// When the config, a corpus, one of the two runs or the run folder is not right, the loss is no
 /// longer a number, a frozen weight changes, or the disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
-    until_done(command, attempt)
+    let file = command.read_config()?;
+    until_done(command, |command, troubles| attempt(command, &file, troubles))
 }
 
-fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainError> {
-    let file = command.read_config::<FlamingoModel>()?;
+fn attempt(
+    command: &Command,
+    file: &ConfigFile<FlamingoModel>,
+    troubles: Vec<Trouble>,
+) -> Result<Ended, TrainError> {
     file.require_images(|images| images >= 1, "at least 1")?;
     let image = file.image()?;
-    check_model(&file)?;
+    check_model(file)?;
 
-    let folder = command.check_folder(&file)?;
+    let folder = command.check_folder(file)?;
     let trained = file.config.model.trained();
     if trained.vision {
         file.require_no_feature_cache()?;
     }
     let (mut flamingo, tokenizer) = match &folder.checkpoint {
         Some(checkpoint) => (continued(checkpoint, trained)?, same_tokenizer(&folder, checkpoint)?),
-        None => fresh(command, &file, image)?,
+        None => fresh(command, file, image)?,
     };
     flamingo.set_recompute(file.config.recompute);
     let language = &flamingo.config().language;
@@ -109,7 +113,7 @@ fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainErro
 
     let features = file.config.feature_cache.as_ref();
     let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;
-    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer, troubles };
+    let prepared = Prepared { command, file, folder, corpora, tokenizer, troubles };
     launch(prepared, &mut Joined { flamingo, features: features.map(Mutex::new) })
 }
 

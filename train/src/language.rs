@@ -6,6 +6,7 @@ use std::path::Path;
 use flamingo_dataset::{Batch, Fit, ImageConfig};
 use flamingo_model::{Gradients, LanguageConfig, LanguageModel, ModelError, Trainable};
 
+use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::inputs;
 use crate::setup::{Command, Prepared, launch, open_corpora, own_tokenizer, until_done};
@@ -21,11 +22,15 @@ struct Language(LanguageModel);
 /// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the
 /// disk fails.
 pub fn run(command: &Command) -> Result<(), TrainError> {
-    until_done(command, attempt)
+    let file = command.read_config()?;
+    until_done(command, |command, troubles| attempt(command, &file, troubles))
 }
 
-fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainError> {
-    let file = command.read_config::<LanguageConfig>()?;
+fn attempt(
+    command: &Command,
+    file: &ConfigFile<LanguageConfig>,
+    troubles: Vec<Trouble>,
+) -> Result<Ended, TrainError> {
     file.require_no_feature_cache()?;
     file.require_no_blindness()?;
     file.require_images(|images| images == 0, "0")?;
@@ -33,7 +38,7 @@ fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainErro
     file.require_context(model.context)?;
     file.require_model(model.validate())?;
 
-    let folder = command.check_folder(&file)?;
+    let folder = command.check_folder(file)?;
     let corpora = open_corpora(command, &file.config, &no_image(), |_| true, "any")?;
     let tokenizer = own_tokenizer(command, file.tokenizer()?, &folder, &corpora)?;
     file.require_vocabulary("model.vocabulary", model.vocabulary, &tokenizer)?;
@@ -45,7 +50,7 @@ fn attempt(command: &Command, troubles: Vec<Trouble>) -> Result<Ended, TrainErro
         None => LanguageModel::new(model, file.config.seed).map_err(TrainError::model("build"))?,
     };
     language.set_recompute(file.config.recompute);
-    let prepared = Prepared { command, file: &file, folder, corpora, tokenizer, troubles };
+    let prepared = Prepared { command, file, folder, corpora, tokenizer, troubles };
     launch(prepared, &mut Language(language))
 }
 

@@ -63,10 +63,7 @@ fn page(name: &str, steps: &[StepMetrics], troubles: &[Trouble], config: &str) -
     }
     if !troubles.is_empty() {
         page.heading("Steps that went wrong, whose rows are left out");
-        page.table(
-            &["step", "what was found", "went on from step", "rows"],
-            &trouble_rows(troubles),
-        );
+        page.table(&["step", "what was found", "what followed", "rows"], &trouble_rows(troubles));
     }
     page.heading("Config");
     page.table(&["line"], &config.lines().map(|line| vec![line.to_owned()]).collect::<Vec<_>>());
@@ -103,8 +100,10 @@ fn corrupt_rows(steps: &[StepMetrics]) -> Vec<Vec<String>> {
 
 fn trouble_rows(troubles: &[Trouble]) -> Vec<Vec<String>> {
     let line = |trouble: &Trouble| {
-        let Trouble { step, found, from, .. } = trouble;
-        vec![step.to_string(), found.clone(), from.to_string(), trouble.rows_text()]
+        let Trouble { step, found, back_to, .. } = trouble;
+        let action =
+            back_to.map_or_else(|| "skipped".to_owned(), |step| format!("back to step {step}"));
+        vec![step.to_string(), found.clone(), action, trouble.rows_text()]
     };
     troubles.iter().map(line).collect()
 }
@@ -141,7 +140,6 @@ fn groups(lines: Vec<Series>) -> BTreeMap<String, Vec<Series>> {
 mod tests {
     use super::*;
     use crate::metrics::tests::metrics;
-    use crate::trouble::Action;
 
     #[test]
     fn the_page_shows_losses_observations_and_config() {
@@ -151,8 +149,7 @@ mod tests {
         let trouble = Trouble {
             step: 9,
             found: "the loss of dataset `pairs` is NaN".to_owned(),
-            action: Action::RollBack,
-            from: 4,
+            back_to: Some(4),
             rows: BTreeMap::from([("pairs".to_owned(), vec![8, 1234])]),
         };
         let html = page("demo", &steps, &[trouble], "seed = 7\n");
@@ -165,6 +162,7 @@ mod tests {
             "seed = 7",
             "it is cut off",
             "the loss of dataset `pairs` is NaN",
+            "back to step 4",
             "pairs 8 1234",
         ] {
             assert!(html.contains(part), "{part} is missing");

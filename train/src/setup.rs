@@ -18,7 +18,7 @@ use crate::error::TrainError;
 use crate::optimizer::AdamW;
 use crate::overrides::Override;
 use crate::run_folder::{RunFolder, Start};
-use crate::trainer::{Ended, Run, Stage, train};
+use crate::trainer::{Ended, Run, Source, Stage, train};
 use crate::trouble::{Guard, Trouble};
 
 /// A command line, checked for form.
@@ -255,6 +255,13 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         let rows = troubles.iter().filter_map(|trouble| trouble.rows.get(&entry.name));
         entry.skip_rows.extend(rows.flatten());
     }
+    let sources = config.data.iter().zip(&corpora).map(|(data, (entry, corpus))| Source {
+        name: data.name.clone(),
+        batch_rows: data.rows(),
+        n_rows: corpus.n_rows(),
+        left_out: entry.skip_rows.clone(),
+    });
+    let sources = sources.collect();
     let corpora_sha256 = same_corpora(config, &folder, &corpora)?;
     let optimizer = optimizer(config, &folder, stage)?;
     let tokenizer = Arc::new(tokenizer);
@@ -278,12 +285,16 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         checkpoint_every: config.checkpoint_every,
         keep_last: config.keep_last,
         blindness_every: config.blindness_every,
+        turns: match config.mixture {
+            MixtureMode::RoundRobin => config.data.len() as u64,
+            MixtureMode::Accumulate | MixtureMode::Merged => 1,
+        },
         guard: Guard::new(
             &config.guard,
             state.map(|state| state.recent_losses).unwrap_or_default(),
         ),
         troubles,
-        sources: config.data.iter().map(|entry| (entry.name.clone(), entry.rows())).collect(),
+        sources,
         stop_after: command.stop_after.map_or(config.steps, |step| step.min(config.steps)),
         tokenizer_sha256: tokenizer_sha256(&folder.tokenizer())?,
         corpora_sha256,

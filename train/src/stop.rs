@@ -27,7 +27,7 @@ impl StopSignal {
     }
 }
 
-/// The signals that have come since [`listen`](Self::listen) was first called.
+/// The signals that may have come since [`listen`](Self::listen) was first called.
 #[derive(Debug)]
 pub struct StopSignals([(StopSignal, Arc<AtomicBool>); 2]);
 
@@ -47,14 +47,16 @@ impl StopSignals {
     }
 
     fn register() -> io::Result<Self> {
+        let any = Arc::new(AtomicBool::new(false));
         let listen = |signal, number| {
             let came = Arc::new(AtomicBool::new(false));
             // What looks at the flag must come before what sets it.
-            flag::register_conditional_default(number, Arc::clone(&came))?;
+            flag::register_conditional_default(number, Arc::clone(&any))?;
+            flag::register(number, Arc::clone(&any))?;
             flag::register(number, Arc::clone(&came))?;
             Ok::<_, io::Error>((signal, came))
         };
-        Ok(Self([listen(StopSignal::Terminate, SIGTERM)?, listen(StopSignal::Interrupt, SIGINT)?]))
+        Ok(Self([listen(StopSignal::Interrupt, SIGINT)?, listen(StopSignal::Terminate, SIGTERM)?]))
     }
 
     /// A signal that has come.

@@ -4,7 +4,7 @@
 //! the datasets before one update (paper, section 2.4 and appendix B.1.2). What differs between
 //! stages is behind [`Stage`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
@@ -116,16 +116,47 @@ pub struct Run<'run> {
     pub stop_after: u64,
     /// Steps between looks at how much the model looks at its images.
     pub blindness_every: Option<u64>,
+    /// Steps in which every dataset has its turn.
+    pub turns: u64,
     /// Looks for steps that go wrong.
     pub guard: Guard,
     /// Those that did so far.
     pub troubles: Vec<Trouble>,
-    /// Name of each dataset, and its rows in one batch.
-    pub sources: Vec<(String, usize)>,
+    /// The rows of each dataset.
+    pub sources: Vec<Source>,
     /// Digest of the tokenizer's file.
     pub tokenizer_sha256: String,
     /// Digests of the corpora's manifests.
     pub corpora_sha256: Vec<String>,
+}
+
+impl Run<'_> {
+    /// Whether a batch changes the model, or is only watched.
+    fn learns_from(&self, batch: &Batch) -> bool {
+        self.weights[batch.dataset] > 0.0
+    }
+}
+
+/// The rows of a dataset.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// Rows of one batch.
+    pub batch_rows: usize,
+    /// Rows of its corpus.
+    pub n_rows: u64,
+    /// Those that are left out.
+    pub left_out: BTreeSet<u64>,
+}
+
+impl Source {
+    /// Whether a batch has rows of its own when these are left out, too.
+    fn fills_a_batch_without(&self, rows: &[u64]) -> bool {
+        let more: BTreeSet<&u64> = rows.iter().filter(|row| !self.left_out.contains(row)).collect();
+        let left = self.n_rows.saturating_sub((self.left_out.len() + more.len()) as u64);
+        left >= self.batch_rows as u64
+    }
 }
 
 /// How [`train`] ended.
@@ -133,8 +164,8 @@ pub struct Run<'run> {
 pub enum Ended {
     /// At its last step, or where a scheduler stopped it.
     Done,
-    /// At a step that went wrong, the last of these: the run goes on from its last checkpoint without
-    /// their rows.
+    /// At a step that went wrong, the last of these: the run goes on from the checkpoint that is the
+    /// latest now, without their rows.
     GoesOn(Vec<Trouble>),
 }
 
@@ -146,7 +177,6 @@ pub enum Ended {
 pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     let signals = StopSignals::listen().map_err(TrainError::Signals)?;
     let mut done = run.folder.step();
-    let mut last_checkpoint = done;
     let mut log = MetricsLog::open(&run.folder.path, done)?;
     let mut progress = Progress::start(done, run.stop_after);
     if done > 0 {
@@ -175,27 +205,33 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             .map_err(TrainError::model("run"))?;
         let by_name: Vec<(&str, f32)> =
             batches.iter().map(|batch| &*batch.name).zip(losses.iter().copied()).collect();
-        let found = run.guard.look(&by_name, grad_norm);
+        let learned = |(batch, loss): (&Batch, _)| run.learns_from(batch).then_some(loss);
+        let of_learned: Vec<_> =
+            batches.iter().zip(by_name.iter().copied()).filter_map(learned).collect();
+        let found = run.guard.look(&of_learned, grad_norm);
         if let Some(found) = &found {
-            let trouble = trouble(&run, &batches, done + 1, found, last_checkpoint)?;
+            let trouble = trouble(&run, &batches, done, found)?;
             progress.note(&trouble.to_string());
-            let action = trouble.action;
+            let goes_back = trouble.back_to.is_some();
             run.troubles.push(trouble);
-            if action == Action::RollBack {
+            if goes_back {
                 progress.finish();
                 return Ok(Ended::GoesOn(run.troubles));
             }
         }
 
-        let blindness = blindness(&run, &batches, &losses, done)?;
+        let mut observed = BTreeMap::new();
         let lr = run.schedule.lr(done);
         if found.is_none() {
+            observed = blindness(&run, &batches, &losses, done)?;
             let params = &mut run.stage.model_mut().params_mut();
             run.optimizer
                 .update(params, &mut gradients, grad_norm, lr, done)
                 .map_err(TrainError::model("run"))?;
         }
         done += 1;
+        observed.extend(run.stage.observe());
+        observed.retain(|_, value| value.is_finite());
 
         let metrics = StepMetrics {
             step: done,
@@ -209,7 +245,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             data_wait_seconds,
             corrupt_rows: batches.iter().flat_map(|batch| batch.corrupt.clone()).collect(),
             skipped: found.map(|found| found.text),
-            observed: run.stage.observe().into_iter().chain(blindness).collect(),
+            observed,
         };
         log.append(&metrics)?;
         events.append(&metrics)?;
@@ -221,11 +257,12 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             require_frozen(frozen_sha256.as_deref(), run.stage)?;
             run.stage.at_checkpoint()?;
             save(&run, done, frozen_sha256.clone())?;
-            last_checkpoint = done;
+            if is_due {
+                // Others are taken in need; they must not push out what came before it.
+                let back = (run.guard.action() == Action::RollBack).then_some(run.checkpoint_every);
+                checkpoint::prune(&run.folder.path, done, run.keep_last, back)?;
+            }
             report::write(&run.folder.path, &run.troubles)?;
-        }
-        if done == run.stop_after {
-            break;
         }
         if let Some(signal) = signal {
             let name = signal.name();
@@ -236,7 +273,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
                 StopSignal::Interrupt => Err(TrainError::Interrupted { step: done }),
             };
         }
-        if metrics.skipped.is_some() {
+        if metrics.skipped.is_some() && done < run.stop_after {
             progress.finish();
             return Ok(Ended::GoesOn(run.troubles));
         }
@@ -272,10 +309,10 @@ fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients), Tra
     for batch in batches {
         let weight = run.weights[batch.dataset] as f32;
         // A dataset without weight is only watched.
-        let (loss, sum) = if weight == 0.0 {
-            (run.stage.loss(batch)?, gradients)
-        } else {
+        let (loss, sum) = if run.learns_from(batch) {
             run.stage.step(batch, weight, gradients)?
+        } else {
+            (run.stage.loss(batch)?, gradients)
         };
         losses.push(loss);
         gradients = sum;
@@ -283,7 +320,6 @@ fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients), Tra
     Ok((losses, gradients))
 }
 
-/// The sum of the losses, each times its lambda.
 /// How much more each dataset loses with other images than its own, in nats per token: above 0 if the
 /// model looks at them. It has not seen these rows yet, at least not in this epoch.
 fn blindness(
@@ -293,7 +329,7 @@ fn blindness(
     done: u64,
 ) -> Result<BTreeMap<String, f64>, TrainError> {
     let mut all = BTreeMap::new();
-    if run.blindness_every.is_none_or(|every| !done.is_multiple_of(every)) {
+    if run.blindness_every.is_none_or(|every| !(done / run.turns).is_multiple_of(every)) {
         return Ok(all);
     }
     for (batch, loss) in batches.iter().zip(losses) {
@@ -305,6 +341,7 @@ fn blindness(
     Ok(all)
 }
 
+/// The sum of the losses, each times its lambda.
 fn objective(losses: &[f32], batches: &[Batch], weights: &[f64]) -> f64 {
     let both = batches.iter().zip(losses);
     both.map(|(batch, loss)| weights[batch.dataset] * f64::from(*loss)).sum()
@@ -315,35 +352,51 @@ fn finite_losses(losses: &[(&str, f32)]) -> BTreeMap<String, f64> {
     finite.map(|(name, loss)| ((*name).to_owned(), f64::from(*loss))).collect()
 }
 
-/// What follows a step in which the guard found something.
+/// What follows where the guard found something in the step after `done`. To go back, `latest` is moved.
 fn trouble(
     run: &Run,
     batches: &[Batch],
-    step: u64,
+    done: u64,
     found: &Finding,
-    last_checkpoint: u64,
 ) -> Result<Trouble, TrainError> {
-    let action = run.guard.action_after(run.troubles.len());
-    let from = if action == Action::RollBack { last_checkpoint } else { step };
-    let concerned = |batch: &&Batch| found.dataset.as_ref().is_none_or(|name| *name == batch.name);
-    let batches = batches.iter().filter(concerned);
+    let is_it = |name: &str| found.dataset.as_ref().is_none_or(|it| it == name);
+    let batches = batches.iter().filter(|batch| run.learns_from(batch) && is_it(&batch.name));
     let rows = batches.flat_map(|batch| rows_by_dataset(batch, &run.sources)).collect();
-    let trouble = Trouble { step, found: found.text.clone(), action, from, rows };
-    if action != Action::Stop {
-        return Ok(trouble);
+    let text = found.text.clone();
+    let mut trouble = Trouble { step: done + 1, found: text, back_to: None, rows };
+    let mut action = run.guard.action_after(run.troubles.len());
+    let used_up = run.sources.iter().find(|source| {
+        let rows = trouble.rows.get(&source.name);
+        rows.is_some_and(|rows| !source.fills_a_batch_without(rows))
+    });
+    if let Some(source) = used_up.filter(|_| action != Action::Stop) {
+        action = Action::Stop;
+        let name = &source.name;
+        let more = format!(", and without its rows dataset `{name}` would not fill a batch");
+        trouble.found.push_str(&more);
     }
-    let rows = trouble.rows_text();
-    Err(TrainError::Trouble { step, found: trouble.found, rows })
+    match action {
+        Action::Stop => {
+            let (rows, step) = (trouble.rows_text(), trouble.step);
+            return Err(TrainError::Trouble { step, found: trouble.found, rows });
+        }
+        Action::Skip => {}
+        Action::RollBack => {
+            let to = checkpoint::go_back(&run.folder.path, done, run.checkpoint_every)?;
+            trouble.back_to = Some(to);
+        }
+    }
+    Ok(trouble)
 }
 
-/// The rows of a batch under the names of the datasets that they are of; `sources` are those of the
-/// run with the rows that each gives to a merged batch.
-fn rows_by_dataset(batch: &Batch, sources: &[(String, usize)]) -> Vec<(String, Vec<u64>)> {
+/// The rows of a batch under the names of the datasets that they are of.
+fn rows_by_dataset(batch: &Batch, sources: &[Source]) -> Vec<(String, Vec<u64>)> {
     if batch.name != MERGED {
         return vec![(batch.name.clone(), batch.rows.clone())];
     }
     let mut rows = batch.rows.iter().copied();
-    let of_one = |(name, n): &(String, usize)| (name.clone(), rows.by_ref().take(*n).collect());
+    let of_one =
+        |source: &Source| (source.name.clone(), rows.by_ref().take(source.batch_rows).collect());
     sources.iter().map(of_one).collect()
 }
 
@@ -367,7 +420,7 @@ fn save(run: &Run, step: u64, frozen_sha256: Option<String>) -> Result<(), Train
     };
     let moments = run.optimizer.to_tensors();
     let save_model = |folder: &Path| run.stage.save(folder);
-    checkpoint::write(&run.folder.path, &state, &moments, save_model, run.keep_last)
+    checkpoint::write(&run.folder.path, &state, &moments, save_model)
 }
 
 fn n_predicted(batch: &Batch) -> u64 {

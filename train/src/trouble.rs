@@ -39,7 +39,8 @@ pub enum Action {
     Stop,
     /// The step counts, but changes nothing.
     Skip,
-    /// The run goes back to its last checkpoint.
+    /// The run goes back to its last checkpoint that was due, whatever others there are: where it goes
+    /// must not depend on where it was stopped.
     RollBack,
 }
 
@@ -50,22 +51,19 @@ pub struct Trouble {
     pub step: u64,
     /// What was found, such as "the loss of dataset `pairs` is NaN".
     pub found: String,
-    /// What followed.
-    pub action: Action,
-    /// The step from which the run went on.
-    pub from: u64,
+    /// The step that the run went back to; none if the step was skipped.
+    pub back_to: Option<u64>,
     /// Rows that the step was computed from, which are not drawn again, of each dataset.
     pub rows: BTreeMap<String, Vec<u64>>,
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { step, found, from, .. } = self;
-        let action = match self.action {
-            Action::Stop => "the run stops".to_owned(),
-            Action::Skip => "the step is skipped".to_owned(),
-            Action::RollBack => format!("the run goes back to step {from}"),
-        };
+        let Self { step, found, back_to, .. } = self;
+        let action = back_to.map_or_else(
+            || "the step is skipped".to_owned(),
+            |step| format!("the run goes back to step {step}"),
+        );
         let rows = self.rows_text();
         write!(f, "step {step}: {found}; {action}, without its rows from here on: {rows}")
     }
@@ -104,7 +102,14 @@ pub type RecentLosses = BTreeMap<String, Vec<f32>>;
 impl Guard {
     /// A guard that remembers these losses.
     pub fn new(config: &GuardConfig, recent: RecentLosses) -> Self {
+        // They would grow old where none are added.
+        let recent = if config.leap.is_some() { recent } else { RecentLosses::new() };
         Self { config: config.clone(), recent }
+    }
+
+    /// What follows a step that goes wrong, as long as they are few.
+    pub fn action(&self) -> Action {
+        self.config.action
     }
 
     /// What follows a step that goes wrong after `n` others did.
@@ -141,7 +146,9 @@ impl Guard {
         let mut sorted = recent.clone();
         sorted.sort_by(f32::total_cmp);
         let median = sorted[sorted.len() / 2];
-        (f64::from(loss) > self.config.leap? * f64::from(median)).then(|| {
+        // A median of 0 is one of batches in which nothing is learned.
+        let leaps = median > 0.0 && f64::from(loss) > self.config.leap? * f64::from(median);
+        leaps.then(|| {
             format!(
                 "the loss of dataset `{name}` leaps to {loss} from a median of {median} over {} steps",
                 self.config.window
@@ -188,6 +195,9 @@ mod tests {
             found.text,
             "the loss of dataset `a` leaps to 3.5 from a median of 2 over 3 steps"
         );
+        for loss in [0.0, 0.0, 0.0, 5.0] {
+            assert_eq!(guard.look(&[("c", loss)], 1.0), None);
+        }
         // It is not remembered itself.
         assert_eq!(guard.recent()["a"], [2.0, 9.0, 1.0]);
         assert_eq!(guard.recent()["b"], [21.0, 22.0, 30.0]);

@@ -182,9 +182,6 @@ unsafe fn multiply(
     (rows, cols): (usize, usize),
     out: Results,
 ) {
-    let mut beside = [[0.0; COLS]; ROWS];
-    let start = beside.as_mut_ptr().cast();
-    let beside_out = Results { start, row_stride: COLS, scale: 1.0, add: false };
     for (right, col) in right.chunks_exact(depth).zip((0..).step_by(COLS)) {
         let cols = COLS.min(cols - col);
         for (left, row) in left.chunks_exact(ROWS * (depth + LEFT_PADDING)).zip((0..).step_by(ROWS))
@@ -200,8 +197,11 @@ unsafe fn multiply(
                 unsafe { tile(left, right, out) };
                 continue;
             }
+            let mut beside = [[0.0; COLS]; ROWS];
+            let start = (&raw mut beside).cast();
+            let whole = Results { start, row_stride: COLS, scale: 1.0, add: false };
             // SAFETY: it has room for a tile.
-            unsafe { tile(left, right, beside_out) };
+            unsafe { tile(left, right, whole) };
             for (row, sums) in beside[..rows].iter().enumerate() {
                 // SAFETY: row and columns are the caller's.
                 let to = unsafe { std::slice::from_raw_parts_mut(out.at(row, 0), cols) };
@@ -214,10 +214,10 @@ unsafe fn multiply(
     }
 }
 
-/// `left` `[ROWS, depth]` times `right` `[depth, COLS]`.
+/// Puts `left` `[ROWS, depth]` times `right` `[depth, COLS]` into `out`, scaled, or adds it.
 ///
 /// # Safety
-/// Nothing else may use the `[ROWS, COLS]` results of `out`.
+/// `out` must have room for `[ROWS, COLS]` results, which nothing else may use.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 #[expect(unsafe_code, reason = "see `Results`")]

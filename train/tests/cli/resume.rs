@@ -242,47 +242,48 @@ fn troubles(run: &Path) -> Vec<(u64, serde_json::Value)> {
 #[test]
 fn a_run_goes_on_without_the_rows_of_steps_that_leap_however_it_is_stopped() {
     let world = World::new();
-    // Any loss above the last one is a leap.
-    let guard = ["--set", "guard.leap=1.000001", "--set", "guard.window=1", "--set", "steps=60"];
+    // Any loss above the last one is a leap. An epoch is three steps.
+    let leaps =
+        ["--set", "guard.leap=1.000001", "--set", "guard.window=1", "--set", "guard.most=2"];
+    let rest = ["--set", "steps=60", "--set", "checkpoint_every=5"];
     for action in ["skip", "roll_back"] {
         for mixture in ["accumulate", "merged"] {
             let action_set = format!("guard.action={action:?}");
             let mixture_set = format!("mixture={mixture:?}");
-            let set = ["--set", &action_set, "--set", &mixture_set, "--set", "guard.most=2"];
-            let set = [&guard[..], &set].concat();
+            let rest = [&rest[..], &["--set", &action_set, "--set", &mixture_set]].concat();
             let train = |name: &str, more: &[&str]| {
                 let name = format!("{action}-{mixture}-{name}");
-                let finished = world.train("language", LANGUAGE, &name, &[&set, more].concat());
-                (world.path(&name), finished)
+                let args = [&rest, more].concat();
+                (world.path(&name), world.train("language", LANGUAGE, &name, &args))
             };
-            // The third trouble stops the run.
-            let (whole, finished) = train("whole", &[]);
+            // The third leap stops the run; the others go before the step before it.
+            let (_, finished) = train("probe", &leaps);
             let stderr = finished.stderr();
             assert_eq!(finished.code(), Some(1), "{stderr}");
-            assert!(
-                stderr.contains(" leaps to ") && stderr.contains("(dataset rows: p"),
-                "{stderr}"
-            );
+            let error = stderr.rsplit_once("error: step ").unwrap().1;
+            assert!(error.contains(" leaps to ") && error.contains("(dataset rows: p"), "{stderr}");
+            let step: u64 = error.split_once(':').unwrap().0.parse().unwrap();
+
+            let until = |name: &str, step: u64| {
+                let step = step.to_string();
+                let (run, finished) =
+                    train(name, &[&leaps[..], &["--resume", "--stop-after", &step]].concat());
+                finished.expect_success();
+                run
+            };
+            let whole = until("whole", step - 1);
             let found = troubles(&whole);
             assert_eq!(found.len(), 2, "{stderr}");
             let rows = found[0].1.as_object().unwrap();
-            let n_datasets = if mixture == "merged" { 2 } else { 1 };
-            assert_eq!(rows.len(), n_datasets, "{stderr}");
+            assert_eq!(rows.len(), if mixture == "merged" { 2 } else { 1 }, "{stderr}");
             assert!(rows.values().all(|rows| rows.as_array().unwrap().len() == 2), "{stderr}");
             let html = std::fs::read_to_string(whole.join("report.html")).unwrap();
             assert!(html.contains("Steps that went wrong"), "the report is silent");
 
-            let last = latest(&whole).file_name().unwrap().to_string_lossy()[5..].to_owned();
-            for stop in ["1", "4", &last] {
-                let more = ["--resume", "--stop-after", stop];
-                train("stopped", &more).1.expect_success();
+            for step in 1..step - 1 {
+                until("stopped", step);
             }
-            let (stopped, _) = train("stopped", &["--resume"]);
-            assert_eq!(troubles(&stopped), found);
-            assert!(
-                std::fs::read(latest(&whole).join("model.safetensors")).unwrap()
-                    == std::fs::read(latest(&stopped).join("model.safetensors")).unwrap()
-            );
+            assert_same_outcome(&whole, &until("stopped", step - 1));
         }
     }
 }
@@ -298,16 +299,40 @@ fn a_skipped_step_changes_no_weight_and_says_so() {
         let weights = std::fs::read(latest(&world.path("run")).join("model.safetensors"));
         (finished.stderr(), weights.unwrap())
     };
-    let (stderr, at_3) = train(&["--stop-after", "3"]);
+    let (stderr, at_2) = train(&["--stop-after", "2"]);
     let run = world.path("run");
-    let steps: Vec<u64> = troubles(&run).into_iter().map(|(step, _)| step).collect();
-    assert_eq!(steps, [2, 3], "{stderr}");
     assert!(stderr.contains("is NaN; the step is skipped, without its rows"), "{stderr}");
     let lines = metrics(&run);
     assert!(lines[0].get("skipped").is_none(), "{}", lines[0]);
     assert_eq!(lines[1]["skipped"], "the loss of dataset `pages` is NaN");
     assert!(lines[1]["loss"].is_null() && lines[1]["losses"].as_object().unwrap().is_empty());
-    let (_, at_4) = train(&["--resume", "--stop-after", "4"]);
-    assert!(at_3 == at_4, "a skipped step changed the weights");
-    assert_eq!(troubles(&run).len(), 3);
+    let (_, at_3) = train(&["--resume", "--stop-after", "3"]);
+    assert!(at_2 == at_3, "a skipped step changed the weights");
+    let steps: Vec<u64> = troubles(&run).into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [2, 3], "{stderr}");
+}
+
+#[test]
+fn a_run_that_begins_with_skipped_steps_goes_on_until_its_rows_are_used_up() {
+    let world = World::new();
+    // Beyond what an f32 holds: no gradient is finite. Each step takes two of six rows.
+    let set = ["--set", "data.pages.weight=1e39", "--set", "guard.action=\"skip\"", "--resume"];
+    for steps in ["1", "2"] {
+        let args = [&set[..], &["--stop-after", steps]].concat();
+        world.train("language", LANGUAGE, "run", &args).expect_success();
+    }
+    let before = outcome(&world.path("run"));
+    let finished = world.train("language", LANGUAGE, "run", &set);
+    assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
+    let words = "without its rows dataset `pages` would not fill a batch";
+    assert!(finished.stderr().contains(words), "{}", finished.stderr());
+    assert!(before == outcome(&world.path("run")), "the last checkpoint does not stand");
+
+    // What is only watched is no trouble.
+    let watched = ["--set", "data.pages.weight=0.0", "--set", "guard.leap=1.000001"];
+    let more = ["--set", "guard.window=1", "--stop-after", "6"];
+    let args = [&watched[..], &more].concat();
+    let alone = LANGUAGE.replace("corpus = \"pairs\"\nbatch = 2", "corpus = \"pairs\"\nbatch = 6");
+    let finished = world.train("language", &alone, "watched", &args);
+    assert!(!finished.stderr().contains("dataset `pages`"), "{}", finished.stderr());
 }
