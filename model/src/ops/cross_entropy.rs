@@ -14,8 +14,11 @@ use super::wide::{exp, highest, sum_by, wide};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Scalar, Weight, record_loss};
 
-/// Rows whose logits exist at one time.
+/// Rows whose logits exist at one time, where that is no more than [`LOGITS_PER_BLOCK`].
 const ROWS_PER_BLOCK: usize = 256;
+/// About as many logits exist at one time (32 MiB), whatever the vocabulary. Blocks of rows bound them as
+/// well as blocks of the vocabulary would, which need each logit twice.
+const LOGITS_PER_BLOCK: usize = 1 << 23;
 
 /// `scale * sum over rows with a target of -log softmax(hidden head')[target]`.
 ///
@@ -106,8 +109,9 @@ fn walk_logits(
 ) {
     let width = hidden.width();
     let vocabulary = n_tokens(head, width);
-    let mut all_logits = Buffer::unset(ROWS_PER_BLOCK.min(rows.len()) * vocabulary);
-    for block in rows.chunks(ROWS_PER_BLOCK) {
+    let at_once = rows_per_block(vocabulary);
+    let mut all_logits = Buffer::unset(at_once.min(rows.len()) * vocabulary);
+    for block in rows.chunks(at_once) {
         let mut gathered = Buffer::unset(block.len() * width);
         for (out, (row, _)) in gathered.chunks_exact_mut(width).zip(block) {
             out.copy_from_slice(&hidden.values()[row * width..][..width]);
@@ -123,6 +127,10 @@ fn walk_logits(
         }
         visit(block, &gathered, logits);
     }
+}
+
+fn rows_per_block(vocabulary: usize) -> usize {
+    (LOGITS_PER_BLOCK / vocabulary).clamp(1, ROWS_PER_BLOCK)
 }
 
 /// The losses of a block of rows.
@@ -224,6 +232,35 @@ mod tests {
                 as_matrix(cross_entropy(x[0].clone().with(t), &two(w), &TARGETS, 0.5).unwrap())
             },
         );
+    }
+
+    #[test]
+    fn rows_of_several_blocks_count_as_those_of_one() {
+        let n = 2 * ROWS_PER_BLOCK + 60;
+        let hidden = Matrix::variable(pseudo_random(3 * n, 1).into(), 3).unwrap();
+        let head = TokenTable::from(Weight::trained(pseudo_random(15, 2)).unwrap());
+        // Loss, and gradients of the hidden states and of the head, where only `rows` have targets.
+        let of = |rows: std::ops::Range<usize>| {
+            let target = |row| rows.contains(&row).then_some((row % 5) as u32);
+            let targets: Vec<Option<u32>> = (0..n).map(target).collect();
+            let tape = crate::tensor::Recording::default();
+            let loss = cross_entropy(hidden.clone().with(tape), &head, &targets, 1.0).unwrap();
+            let (loss, mut grads) = differentiate(loss, 1.0).unwrap();
+            let mut all = vec![loss];
+            all.extend(&*hidden.take_gradient(&mut grads.0).unwrap().unwrap());
+            head.rows.accumulate(&mut grads.0, |grad| all.extend(&*grad)).unwrap();
+            all
+        };
+        let parts: Vec<Vec<f32>> =
+            (0..n).step_by(200).map(|row| of(row..n.min(row + 200))).collect();
+        for (i, found) in of(0..n).into_iter().enumerate() {
+            let expected: f32 = parts.iter().map(|part| part[i]).sum();
+            assert!(
+                (found - expected).abs() < 1e-3 + 1e-5 * expected.abs(),
+                "{i}: {found} {expected}"
+            );
+        }
+        assert_eq!([3, 32_000, 128_256, 1 << 25].map(rows_per_block), [256, 256, 65, 1]);
     }
 
     #[test]
