@@ -28,7 +28,8 @@ pub struct RunConfig<M> {
     /// Updates of the whole run. May change when a run with a constant schedule is continued;
     /// decays end at the last step, so another number of them would be another run.
     pub steps: u64,
-    /// Updates between checkpoints. May change when a run is continued.
+    /// Updates between checkpoints. May change when a run is continued, but steps that go wrong are
+    /// rolled back to these checkpoints alone.
     pub checkpoint_every: u64,
     /// How many of the newest checkpoints stay. May change when a run is continued.
     pub keep_last: usize,

@@ -235,7 +235,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
 
         let metrics = StepMetrics {
             step: done,
-            loss: objective(&losses, &batches, &run.weights),
+            loss: objective(&run, &batches, &losses),
             losses: finite_losses(&by_name),
             lr,
             grad_norm,
@@ -341,10 +341,10 @@ fn blindness(
     Ok(all)
 }
 
-/// The sum of the losses, each times its lambda.
-fn objective(losses: &[f32], batches: &[Batch], weights: &[f64]) -> f64 {
-    let both = batches.iter().zip(losses);
-    both.map(|(batch, loss)| weights[batch.dataset] * f64::from(*loss)).sum()
+/// The sum of the losses that are learned from, each times its lambda.
+fn objective(run: &Run, batches: &[Batch], losses: &[f32]) -> f64 {
+    let learned = batches.iter().zip(losses).filter(|(batch, _)| run.learns_from(batch));
+    learned.map(|(batch, loss)| run.weights[batch.dataset] * f64::from(*loss)).sum()
 }
 
 fn finite_losses(losses: &[(&str, f32)]) -> BTreeMap<String, f64> {

@@ -327,12 +327,26 @@ fn a_run_that_begins_with_skipped_steps_goes_on_until_its_rows_are_used_up() {
     let words = "without its rows dataset `pages` would not fill a batch";
     assert!(finished.stderr().contains(words), "{}", finished.stderr());
     assert!(before == outcome(&world.path("run")), "the last checkpoint does not stand");
+}
 
-    // What is only watched is no trouble.
-    let watched = ["--set", "data.pages.weight=0.0", "--set", "guard.leap=1.000001"];
-    let more = ["--set", "guard.window=1", "--stop-after", "6"];
-    let args = [&watched[..], &more].concat();
-    let alone = LANGUAGE.replace("corpus = \"pairs\"\nbatch = 2", "corpus = \"pairs\"\nbatch = 6");
-    let finished = world.train("language", &alone, "watched", &args);
-    assert!(!finished.stderr().contains("dataset `pages`"), "{}", finished.stderr());
+#[test]
+fn what_is_only_watched_is_no_trouble_and_loses_no_rows() {
+    let world = World::new();
+    let watched = "data.pages.weight=0.0";
+    let skip = "guard.action=\"skip\"";
+    let set = ["--set", watched, "--set", skip, "--set", "data.pairs.weight=1e39"];
+    let args = [&set[..], &["--stop-after", "1"]].concat();
+    world.train("language", LANGUAGE, "infinite", &args).expect_success();
+    let (_, rows) = &troubles(&world.path("infinite"))[0];
+    assert_eq!(rows.as_object().unwrap().keys().collect::<Vec<_>>(), ["pairs"]);
+
+    // Nothing is learned, so each loss that is above the last one would be a leap of `pages`.
+    let still = ["--set", "optimizer.lr=1e-30", "--set", "data.pairs.space_prefix_probability=0"];
+    let leaps = ["--set", "guard.leap=1.000001", "--set", "guard.window=1"];
+    let args = [&["--set", watched, "--stop-after", "9"], &still[..], &leaps].concat();
+    let whole = LANGUAGE.replace("corpus = \"pairs\"\nbatch = 2", "corpus = \"pairs\"\nbatch = 6");
+    world.train("language", &whole, "still", &args).expect_success();
+    let losses = |line: serde_json::Value| line["losses"]["pages"].as_f64().unwrap();
+    let pages: Vec<f64> = metrics(&world.path("still")).into_iter().map(losses).collect();
+    assert!(pages.windows(2).any(|two| two[1] > 1.00001 * two[0]), "{pages:?}");
 }
