@@ -193,7 +193,7 @@ fn write_on(
     let prompt = Prompt {
         tokens: tokens.clone(),
         phi: phi(tokens.len(), images).collect(),
-        latents: Latents::join([&images_of(batch)?]),
+        latents: Latents::join([&images_of(batch)?])?,
     };
     let written = model.generate(&[prompt], &Generation::greedy(n, u32::MAX))?;
     Ok(written.into_iter().next().unwrap_or_default())

@@ -14,7 +14,7 @@ use crate::limits::{WIDTH_MAX, check_size};
 use crate::ops::{self, Recompute};
 use crate::params::{Declare, ParamId, Params, Source, Start, Trainable, Training};
 use crate::tensor::{
-    DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
+    DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate, value_of,
 };
 use crate::vision::{Vision, VisionConfig, is_default};
 
@@ -198,7 +198,7 @@ impl Clip {
         pairs: &Pairs,
         smoothing: f32,
         tape: T,
-    ) -> Result<Scalar<T>, DeviceError> {
+    ) -> Result<Loss<T>, DeviceError> {
         let (texts, tape) = self.texts(&pairs.tokens, pairs.length, &pairs.lengths, tape)?.split();
         let images = self.images(&pairs.images, tape)?;
         ops::contrastive_loss(images, texts, self.params.get(self.log_beta), smoothing)
@@ -212,7 +212,7 @@ impl Clip {
         check_pixels(images, &self.config.vision, None)?;
         ops::on_pool(|| {
             let x = self.images(images, NotRecording::default())?;
-            Ok(ops::unit_rows(x.values(), x.width()).0)
+            Ok(ops::unit_rows(&x.to_vec()?, x.width()).0)
         })
     }
 
@@ -230,7 +230,7 @@ impl Clip {
         self.check_texts(tokens, length, lengths)?;
         ops::on_pool(|| {
             let x = self.texts(tokens, length, lengths, NotRecording::default())?;
-            Ok(ops::unit_rows(x.values(), x.width()).0)
+            Ok(ops::unit_rows(&x.to_vec()?, x.width()).0)
         })
     }
 

@@ -212,6 +212,9 @@ pub enum ModelError {
         /// What would fit.
         expected: String,
     },
+    /// A GPU was asked for.
+    #[error("this program was built without CUDA: see ./build-cuda.sh")]
+    NoCuda,
     /// The device gave up.
     #[error("the device failed: {0}")]
     Device(DeviceError),

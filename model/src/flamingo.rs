@@ -28,7 +28,7 @@ use crate::ops::{self, Heads, MediaReads, Recompute, Stage, Visible};
 use crate::params::{Declare, ParamId, Parameter, Params, Source, Start, Trainable, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
 use crate::tensor::{
-    DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
+    DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate, value_of,
 };
 use crate::vision::{Vision, VisionConfig, is_default, vision_folder};
 use crate::weights_file::{Tensors, le_bytes};
@@ -391,11 +391,8 @@ impl Flamingo {
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
-            Ok(ops::token_losses(
-                &hidden,
-                &decoder.head(params, self.added_tokens().as_ref()),
-                &targets,
-            ))
+            let head = decoder.head(params, self.added_tokens().as_ref());
+            Ok(ops::token_losses(&hidden, &head, &targets)?)
         })
     }
 
@@ -408,11 +405,8 @@ impl Flamingo {
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
-            Ok(all_logits(
-                &hidden,
-                &decoder.head(params, self.added_tokens().as_ref()),
-                self.config.vocabulary(),
-            ))
+            let head = decoder.head(params, self.added_tokens().as_ref());
+            Ok(all_logits(&hidden, &head, self.config.vocabulary())?)
         })
     }
 
@@ -427,7 +421,7 @@ impl Flamingo {
         if n_images == 0 {
             return Ok(Vec::new());
         }
-        ops::on_pool(|| Ok(self.features_of_each(pixels)?.values().to_vec()))
+        ops::on_pool(|| Ok(self.features_of_each(pixels)?.to_vec()?))
     }
 
     /// The latents of `features` `[M, F, P, V]`, which [`Flamingo::features`] made.
@@ -440,7 +434,7 @@ impl Flamingo {
         check_features(features, n_images, n_frames, &self.config)?;
         ops::on_pool(|| {
             let features = Buffer::from(features.to_vec());
-            let features = Matrix::constant(features, self.config.vision.width());
+            let features = self.params.beside(features, self.config.vision.width())?;
             let matrix = self.resampler.forward(&self.params, features, n_images, n_frames)?;
             Ok(Latents { matrix, n_images })
         })
@@ -545,7 +539,7 @@ impl Flamingo {
     ) -> Result<Matrix<T>, DeviceError> {
         if n_images == 0 {
             let none = Buffer::from(Vec::new());
-            return Ok(Matrix::constant(none, self.config.media_width()).with(tape));
+            return Ok(self.params.beside(none, self.config.media_width())?.with(tape));
         }
         // [M * F * P, V]
         let features = if T::OWNS_TAPE && self.vision_params.is_trained() {
@@ -562,7 +556,7 @@ impl Flamingo {
         match &inputs.features {
             Some(features) if n_images > 0 => {
                 let features = Buffer::from(features.clone());
-                let features = Matrix::constant(features, self.config.vision.width());
+                let features = self.params.beside(features, self.config.vision.width())?;
                 let features = features.with(tape);
                 self.resampler.forward(&self.params, features, n_images, inputs.n_frames)
             }
@@ -616,7 +610,7 @@ impl Flamingo {
         targets: &[Option<u32>],
         share: f32,
         tape: T,
-    ) -> Result<Scalar<T>, DeviceError> {
+    ) -> Result<Loss<T>, DeviceError> {
         let hidden = self.hidden(inputs, tape)?;
         let (decoder, params) = self.language.parts();
         ops::cross_entropy(

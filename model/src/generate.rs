@@ -8,7 +8,6 @@
 use std::sync::Arc;
 
 use crate::beam::BeamSearch;
-use crate::buffer::Buffer;
 use crate::decoder::{AddedTokens, Decoder, LanguageConfig, Place};
 use crate::error::ModelError;
 use crate::flamingo::Flamingo;
@@ -176,7 +175,7 @@ impl Reader<'_> {
         let mut go_on = |layer: usize, qkv: Matrix, heads, visible: &Visible| {
             let mut pasts: Vec<&mut Past> =
                 new.iter_mut().map(|reading| &mut reading.sequence.pasts[layer]).collect();
-            Ok(ops::continue_attention(&qkv, &mut pasts, &counts, heads, visible))
+            ops::continue_attention(&qkv, &mut pasts, &counts, heads, visible)
         };
         let split = media.as_ref().is_some_and(|(model, ..)| model.splits_blocks());
         for (layer, block) in decoder.blocks.iter().enumerate() {
@@ -244,7 +243,7 @@ impl Reader<'_> {
         ops::each_logits(hidden, &self.head(), |row, logits| {
             finite &= logits.iter().all(|logit| logit.is_finite());
             all.push(choose(row, logits));
-        });
+        })?;
         finite.then_some(all).ok_or(ModelError::NotFinite { what: "logits" })
     }
 
@@ -479,7 +478,7 @@ impl Flamingo {
             let hidden = reader.read(new.collect())?;
             let targets: Vec<Option<u32>> =
                 group.iter().flat_map(|prompt| following(&prompt.tokens)).collect();
-            let nll = ops::token_losses(&hidden, &reader.head(), &targets);
+            let nll = ops::token_losses(&hidden, &reader.head(), &targets)?;
             let likeliest = reader.likeliest(&hidden)?;
             let mut first = 0;
             Ok(group
@@ -543,10 +542,9 @@ impl Flamingo {
         for group in answers.chunks(PROMPTS_AT_ONCE) {
             // The first token of an answer follows from the prompt, the others from the answer
             // itself.
-            let firsts =
-                Matrix::constant(Buffer::from(last.values().repeat(group.len())), last.width());
+            let firsts = ops::pick_rows(last.clone(), vec![0; group.len()])?;
             let targets: Vec<Option<u32>> = group.iter().map(|a| a.first().copied()).collect();
-            let firsts = ops::token_losses(&firsts, head, &targets);
+            let firsts = ops::token_losses(&firsts, head, &targets)?;
             let mut sums: Vec<f32> = firsts.iter().map(|loss| -loss).collect();
 
             let mut forks: Vec<(usize, Sequence)> = (0..group.len())
@@ -567,7 +565,7 @@ impl Flamingo {
                         Reading { sequence, tokens, phi: &phi[..tokens.len()] }
                     })
                     .collect();
-                let losses = ops::token_losses(&reader.read(new)?, head, &targets);
+                let losses = ops::token_losses(&reader.read(new)?, head, &targets)?;
                 owners.iter().zip(losses).for_each(|(i, loss)| sums[*i] -= loss);
             }
             all.extend(sums);
@@ -595,9 +593,9 @@ impl Flamingo {
             let phi = prompt.phi.last().copied().unwrap_or(-1);
             sequences.push(Sequence { pasts, length: 0, first_image, phi });
         }
-        let values: Vec<&[f32]> =
-            distinct.iter().map(|(latents, _)| latents.matrix.values()).collect();
-        let media = Matrix::constant(values.concat().into(), self.config.media_width());
+        let parts: Vec<Matrix> =
+            distinct.into_iter().map(|(latents, _)| latents.matrix.clone()).collect();
+        let media = ops::join_rows(&parts, self.config.media_width())?;
         let (keys, _) = self.media_keys(media.with(NotRecording::default()))?;
         let (decoder, params) = self.language.parts();
         let config = &self.config.language;

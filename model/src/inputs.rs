@@ -8,6 +8,7 @@ use crate::error::ModelError;
 use crate::flamingo::FlamingoConfig;
 use crate::gated_xattn::MediaAttention;
 use crate::language_model::targets;
+use crate::ops;
 use crate::tensor::Matrix;
 
 /// A batch of interleaved sequences.
@@ -98,14 +99,15 @@ impl Latents {
 
     /// The latents of several images one after the other. They must come from one model; latents
     /// that do not fit are refused where they are used.
-    pub fn join<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
-        let (mut values, mut width, mut n_images) = (Vec::new(), 1, 0);
-        for part in parts.into_iter().filter(|part| part.n_images > 0) {
-            width = part.matrix.width();
-            n_images += part.n_images;
-            values.extend_from_slice(part.matrix.values());
-        }
-        Self { matrix: Matrix::constant(values.into(), width), n_images }
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn join<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Result<Self, ModelError> {
+        let parts: Vec<&Self> = parts.into_iter().filter(|part| part.n_images > 0).collect();
+        let width = parts.first().map_or(1, |part| part.matrix.width());
+        let n_images = parts.iter().map(|part| part.n_images).sum();
+        let matrices: Vec<Matrix> = parts.into_iter().map(|part| part.matrix.clone()).collect();
+        Ok(Self { matrix: ops::join_rows(&matrices, width)?, n_images })
     }
 }
 

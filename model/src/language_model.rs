@@ -11,7 +11,7 @@ use crate::families::Family;
 use crate::ops::{self, Recompute};
 use crate::params::{Declare, Params, Source, Trainable, Training};
 use crate::tensor::{
-    DeviceError, Gradients, Matrix, NotRecording, Record, Scalar, differentiate, value_of,
+    DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate, value_of,
 };
 
 /// Prefix of the language model's parameters, in its own checkpoints and in Flamingo's.
@@ -159,7 +159,8 @@ impl LanguageModel {
         let (targets, _) = batch.targets(&self.config)?;
         ops::on_pool(|| {
             let hidden = self.hidden(&batch.tokens, batch.length, NotRecording::default())?;
-            Ok(ops::token_losses(&hidden, &self.decoder.head(&self.params, None), &targets))
+            let head = self.decoder.head(&self.params, None);
+            Ok(ops::token_losses(&hidden, &head, &targets)?)
         })
     }
 
@@ -171,7 +172,8 @@ impl LanguageModel {
         self.config.check_tokens(tokens, length)?;
         ops::on_pool(|| {
             let hidden = self.hidden(tokens, length, NotRecording::default())?;
-            Ok(all_logits(&hidden, &self.decoder.head(&self.params, None), self.config.vocabulary))
+            let head = self.decoder.head(&self.params, None);
+            Ok(all_logits(&hidden, &head, self.config.vocabulary)?)
         })
     }
 
@@ -188,13 +190,13 @@ impl LanguageModel {
             &Pass::default(),
             |place, x| {
                 if let Place::Before(_) = place {
-                    all.borrow_mut().push(x.values().to_vec());
+                    all.borrow_mut().push(x.to_vec()?);
                 }
                 Ok(x)
             },
         );
         let mut all = all.into_inner();
-        all.push(last.unwrap().values().to_vec());
+        all.push(last.unwrap().to_vec().unwrap());
         all
     }
 
@@ -220,7 +222,7 @@ impl LanguageModel {
         targets: &[Option<u32>],
         share: f32,
         tape: T,
-    ) -> Result<Scalar<T>, DeviceError> {
+    ) -> Result<Loss<T>, DeviceError> {
         let hidden = self.hidden(&batch.tokens, batch.length, tape)?;
         ops::cross_entropy(hidden, &self.decoder.head(&self.params, None), targets, share)
     }
@@ -242,10 +244,17 @@ pub(crate) fn language_folder(folder: &Path) -> Result<(LanguageConfig, Source),
 }
 
 /// The logits of all rows, one after the other.
-pub(crate) fn all_logits(hidden: &Matrix, head: &ops::TokenTable, vocabulary: usize) -> Vec<f32> {
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn all_logits(
+    hidden: &Matrix,
+    head: &ops::TokenTable,
+    vocabulary: usize,
+) -> Result<Vec<f32>, DeviceError> {
     let mut all = Vec::with_capacity(hidden.rows() * vocabulary);
-    ops::each_logits(hidden, head, |_, logits| all.extend_from_slice(logits));
-    all
+    ops::each_logits(hidden, head, |_, logits| all.extend_from_slice(logits))?;
+    Ok(all)
 }
 
 impl Trainable for LanguageModel {

@@ -57,7 +57,12 @@ mod checkpoint;
 mod clip;
 mod clip_checkpoint;
 mod config_fields;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder;
+mod device;
+#[cfg(feature = "cuda")]
+mod device_weight;
 mod error;
 mod families;
 mod flamingo;
@@ -90,7 +95,10 @@ mod weights_file;
 pub use architecture::{Architecture, Positions, Rotary, RotaryScaling};
 pub use checkpoint::{model_folder, read_config};
 pub use clip::{Clip, ClipConfig, Pairs, Pool};
+#[cfg(feature = "cuda")]
+pub use cuda::CudaError;
 pub use decoder::LanguageConfig;
+pub use device::{Device, DeviceChoice, DeviceMemory, Precision};
 pub use error::{Mismatches, ModelError};
 pub use flamingo::{Flamingo, FlamingoConfig, Tower, TrainedTowers};
 pub use gated_xattn::{Conditioning, CrossAttentionConfig, FirstBlock, GateKind, MediaAttention};
@@ -103,7 +111,7 @@ pub use openflamingo::{openflamingo_export, openflamingo_names};
 #[cfg(feature = "ops-bench")]
 #[doc(hidden)]
 pub use ops::benches as ops_bench;
-pub use ops::{Activation, Recompute};
+pub use ops::{Activation, AdamStep, Moments, Recompute};
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
 pub use presets::{ParameterRow, ParameterTable};

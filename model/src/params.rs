@@ -5,13 +5,16 @@
 //! frozen is decided where it is loaded.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use safetensors::{Dtype, View};
 
+use crate::buffer::Buffer;
 use crate::error::ModelError;
-use crate::tensor::{DeviceError, Gradients, Weight};
+use crate::ops::{self, AdamStep, Moments};
+use crate::tensor::{DeviceError, Gradients, Matrix, Weight};
 use crate::translate::Rules;
 use crate::weights_file::{Tensors, le_bytes};
 
@@ -115,9 +118,55 @@ impl Params {
         for parameter in Arc::make_mut(&mut self.list) {
             let Weight::Trained(weight) = &mut parameter.weight else { continue };
             let gradient = weight.gradient(&mut gradients.0)?;
-            update(&parameter.name, &parameter.shape, weight.values_mut(), gradient);
+            let (name, shape) = (&parameter.name, &parameter.shape);
+            weight.change(|values| update(name, shape, values, gradient))?;
         }
         Ok(())
+    }
+
+    /// Makes one update of every trained parameter by `AdamW`; `step` gives the numbers for a name and a
+    /// shape. Parameters without moments start with zeros.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn adamw(
+        &mut self,
+        gradients: &mut Gradients,
+        moments: &mut BTreeMap<String, Moments>,
+        step: impl Fn(&str, &[usize]) -> AdamStep,
+    ) -> Result<(), ModelError> {
+        for parameter in Arc::make_mut(&mut self.list) {
+            let Weight::Trained(weight) = &mut parameter.weight else { continue };
+            let (name, shape) = (&parameter.name, &parameter.shape);
+            let moments = moments.entry(name.clone()).or_insert_with(|| Moments::zeros(shape));
+            ops::adamw(weight, gradients, moments, step(name, shape))?;
+        }
+        Ok(())
+    }
+
+    /// Sends the values to a GPU, or home from one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn place(
+        &mut self,
+        gpu: Option<&'static crate::cuda::Gpu>,
+    ) -> Result<(), DeviceError> {
+        let list = Arc::make_mut(&mut self.list);
+        list.iter_mut().try_for_each(|parameter| parameter.weight.place(gpu))
+    }
+
+    /// The GPU that holds the values.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn gpu(&self) -> Option<&'static crate::cuda::Gpu> {
+        Some(self.list.first()?.weight.device()?.gpu())
+    }
+
+    /// A matrix of these values, where the parameters are.
+    pub(crate) fn beside(&self, values: Buffer, width: usize) -> Result<Matrix, DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu() {
+            return Ok(Matrix::on_gpu(Arc::new(gpu.upload(&values)?), width, false));
+        }
+        Ok(Matrix::constant(values, width))
     }
 
     /// Sum of squares of the gradients of all trained parameters, in f64.
@@ -125,6 +174,15 @@ impl Params {
     /// # Errors
     /// When the device is out of memory.
     pub fn gradient_square_sum(&self, gradients: &mut Gradients) -> Result<f64, ModelError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu() {
+            let of_weight =
+                |p: &Parameter| p.weight.is_trained().then(|| p.weight.device().cloned());
+            let weights: Vec<_> = self.list.iter().filter_map(of_weight).flatten().collect();
+            let arrays =
+                weights.iter().filter_map(|w| w.gradient_array(gradients.0.device_ref())).collect();
+            return Ok(ops::square_sum(gpu, arrays)?);
+        }
         let mut sum = 0.0;
         for parameter in &*self.list {
             let Weight::Trained(weight) = &parameter.weight else { continue };

@@ -11,31 +11,154 @@
 //! ever computed or stored).
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use dfdx::prelude::{
-    Backward, NoneTape, OwnedTape, PutTape, Rank0, SplitTape, Tape, Tensor, TensorFromVec, Trace,
-    TryMul,
+    Backward, NoneTape, OwnedTape, PutTape, Rank0, SplitTape, Tape as _, Tensor, TensorFromVec,
+    Trace, TryMul,
 };
 
 use crate::buffer::Buffer;
+#[cfg(feature = "cuda")]
+use crate::cuda::{Array, CudaError, Gpu};
+#[cfg(feature = "cuda")]
+use crate::device_weight::{Activations, DeviceGradients, DeviceWeight};
 
-/// Where tensors live.
-pub(crate) type Device = dfdx::tensor::Cpu;
-/// What a device reports when it runs out of memory.
-pub type DeviceError = dfdx::tensor::CpuError;
-/// A loss.
-pub(crate) type Scalar<T = NoneTape> = Tensor<Rank0, f32, Device, T>;
-/// The tape of a training pass.
-pub(crate) type Recording = OwnedTape<f32, Device>;
+/// Where keys of gradients live, and all values that are not on a GPU.
+pub(crate) type HostDevice = dfdx::tensor::Cpu;
+type HostError = dfdx::tensor::CpuError;
+type HostStore = dfdx::tensor::Gradients<f32, HostDevice>;
+type Key = Tensor<Rank0, f32, HostDevice>;
 /// The tape of a forward pass that is never differentiated.
 pub(crate) type NotRecording = NoneTape;
-/// dfdx's gradient store, as backward operations see it.
-pub(crate) type Store = dfdx::tensor::Gradients<f32, Device>;
 
-/// A tape, recording or not.
-pub(crate) trait Record: Tape<f32, Device> {}
-impl<T: Tape<f32, Device>> Record for T {}
+/// Why a device could not do its work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The host's memory is full.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// A GPU failed.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+impl From<HostError> for DeviceError {
+    fn from(_: HostError) -> Self {
+        // The other error, too few elements for a shape, cannot come from scalars.
+        FAILURE.take().unwrap_or(Self::OutOfMemory)
+    }
+}
+
+thread_local! {
+    /// What a backward operation failed of: dfdx's tape carries errors of its own alone.
+    static FAILURE: RefCell<Option<DeviceError>> = const { RefCell::new(None) };
+}
+
+/// Gradients, as backward operations see them.
+#[derive(Debug)]
+pub(crate) struct Store {
+    host: HostStore,
+    #[cfg(feature = "cuda")]
+    device: DeviceGradients,
+}
+
+impl Store {
+    fn empty() -> Self {
+        Self {
+            host: HostStore::leaky(),
+            #[cfg(feature = "cuda")]
+            device: DeviceGradients::default(),
+        }
+    }
+
+    /// The gradients that are on a GPU, to be read.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_ref(&self) -> &DeviceGradients {
+        &self.device
+    }
+
+    /// The gradients that are on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(&mut self) -> &mut DeviceGradients {
+        &mut self.device
+    }
+}
+
+/// Whether and where a forward pass is recorded.
+pub(crate) trait Record: Default {
+    /// Whether it is.
+    const OWNS_TAPE: bool;
+
+    /// Puts a backward operation on the tape; does nothing where nothing is recorded.
+    fn push(&mut self, operation: impl FnOnce(&mut Store) -> Result<(), DeviceError> + 'static);
+}
+
+impl Record for NotRecording {
+    const OWNS_TAPE: bool = false;
+
+    fn push(&mut self, _: impl FnOnce(&mut Store) -> Result<(), DeviceError> + 'static) {}
+}
+
+/// The tape of a training pass: dfdx's, and beside its store of gradients that of a GPU.
+#[derive(Debug, Default)]
+pub(crate) struct Recording {
+    tape: OwnedTape<f32, HostDevice>,
+    #[cfg(feature = "cuda")]
+    device: std::rc::Rc<RefCell<DeviceGradients>>,
+}
+
+impl Record for Recording {
+    const OWNS_TAPE: bool = true;
+
+    fn push(&mut self, operation: impl FnOnce(&mut Store) -> Result<(), DeviceError> + 'static) {
+        #[cfg(feature = "cuda")]
+        let device = std::rc::Rc::clone(&self.device);
+        self.tape.add_backward_op(move |host| {
+            let mut store = Store {
+                host: std::mem::replace(host, HostStore::leaky()),
+                #[cfg(feature = "cuda")]
+                device: device.take(),
+            };
+            let result = operation(&mut store);
+            *host = store.host;
+            #[cfg(feature = "cuda")]
+            device.replace(store.device);
+            result.map_err(|error| {
+                FAILURE.set(Some(error));
+                HostError::OutOfMemory
+            })
+        });
+    }
+}
+
+/// A loss.
+#[derive(Debug)]
+pub(crate) struct Loss<T = NotRecording> {
+    value: f32,
+    key: Key,
+    tape: T,
+}
+
+impl Loss {
+    /// Adds to the gradient of this loss.
+    #[cfg(test)]
+    pub(crate) fn give_gradient(&self, store: &mut Store, by: f32) -> Result<(), DeviceError> {
+        store.host.get_or_alloc_mut(&self.key)?[0] += by;
+        Ok(())
+    }
+}
+
+impl<T> Loss<T> {
+    /// The loss and its tape, apart.
+    #[cfg(test)]
+    pub(crate) fn split(self) -> (Loss, T) {
+        (Loss { value: self.value, key: self.key, tape: NoneTape }, self.tape)
+    }
+}
 
 /// Gradients of trained weights, summed over the losses that were differentiated into them.
 #[derive(Debug)]
@@ -43,63 +166,111 @@ pub struct Gradients(pub(crate) Store);
 
 impl Default for Gradients {
     fn default() -> Self {
-        Self(Store::leaky())
+        Self(Store::empty())
     }
 }
 
 impl Gradients {
     /// Starts a recording that adds to these gradients.
     pub(crate) fn into_tape(self) -> Result<Recording, DeviceError> {
-        Ok(scalar(0.0)?.traced(self.0).split_tape().1)
+        Ok(Recording {
+            tape: scalar(0.0)?.traced(self.0.host).split_tape().1,
+            #[cfg(feature = "cuda")]
+            device: std::rc::Rc::new(RefCell::new(self.0.device)),
+        })
     }
 }
 
-fn scalar(value: f32) -> Result<Scalar, DeviceError> {
-    Device::default().try_tensor_from_vec(vec![value], ())
+fn scalar(value: f32) -> Result<Key, DeviceError> {
+    Ok(HostDevice::default().try_tensor_from_vec(vec![value], ())?)
+}
+
+/// Values of a matrix.
+#[derive(Debug, Clone)]
+enum Values {
+    Host(Arc<Buffer>),
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<Array>),
+}
+
+/// Where a gradient lies.
+#[derive(Debug, Clone)]
+enum Slot {
+    Host(Key),
+    #[cfg(feature = "cuda")]
+    Cuda(u64),
 }
 
 /// `[rows, width]`, row-major, shared.
 #[derive(Debug, Clone)]
 pub(crate) struct Matrix<T = NotRecording> {
-    values: Arc<Buffer>,
+    values: Values,
     width: usize,
     /// Where the gradient lies; none if no trained weight lies behind this matrix.
-    key: Option<Scalar>,
+    slot: Option<Slot>,
     tape: T,
 }
 
 impl Matrix {
     /// A matrix that needs no gradient.
     pub(crate) fn constant(values: Buffer, width: usize) -> Self {
-        Self { values: Arc::new(values), width, key: None, tape: NoneTape }
+        Self { values: Values::Host(Arc::new(values)), width, slot: None, tape: NoneTape }
     }
 
     /// A matrix that gets a gradient.
+    #[cfg(any(test, feature = "ops-bench"))]
     pub(crate) fn variable(values: Buffer, width: usize) -> Result<Self, DeviceError> {
-        Ok(Self { key: Some(scalar(0.0)?), ..Self::constant(values, width) })
+        Ok(Self { slot: Some(Slot::Host(scalar(0.0)?)), ..Self::constant(values, width) })
+    }
+
+    /// A matrix on a GPU, with or without gradient.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(values: Arc<Array>, width: usize, wants_gradient: bool) -> Self {
+        let slot = wants_gradient.then(|| Slot::Cuda(crate::device_weight::new_id()));
+        Self { values: Values::Cuda(values), width, slot, tape: NoneTape }
     }
 
     /// Lets the tape travel with this matrix.
     pub(crate) fn with<T: Record>(self, tape: T) -> Matrix<T> {
-        Matrix { values: self.values, width: self.width, key: self.key, tape }
+        Matrix { values: self.values, width: self.width, slot: self.slot, tape }
     }
 
     /// True if a gradient of this matrix is of use.
     pub(crate) fn wants_gradient(&self) -> bool {
-        self.key.is_some()
+        self.slot.is_some()
     }
 
     /// The place of the gradient alone: the values may be freed.
     pub(crate) fn without_values(self) -> Self {
-        Self { values: Arc::new(Buffer::from(Vec::new())), ..self }
+        let values = match self.values {
+            #[cfg(feature = "cuda")]
+            Values::Cuda(array) => Values::Cuda(array.gpu().nothing()),
+            Values::Host(_) => Values::Host(Arc::new(Buffer::from(Vec::new()))),
+        };
+        Self { values, ..self }
+    }
+
+    /// The same values without gradient.
+    #[cfg(all(test, feature = "cuda"))]
+    pub(crate) fn as_constant(&self) -> Self {
+        Self { slot: None, ..self.clone() }
     }
 
     /// Moves the gradient out of the store, if one was given.
     #[cfg(test)]
     pub(crate) fn take_gradient(&self, store: &mut Store) -> Result<Option<Buffer>, DeviceError> {
-        let Some(key) = &self.key else { return Ok(None) };
-        let gradient = std::mem::take(&mut **store.get_or_alloc_mut(key)?);
-        Ok((gradient.len() == self.values.len()).then(|| gradient.into()))
+        match &self.slot {
+            None => Ok(None),
+            Some(Slot::Host(key)) => {
+                let gradient = std::mem::take(&mut **store.host.get_or_alloc_mut(key)?);
+                Ok((gradient.len() == self.values().len()).then(|| gradient.into()))
+            }
+            #[cfg(feature = "cuda")]
+            Some(Slot::Cuda(id)) => {
+                let array = store.device.remove(id);
+                Ok(array.map(|array| array.to_vec()).transpose()?.map(Buffer::from))
+            }
+        }
     }
 
     /// Adds to the gradient; the first to give one gives the buffer itself.
@@ -108,11 +279,16 @@ impl Matrix {
         store: &mut Store,
         delta: Buffer,
     ) -> Result<(), DeviceError> {
-        let Some(key) = &self.key else { return Ok(()) };
+        let key = match &self.slot {
+            None => return Ok(()),
+            Some(Slot::Host(key)) => key,
+            #[cfg(feature = "cuda")]
+            Some(Slot::Cuda(_)) => unreachable!("a gradient on the host of a matrix on a GPU"),
+        };
         if delta.is_empty() {
             return Ok(());
         }
-        let gradient = &mut **store.get_or_alloc_mut(key)?;
+        let gradient = &mut **store.host.get_or_alloc_mut(key)?;
         if gradient.len() == delta.len() {
             crate::ops::add_to(gradient, &delta);
         } else {
@@ -120,12 +296,49 @@ impl Matrix {
         }
         Ok(())
     }
+
+    /// As [`Matrix::give_gradient`], on a GPU. Sums are f32 in weights, and of the activations' format here.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn give_array(&self, store: &mut Store, delta: Array) -> Result<(), DeviceError> {
+        match &self.slot {
+            Some(Slot::Cuda(id)) if delta.len() > 0 => Ok(store.device.add(*id, delta)?),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl<T> Matrix<T> {
     /// The values, row by row.
+    ///
+    /// # Panics
+    /// If the matrix is on a GPU: an operation without a part for GPUs must bring it home first.
     pub(crate) fn values(&self) -> &[f32] {
-        &self.values
+        match &self.values {
+            Values::Host(values) => values,
+            #[cfg(feature = "cuda")]
+            Values::Cuda(_) => unreachable!("the values are on a GPU"),
+        }
+    }
+
+    /// The values, if they are on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn array(&self) -> Option<&Arc<Array>> {
+        match &self.values {
+            Values::Host(_) => None,
+            Values::Cuda(array) => Some(array),
+        }
+    }
+
+    /// A copy of the values, wherever they are.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn to_vec(&self) -> Result<Vec<f32>, DeviceError> {
+        match &self.values {
+            Values::Host(values) => Ok(values.to_vec()),
+            #[cfg(feature = "cuda")]
+            Values::Cuda(array) => Ok(array.to_vec()?),
+        }
     }
 
     /// Number of columns.
@@ -135,23 +348,40 @@ impl<T> Matrix<T> {
 
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
-        self.values.len() / self.width
+        let n = match &self.values {
+            Values::Host(values) => values.len(),
+            #[cfg(feature = "cuda")]
+            Values::Cuda(array) => array.len(),
+        };
+        n / self.width
     }
 
     /// True if both are the same values in the same place.
     pub(crate) fn shares_values_with(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.values, &other.values)
+        match (&self.values, &other.values) {
+            (Values::Host(a), Values::Host(b)) => Arc::ptr_eq(a, b),
+            #[cfg(feature = "cuda")]
+            (Values::Cuda(a), Values::Cuda(b)) => Arc::ptr_eq(a, b),
+            #[cfg(feature = "cuda")]
+            _ => false,
+        }
     }
 
     /// The values, copied only if others share them.
     pub(crate) fn into_values(self) -> Buffer {
-        Arc::try_unwrap(self.values).unwrap_or_else(|shared| shared.to_vec().into())
+        match self.values {
+            Values::Host(values) => {
+                Arc::try_unwrap(values).unwrap_or_else(|shared| shared.to_vec().into())
+            }
+            #[cfg(feature = "cuda")]
+            Values::Cuda(_) => unreachable!("the values are on a GPU"),
+        }
     }
 
     /// The matrix and its tape, apart.
     pub(crate) fn split(self) -> (Matrix, T) {
-        let Self { values, width, key, tape } = self;
-        (Matrix { values, width, key, tape: NoneTape }, tape)
+        let Self { values, width, slot, tape } = self;
+        (Matrix { values, width, slot, tape: NoneTape }, tape)
     }
 }
 
@@ -171,16 +401,59 @@ pub(crate) fn record<T: Record>(
         return Ok(Matrix::constant(values, width).with(tape));
     }
     let n = values.len();
-    let out = Matrix::variable(values, width)?;
-    // Only the key is kept for the backward pass: the output's own values may be freed before.
-    let key = out.clone().without_values();
-    tape.add_backward_op(move |store| {
-        let Some(key) = &key.key else { return Ok(()) };
-        let gradient = std::mem::take(&mut **store.get_or_alloc_mut(key)?);
+    let key = scalar(0.0)?;
+    let slot = Some(Slot::Host(key.clone()));
+    let out = Matrix { slot, ..Matrix::constant(values, width) };
+    tape.push(move |store| {
+        let gradient = std::mem::take(&mut **store.host.get_or_alloc_mut(&key)?);
         // A length other than the output's means that no loss depends on it.
         if gradient.len() == n { backward(gradient.into(), store) } else { Ok(()) }
     });
     Ok(out.with(tape))
+}
+
+/// As [`record`], on a GPU.
+#[cfg(feature = "cuda")]
+pub(crate) fn record_on_gpu<T: Record>(
+    values: impl Into<Arc<Array>>,
+    width: usize,
+    mut tape: T,
+    wanted: bool,
+    backward: impl FnOnce(Array, &mut Store) -> Result<(), DeviceError> + 'static,
+) -> Result<Matrix<T>, DeviceError> {
+    let wanted = T::OWNS_TAPE && wanted;
+    let out = Matrix::on_gpu(values.into(), width, wanted);
+    if let Some(Slot::Cuda(id)) = out.slot {
+        tape.push(move |store| {
+            store.device.remove(&id).map_or(Ok(()), |gradient| backward(gradient, store))
+        });
+    }
+    Ok(out.with(tape))
+}
+
+/// Brings a matrix home from a GPU, for an operation that has no part for it; its gradient goes back.
+#[cfg(feature = "cuda")]
+pub(crate) fn to_host<T: Record>(x: Matrix<T>) -> Result<Matrix<T>, DeviceError> {
+    let (x, tape) = x.split();
+    let Some(gpu) = x.array().map(|array| array.gpu()) else { return Ok(x.with(tape)) };
+    let (values, width, wanted) = (x.to_vec()?, x.width(), x.wants_gradient());
+    let x = x.without_values();
+    record(values.into(), width, tape, wanted, move |grad, store| {
+        x.give_array(store, gpu.upload(&grad)?)
+    })
+}
+
+/// Sends a matrix to a GPU; its gradient comes home.
+#[cfg(feature = "cuda")]
+pub(crate) fn to_gpu<T: Record>(x: Matrix<T>, gpu: &'static Gpu) -> Result<Matrix<T>, DeviceError> {
+    let (x, tape) = x.split();
+    if x.array().is_some() {
+        return Ok(x.with(tape));
+    }
+    let (values, width, wanted) = (gpu.upload(x.values())?, x.width(), x.wants_gradient());
+    record_on_gpu(values, width, tape, wanted, move |grad, store| {
+        x.give_gradient(store, grad.to_vec()?.into())
+    })
 }
 
 /// As [`record`], for a loss. `backward` gets the loss's own gradient.
@@ -188,25 +461,45 @@ pub(crate) fn record_loss<T: Record>(
     value: f32,
     mut tape: T,
     backward: impl FnOnce(f32, &mut Store) -> Result<(), DeviceError> + 'static,
-) -> Result<Scalar<T>, DeviceError> {
-    let out = scalar(value)?;
+) -> Result<Loss<T>, DeviceError> {
+    let key = scalar(value)?;
     if T::OWNS_TAPE {
-        let ghost = out.ghost();
-        tape.add_backward_op(move |store| {
-            let gradient = store.get_or_alloc_mut(&ghost)?[0];
+        let key = key.clone();
+        tape.push(move |store| {
+            let gradient = store.host.get_or_alloc_mut(&key)?[0];
             backward(gradient, store)
         });
     }
-    Ok(out.put_tape(tape))
+    Ok(Loss { value, key, tape })
 }
 
 /// Runs the tape of `scale * loss` backwards: the loss's own value and the gradients.
 pub(crate) fn differentiate(
-    loss: Scalar<Recording>,
+    loss: Loss<Recording>,
     scale: f32,
 ) -> Result<(f32, Gradients), DeviceError> {
-    let value = value_of(&loss);
-    Ok((value, Gradients(loss.try_mul(scale)?.try_backward()?)))
+    let Loss { value, key, tape } = loss;
+    let host = key.put_tape(tape.tape).try_mul(scale)?.try_backward()?;
+    let store = Store {
+        host,
+        #[cfg(feature = "cuda")]
+        device: tape.device.take(),
+    };
+    Ok((value, Gradients(store)))
+}
+
+/// Adds to `store` the gradients of everything behind what `forward` makes, given the gradient of
+/// that, which `give` adds.
+fn differentiate_behind(
+    store: &mut Store,
+    give: impl FnOnce(&Matrix, &mut Store) -> Result<(), DeviceError> + 'static,
+    forward: impl FnOnce(Recording) -> Result<Matrix<Recording>, DeviceError>,
+) -> Result<(), DeviceError> {
+    let so_far = std::mem::replace(store, Store::empty());
+    let (out, tape) = forward(Gradients(so_far).into_tape()?)?.split();
+    let loss = record_loss(0.0, tape, move |_, store| give(&out, store))?;
+    *store = differentiate(loss, 1.0)?.1.0;
+    Ok(())
 }
 
 /// Adds to `store` the gradients of everything behind what `forward` makes, given the gradient
@@ -216,16 +509,22 @@ pub(crate) fn differentiate_from(
     grad_out: Buffer,
     forward: impl FnOnce(Recording) -> Result<Matrix<Recording>, DeviceError>,
 ) -> Result<(), DeviceError> {
-    let so_far = std::mem::replace(store, Store::leaky());
-    let (out, tape) = forward(Gradients(so_far).into_tape()?)?.split();
-    let loss = record_loss(0.0, tape, move |_, store| out.give_gradient(store, grad_out))?;
-    *store = loss.try_backward()?;
-    Ok(())
+    differentiate_behind(store, |out, store| out.give_gradient(store, grad_out), forward)
+}
+
+/// As [`differentiate_from`], on a GPU.
+#[cfg(feature = "cuda")]
+pub(crate) fn differentiate_from_array(
+    store: &mut Store,
+    grad_out: Array,
+    forward: impl FnOnce(Recording) -> Result<Matrix<Recording>, DeviceError>,
+) -> Result<(), DeviceError> {
+    differentiate_behind(store, |out, store| out.give_array(store, grad_out), forward)
 }
 
 /// The value of a loss.
-pub(crate) fn value_of<T>(loss: &Scalar<T>) -> f32 {
-    loss[[]]
+pub(crate) fn value_of<T>(loss: &Loss<T>) -> f32 {
+    loss.value
 }
 
 /// A trained weight: values of our own under a key of dfdx's, as with a [`Matrix`], so that operations
@@ -233,22 +532,50 @@ pub(crate) fn value_of<T>(loss: &Scalar<T>) -> f32 {
 #[derive(Debug, Clone)]
 pub struct TrainedWeight {
     values: Arc<Vec<f32>>,
-    key: Scalar,
+    key: Key,
+    /// The values, if they are on a GPU: those of the host are not kept up then.
+    #[cfg(feature = "cuda")]
+    device: Option<Arc<DeviceWeight>>,
 }
 
 impl TrainedWeight {
     /// The gradient, zeros if there is none yet.
     pub(crate) fn gradient<'a>(&self, store: &'a mut Store) -> Result<&'a mut [f32], DeviceError> {
-        let gradient = &mut **store.get_or_alloc_mut(&self.key)?;
+        #[cfg(feature = "cuda")]
+        if let Some(device) = &self.device {
+            // A copy, which lies where a gradient of the host would.
+            let values = device.gradient(&mut store.device)?;
+            **store.host.get_or_alloc_mut(&self.key)? = values;
+            return Ok(&mut **store.host.get_or_alloc_mut(&self.key)?);
+        }
+        let gradient = &mut **store.host.get_or_alloc_mut(&self.key)?;
         if gradient.len() != self.values.len() {
             *gradient = zeros(self.values.len())?;
         }
         Ok(gradient)
     }
 
-    /// The values, to be changed; copied if a clone of the model shares them.
-    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
-        Arc::make_mut(&mut self.values).as_mut_slice()
+    /// Lets `change` change the values; they are copied if a clone of the model shares them.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut [f32])) -> Result<(), DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = &mut self.device {
+            let mut values = device.values()?;
+            change(&mut values);
+            *device = Arc::new(device.with_values(&values)?);
+            return Ok(());
+        }
+        change(Arc::make_mut(&mut self.values).as_mut_slice());
+        Ok(())
+    }
+
+    /// The values on a GPU, for changes in their place; copied if a clone of the model shares them.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn own_device(&mut self) -> Result<Option<&DeviceWeight>, DeviceError> {
+        let Some(device) = &mut self.device else { return Ok(None) };
+        if Arc::get_mut(device).is_none() {
+            *device = Arc::new(device.copied()?);
+        }
+        Ok(Some(device))
     }
 }
 
@@ -260,13 +587,32 @@ fn zeros(n: usize) -> Result<Vec<f32>, DeviceError> {
     Ok(values)
 }
 
+/// A frozen weight.
+#[derive(Debug, Clone)]
+pub struct FrozenWeight {
+    values: Arc<Vec<f32>>,
+    /// A copy on a GPU.
+    #[cfg(feature = "cuda")]
+    device: Option<Arc<DeviceWeight>>,
+}
+
+impl From<Vec<f32>> for FrozenWeight {
+    fn from(values: Vec<f32>) -> Self {
+        Self {
+            values: Arc::new(values),
+            #[cfg(feature = "cuda")]
+            device: None,
+        }
+    }
+}
+
 /// The values of one parameter, trained or frozen.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// Known to the tape; gets a gradient.
     Trained(TrainedWeight),
     /// A plain buffer that operations only read.
-    Frozen(Arc<Vec<f32>>),
+    Frozen(FrozenWeight),
 }
 
 impl Weight {
@@ -275,18 +621,33 @@ impl Weight {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn trained(values: Vec<f32>) -> Result<Self, DeviceError> {
-        Ok(Self::Trained(TrainedWeight { values: Arc::new(values), key: scalar(0.0)? }))
+        Ok(Self::Trained(TrainedWeight {
+            values: Arc::new(values),
+            key: scalar(0.0)?,
+            #[cfg(feature = "cuda")]
+            device: None,
+        }))
     }
 
-    /// The values.
+    /// The values; copied from a GPU if they are trained there.
+    ///
+    /// # Panics
+    /// If a GPU that holds them has failed.
     pub fn values(&self) -> Cow<'_, [f32]> {
-        let (Self::Trained(TrainedWeight { values, .. }) | Self::Frozen(values)) = self;
+        #[cfg(feature = "cuda")]
+        if let Self::Trained(TrainedWeight { device: Some(device), .. }) = self {
+            return Cow::Owned(device.values().expect("the GPU can still be read"));
+        }
+        let (Self::Trained(TrainedWeight { values, .. })
+        | Self::Frozen(FrozenWeight { values, .. })) = self;
         Cow::Borrowed(values)
     }
 
     /// Number of values.
     pub(crate) fn len(&self) -> usize {
-        self.values().len()
+        let (Self::Trained(TrainedWeight { values, .. })
+        | Self::Frozen(FrozenWeight { values, .. })) = self;
+        values.len()
     }
 
     /// True if the weight gets a gradient.
@@ -300,8 +661,37 @@ impl Weight {
         store: &mut Store,
         add: impl FnOnce(&mut [f32]),
     ) -> Result<(), DeviceError> {
-        if let Self::Trained(trained) = self {
-            add(trained.gradient(store)?);
+        let Self::Trained(trained) = self else { return Ok(()) };
+        add(trained.gradient(store)?);
+        #[cfg(feature = "cuda")]
+        if let Some(device) = &trained.device {
+            let gradient = std::mem::take(&mut **store.host.get_or_alloc_mut(&trained.key)?);
+            device.set_gradient(&mut store.device, &gradient)?;
+        }
+        Ok(())
+    }
+
+    /// Where the weight is on a GPU, if it is.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(&self) -> Option<&Arc<DeviceWeight>> {
+        let (Self::Trained(TrainedWeight { device, .. })
+        | Self::Frozen(FrozenWeight { device, .. })) = self;
+        device.as_ref()
+    }
+
+    /// Sends the values to a GPU, or home from one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn place(&mut self, gpu: Option<&'static Gpu>) -> Result<(), DeviceError> {
+        let trained = self.is_trained();
+        let (Self::Trained(TrainedWeight { values, device, .. })
+        | Self::Frozen(FrozenWeight { values, device })) = self;
+        if let Some(found) = device.take_if(|_| trained) {
+            *values = Arc::new(found.values()?);
+        }
+        *device = None;
+        if let Some(gpu) = gpu {
+            let activations = if trained { Activations::Beside } else { Activations::Instead };
+            *device = Some(Arc::new(DeviceWeight::new(gpu, values, activations)?));
         }
         Ok(())
     }

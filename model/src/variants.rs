@@ -190,7 +190,7 @@ fn prompts(model: &Flamingo) -> Vec<Prompt> {
         Prompt {
             tokens: batch.tokens[..6].to_vec(),
             phi: batch.phi[..6].to_vec(),
-            latents: Latents::join([&latents(0, 1), &latents(1, 2)]),
+            latents: Latents::join([&latents(0, 1), &latents(1, 2)]).unwrap(),
         },
         Prompt {
             tokens: batch.tokens[6..10].to_vec(),

@@ -201,7 +201,7 @@ impl Vision {
     ) -> Result<Matrix<T>, DeviceError> {
         match self {
             Self::Vit(vit) => vit.features(p, pixels, tape, recompute),
-            Self::Nfnet(nfnet) => nfnet.forward(p, pixels, tape),
+            Self::Nfnet(nfnet) => beside(p, nfnet.forward(p, pixels, tape)?),
         }
     }
 
@@ -224,13 +224,21 @@ impl Vision {
             }
             _ => 1,
         };
+        #[cfg(feature = "cuda")]
+        if p.gpu().is_some() {
+            let groups = pixels.chunks(config.n_pixel_values() * IMAGES_TOGETHER_ON_GPU);
+            let group =
+                |pixels| self.features(p, pixels, NotRecording::default(), Recompute::Nothing);
+            let parts = groups.map(group).collect::<Result<Vec<Matrix>, _>>()?;
+            return ops::join_rows(&parts, config.width());
+        }
         let n_images = pixels.len() / config.n_pixel_values();
         let mut out = Buffer::unset(n_images * config.n_feature_values());
         let groups = pixels.par_chunks(config.n_pixel_values() * together);
         let group = |(pixels, out): (&[f32], &mut [f32])| {
             let x = self.features(p, pixels, NotRecording::default(), Recompute::Nothing)?;
             out.copy_from_slice(x.values());
-            Ok(())
+            Ok::<(), DeviceError>(())
         };
         let outs = out.par_chunks_mut(config.n_feature_values() * together);
         groups.zip(outs).try_for_each(group)?;
@@ -256,13 +264,27 @@ impl Vision {
             }
             Self::Nfnet(nfnet) => {
                 // Without a class row there is but the mean.
-                let x = nfnet.forward(p, pixels, tape)?;
+                let x = beside(p, nfnet.forward(p, pixels, tape)?)?;
                 let rows = nfnet.n_feature_rows();
                 let spans = (0..x.rows() / rows).map(|i| i * rows..(i + 1) * rows).collect();
                 ops::mean_rows(x, spans)
             }
         }
     }
+}
+
+/// Most images that go through a tower on a GPU at one time.
+#[cfg(feature = "cuda")]
+const IMAGES_TOGETHER_ON_GPU: usize = 256;
+
+/// Sends `x`, which was made on the processor, where the parameters are.
+fn beside<T: Record>(p: &Params, x: Matrix<T>) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = p.gpu() {
+        return crate::tensor::to_gpu(x, gpu);
+    }
+    let _ = p;
+    Ok(x)
 }
 
 /// The vision tower in a folder: of a contrastive model or run of ours, of CLIP as transformers or

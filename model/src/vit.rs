@@ -181,7 +181,7 @@ impl Vit {
         tape: T,
         recompute: Recompute,
     ) -> Result<Matrix<T>, DeviceError> {
-        let patches = unfold(pixels, &self.config); // [M * P, 3 p p]
+        let patches = self.patches(p, pixels)?; // [M * P, 3 p p]
         let x = self.patch_embedding.forward(p, patches.with(tape))?; // [M * P, V]
         let (class, positions) = (p.get(self.class), p.get(self.positions));
         let x = ops::prepend_class(x, class, positions)?; // [M * (1 + P), V]
@@ -200,6 +200,17 @@ impl Vit {
             x = pass.forward(x, recompute)?;
         }
         Ok(x)
+    }
+
+    /// The patches of pixels `[M, 3, H, W]`, where the parameters are: `[M * P, 3 p p]`.
+    fn patches(&self, p: &Params, pixels: &[f32]) -> Result<Matrix, DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = p.gpu() {
+            let (size, patch) = (self.config.image_size, self.config.patch_size);
+            return ops::unfold(gpu, pixels, CHANNELS, size, patch);
+        }
+        let _ = p;
+        Ok(unfold(pixels, &self.config))
     }
 
     /// Patch rows of pixels `[M, 3, H, W]`, the class row dropped, as the resampler reads them:

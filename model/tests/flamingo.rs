@@ -307,7 +307,7 @@ fn prompts(model: &Flamingo) -> Vec<Prompt> {
         Prompt {
             tokens: batch.tokens[..6].to_vec(),
             phi: batch.phi[..6].to_vec(),
-            latents: Latents::join([&latents(0, 1), &latents(1, 2)]),
+            latents: Latents::join([&latents(0, 1), &latents(1, 2)]).unwrap(),
         },
         Prompt {
             tokens: batch.tokens[6..10].to_vec(),
@@ -361,7 +361,7 @@ fn thirty_two_shots_of_clips_are_read_beside_a_prompt_of_none() {
         Prompt {
             phi: (0..tokens.len()).map(|l| (l / SHOT.len()) as i32).collect(),
             tokens,
-            latents: Latents::join(&clips),
+            latents: Latents::join(&clips).unwrap(),
         }
     };
     let prompts =

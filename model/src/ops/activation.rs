@@ -117,6 +117,10 @@ pub(crate) fn activate_times<T: Record>(
     kind: Activation,
     factor: f32,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if x.array().is_some() {
+        return cuda::activate_times(x, kind, factor);
+    }
     let (x, tape) = x.split();
     let mut out = Buffer::unset(x.values().len());
     // While a chunk is in the cache, so that it costs no pass over memory; times 1 is exact.
@@ -138,15 +142,48 @@ pub(crate) fn activate_times<T: Record>(
     })
 }
 
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::Activation;
+    use crate::cuda::{Arg, Grid, PER_THREAD, kernel, long};
+    use crate::tensor::{DeviceError, Matrix, Record, record_on_gpu};
+
+    impl From<Activation> for Arg {
+        /// The number by which the kernels know it.
+        fn from(kind: Activation) -> Self {
+            Self::I32(kind as i32)
+        }
+    }
+
+    pub(super) fn activate_times<T: Record>(
+        x: Matrix<T>,
+        kind: Activation,
+        factor: f32,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let input = x.array().expect("on a GPU");
+        let (gpu, n) = (input.gpu(), input.len());
+        let out = gpu.unset(n, gpu.kind())?;
+        let grid = Grid::each(n.div_ceil(PER_THREAD));
+        let args = [input.into(), (&out).into(), long(n), kind.into(), factor.into()];
+        gpu.launch(kernel!("activate", gpu.kind()), grid, &args)?;
+        record_on_gpu(out, x.width(), tape, x.wants_gradient(), move |grad, store| {
+            let input = x.array().expect("on a GPU");
+            let args = [input.into(), (&grad).into(), long(n), kind.into(), factor.into()];
+            gpu.launch(kernel!("activate_backward", gpu.kind()), grid, &args)?;
+            x.give_array(store, grad)
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{Theirs, check, equals_dfdx, pseudo_random, theirs};
-    use crate::tensor::Recording;
+    use crate::ops::gradient_check::{Taped, Theirs, check, equals_dfdx, pseudo_random, theirs};
     use dfdx::prelude::Trace;
 
     /// An activation made of dfdx's operations.
-    type Composed = fn(&Theirs) -> Theirs<Recording>;
+    type Composed = fn(&Theirs) -> Theirs<Taped>;
 
     #[test]
     fn gradients_equal_finite_differences() {

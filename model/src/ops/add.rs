@@ -48,6 +48,10 @@ pub(crate) fn add_gated<T: Record>(
     x: Matrix,
     gate: &Weight,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if x.array().is_some() {
+        return cuda::add_gated(y, x, gate);
+    }
     let width = x.width();
     let opening = gate.values()[0].tanh();
     let (y, tape) = y.split();
@@ -83,6 +87,149 @@ pub(crate) fn add_gated<T: Record>(
         }
         x.give_gradient(store, grad_out)
     })
+}
+
+#[cfg(feature = "cuda")]
+pub(super) mod cuda {
+    use crate::cuda::{Arg, Array, CudaError, Gpu, Grid, Kind, PER_THREAD, THREADS, kernel, long};
+    use crate::device_weight::DeviceWeight;
+    use crate::tensor::{DeviceError, Matrix, Record, Store, Weight, record_on_gpu};
+
+    /// Most parts that a sum is made of.
+    const PARTS_MAX: usize = 256;
+    /// Rows that a block adds at least.
+    const ROWS_MIN: usize = 64;
+
+    /// Rows that one block adds, and the number of blocks.
+    pub(in super::super) fn parts(rows: usize) -> (usize, usize) {
+        let each = rows.div_ceil(PARTS_MAX).max(ROWS_MIN);
+        (each, rows.div_ceil(each))
+    }
+
+    /// The sums of the first `n` columns of `x` `[rows, width]`: `[n]` in f32, into the gradient of a
+    /// trained weight.
+    pub(in super::super) fn add_column_sums(
+        weight: &Weight,
+        store: &mut Store,
+        x: &Array,
+        width: usize,
+        n: usize,
+    ) -> Result<(), DeviceError> {
+        let (true, Some(weight)) = (weight.is_trained(), weight.device()) else { return Ok(()) };
+        let (gradient, adds) = weight.gradient_to_write(store.device())?;
+        Ok(column_sums(x, width, n, gradient, adds)?)
+    }
+
+    /// The sums of the first `n` columns of `x` `[rows, width]`, added or written to `sums` `[n]`.
+    pub(in super::super) fn column_sums(
+        x: &Array,
+        width: usize,
+        n: usize,
+        sums: &Array,
+        adds: bool,
+    ) -> Result<(), CudaError> {
+        let (gpu, rows) = (x.gpu(), x.len() / width);
+        let (each, blocks) = parts(rows);
+        let partial = gpu.unset(blocks * n, Kind::F32)?;
+        let grid = Grid { blocks: [n.div_ceil(32), blocks], threads: THREADS, shared: 0 };
+        let args = [x.into(), (&partial).into(), rows.into(), long(width), n.into(), each.into()];
+        gpu.launch(kernel!("column_sums", x.kind()), grid, &args)?;
+        add_partials(&partial, blocks, n, 0, sums, adds)
+    }
+
+    /// Adds up `parts` rows of `partial`, `n` of every `stride` values beginning at `from`.
+    pub(in super::super) fn add_partials(
+        partial: &Array,
+        parts: usize,
+        stride: usize,
+        from: usize,
+        sums: &Array,
+        adds: bool,
+    ) -> Result<(), CudaError> {
+        let n = sums.len();
+        let args = [
+            Arg::Pointer(partial.at(from)),
+            sums.into(),
+            parts.into(),
+            long(stride),
+            n.into(),
+            i32::from(adds).into(),
+        ];
+        partial.gpu().launch(kernel!("add_partials"), Grid::each(n), &args)
+    }
+
+    /// The sum of the squares of all values of some arrays in f32, in f64.
+    pub(crate) fn square_sum(gpu: &'static Gpu, arrays: Vec<&Array>) -> Result<f64, CudaError> {
+        const BLOCKS: usize = 64;
+        // Two f32 are the room of one f64.
+        let partial = gpu.unset(2 * BLOCKS * arrays.len(), Kind::F32)?;
+        for (i, array) in arrays.iter().enumerate() {
+            let room = Arg::Pointer(partial.at(2 * BLOCKS * i));
+            let args = [(*array).into(), room, long(array.len())];
+            gpu.launch(kernel!("square_sums"), Grid::of(BLOCKS, THREADS), &args)?;
+        }
+        Ok(gpu.download_f64(&partial)?.iter().sum())
+    }
+
+    /// The gradient of a weight as an array to add to, zeros at first; none if it is frozen.
+    pub(in super::super) fn gradient_to_add<'a>(
+        weight: &Weight,
+        store: &'a mut Store,
+    ) -> Result<Option<&'a Array>, DeviceError> {
+        let (true, Some(weight)) = (weight.is_trained(), weight.device()) else { return Ok(None) };
+        Ok(Some(weight.gradient_to_add(store.device())?))
+    }
+
+    pub(super) fn add_gated<T: Record>(
+        y: Matrix<T>,
+        x: Matrix,
+        gate: &Weight,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (y, tape) = y.split();
+        let (of_x, of_y) = (x.array().expect("on a GPU"), y.array().expect("on a GPU"));
+        let (gpu, n, width) = (of_x.gpu(), of_x.len(), x.width());
+        let out = gpu.unset(n, gpu.kind())?;
+        let opening = on_gpu(gate);
+        let args = [of_y.into(), of_x.into(), opening.full().into(), (&out).into(), long(n)];
+        let blocks = n.div_ceil(PER_THREAD * THREADS);
+        gpu.launch(kernel!("add_gated", gpu.kind()), Grid::of(blocks, THREADS), &args)?;
+        let gate = gate.clone();
+        let wanted = x.wants_gradient() || y.wants_gradient() || gate.is_trained();
+        let x = x.without_values();
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            let opening = on_gpu(&gate);
+            let blocks = blocks.min(PARTS_MAX);
+            let partial = gpu.unset(blocks, Kind::F32)?;
+            let grad_y = y.wants_gradient().then(|| gpu.unset(n, gpu.kind())).transpose()?;
+            let args = [
+                (&grad_out).into(),
+                y.array().expect("on a GPU").into(),
+                opening.full().into(),
+                grad_y.as_ref().into(),
+                (&partial).into(),
+                long(n),
+            ];
+            gpu.launch(
+                kernel!("add_gated_backward", gpu.kind()),
+                Grid::of(blocks, THREADS),
+                &args,
+            )?;
+            if let Some(gradient) = gradient_to_add(&gate, store)? {
+                let args =
+                    [(&partial).into(), opening.full().into(), gradient.into(), blocks.into()];
+                gpu.launch(kernel!("gate_gradient"), Grid::of(1, THREADS), &args)?;
+            }
+            if let Some(grad_y) = grad_y {
+                y.give_array(store, grad_y)?;
+            }
+            x.give_array(store, grad_out)
+        })
+    }
+
+    /// Where a weight is that an operation reads beside a matrix on a GPU.
+    pub(in super::super) fn on_gpu(weight: &Weight) -> &DeviceWeight {
+        weight.device().expect("weights are where the matrices are")
+    }
 }
 
 #[cfg(test)]

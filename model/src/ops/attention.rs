@@ -93,6 +93,14 @@ pub(crate) fn self_attention<T: Record>(
     heads: Heads,
     visible: &Visible,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = qkv.array().map(|array| array.gpu()) {
+        if heads.size <= super::attention_cuda::SIZE_MAX {
+            return super::attention_cuda::self_attention(qkv, length, heads, visible);
+        }
+        let qkv = crate::tensor::to_host(qkv)?;
+        return crate::tensor::to_gpu(self_attention(qkv, length, heads, visible)?, gpu);
+    }
     let (qkv, tape) = qkv.split();
     let (rows, stride) = (qkv.rows(), qkv.width());
     let width = heads.query_width();
@@ -128,6 +136,10 @@ pub(crate) fn attention<T: Record>(
     shape: AttentionShape,
     visible: &Visible,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if q.array().is_some() {
+        return super::attention_cuda::attention(q, k, v, shape, visible);
+    }
     let (q, tape) = q.split();
     let width = q.width();
     let heads = Heads { queries: shape.heads, keys: shape.heads, size: width / shape.heads };
@@ -177,6 +189,9 @@ pub(crate) struct Past {
     shared: Option<Arc<Vec<f32>>>,
     /// The rows after them.
     own: Vec<f32>,
+    /// All rows, if they are on a GPU.
+    #[cfg(feature = "cuda")]
+    device: super::attention_cuda::DevicePast,
 }
 
 impl Past {
@@ -191,13 +206,21 @@ impl Past {
 /// Causal attention of new rows `qkv` of several sequences, each to its own past and to itself; the
 /// new keys and values are added to the past. `counts` says how many rows belong to each past, in
 /// order.
+///
+/// # Errors
+/// When the device fails.
 pub(crate) fn continue_attention(
     qkv: &Matrix,
     pasts: &mut [&mut Past],
     counts: &[usize],
     heads: Heads,
     visible: &Visible,
-) -> Matrix {
+) -> Result<Matrix, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if qkv.array().is_some() {
+        let mut pasts: Vec<_> = pasts.iter_mut().map(|past| &mut past.device).collect();
+        return super::attention_cuda::continue_attention(qkv, &mut pasts, counts, heads, visible);
+    }
     let stride = qkv.width();
     let (width, key_width) = (heads.query_width(), heads.key_width());
     let mut first = 0;
@@ -227,7 +250,7 @@ pub(crate) fn continue_attention(
             out
         })
         .collect();
-    Matrix::constant(rows.concat().into(), width)
+    Ok(Matrix::constant(rows.concat().into(), width))
 }
 
 /// The scale of attention scores.
@@ -475,8 +498,7 @@ pub(super) fn softmax_backward(ds: &mut [f32], weights: &[f32], keys: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{Theirs, check, equals_dfdx, pseudo_random, theirs};
-    use crate::tensor::Recording;
+    use crate::ops::gradient_check::{Taped, Theirs, check, equals_dfdx, pseudo_random, theirs};
     use dfdx::prelude::{Axes2, Axis, HasShape, PermuteTo, Trace, TryMatMul};
 
     fn constant(values: &[f32], width: usize) -> Matrix {
@@ -546,7 +568,7 @@ mod tests {
                 if from == 0 {
                     past.share();
                 }
-                pieces.extend_from_slice(out.values());
+                pieces.extend_from_slice(out.unwrap().values());
             }
             for (a, b) in pieces.iter().zip(whole.values()) {
                 assert!((a - b).abs() < 1e-6, "{a} against {b}");
@@ -583,7 +605,7 @@ mod tests {
     }
 
     /// What dfdx makes of head `h` of one sequence, in the columns of all heads.
-    fn head(qkv: &Theirs, heads: Heads, visible: &Visible, h: usize) -> Theirs<Recording> {
+    fn head(qkv: &Theirs, heads: Heads, visible: &Visible, h: usize) -> Theirs<Taped> {
         let (length, size) = (qkv.shape().0, heads.size);
         let columns = |first: usize| {
             let n = heads.row_width() * size;

@@ -19,8 +19,7 @@ use super::{
 };
 use crate::buffer::Buffer;
 use crate::tensor::{
-    DeviceError, Matrix, NotRecording, Record, Recording, Scalar, Weight, differentiate,
-    record_loss,
+    DeviceError, Loss, Matrix, NotRecording, Record, Recording, Weight, differentiate, record_loss,
 };
 
 /// What is run of an operation.
@@ -99,7 +98,7 @@ impl Output for Matrix<Recording> {
     }
 }
 
-impl Output for Scalar<Recording> {
+impl Output for Loss<Recording> {
     fn gradients(self) -> Result<crate::tensor::Gradients, DeviceError> {
         Ok(differentiate(self, 1.0)?.1)
     }

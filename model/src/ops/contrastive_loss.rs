@@ -3,7 +3,7 @@
 use super::matmul::{Target, View, matmul};
 use super::wide::wide;
 use crate::buffer::Buffer;
-use crate::tensor::{DeviceError, Matrix, Record, Scalar, Weight, record_loss};
+use crate::tensor::{DeviceError, Loss, Matrix, Record, Weight, record_loss};
 
 /// Text-to-image plus image-to-text, each the mean cross-entropy of `exp(log_beta) * cosine`.
 ///
@@ -17,7 +17,14 @@ pub(crate) fn contrastive_loss<T: Record>(
     texts: Matrix,
     log_beta: &Weight,
     smoothing: f32,
-) -> Result<Scalar<T>, DeviceError> {
+) -> Result<Loss<T>, DeviceError> {
+    // Its matrices have as many rows as there are pairs: little work, which the processor does.
+    #[cfg(feature = "cuda")]
+    let (images, texts) = {
+        let (images, tape) = images.split();
+        let (texts, tape) = crate::tensor::to_host(texts.with(tape))?.split();
+        (crate::tensor::to_host(images.with(tape))?, texts)
+    };
     let (images, tape) = images.split();
     let (n, width) = (images.rows(), images.width());
     let beta = log_beta.values()[0].exp();

@@ -12,7 +12,7 @@ use super::TokenTable;
 use super::matmul::{Target, View, matmul};
 use super::wide::{exp, highest, sum_by, wide};
 use crate::buffer::Buffer;
-use crate::tensor::{DeviceError, Matrix, Record, Scalar, Weight, record_loss};
+use crate::tensor::{DeviceError, Loss, Matrix, Record, Weight, record_loss};
 
 /// Rows whose logits exist at one time, where that is no more than [`LOGITS_PER_BLOCK`].
 const ROWS_PER_BLOCK: usize = 256;
@@ -31,7 +31,11 @@ pub(crate) fn cross_entropy<T: Record>(
     head: &TokenTable,
     targets: &[Option<u32>],
     scale: f32,
-) -> Result<Scalar<T>, DeviceError> {
+) -> Result<Loss<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if hidden.array().is_some() {
+        return cuda::cross_entropy(hidden, head, targets, scale);
+    }
     let (hidden, tape) = hidden.split();
     let weights: Vec<_> = head.parts().map(Weight::values).collect();
     let mut gradients = T::OWNS_TAPE.then(|| HeadGradients {
@@ -64,11 +68,18 @@ pub(crate) fn cross_entropy<T: Record>(
 }
 
 /// `-log softmax(hidden head')[target]` of every row with a target, 0 elsewhere: `[N]`.
+///
+/// # Errors
+/// When the device fails.
 pub(crate) fn token_losses(
     hidden: &Matrix,
     head: &TokenTable,
     targets: &[Option<u32>],
-) -> Vec<f32> {
+) -> Result<Vec<f32>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if hidden.array().is_some() {
+        return cuda::token_losses(hidden, head, targets);
+    }
     let mut all = vec![0.0; targets.len()];
     let weights: Vec<_> = head.parts().map(Weight::values).collect();
     walk_logits(hidden, &weights, &rows_with_target(targets), |block, _, logits| {
@@ -76,15 +87,22 @@ pub(crate) fn token_losses(
             all[*row] = loss;
         }
     });
-    all
+    Ok(all)
 }
 
 /// Calls `visit` with the number of each row and its logits `[V]`, in order.
+///
+/// # Errors
+/// When the device fails.
 pub(crate) fn each_logits(
     hidden: &Matrix,
     head: &TokenTable,
     mut visit: impl FnMut(usize, &[f32]),
-) {
+) -> Result<(), DeviceError> {
+    #[cfg(feature = "cuda")]
+    if hidden.array().is_some() {
+        return cuda::each_logits(hidden, head, visit);
+    }
     let rows: Vec<(usize, u32)> = (0..hidden.rows()).map(|row| (row, 0)).collect();
     let weights: Vec<_> = head.parts().map(Weight::values).collect();
     let vocabulary = n_tokens(&weights, hidden.width());
@@ -93,6 +111,7 @@ pub(crate) fn each_logits(
             visit(*row, logits);
         }
     });
+    Ok(())
 }
 
 fn rows_with_target(targets: &[Option<u32>]) -> Vec<(usize, u32)> {
@@ -196,13 +215,234 @@ fn n_tokens(head: &[Cow<[f32]>], width: usize) -> usize {
     head.iter().map(|part| part.len() / width).sum()
 }
 
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::sync::Arc;
+
+    use super::super::TokenTable;
+    use super::super::add::cuda::on_gpu;
+    use super::rows_with_target;
+    use crate::cuda::{Array, CudaError, Factor, Grid, Kind, Product, THREADS, kernel, long};
+    use crate::tensor::{DeviceError, Loss, Matrix, Record, record_loss};
+
+    /// About as many logits exist at one time (1 GiB).
+    const LOGITS_PER_BLOCK: usize = 1 << 28;
+
+    /// Rows that are scored together, each with its target.
+    struct Block<'a> {
+        rows: &'a [(usize, u32)],
+        /// `[rows, D]`.
+        gathered: &'a Array,
+        /// `[rows, V]` in f32.
+        logits: &'a Array,
+    }
+
+    /// Calls `visit` with blocks of rows and their logits.
+    fn walk_logits(
+        hidden: &Matrix,
+        head: &TokenTable,
+        rows: &[(usize, u32)],
+        mut visit: impl FnMut(Block) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let input = hidden.array().expect("on a GPU");
+        let (gpu, kind, width) = (input.gpu(), input.kind(), hidden.width());
+        let vocabulary = n_tokens(head, width);
+        let at_once = (LOGITS_PER_BLOCK / vocabulary).max(1).min(rows.len());
+        let all_logits = gpu.unset(at_once * vocabulary, Kind::F32)?;
+        for block in rows.chunks(at_once.max(1)) {
+            let n = block.len();
+            let places: Vec<i32> = block.iter().map(|(row, _)| *row as i32).collect();
+            let places = gpu.upload_i32(&places)?;
+            let gathered = gpu.unset(n * width, kind)?;
+            let args = [input.into(), (&places).into(), (&gathered).into(), width.into()];
+            gpu.launch(kernel!("pick_rows", kind), Grid::rows(n, width), &args)?;
+            let logits = all_logits.part(0, n * vocabulary);
+            let mut first = 0;
+            for part in head.parts() {
+                let tokens = part.len() / width;
+                gpu.multiply(&Product {
+                    rows: n,
+                    inner: width,
+                    columns: tokens,
+                    left: factor(&gathered, width, false),
+                    right: factor(on_gpu(part).array(), width, true),
+                    alpha: 1.0,
+                    add: None,
+                    bias: None,
+                    out: logits.at(first),
+                    out_stride: vocabulary,
+                    out_kind: Kind::F32,
+                })?;
+                first += tokens;
+            }
+            visit(Block { rows: block, gathered: &gathered, logits: &logits })?;
+        }
+        Ok(())
+    }
+
+    fn factor(array: &Array, stride: usize, transposed: bool) -> Factor {
+        Factor { address: array.address(), stride, transposed, kind: array.kind() }
+    }
+
+    fn n_tokens(head: &TokenTable, width: usize) -> usize {
+        head.parts().map(|part| part.len() / width).sum()
+    }
+
+    /// The losses of a block's rows; `gradient` gets what follows from them, before `scale`.
+    fn losses(
+        block: &Block,
+        gradient: Option<&Array>,
+        vocabulary: usize,
+        kind: Kind,
+    ) -> Result<Array, CudaError> {
+        let gpu = block.logits.gpu();
+        let n = block.rows.len();
+        let targets: Vec<i32> = block.rows.iter().map(|(_, target)| *target as i32).collect();
+        let targets = gpu.upload_i32(&targets)?;
+        let losses = gpu.unset(n, Kind::F32)?;
+        let args = [
+            block.logits.into(),
+            (&targets).into(),
+            (&losses).into(),
+            gradient.into(),
+            vocabulary.into(),
+            1.0_f32.into(),
+        ];
+        gpu.launch(kernel!("row_losses", kind), Grid::of(n, 512), &args)?;
+        Ok(losses)
+    }
+
+    pub(super) fn cross_entropy<T: Record>(
+        hidden: Matrix<T>,
+        head: &TokenTable,
+        targets: &[Option<u32>],
+        scale: f32,
+    ) -> Result<Loss<T>, DeviceError> {
+        let (hidden, tape) = hidden.split();
+        let input = hidden.array().expect("on a GPU");
+        let (gpu, kind, width) = (input.gpu(), input.kind(), hidden.width());
+        let vocabulary = n_tokens(head, width);
+        let rows = rows_with_target(targets);
+        let total = gpu.zeroed(2, Kind::F32)?; // One f64.
+        let grad_hidden = T::OWNS_TAPE.then(|| gpu.zeroed(input.len(), kind)).transpose()?;
+        let grad_parts: Vec<Option<Arc<Array>>> = head
+            .parts()
+            .map(|part| {
+                let room = || gpu.zeroed(part.len(), Kind::F32).map(Arc::new);
+                (T::OWNS_TAPE && part.is_trained()).then(room).transpose()
+            })
+            .collect::<Result<_, _>>()?;
+        walk_logits(&hidden, head, &rows, |block| {
+            let n = block.rows.len();
+            let gradient = T::OWNS_TAPE.then(|| gpu.unset(n * vocabulary, kind)).transpose()?;
+            let losses = losses(&block, gradient.as_ref(), vocabulary, kind)?;
+            let args = [(&losses).into(), (&total).into(), n.into()];
+            gpu.launch(kernel!("add_losses"), Grid::of(1, THREADS), &args)?;
+            let (Some(gradient), Some(grad_hidden)) = (gradient, &grad_hidden) else {
+                return Ok(());
+            };
+            let grad = gpu.unset(n * width, kind)?;
+            let mut first = 0;
+            for (part, grad_part) in head.parts().zip(&grad_parts) {
+                let tokens = part.len() / width;
+                let d =
+                    Factor { address: gradient.at(first), ..factor(&gradient, vocabulary, false) };
+                gpu.multiply(&Product {
+                    rows: n,
+                    inner: tokens,
+                    columns: width,
+                    left: d,
+                    right: factor(on_gpu(part).array(), width, false),
+                    alpha: 1.0,
+                    add: (first > 0).then(|| grad.address()),
+                    bias: None,
+                    out: grad.address(),
+                    out_stride: width,
+                    out_kind: kind,
+                })?;
+                if let Some(sum) = grad_part {
+                    gpu.multiply(&Product {
+                        rows: tokens,
+                        inner: n,
+                        columns: width,
+                        left: Factor { transposed: true, ..d },
+                        right: factor(block.gathered, width, false),
+                        alpha: 1.0,
+                        add: Some(sum.address()),
+                        bias: None,
+                        out: sum.address(),
+                        out_stride: width,
+                        out_kind: Kind::F32,
+                    })?;
+                }
+                first += tokens;
+            }
+            let places: Vec<i32> = block.rows.iter().map(|(row, _)| *row as i32).collect();
+            let places = gpu.upload_i32(&places)?;
+            let args = [(&grad).into(), (&places).into(), grad_hidden.into(), width.into()];
+            gpu.launch(kernel!("put_rows", kind), Grid::rows(n, width), &args)
+        })?;
+        let sum = gpu.download_f64(&total)?[0];
+        let head = head.clone();
+        let hidden = hidden.without_values();
+        record_loss(sum as f32 * scale, tape, move |grad_out, store| {
+            let factor = grad_out * scale;
+            let times = |array: &Array| {
+                let n = array.len();
+                let args = [array.into(), long(n), factor.into()];
+                gpu.launch(kernel!("scale_values", array.kind()), Grid::each(n), &args)
+            };
+            for (part, grad) in head.parts().zip(grad_parts) {
+                let Some(grad) = grad else { continue };
+                times(&grad)?;
+                let grad = Arc::into_inner(grad).expect("no one else holds it");
+                on_gpu(part).add_gradient(store.device(), grad)?;
+            }
+            let grad = grad_hidden.expect("a recording forward pass made the gradients");
+            times(&grad)?;
+            hidden.give_array(store, grad)
+        })
+    }
+
+    pub(super) fn token_losses(
+        hidden: &Matrix,
+        head: &TokenTable,
+        targets: &[Option<u32>],
+    ) -> Result<Vec<f32>, DeviceError> {
+        let mut all = vec![0.0; targets.len()];
+        let vocabulary = n_tokens(head, hidden.width());
+        walk_logits(hidden, head, &rows_with_target(targets), |block| {
+            let losses = losses(&block, None, vocabulary, Kind::F32)?.to_vec()?;
+            block.rows.iter().zip(losses).for_each(|((row, _), loss)| all[*row] = loss);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    pub(super) fn each_logits(
+        hidden: &Matrix,
+        head: &TokenTable,
+        mut visit: impl FnMut(usize, &[f32]),
+    ) -> Result<(), DeviceError> {
+        let rows: Vec<(usize, u32)> = (0..hidden.rows()).map(|row| (row, 0)).collect();
+        let vocabulary = n_tokens(head, hidden.width());
+        Ok(walk_logits(hidden, head, &rows, |block| {
+            let logits = block.logits.to_vec()?;
+            for ((row, _), logits) in block.rows.iter().zip(logits.chunks_exact(vocabulary)) {
+                visit(*row, logits);
+            }
+            Ok(())
+        })?)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::gradient_check::{check, pseudo_random};
-    use crate::tensor::{Device, differentiate, record, value_of};
+    use crate::tensor::{HostDevice, differentiate, record, value_of};
     use dfdx::prelude::{
-        AsArray, Backward, MeanTo, SplitTape, Tensor, TensorFrom, TensorFromVec, Trace, TryMatMul,
+        AsArray, Backward, MeanTo, Tensor, TensorFrom, TensorFromVec, Trace, TryMatMul,
     };
 
     const TARGETS: [Option<u32>; 4] = [Some(2), None, Some(0), Some(4)];
@@ -211,11 +451,10 @@ mod tests {
     fn gradients_equal_finite_differences() {
         // A [1, 1] matrix stands for the scalar, so that the shared check can weigh it; its weight
         // is -1.
-        fn as_matrix<T: Record>(loss: Scalar<T>) -> Matrix<T> {
-            let (loss, tape) = loss.split_tape();
+        fn as_matrix<T: Record>(loss: Loss<T>) -> Matrix<T> {
+            let (loss, tape) = loss.split();
             record(vec![value_of(&loss)].into(), 1, tape, true, move |grad, store| {
-                store.get_or_alloc_mut(&loss)?[0] += grad[0];
-                Ok(())
+                loss.give_gradient(store, grad[0])
             })
             .unwrap()
         }
@@ -268,7 +507,7 @@ mod tests {
         let (h, w) = (pseudo_random(12, 1), pseudo_random(15, 2));
         let head = TokenTable::from(Weight::trained(w.clone()).unwrap());
         let hidden = Matrix::variable(h.clone().into(), 3).unwrap();
-        let each = token_losses(&hidden, &head, &TARGETS);
+        let each = token_losses(&hidden, &head, &TARGETS).unwrap();
         let tape = crate::tensor::Recording::default();
         let only: [Option<u32>; 4] = [None, None, Some(0), None];
         let loss = cross_entropy(hidden.clone().with(tape), &head, &only, 1.0).unwrap();
@@ -276,12 +515,12 @@ mod tests {
         assert!((loss - each[2]).abs() < 1e-6);
         assert!(each[1].to_bits() == 0);
 
-        let device = Device::default();
-        let row: Tensor<(usize,), f32, Device> = device.tensor_from_vec(h[6..9].to_vec(), (3,));
-        let weights: Tensor<(usize, usize), f32, Device> =
+        let device = HostDevice::default();
+        let row: Tensor<(usize,), f32, HostDevice> = device.tensor_from_vec(h[6..9].to_vec(), (3,));
+        let weights: Tensor<(usize, usize), f32, HostDevice> =
             device.tensor_from_vec((0..15).map(|i| w[i % 5 * 3 + i / 5]).collect(), (3, 5));
         let logits = row.leaky_trace().matmul(weights);
-        let one_hot: Tensor<(usize,), f32, Device> =
+        let one_hot: Tensor<(usize,), f32, HostDevice> =
             device.tensor((vec![1.0, 0.0, 0.0, 0.0, 0.0], (5,)));
         let theirs = dfdx::losses::cross_entropy_with_logits_loss(logits, one_hot).mean();
         assert!((theirs.array() - loss).abs() < 1e-5);

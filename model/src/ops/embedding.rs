@@ -21,6 +21,10 @@ pub(crate) fn embed_tokens<T: Record>(
     width: usize,
     tape: T,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if table.rows.device().is_some() {
+        return cuda::embed_tokens(&tokens, table, positions, width, tape);
+    }
     let mut out = Buffer::unset(tokens.len() * width);
     let parts: Vec<_> = table.parts().map(Weight::values).collect();
     let places = positions.map(Weight::values);
@@ -61,6 +65,91 @@ pub(crate) fn embed_tokens<T: Record>(
 /// The part of a table whose first part has `own` rows, and the row in it, of a token.
 fn place_of(token: usize, own: usize) -> (usize, usize) {
     if token < own { (0, token) } else { (1, token - own) }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::super::TokenTable;
+    use super::super::add::cuda::{gradient_to_add, on_gpu};
+    use super::place_of;
+    use crate::cuda::{Array, Grid, kernel};
+    use crate::tensor::{DeviceError, Matrix, Record, Store, Weight, record_on_gpu};
+
+    pub(super) fn embed_tokens<T: Record>(
+        tokens: &[(u32, usize)],
+        table: &TokenTable,
+        positions: Option<&Weight>,
+        width: usize,
+        tape: T,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let rows = on_gpu(&table.rows);
+        let (gpu, own) = (rows.gpu(), rows.len() / width);
+        let places: Vec<i32> =
+            tokens.iter().flat_map(|(token, place)| [*token as i32, *place as i32]).collect();
+        let places = gpu.upload_i32(&places)?;
+        let out = gpu.unset(tokens.len() * width, gpu.kind())?;
+        let args = [
+            rows.into(),
+            table.added.as_ref().map(|added| on_gpu(added).array()).into(),
+            positions.map(|positions| on_gpu(positions).array()).into(),
+            (&places).into(),
+            (&out).into(),
+            own.into(),
+            width.into(),
+        ];
+        gpu.launch(kernel!("embed", gpu.kind()), Grid::rows(tokens.len(), width), &args)?;
+        let wanted = table.is_trained() || positions.is_some_and(Weight::is_trained);
+        let tokens = if wanted { tokens.to_vec() } else { Vec::new() };
+        let (table, positions) = (table.clone(), positions.cloned());
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            for (part, weight) in table.parts().enumerate() {
+                let rows = tokens.iter().enumerate().filter_map(|(i, (token, _))| {
+                    let (of, row) = place_of(*token as usize, own);
+                    (of == part).then_some((row, i))
+                });
+                add_rows(weight, store, &grad_out, width, rows)?;
+            }
+            let Some(positions) = positions else { return Ok(()) };
+            let rows = tokens.iter().enumerate().map(|(i, (_, place))| (*place, i));
+            add_rows(&positions, store, &grad_out, width, rows)
+        })
+    }
+
+    /// Adds rows of the gradient to rows of a weight's: pairs of a row there and a row of `grad_out`. Those
+    /// of one row are added in their order.
+    fn add_rows(
+        weight: &Weight,
+        store: &mut Store,
+        grad_out: &Array,
+        width: usize,
+        pairs: impl Iterator<Item = (usize, usize)>,
+    ) -> Result<(), DeviceError> {
+        let Some(gradient) = gradient_to_add(weight, store)? else { return Ok(()) };
+        let mut pairs: Vec<(usize, usize)> = pairs.collect();
+        pairs.sort_unstable();
+        let (mut targets, mut starts, mut order) = (Vec::new(), Vec::new(), Vec::new());
+        for (to, from) in pairs {
+            if targets.last() != Some(&(to as i32)) {
+                targets.push(to as i32);
+                starts.push(order.len() as i32);
+            }
+            order.push(from as i32);
+        }
+        starts.push(order.len() as i32);
+        let gpu = grad_out.gpu();
+        let groups = targets.len();
+        let [targets, starts, order] =
+            [gpu.upload_i32(&targets)?, gpu.upload_i32(&starts)?, gpu.upload_i32(&order)?];
+        let args = [
+            grad_out.into(),
+            (&targets).into(),
+            (&starts).into(),
+            (&order).into(),
+            gradient.into(),
+            width.into(),
+        ];
+        Ok(gpu.launch(kernel!("add_groups", grad_out.kind()), Grid::rows(groups, width), &args)?)
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,10 @@ pub(crate) fn activate_gate<T: Record>(
     x: Matrix<T>,
     kind: Activation,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if x.array().is_some() {
+        return cuda::activate_gate(x, kind);
+    }
     let (x, tape) = x.split();
     let hidden = x.width() / 2;
     let rows = rows_per_chunk(x.width());
@@ -49,6 +53,40 @@ pub(crate) fn activate_gate<T: Record>(
             });
         x.give_gradient(store, grad)
     })
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::Activation;
+    use crate::cuda::{Grid, kernel, long};
+    use crate::tensor::{DeviceError, Matrix, Record, record_on_gpu};
+
+    pub(super) fn activate_gate<T: Record>(
+        x: Matrix<T>,
+        kind: Activation,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let input = x.array().expect("on a GPU");
+        let (gpu, hidden) = (input.gpu(), x.width() / 2);
+        let n = x.rows() * hidden;
+        let out = gpu.unset(n, gpu.kind())?;
+        let args = [input.into(), (&out).into(), long(n), hidden.into(), kind.into()];
+        gpu.launch(kernel!("activate_gate", gpu.kind()), Grid::each(n), &args)?;
+        record_on_gpu(out, hidden, tape, x.wants_gradient(), move |grad_out, store| {
+            let input = x.array().expect("on a GPU");
+            let grad = gpu.unset(input.len(), gpu.kind())?;
+            let args = [
+                input.into(),
+                (&grad_out).into(),
+                (&grad).into(),
+                long(n),
+                hidden.into(),
+                kind.into(),
+            ];
+            gpu.launch(kernel!("activate_gate_backward", gpu.kind()), Grid::each(n), &args)?;
+            x.give_array(store, grad)
+        })
+    }
 }
 
 #[cfg(test)]

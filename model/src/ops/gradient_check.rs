@@ -3,8 +3,10 @@
 
 use dfdx::prelude::{Backward, PutTape, SumTo, Tensor, TensorFromVec, TryMatMul};
 
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Kind, from_bf16, to_bf16};
 use crate::tensor::{
-    Device, Gradients, Matrix, NotRecording, Recording, Weight, differentiate, record_loss,
+    Gradients, HostDevice, Matrix, NotRecording, Recording, Weight, differentiate, record_loss,
 };
 
 /// Values in -1..1 that look random and never change.
@@ -28,6 +30,10 @@ pub(crate) fn gradients_of_ramp(out: Matrix<Recording>) -> (Matrix, Gradients) {
     let (out, tape) = out.split();
     let seeded = out.clone();
     let loss = record_loss(0.0, tape, move |_, store| {
+        #[cfg(feature = "cuda")]
+        if let Some(array) = seeded.array() {
+            return seeded.give_array(store, array.gpu().upload(&ramp(array.len()))?);
+        }
         seeded.give_gradient(store, ramp(seeded.values().len()).into())
     });
     (out, differentiate(loss.unwrap(), 1.0).unwrap().1)
@@ -91,20 +97,122 @@ pub(crate) fn check(
         w.accumulate(&mut grads.0, |g| got = g.to_vec()).unwrap();
         compare(format!("weight {k}"), got, k, true);
     }
+    #[cfg(feature = "cuda")]
+    gpus().into_iter().for_each(|gpu| gpu_equals_cpu(gpu, inputs, params, &taped, &plain));
+}
+
+/// The GPUs that kernels are checked on, one for each number format: a real one, or with the emulator's
+/// feature and without a GPU the emulator.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpus() -> Vec<&'static Gpu> {
+    [Kind::F32, Kind::Bf16]
+        .into_iter()
+        .filter_map(|kind| {
+            let real = Gpu::open(0, kind);
+            #[cfg(feature = "cuda-emulator")]
+            let real = real.or_else(|_| Ok::<_, ()>(Gpu::emulated(kind)));
+            if real.is_err() {
+                eprintln!("skipped on GPUs: there is none");
+            }
+            real.ok()
+        })
+        .collect()
+}
+
+/// Values as a GPU stores them.
+#[cfg(feature = "cuda")]
+fn stored(gpu: &Gpu, values: &[f32]) -> Vec<f32> {
+    match gpu.kind() {
+        Kind::Bf16 => values.iter().map(|v| from_bf16(to_bf16(*v))).collect(),
+        _ => values.to_vec(),
+    }
+}
+
+/// `|a - b| / |b|` of two vectors. What is no number is infinitely wrong.
+#[cfg(feature = "cuda")]
+pub(crate) fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    let error = difference / norm(&mut b.iter().map(|b| f64::from(*b))).max(1e-6);
+    if error.is_nan() { f64::INFINITY } else { error }
+}
+
+/// Compares values and all gradients of an operation on a GPU with those on the processor, which are checked
+/// by central differences.
+#[cfg(feature = "cuda")]
+fn gpu_equals_cpu(
+    gpu: &'static Gpu,
+    inputs: &[(Vec<f32>, usize)],
+    params: &[Vec<f32>],
+    taped: &impl Fn(Recording, &[Matrix], &[Weight]) -> Matrix<Recording>,
+    plain: &impl Fn(NotRecording, &[Matrix], &[Weight]) -> Matrix,
+) {
+    let tolerance = if gpu.kind() == Kind::Bf16 { 6e-3 } else { 1e-5 };
+    let run = |on_gpu: bool| {
+        let values = |v: &[f32]| stored(gpu, v);
+        let xs: Vec<Matrix> = inputs
+            .iter()
+            .map(|(v, width)| {
+                if on_gpu {
+                    Matrix::on_gpu(gpu.upload(v).unwrap().into(), *width, true)
+                } else {
+                    Matrix::variable(values(v).into(), *width).unwrap()
+                }
+            })
+            .collect();
+        let weights = |trained: bool| -> Vec<Weight> {
+            params
+                .iter()
+                .map(|v| {
+                    let mut weight = if trained {
+                        Weight::trained(values(v)).unwrap()
+                    } else {
+                        Weight::Frozen(values(v).into())
+                    };
+                    weight.place(on_gpu.then_some(gpu)).unwrap();
+                    weight
+                })
+                .collect()
+        };
+        let constants: Vec<Matrix> = xs.iter().map(Matrix::as_constant).collect();
+        let unrecorded = plain(NotRecording::default(), &constants, &weights(false));
+        let mut all = vec![("unrecorded".to_owned(), unrecorded.to_vec().unwrap())];
+        let weights = weights(true);
+        let (out, mut grads) = gradients_of_ramp(taped(Recording::default(), &xs, &weights));
+        all.push(("value".to_owned(), out.to_vec().unwrap()));
+        for (k, x) in xs.iter().enumerate() {
+            let gradient = x.take_gradient(&mut grads.0).unwrap();
+            all.push((format!("gradient of input {k}"), gradient.unwrap().into_vec()));
+        }
+        for (k, w) in weights.iter().enumerate() {
+            let mut got = Vec::new();
+            w.accumulate(&mut grads.0, |g| got = g.to_vec()).unwrap();
+            all.push((format!("gradient of weight {k}"), got));
+        }
+        all
+    };
+    for ((what, got), (_, expected)) in run(true).iter().zip(&run(false)) {
+        let error = relative_error(got, expected);
+        assert!(error < tolerance, "{gpu:?}, {what}: {got:?} against {expected:?}, {error:.1e}");
+    }
 }
 
 /// dfdx's own `[rows, width]`.
-pub(crate) type Theirs<T = NotRecording> = Tensor<(usize, usize), f32, Device, T>;
+pub(crate) type Theirs<T = NotRecording> = Tensor<(usize, usize), f32, HostDevice, T>;
+
+/// dfdx's own tape.
+pub(crate) type Taped = dfdx::prelude::OwnedTape<f32, HostDevice>;
 
 /// dfdx's matrix of `values`.
 pub(crate) fn theirs(values: Vec<f32>, width: usize) -> Theirs {
     let shape = (values.len() / width, width);
-    Device::default().tensor_from_vec(values, shape)
+    HostDevice::default().tensor_from_vec(values, shape)
 }
 
 /// `row` `[1, width]` `n` times.
-pub(crate) fn each_row(n: usize, row: Theirs<Recording>) -> Theirs<Recording> {
-    theirs(vec![1.0; n], 1).put_tape(Recording::default()).matmul(row)
+pub(crate) fn each_row(n: usize, row: Theirs<Taped>) -> Theirs<Taped> {
+    theirs(vec![1.0; n], 1).put_tape(Taped::default()).matmul(row)
 }
 
 /// Runs `taped` on `inputs` and `params`, and `composed` on all of them as dfdx has them.
@@ -116,7 +224,7 @@ pub(crate) fn equals_dfdx(
     inputs: &[(Vec<f32>, usize)],
     params: &[(Vec<f32>, usize)],
     taped: impl Fn(Recording, &[Matrix], &[Weight]) -> Matrix<Recording>,
-    composed: impl Fn(&[Theirs]) -> Theirs<Recording>,
+    composed: impl Fn(&[Theirs]) -> Theirs<Taped>,
 ) {
     let close = |what: &str, ours: &[f32], theirs: &[f32]| {
         assert_eq!(ours.len(), theirs.len(), "{what}");

@@ -54,6 +54,10 @@ fn affine<T: Record>(
     kernel: Kernel,
     residual: Option<Matrix>,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if x.array().is_some() {
+        return cuda::affine(x, kernel, residual);
+    }
     let (x, tape) = x.split();
     let out = kernel.forward(&x, residual.as_ref());
     let wanted = x.wants_gradient()
@@ -161,6 +165,92 @@ fn start_rows(out: &mut [f32], residual: Option<&[f32]>, bias: Option<&[f32]>) {
             Some(_) => wide!(row.iter_mut().zip(bias).for_each(|(o, b)| *o += b)),
             None => row.copy_from_slice(bias),
         }
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::super::add::cuda::{add_column_sums, on_gpu};
+    use super::Kernel;
+    use crate::cuda::{Factor, Product};
+    use crate::tensor::{DeviceError, Matrix, Record, Weight, record_on_gpu};
+
+    pub(super) fn affine<T: Record>(
+        x: Matrix<T>,
+        kernel: Kernel,
+        residual: Option<Matrix>,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let (rows, inputs, outputs) = (x.rows(), x.width(), kernel.outputs);
+        let input = x.array().expect("on a GPU");
+        let (gpu, kind) = (input.gpu(), input.kind());
+        let rows_of = move |address, stride| Factor { address, stride, transposed: false, kind };
+        let out = gpu.unset(rows * outputs, kind)?;
+        if !kernel.unread {
+            let weight = on_gpu(&kernel.weight).array().address();
+            gpu.multiply(&Product {
+                rows,
+                inner: inputs,
+                columns: outputs,
+                left: rows_of(input.address(), inputs),
+                right: Factor { transposed: true, ..rows_of(weight, inputs) },
+                alpha: 1.0,
+                add: residual.as_ref().and_then(Matrix::array).map(|r| r.address()),
+                bias: kernel.bias.as_ref().map(|bias| on_gpu(bias).array().address()),
+                out: out.address(),
+                out_stride: outputs,
+                out_kind: kind,
+            })?;
+        }
+        let wanted = x.wants_gradient()
+            || kernel.weight.is_trained()
+            || kernel.bias.as_ref().is_some_and(Weight::is_trained)
+            || residual.as_ref().is_some_and(Matrix::wants_gradient);
+        // Only the gradient of the kernel is made of the input's values.
+        let x = if kernel.weight.is_trained() { x } else { x.without_values() };
+        let residual = residual.map(Matrix::without_values);
+        record_on_gpu(out, outputs, tape, wanted, move |grad_out, store| {
+            let g = rows_of(grad_out.address(), outputs);
+            if x.wants_gradient() {
+                let grad = gpu.unset(rows * inputs, kind)?;
+                gpu.multiply(&Product {
+                    rows,
+                    inner: outputs,
+                    columns: inputs,
+                    left: g,
+                    right: rows_of(on_gpu(&kernel.weight).array().address(), inputs),
+                    alpha: 1.0,
+                    add: None,
+                    bias: None,
+                    out: grad.address(),
+                    out_stride: inputs,
+                    out_kind: kind,
+                })?;
+                x.give_array(store, grad)?;
+            }
+            if kernel.weight.is_trained() {
+                let weight = on_gpu(&kernel.weight);
+                let (sum, adds) = weight.gradient_to_write(store.device())?;
+                let input = x.array().expect("on a GPU").address();
+                gpu.multiply(&Product {
+                    rows: outputs,
+                    inner: rows,
+                    columns: inputs,
+                    left: Factor { transposed: true, ..g },
+                    right: rows_of(input, inputs),
+                    alpha: 1.0,
+                    add: adds.then(|| sum.address()),
+                    bias: None,
+                    out: sum.address(),
+                    out_stride: inputs,
+                    out_kind: sum.kind(),
+                })?;
+            }
+            if let Some(bias) = &kernel.bias {
+                add_column_sums(bias, store, &grad_out, outputs, outputs)?;
+            }
+            residual.map_or(Ok(()), |residual| residual.give_array(store, grad_out))
+        })
     }
 }
 

@@ -39,6 +39,12 @@ impl MediaReads {
         }
         Self { runs }
     }
+
+    /// Runs of neighbouring rows that see the same images: rows and latents.
+    #[cfg(feature = "cuda")]
+    pub(super) fn runs(&self) -> &[(Range<usize>, Range<usize>)] {
+        &self.runs
+    }
 }
 
 /// Attention of text `q` `[N, D]` to media `k`, `v` `[images * R, D]` by `reads`: `[N, D]`.
@@ -52,6 +58,10 @@ pub(crate) fn media_attention<T: Record>(
     reads: &Arc<MediaReads>,
     heads: usize,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if q.array().is_some() {
+        return super::attention_cuda::media_attention(q, k, v, reads, heads);
+    }
     let (q, tape) = q.split();
     let width = q.width();
     let core = Run { heads, width, scale: scale_of(width, heads) };

@@ -21,6 +21,10 @@ pub(crate) fn add_time<T: Record>(
     frames: usize,
     tokens: usize,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if features.array().is_some() {
+        return cuda::add_time(features, time, frames, tokens);
+    }
     let (features, tape) = features.split();
     let width = features.width();
     let rows = time.values();
@@ -89,6 +93,10 @@ pub(crate) fn repeat_latents<T: Record>(
     width: usize,
     tape: T,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if latents.device().is_some() {
+        return cuda::repeat_latents(latents, n, width, tape);
+    }
     let out: Buffer = latents.values().repeat(n).into();
     let latents = latents.clone();
     record(out, width, tape, latents.is_trained(), move |grad_out, store| {
@@ -107,6 +115,10 @@ pub(crate) fn with_latents<T: Record>(
     features_per_image: usize,
     latents_per_image: usize,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if features.array().is_some() {
+        return cuda::with_latents(features, latents, features_per_image, latents_per_image);
+    }
     let (features, tape) = features.split();
     let width = features.width();
     let (s, r) = (features_per_image * width, latents_per_image * width);
@@ -133,6 +145,135 @@ pub(crate) fn with_latents<T: Record>(
         features.give_gradient(store, grad_features)?;
         latents.give_gradient(store, grad_latents)
     })
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::super::add::cuda::{add_column_sums, column_sums, gradient_to_add, on_gpu};
+    use super::time_mix;
+    use crate::cuda::{Grid, Kind, kernel};
+    use crate::tensor::{DeviceError, Matrix, Record, Weight, record_on_gpu};
+
+    pub(super) fn add_time<T: Record>(
+        features: Matrix<T>,
+        time: &Weight,
+        frames: usize,
+        tokens: usize,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (features, tape) = features.split();
+        let input = features.array().expect("on a GPU");
+        let (gpu, kind, width) = (input.gpu(), input.kind(), features.width());
+        let trained = time.len() / width;
+        let mixes: Vec<(usize, f32)> =
+            (0..frames).flat_map(|f| time_mix(f, frames, trained)).collect();
+        let rows: Vec<i32> = mixes.iter().map(|(row, _)| *row as i32).collect();
+        let shares: Vec<f32> = mixes.iter().map(|(_, share)| *share).collect();
+        let (rows, shares) = (gpu.upload_i32(&rows)?, gpu.upload_as(&shares, Kind::F32)?);
+        let out = gpu.unset(input.len(), kind)?;
+        let args = [
+            input.into(),
+            on_gpu(time).into(),
+            (&rows).into(),
+            (&shares).into(),
+            (&out).into(),
+            frames.into(),
+            tokens.into(),
+            width.into(),
+        ];
+        gpu.launch(kernel!("add_time", kind), Grid::rows(features.rows(), width), &args)?;
+        let time = time.clone();
+        let wanted = features.wants_gradient() || time.is_trained();
+        let features = features.without_values();
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            if let Some(gradient) = gradient_to_add(&time, store)? {
+                // Per frame, the sum over its tokens and over the videos: first over the videos.
+                let video = frames * tokens * width;
+                let over_videos = gpu.unset(video, Kind::F32)?;
+                column_sums(&grad_out, video, video, &over_videos, false)?;
+                let sums = gpu.unset(frames * width, Kind::F32)?;
+                for f in 0..frames {
+                    let frame = gpu.unset(tokens * width, Kind::F32)?;
+                    gpu.copy_part(&frame, &over_videos, f * tokens * width)?;
+                    let sum = gpu.unset(width, Kind::F32)?;
+                    column_sums(&frame, width, width, &sum, false)?;
+                    gpu.put_part(&sums, f * width, &sum)?;
+                }
+                let args = [
+                    (&sums).into(),
+                    (&rows).into(),
+                    (&shares).into(),
+                    gradient.into(),
+                    frames.into(),
+                    width.into(),
+                ];
+                gpu.launch(kernel!("add_time_backward"), Grid::rows(trained, width), &args)?;
+            }
+            features.give_array(store, grad_out)
+        })
+    }
+
+    pub(super) fn repeat_latents<T: Record>(
+        latents: &Weight,
+        n: usize,
+        width: usize,
+        tape: T,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let weight = on_gpu(latents);
+        let (gpu, all) = (weight.gpu(), weight.len());
+        let out = gpu.unset(n * all, gpu.kind())?;
+        let args = [weight.into(), (&out).into(), (all / width).into(), width.into()];
+        gpu.launch(kernel!("repeat_rows", gpu.kind()), Grid::rows(n * all / width, width), &args)?;
+        let latents = latents.clone();
+        record_on_gpu(out, width, tape, latents.is_trained(), move |grad_out, store| {
+            add_column_sums(&latents, store, &grad_out, all, all)
+        })
+    }
+
+    pub(super) fn with_latents<T: Record>(
+        features: Matrix<T>,
+        latents: Matrix,
+        features_per_image: usize,
+        latents_per_image: usize,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (features, tape) = features.split();
+        let (of_features, of_latents) =
+            (features.array().expect("on a GPU"), latents.array().expect("on a GPU"));
+        let (gpu, kind, width) = (of_features.gpu(), of_features.kind(), features.width());
+        let (f, l) = (features_per_image, latents_per_image);
+        let rows = features.rows() + latents.rows();
+        let out = gpu.unset(rows * width, kind)?;
+        let args = [
+            of_features.into(),
+            of_latents.into(),
+            (&out).into(),
+            f.into(),
+            l.into(),
+            width.into(),
+        ];
+        gpu.launch(kernel!("with_latents", kind), Grid::rows(rows, width), &args)?;
+        let wanted = features.wants_gradient() || latents.wants_gradient();
+        let images = latents.rows() / l;
+        let (features, latents) = (features.without_values(), latents.without_values());
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            for (part, first, n) in [(&features, 0, f), (&latents, f, l)] {
+                if !part.wants_gradient() {
+                    continue;
+                }
+                let grad = gpu.unset(images * n * width, kind)?;
+                let args = [
+                    (&grad_out).into(),
+                    (&grad).into(),
+                    (f + l).into(),
+                    first.into(),
+                    n.into(),
+                    width.into(),
+                ];
+                gpu.launch(kernel!("take_part", kind), Grid::rows(images * n, width), &args)?;
+                part.give_array(store, grad)?;
+            }
+            Ok(())
+        })
+    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,11 @@
 use std::sync::{Mutex, PoisonError};
 
 mod activation;
+mod adamw;
 mod add;
 mod attention;
+#[cfg(feature = "cuda")]
+mod attention_cuda;
 #[cfg(feature = "ops-bench")]
 pub mod benches;
 mod contrastive_loss;
@@ -38,6 +41,10 @@ mod wide;
 
 pub use activation::Activation;
 pub(crate) use activation::{activate, activate_times};
+pub(crate) use adamw::adamw;
+pub use adamw::{AdamStep, Moments};
+#[cfg(feature = "cuda")]
+pub(crate) use add::cuda::square_sum;
 pub(crate) use add::{add_gated, add_to};
 pub(crate) use attention::{
     AttentionShape, Heads, Past, Visible, attention, continue_attention, self_attention,
@@ -55,7 +62,9 @@ pub(crate) use pooling::halve;
 pub use recompute::Recompute;
 pub(crate) use recompute::{Stage, recomputed};
 pub(crate) use rotary::{Rotation, rotate};
-pub(crate) use rows::{mean_rows, pick_rows, prepend_class};
+#[cfg(feature = "cuda")]
+pub(crate) use rows::cuda::unfold;
+pub(crate) use rows::{join_rows, mean_rows, pick_rows, prepend_class};
 pub(crate) use squeeze_excitation::{SqueezeExcitation, squeeze_excite_onto};
 pub(crate) use token_table::TokenTable;
 pub(crate) use wide::processor;

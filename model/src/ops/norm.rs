@@ -99,6 +99,10 @@ pub(crate) fn normalise_columns<T: Record>(
     columns: Range<usize>,
     norm: Norm,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if x.array().is_some() {
+        return cuda::normalise_columns(x, &columns, norm);
+    }
     let (x, tape) = x.split();
     let width = x.width();
     let chunk = width * rows_per_chunk(width);
@@ -146,6 +150,89 @@ pub(crate) fn normalise_columns<T: Record>(
         }
         x.give_gradient(store, grad)
     })
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::ops::Range;
+
+    use super::super::add::cuda::{add_partials, on_gpu, parts};
+    use super::Norm;
+    use crate::cuda::{Grid, Kind, THREADS, kernel};
+    use crate::tensor::{DeviceError, Matrix, Record, Weight, record_on_gpu};
+
+    pub(super) fn normalise_columns<T: Record>(
+        x: Matrix<T>,
+        columns: &Range<usize>,
+        norm: Norm,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let input = x.array().expect("on a GPU");
+        let (gpu, kind) = (input.gpu(), input.kind());
+        let (rows, width, first, n) = (x.rows(), x.width(), columns.start, columns.len());
+        let out = if n == width { gpu.unset(input.len(), kind)? } else { gpu.copy(input, kind)? };
+        let wanted = x.wants_gradient()
+            || norm.scale.is_trained()
+            || norm.bias.as_ref().is_some_and(Weight::is_trained);
+        let wanted = T::OWNS_TAPE && wanted;
+        let stats = wanted.then(|| gpu.unset(2 * rows, Kind::F32)).transpose()?;
+        let grid = Grid::rows(rows, n);
+        let centred = i32::from(norm.centred);
+        gpu.launch(
+            kernel!("norm_forward", kind),
+            grid,
+            &[
+                input.into(),
+                (&out).into(),
+                on_gpu(&norm.scale).full().into(),
+                norm.bias.as_ref().map(|bias| on_gpu(bias).full()).into(),
+                stats.as_ref().into(),
+                width.into(),
+                first.into(),
+                n.into(),
+                centred.into(),
+                norm.epsilon.into(),
+            ],
+        )?;
+        record_on_gpu(out, width, tape, wanted, move |grad, store| {
+            let (input, stats) = (x.array().expect("on a GPU"), stats.expect("a recorded norm"));
+            if norm.scale.is_trained() {
+                let (each, blocks) = parts(rows);
+                let partial = gpu.unset(blocks * 2 * n, Kind::F32)?;
+                let sums = Grid { blocks: [n.div_ceil(32), blocks], threads: THREADS, shared: 0 };
+                let args = [
+                    input.into(),
+                    (&grad).into(),
+                    (&stats).into(),
+                    (&partial).into(),
+                    rows.into(),
+                    width.into(),
+                    first.into(),
+                    n.into(),
+                    each.into(),
+                ];
+                gpu.launch(kernel!("norm_sums", kind), sums, &args)?;
+                for (part, weight) in [&norm.scale].into_iter().chain(&norm.bias).enumerate() {
+                    let (sum, adds) = on_gpu(weight).gradient_to_write(store.device())?;
+                    add_partials(&partial, blocks, 2 * n, part * n, sum, adds)?;
+                }
+            }
+            if x.wants_gradient() {
+                let args = [
+                    input.into(),
+                    (&grad).into(),
+                    on_gpu(&norm.scale).full().into(),
+                    (&stats).into(),
+                    width.into(),
+                    first.into(),
+                    n.into(),
+                    centred.into(),
+                ];
+                gpu.launch(kernel!("norm_backward", kind), grid, &args)?;
+            }
+            x.give_array(store, grad)
+        })
+    }
 }
 
 #[cfg(test)]

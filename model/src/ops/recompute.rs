@@ -4,9 +4,14 @@
 //! What a stage makes on the way is then held for one stage at a time, so that the memory of a
 //! training step grows by one matrix a stage.
 
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::tensor::{DeviceError, Matrix, Record, Recording, Store, differentiate_from, record};
+#[cfg(feature = "cuda")]
+use crate::tensor::{differentiate_from_array, record_on_gpu};
 
 /// Which blocks of a training step keep only their input for the backward pass, which makes the rest
 /// a second time: less memory, more time, the same numbers bit by bit.
@@ -65,6 +70,13 @@ pub(crate) fn recomputed<T: Record>(
     let out = stage.run(x.clone())?;
     let width = out.width();
     let wanted = x.wants_gradient() || stage.is_trained();
+    #[cfg(feature = "cuda")]
+    if let Some(values) = out.array() {
+        let values = Arc::clone(values);
+        return record_on_gpu(values, width, tape, wanted, move |grad_out, store| {
+            differentiate_from_array(store, grad_out, |tape| stage.run_again(x.with(tape)))
+        });
+    }
     record(out.into_values(), width, tape, wanted, move |grad_out, store: &mut Store| {
         differentiate_from(store, grad_out, |tape| stage.run_again(x.with(tape)))
     })

@@ -32,6 +32,10 @@ pub(crate) fn rotate<T: Record>(
     positions: &Arc<[usize]>,
     rotation: &Rotation,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if x.array().is_some() {
+        return cuda::rotate(x, positions, rotation);
+    }
     let (x, tape) = x.split();
     let mut out = Buffer::unset(x.values().len());
     out.copy_from_slice(x.values());
@@ -68,6 +72,51 @@ fn turn(x: &mut [f32], width: usize, positions: &[usize], rotation: &Rotation, s
             });
         }
     });
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::sync::Arc;
+
+    use super::Rotation;
+    use crate::cuda::{Array, CudaError, Grid, Kind, kernel};
+    use crate::tensor::{DeviceError, Matrix, Record, record_on_gpu};
+
+    pub(super) fn rotate<T: Record>(
+        x: Matrix<T>,
+        positions: &Arc<[usize]>,
+        rotation: &Rotation,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let input = x.array().expect("on a GPU");
+        let (gpu, width) = (input.gpu(), x.width());
+        let places = gpu
+            .kept([usize::MAX].into_iter().chain(positions.iter().copied()).collect(), || {
+                positions.iter().map(|position| *position as i32).collect()
+            })?;
+        let speeds = gpu.upload_as(&rotation.speeds, Kind::F32)?;
+        let (heads, size, half) = (rotation.heads, rotation.size, rotation.speeds.len());
+        let turn = move |x: &Array, sign: f32| -> Result<(), CudaError> {
+            let args = [
+                x.into(),
+                (&places).into(),
+                (&speeds).into(),
+                width.into(),
+                heads.into(),
+                size.into(),
+                half.into(),
+                sign.into(),
+            ];
+            gpu.launch(kernel!("rotate", gpu.kind()), Grid::rows(x.len() / width, width), &args)
+        };
+        let out = gpu.copy(input, gpu.kind())?;
+        turn(&out, 1.0)?;
+        let (wanted, x) = (x.wants_gradient(), x.without_values());
+        record_on_gpu(out, width, tape, wanted, move |grad, store| {
+            turn(&grad, -1.0)?;
+            x.give_array(store, grad)
+        })
+    }
 }
 
 #[cfg(test)]

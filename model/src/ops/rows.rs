@@ -16,6 +16,10 @@ pub(crate) fn pick_rows<T: Record>(
     x: Matrix<T>,
     picked: Vec<usize>,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if x.array().is_some() {
+        return cuda::pick_rows(x, &picked);
+    }
     let (x, tape) = x.split();
     let width = x.width();
     let mut out = Buffer::unset(picked.len() * width);
@@ -31,6 +35,27 @@ pub(crate) fn pick_rows<T: Record>(
     })
 }
 
+/// The rows of some matrices `[_, D]`, one after the other: `[n, D]`. None of them is differentiated. All lie
+/// on one device, but for those without rows.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn join_rows(parts: &[Matrix], width: usize) -> Result<Matrix, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = parts.iter().find_map(|part| Some(part.array()?.gpu())) {
+        let arrays: Vec<_> = parts.iter().filter_map(Matrix::array).collect();
+        let n = arrays.iter().map(|array| array.len()).sum();
+        let (out, mut first) = (gpu.unset(n, gpu.kind())?, 0);
+        for array in arrays {
+            gpu.put_part(&out, first, array)?;
+            first += array.len();
+        }
+        return Ok(Matrix::on_gpu(out.into(), width, false));
+    }
+    let parts: Vec<&[f32]> = parts.iter().map(Matrix::values).collect();
+    Ok(Matrix::constant(parts.concat().into(), width))
+}
+
 /// The mean over each of `spans` of rows of `x` `[N, D]`, none empty: `[n, D]`. Spans may overlap.
 ///
 /// # Errors
@@ -39,6 +64,10 @@ pub(crate) fn mean_rows<T: Record>(
     x: Matrix<T>,
     spans: Vec<Range<usize>>,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if x.array().is_some() {
+        return cuda::mean_rows(x, &spans);
+    }
     let (x, tape) = x.split();
     let width = x.width();
     let mut out = Buffer::zeroed(spans.len() * width);
@@ -71,6 +100,10 @@ pub(crate) fn prepend_class<T: Record>(
     class: &Weight,
     positions: &Weight,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if patches.array().is_some() {
+        return cuda::prepend_class(patches, class, positions);
+    }
     let (patches, tape) = patches.split();
     let width = patches.width();
     let (class_row, places) = (class.values(), positions.values());
@@ -102,6 +135,137 @@ pub(crate) fn prepend_class<T: Record>(
             .for_each(|(grad, g)| grad.copy_from_slice(&g[width..]));
         patches.give_gradient(store, grad)
     })
+}
+
+#[cfg(feature = "cuda")]
+pub(super) mod cuda {
+    use std::ops::Range;
+
+    use super::super::add::cuda::{add_column_sums, on_gpu};
+    use crate::cuda::{Gpu, Grid, Kind, kernel};
+    use crate::tensor::{DeviceError, Matrix, Record, Weight, record_on_gpu};
+
+    /// Squares of `patch` by `patch` pixels of images `[M, channels, size, size]`, lines of squares first:
+    /// `[M * squares, channels * patch * patch]`.
+    pub(crate) fn unfold(
+        gpu: &'static Gpu,
+        pixels: &[f32],
+        channels: usize,
+        size: usize,
+        patch: usize,
+    ) -> Result<Matrix, DeviceError> {
+        let pixels = gpu.upload_as(pixels, Kind::F32)?;
+        let out = gpu.unset(pixels.len(), gpu.kind())?;
+        let width = channels * patch * patch;
+        let grid = Grid::rows(pixels.len() / width, width);
+        let args = [(&pixels).into(), (&out).into(), channels.into(), size.into(), patch.into()];
+        gpu.launch(kernel!("unfold", gpu.kind()), grid, &args)?;
+        Ok(Matrix::on_gpu(out.into(), width, false))
+    }
+
+    pub(super) fn pick_rows<T: Record>(
+        x: Matrix<T>,
+        picked: &[usize],
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let input = x.array().expect("on a GPU");
+        let (gpu, kind, width, n) = (input.gpu(), input.kind(), x.width(), input.len());
+        let places: Vec<i32> = picked.iter().map(|row| *row as i32).collect();
+        let places = gpu.upload_i32(&places)?;
+        let out = gpu.unset(picked.len() * width, kind)?;
+        let grid = Grid::rows(picked.len(), width);
+        let args = [input.into(), (&places).into(), (&out).into(), width.into()];
+        gpu.launch(kernel!("pick_rows", kind), grid, &args)?;
+        let (wanted, x) = (x.wants_gradient(), x.without_values());
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            let grad = gpu.zeroed(n, kind)?;
+            let args = [(&grad_out).into(), (&places).into(), (&grad).into(), width.into()];
+            gpu.launch(kernel!("put_rows", kind), grid, &args)?;
+            x.give_array(store, grad)
+        })
+    }
+
+    pub(super) fn mean_rows<T: Record>(
+        x: Matrix<T>,
+        spans: &[Range<usize>],
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let input = x.array().expect("on a GPU");
+        let (gpu, kind, width, rows) = (input.gpu(), input.kind(), x.width(), x.rows());
+        let ends: Vec<i32> =
+            spans.iter().flat_map(|span| [span.start as i32, span.end as i32]).collect();
+        let ends = gpu.upload_i32(&ends)?;
+        let out = gpu.unset(spans.len() * width, kind)?;
+        let args = [input.into(), (&ends).into(), (&out).into(), width.into()];
+        gpu.launch(kernel!("mean_rows", kind), Grid::rows(spans.len(), width), &args)?;
+        let (wanted, x) = (T::OWNS_TAPE && x.wants_gradient(), x.without_values());
+        let spans = if wanted { spans.to_vec() } else { Vec::new() };
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            // Of each row, the spans that hold it.
+            let mut of_rows = vec![Vec::new(); rows];
+            for (i, span) in spans.iter().enumerate() {
+                of_rows[span.clone()].iter_mut().for_each(|of: &mut Vec<i32>| of.push(i as i32));
+            }
+            let mut starts = vec![0_i32];
+            for of in &of_rows {
+                starts.push(starts[starts.len() - 1] + of.len() as i32);
+            }
+            let starts = gpu.upload_i32(&starts)?;
+            let of = gpu.upload_i32(&of_rows.concat())?;
+            let grad = gpu.unset(rows * width, kind)?;
+            let args = [
+                (&grad_out).into(),
+                (&ends).into(),
+                (&starts).into(),
+                (&of).into(),
+                (&grad).into(),
+                width.into(),
+            ];
+            gpu.launch(kernel!("mean_rows_backward", kind), Grid::rows(rows, width), &args)?;
+            x.give_array(store, grad)
+        })
+    }
+
+    pub(super) fn prepend_class<T: Record>(
+        patches: Matrix<T>,
+        class: &Weight,
+        positions: &Weight,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (patches, tape) = patches.split();
+        let input = patches.array().expect("on a GPU");
+        let (gpu, kind, width, n) = (input.gpu(), input.kind(), patches.width(), input.len());
+        let per_image = positions.len() / width;
+        let rows = patches.rows() / (per_image - 1) * per_image;
+        let out = gpu.unset(rows * width, kind)?;
+        let args = [
+            input.into(),
+            on_gpu(class).into(),
+            on_gpu(positions).into(),
+            (&out).into(),
+            per_image.into(),
+            width.into(),
+        ];
+        gpu.launch(kernel!("prepend_class", kind), Grid::rows(rows, width), &args)?;
+        let (class, positions) = (class.clone(), positions.clone());
+        let wanted = patches.wants_gradient() || class.is_trained() || positions.is_trained();
+        let patches = patches.without_values();
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            let image = per_image * width;
+            add_column_sums(&class, store, &grad_out, image, width)?;
+            add_column_sums(&positions, store, &grad_out, image, image)?;
+            let grad = gpu.unset(n, kind)?;
+            let args = [
+                (&grad_out).into(),
+                (&grad).into(),
+                per_image.into(),
+                1_i32.into(),
+                (per_image - 1).into(),
+                width.into(),
+            ];
+            gpu.launch(kernel!("take_part", kind), Grid::rows(n / width, width), &args)?;
+            patches.give_array(store, grad)
+        })
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,139 @@
+//! Compiles the kernels of `src/ops/*.cu`: for GPUs with feature `cuda`, and with feature `cuda-emulator`
+//! for the processor as well. Without either there is nothing to do.
+
+use std::env;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+/// Compute capabilities that kernels are compiled for: A100, H100 and H200, B200; the last also as PTX, which
+/// the driver compiles for what comes after.
+const CAPABILITIES: [&str; 3] = ["80", "90", "100"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    println!("cargo::rerun-if-changed=src/ops");
+    println!("cargo::rerun-if-changed=src/cuda");
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "FLAMINGO_CUDA_CAPABILITIES"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let sources = sources(Path::new("src/ops"));
+    compile_for_gpus(&sources, &out);
+    if env::var_os("CARGO_FEATURE_CUDA_EMULATOR").is_some() {
+        compile_for_the_processor(&sources, &out);
+    }
+}
+
+/// The kernels' files, in order.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("the folder of the operations can be read");
+    let mut all: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("the folder can be read").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+        .collect();
+    all.sort();
+    all
+}
+
+/// One file of machine code for all GPUs from each source, and a list of them that the driver loads.
+fn compile_for_gpus(sources: &[PathBuf], out: &Path) {
+    let nvcc = nvcc();
+    let wanted = env::var("FLAMINGO_CUDA_CAPABILITIES").ok();
+    let capabilities: Vec<&str> =
+        wanted.as_deref().map_or_else(|| CAPABILITIES.to_vec(), |list| list.split(',').collect());
+    let headers = ["common.cuh", "elementwise.cuh", "tensor_core.cuh"]
+        .iter()
+        .filter_map(|header| newest(&[&Path::new("src/ops").join(header)]))
+        .max();
+    let mut list = String::from("&[\n");
+    for source in sources {
+        let name = source.file_stem().expect("a source has a name").to_string_lossy().into_owned();
+        let to = out.join(format!("{name}.fatbin"));
+        let stamp = out.join(format!("{name}.capabilities"));
+        let made_for = capabilities.join(",");
+        let current = newest(&[&to]) > newest(&[source]).max(headers)
+            && fs::read_to_string(&stamp).is_ok_and(|text| text == made_for);
+        if !current {
+            let mut command = Command::new(&nvcc);
+            command.args([
+                "-fatbin",
+                "-O3",
+                "-std=c++17",
+                "--threads",
+                "0",
+                "--diag-suppress",
+                "177",
+            ]);
+            for capability in &capabilities {
+                command.arg(format!("-gencode=arch=compute_{capability},code=sm_{capability}"));
+            }
+            if let Some(last) = capabilities.last() {
+                command.arg(format!("-gencode=arch=compute_{last},code=compute_{last}"));
+            }
+            run(command.arg("-o").arg(&to).arg(source));
+            fs::write(&stamp, made_for).expect("OUT_DIR can be written");
+        }
+        writeln!(list, "    include_bytes!({:?}),", to.display().to_string())
+            .expect("a string takes all that is written");
+    }
+    list.push(']');
+    fs::write(out.join("kernels.rs"), list).expect("OUT_DIR can be written");
+}
+
+fn newest(paths: &[&Path]) -> Option<std::time::SystemTime> {
+    paths.iter().filter_map(|path| fs::metadata(path).ok()?.modified().ok()).max()
+}
+
+/// The compiler: `NVCC`, or that of the toolkit in `CUDA_HOME`, `CUDA_PATH` or its usual place, or the first in `PATH`.
+fn nvcc() -> PathBuf {
+    if let Some(nvcc) = env::var_os("NVCC") {
+        return nvcc.into();
+    }
+    let toolkits =
+        [env::var_os("CUDA_HOME"), env::var_os("CUDA_PATH"), Some("/usr/local/cuda".into())];
+    let found = toolkits.into_iter().flatten().map(|toolkit| Path::new(&toolkit).join("bin/nvcc"));
+    found.into_iter().find(|path| path.exists()).unwrap_or_else(|| "nvcc".into())
+}
+
+/// The same sources as one program with the emulator.
+fn compile_for_the_processor(sources: &[PathBuf], out: &Path) {
+    let here = env::current_dir().expect("cargo runs this in the package's folder");
+    let mut program = String::new();
+    for source in
+        [Path::new("src/cuda/emulator.cpp")].into_iter().chain(sources.iter().map(PathBuf::as_path))
+    {
+        writeln!(program, "#include {:?}", here.join(source).display().to_string())
+            .expect("a string takes all that is written");
+    }
+    let path = out.join("kernels.cpp");
+    fs::write(&path, program).expect("OUT_DIR can be written");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++20")
+        .opt_level(2)
+        .warnings(false)
+        .file(path)
+        .compile("kernels");
+}
+
+fn run(command: &mut Command) {
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => {
+            eprintln!("{command:?} ended with {status}");
+            exit(1);
+        }
+        Err(error) => {
+            eprintln!("cannot run {:?}: {error}", command.get_program());
+            eprintln!(
+                "feature `cuda` needs nvcc: set NVCC or CUDA_HOME, or build with ./build-cuda.sh"
+            );
+            exit(1);
+        }
+    }
+}

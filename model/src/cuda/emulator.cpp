@@ -1,0 +1,583 @@
+#include "emulator.hpp"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdarg>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__ELF__) && !defined(EMULATOR_UCONTEXT)
+#define EMULATOR_ASSEMBLY 1
+#else
+#define EMULATOR_ASSEMBLY 0
+#include <ucontext.h>
+#endif
+
+namespace emulator {
+
+uint3 thread_index;
+uint3 block_index;
+dim3 block_size;
+dim3 grid_size;
+unsigned lane;
+
+}  // namespace emulator
+
+// ---- Contexts: a stack, and the registers a call preserves ----------------------
+
+#if EMULATOR_ASSEMBLY
+
+// Far faster than swapcontext, which calls the kernel of the system each time.
+asm(R"(
+.pushsection .text
+.globl emulator_switch
+.hidden emulator_switch
+.type emulator_switch, @function
+emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq (%rsi), %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulator_switch, .-emulator_switch
+.popsection
+)");
+extern "C" void emulator_switch(void** from, void** to);
+
+#endif
+
+namespace emulator {
+namespace {
+
+#if EMULATOR_ASSEMBLY
+
+struct Context {
+  void* stack_pointer = nullptr;
+
+  void start_at(void (*entry)(), char* stack, size_t bytes) {
+    void** top = reinterpret_cast<void**>(stack + bytes);
+    // At entry the stack is as after a call: 8 bytes off a multiple of 16.
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    stack_pointer = top;
+  }
+  static void switch_over(Context& from, Context& to) {
+    emulator_switch(&from.stack_pointer, &to.stack_pointer);
+  }
+};
+
+#else
+
+struct Context {
+  ucontext_t context;
+
+  void start_at(void (*entry)(), char* stack, size_t bytes) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = bytes;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+  }
+  static void switch_over(Context& from, Context& to) {
+    swapcontext(&from.context, &to.context);
+  }
+};
+
+#endif
+
+// ---- State of the running launch -------------------------------------------------
+
+constexpr size_t stack_bytes = 64 * 1024;
+constexpr unsigned max_threads = 1024;
+constexpr size_t max_shared_bytes = 227 * 1024;
+
+struct Fiber {
+  Context context;
+};
+
+// Data is taken at the start of a copy and delivered at the wait.
+struct Copy {
+  void* to;
+  unsigned char data[16];
+};
+
+struct Thread {
+  Fiber* fiber;
+  uint3 index;
+  std::vector<Copy> copies;
+  // For each group not yet waited for, how many of `copies` lie before its end.
+  std::vector<size_t> group_ends;
+};
+
+struct Warp {
+  unsigned live;
+  unsigned waiting;
+  unsigned masks[32];
+  Complete completes[32];
+  void* operands[32];
+};
+
+// Used under the lock of a launch only.
+struct State {
+  const char* kernel = nullptr;
+  void (*run)(void**) = nullptr;
+  void** args = nullptr;
+  unsigned threads = 0;
+
+  Thread all[max_threads];
+  Warp warps[max_threads / 32];
+  unsigned started = 0;
+  unsigned current = 0;
+  bool in_thread = false;
+  bool reversed = false;
+  unsigned live = 0;
+  std::vector<uint16_t> at_barrier;
+
+  // Threads which wait no more, oldest first; each is here at most once.
+  uint16_t ready[max_threads];
+  unsigned ready_first = 0, ready_count = 0;
+
+  Context scheduler;
+  Fiber* running = nullptr;
+  std::vector<Fiber*> idle;
+  std::vector<std::unique_ptr<Fiber>> fibers;
+
+  char* shared_end = nullptr;
+  char* shared = nullptr;
+  size_t shared_bytes = 0;
+  std::vector<SharedStorage*> used_variables;
+};
+
+State& state() {
+  // Never destroyed: another thread of the process may be in a launch at exit.
+  static State& it = *new State;
+  return it;
+}
+
+std::map<std::string, void (*)(void**)>& table() {
+  static auto& it = *new std::map<std::string, void (*)(void**)>;
+  return it;
+}
+
+// Memory with a page behind it, and one before it, that no one may touch.
+char* guarded(size_t bytes) {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  bytes = (bytes + page - 1) / page * page;
+  void* p = mmap(nullptr, bytes + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED || mprotect(static_cast<char*>(p) + page, bytes, PROT_READ | PROT_WRITE) != 0)
+    fail("no memory for a stack or for shared memory");
+  return static_cast<char*>(p) + page + bytes;
+}
+
+// What an unwritten float or index in shared memory reads as: NaN, or -1.
+void spoil_shared(State& s) {
+  memset(s.shared, 0xff, s.shared_bytes);
+  for (SharedStorage* variable : s.used_variables) {
+    memset(variable->start, 0xff, variable->bytes);
+    variable->used = false;
+  }
+  s.used_variables.clear();
+}
+
+void check_shared(const void* p, size_t bytes) {
+  const State& s = state();
+  const char* from = static_cast<const char*>(p);
+  const auto inside = [&](const void* start, size_t size) {
+    return from >= start && from + bytes <= static_cast<const char*>(start) + size;
+  };
+  if (inside(s.shared, s.shared_bytes)) return;
+  for (const SharedStorage* variable : s.used_variables)
+    if (inside(variable->start, variable->bytes)) return;
+  fail("address %p is not in memory of SHARED or DYNAMIC_SHARED", p);
+}
+
+// ---- Turns -------------------------------------------------------------------------
+
+void make_ready(State& s, unsigned thread) {
+  s.ready[(s.ready_first + s.ready_count++) % max_threads] = uint16_t(thread);
+}
+
+void set_current(State& s, unsigned thread) {
+  s.current = thread;
+  thread_index = s.all[thread].index;
+  lane = thread % 32;
+}
+
+// Gives the turn away; comes back once another thread has made this one ready.
+void wait(State& s) {
+  Fiber* fiber = s.running;
+  s.all[s.current].fiber = fiber;
+  Context::switch_over(fiber->context, s.scheduler);
+}
+
+bool complete_if_all_came(State& s, unsigned warp_index, unsigned mask) {
+  Warp& warp = s.warps[warp_index];
+  const unsigned need = mask & warp.live;
+  if (need == 0 || (warp.waiting & need) != need) return false;
+  const unsigned first = unsigned(__builtin_ctz(need));
+  void* operands[32] = {};
+  for (unsigned i = first; i < 32; ++i) {
+    if (!(need >> i & 1)) continue;
+    if (warp.masks[i] != mask) return false;
+    if (warp.completes[i] != warp.completes[first])
+      fail("lanes %u and %u of a warp are at different operations", first, i);
+    operands[i] = warp.operands[i];
+  }
+  warp.completes[first](operands);
+  warp.waiting &= ~need;
+  for (unsigned i = first; i < 32; ++i) {
+    const unsigned thread = warp_index * 32 + i;
+    if ((need >> i & 1) && thread != s.current) make_ready(s, thread);
+  }
+  return true;
+}
+
+void release_barrier(State& s) {
+  for (const uint16_t thread : s.at_barrier) make_ready(s, thread);
+  s.at_barrier.clear();
+}
+
+void leave(State& s) {
+  Thread& thread = s.all[s.current];
+  thread.copies.clear();
+  thread.group_ends.clear();
+  Warp& warp = s.warps[s.current / 32];
+  warp.live &= ~(1u << s.current % 32);
+  --s.live;
+  // This thread may have been the last the others waited for.
+  for (unsigned i = 0; warp.waiting && i < 32; ++i)
+    if (warp.waiting >> i & 1) complete_if_all_came(s, s.current / 32, warp.masks[i]);
+  if (s.live > 0 && s.at_barrier.size() == s.live) release_barrier(s);
+}
+
+// Runs threads one after another, as long as none waits: a kernel without
+// barriers needs a single fiber.
+void fiber_main() {
+  State& s = state();
+  Fiber* self = s.running;
+  for (;;) {
+    while (s.started < s.threads && s.ready_count == 0) {
+      const unsigned next = s.started++;
+      set_current(s, s.reversed ? s.threads - 1 - next : next);
+      s.run(s.args);
+      leave(s);
+    }
+    s.idle.push_back(self);
+    Context::switch_over(self->context, s.scheduler);
+  }
+}
+
+Fiber* idle_fiber(State& s) {
+  if (s.idle.empty()) {
+    s.fibers.push_back(std::make_unique<Fiber>());
+    Fiber* fiber = s.fibers.back().get();
+    // Tops at one offset within a page would all compete for the same few lines
+    // of the cache.
+    const size_t bytes = stack_bytes + 4096 - s.fibers.size() % 32 * 128;
+    char* end = guarded(stack_bytes + 4096);
+    fiber->context.start_at(fiber_main, end - stack_bytes - 4096, bytes);
+    return fiber;
+  }
+  Fiber* fiber = s.idle.back();
+  s.idle.pop_back();
+  return fiber;
+}
+
+void run_block(State& s) {
+  spoil_shared(s);
+  s.started = 0;
+  s.live = s.threads;
+  for (unsigned w = 0; w * 32 < s.threads; ++w) {
+    const unsigned lanes = s.threads - w * 32;
+    s.warps[w].live = lanes >= 32 ? ~0u : (1u << lanes) - 1;
+    s.warps[w].waiting = 0;
+  }
+  for (;;) {
+    if (s.ready_count > 0) {
+      const unsigned thread = s.ready[s.ready_first];
+      s.ready_first = (s.ready_first + 1) % max_threads;
+      --s.ready_count;
+      set_current(s, thread);
+      s.running = s.all[thread].fiber;
+    } else if (s.started < s.threads) {
+      s.running = idle_fiber(s);
+    } else {
+      break;
+    }
+    s.in_thread = true;
+    Context::switch_over(s.scheduler, s.running->context);
+    s.in_thread = false;
+  }
+  if (s.live > 0)
+    fail("deadlock: %zu threads wait at __syncthreads and %zu at an operation of a warp",
+         s.at_barrier.size(), s.live - s.at_barrier.size());
+}
+
+struct MatrixProduct {
+  float* d;
+  const uint32_t* a;
+  const uint32_t* b;
+};
+
+struct MatrixLoad {
+  uint32_t* r;
+  const void* row;
+  int matrices;
+  bool transposed;
+};
+
+void check_whole_warp(void* const operands[32], const char* name) {
+  for (int i = 0; i < 32; ++i)
+    if (!operands[i]) fail("%s without lane %d of the warp", name, i);
+}
+
+float half_as_float(uint32_t bits, int upper) {
+  return emulator_bits<float>(upper ? bits & 0xffff0000u : bits << 16);
+}
+
+void complete_product(void* const operands[32]) {
+  check_whole_warp(operands, "mma");
+  float a[16][16], b[16][8], product[16][8] = {};
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& op = *static_cast<const MatrixProduct*>(operands[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i)
+      for (int half = 0; half < 2; ++half)
+        a[g + 8 * (i % 2)][2 * t + 8 * (i / 2) + half] = half_as_float(op.a[i], half);
+    for (int i = 0; i < 2; ++i)
+      for (int half = 0; half < 2; ++half)
+        b[2 * t + 8 * i + half][g] = half_as_float(op.b[i], half);
+  }
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < 16; ++k)
+      for (int j = 0; j < 8; ++j) product[i][j] += a[i][k] * b[k][j];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& op = *static_cast<const MatrixProduct*>(operands[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) op.d[i] += product[g + 8 * (i / 2)][2 * t + i % 2];
+  }
+}
+
+void complete_load(void* const operands[32]) {
+  check_whole_warp(operands, "ldmatrix");
+  const auto& first = *static_cast<const MatrixLoad*>(operands[0]);
+  uint16_t rows[32][8];
+  for (int i = 0; i < 8 * first.matrices; ++i) {
+    const auto& op = *static_cast<const MatrixLoad*>(operands[i]);
+    check_aligned(op.row, 16);
+    check_shared(op.row, 16);
+    memcpy(rows[i], op.row, 16);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& op = *static_cast<const MatrixLoad*>(operands[lane]);
+    if (op.matrices != first.matrices || op.transposed != first.transposed)
+      fail("lanes of a warp are at different forms of ldmatrix");
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < op.matrices; ++i) {
+      const auto* matrix = rows + 8 * i;
+      const uint32_t lower = op.transposed ? matrix[2 * t][g] : matrix[g][2 * t];
+      const uint32_t upper = op.transposed ? matrix[2 * t + 1][g] : matrix[g][2 * t + 1];
+      op.r[i] = lower | upper << 16;
+    }
+  }
+}
+
+void complete_ballot(void* const operands[32]) {
+  unsigned votes = 0;
+  for (int i = 0; i < 32; ++i)
+    if (operands[i] && *static_cast<const unsigned*>(operands[i])) votes |= 1u << i;
+  for (int i = 0; i < 32; ++i)
+    if (operands[i]) *static_cast<unsigned*>(operands[i]) = votes;
+}
+
+}  // namespace
+
+void fail(const char* format, ...) {
+  const State& s = state();
+  fprintf(stderr, "CUDA emulator: kernel %s", s.kernel ? s.kernel : "(none)");
+  if (s.kernel)
+    fprintf(stderr, ", block (%u, %u, %u)", block_index.x, block_index.y, block_index.z);
+  if (s.in_thread)
+    fprintf(stderr, ", thread (%u, %u, %u)", thread_index.x, thread_index.y, thread_index.z);
+  fprintf(stderr, ": ");
+  va_list arguments;
+  va_start(arguments, format);
+  vfprintf(stderr, format, arguments);
+  va_end(arguments);
+  fprintf(stderr, "\n");
+  fflush(stderr);
+  abort();
+}
+
+Registration::Registration(const char* name, void (*run)(void**)) {
+  if (!table().emplace(name, run).second) fail("two kernels are named %s", name);
+}
+
+void* dynamic_shared() { return state().shared; }
+
+SharedStorage::SharedStorage(void* start, size_t bytes) : start(start), bytes(bytes) {
+  memset(start, 0xff, bytes);
+}
+
+void SharedStorage::mark_used() {
+  used = true;
+  state().used_variables.push_back(this);
+}
+
+void block_barrier() {
+  State& s = state();
+  s.at_barrier.push_back(uint16_t(s.current));
+  if (s.at_barrier.size() < s.live) return wait(s);
+  s.at_barrier.pop_back();
+  release_barrier(s);
+}
+
+void warp_collective(unsigned mask, Complete complete, void* operand) {
+  State& s = state();
+  Warp& warp = s.warps[s.current / 32];
+  const unsigned me = s.current % 32;
+  if (!(mask >> me & 1)) fail("a thread is not in the mask 0x%08x it names", mask);
+  warp.masks[me] = mask;
+  warp.completes[me] = complete;
+  warp.operands[me] = operand;
+  warp.waiting |= 1u << me;
+  if (!complete_if_all_came(s, s.current / 32, mask)) wait(s);
+}
+
+void complete_exchange(void* const operands[32]) {
+  for (int i = 0; i < 32; ++i) {
+    if (!operands[i]) continue;
+    auto& to = *static_cast<Exchange*>(operands[i]);
+    const auto* from = static_cast<const Exchange*>(operands[to.source % 32]);
+    // CUDA leaves undefined what comes from a lane that is not there.
+    to.result = from ? from->bits : ~uint64_t{0};
+  }
+}
+
+unsigned ballot(unsigned mask, bool predicate) {
+  unsigned operand = predicate;
+  warp_collective(mask, complete_ballot, &operand);
+  return operand;
+}
+
+void check_aligned(const void* p, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0)
+    fail("address %p is not aligned to %zu bytes", p, bytes);
+}
+
+void mma_bf16_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+  MatrixProduct operand{d, a, b};
+  warp_collective(~0u, complete_product, &operand);
+}
+
+void ldmatrix(uint32_t* r, const void* shared_row, int matrices, bool transposed) {
+  MatrixLoad operand{r, shared_row, matrices, transposed};
+  warp_collective(~0u, complete_load, &operand);
+}
+
+void cp_async_16(void* shared, const void* global, bool valid) {
+  check_aligned(shared, 16);
+  check_shared(shared, 16);
+  Copy copy{shared, {}};
+  if (valid) {
+    check_aligned(global, 16);
+    memcpy(copy.data, global, 16);
+  }
+  State& s = state();
+  s.all[s.current].copies.push_back(copy);
+}
+
+void cp_async_commit() {
+  State& s = state();
+  Thread& thread = s.all[s.current];
+  thread.group_ends.push_back(thread.copies.size());
+}
+
+void cp_async_wait(size_t groups_left) {
+  State& s = state();
+  auto& copies = s.all[s.current].copies;
+  auto& ends = s.all[s.current].group_ends;
+  if (ends.size() <= groups_left) return;
+  const auto last = ends.end() - ptrdiff_t(groups_left);
+  const size_t done = last[-1];
+  for (size_t i = 0; i < done; ++i) memcpy(copies[i].to, copies[i].data, 16);
+  copies.erase(copies.begin(), copies.begin() + ptrdiff_t(done));
+  ends.erase(ends.begin(), last);
+  for (size_t& end : ends) end -= done;
+}
+
+}  // namespace emulator
+
+// ---- For the host ------------------------------------------------------------------
+
+static std::mutex& emulator_lock() {
+  static auto& it = *new std::mutex;
+  return it;
+}
+
+// Whether a kernel of that name is there.
+extern "C" int emulated_has(const char* name) {
+  return emulator::table().count(name) != 0;
+}
+
+// Runs a kernel to its end. Returns 1 where there is none of that name, and 2
+// where a GPU would refuse the size of the block or of its shared memory.
+extern "C" int emulated_launch(const char* name, unsigned gx, unsigned gy, unsigned gz,
+                               unsigned bx, unsigned by, unsigned bz, unsigned shared_bytes,
+                               void** args) {
+  using namespace emulator;
+  const auto found = table().find(name);
+  if (found == table().end()) return 1;
+  const uint64_t threads = uint64_t{bx} * by * bz;
+  if (bx > max_threads || by > max_threads || bz > 64 || threads > max_threads ||
+      shared_bytes > max_shared_bytes)
+    return 2;
+
+  // Fibers, shared memory and the built-in variables are there once.
+  const std::lock_guard guard(emulator_lock());
+  State& s = state();
+  s.kernel = found->first.c_str();
+  s.run = found->second;
+  s.args = args;
+  s.threads = unsigned(threads);
+  block_index = {0, 0, 0};
+  if (gx == 0 || gy == 0 || gz == 0 || threads == 0 || gx > 0x7fffffffu || gy > 65535 || gz > 65535)
+    fail("launched with a grid of %ux%ux%u blocks of %ux%ux%u threads", gx, gy, gz, bx, by, bz);
+  grid_size = {gx, gy, gz};
+  block_size = {bx, by, bz};
+  for (unsigned i = 0; i < s.threads; ++i) s.all[i].index = {i % bx, i / bx % by, i / bx / by};
+
+  // The end of shared memory lies at a page which faults, so that overruns show.
+  if (!s.shared_end) s.shared_end = guarded(max_shared_bytes);
+  s.shared_bytes = (shared_bytes + 127) / 128 * 128;
+  s.shared = s.shared_end - s.shared_bytes;
+
+  // Blocks take turns in the order of their threads: a missing barrier shows in
+  // one of the two.
+  s.reversed = false;
+  for (unsigned z = 0; z < gz; ++z)
+    for (unsigned y = 0; y < gy; ++y)
+      for (unsigned x = 0; x < gx; ++x) {
+        block_index = {x, y, z};
+        s.reversed = !s.reversed;
+        run_block(s);
+      }
+  s.kernel = nullptr;
+  return 0;
+}

@@ -1,0 +1,443 @@
+//! The GPU as operations see it: arrays, launches of our kernels, matrix products.
+//!
+//! Everything runs in the order of one stream; nothing waits for the GPU but [`Gpu::download`].
+//! Behind it is the driver of NVIDIA, loaded when a GPU is asked for, so that the same program starts where
+//! there is none; or, for tests, an emulator that runs the kernels on the CPU.
+
+mod array;
+mod driver;
+#[cfg(feature = "cuda-emulator")]
+mod emulator;
+mod failure;
+mod product;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rayon::prelude::*;
+
+pub(crate) use array::Array;
+pub use failure::CudaError;
+pub(crate) use product::{Factor, Product};
+
+use driver::Driver;
+
+/// How a value is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    F32,
+    Bf16,
+    I32,
+}
+
+impl Kind {
+    /// Bytes of one value.
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::F32 | Self::I32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// The name of a kernel that there is for f32 and for bf16, as one of the two.
+macro_rules! kernel {
+    ($name:literal, $kind:expr) => {
+        if $kind == $crate::cuda::Kind::Bf16 {
+            concat!($name, "_bf16\0")
+        } else {
+            concat!($name, "_f32\0")
+        }
+    };
+    ($name:literal) => {
+        concat!($name, "\0")
+    };
+}
+pub(crate) use kernel;
+
+/// An argument of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Arg {
+    Pointer(u64),
+    I32(i32),
+    I64(i64),
+    F32(f32),
+}
+
+impl From<&Array> for Arg {
+    fn from(array: &Array) -> Self {
+        Self::Pointer(array.address())
+    }
+}
+
+impl From<Option<&Array>> for Arg {
+    fn from(array: Option<&Array>) -> Self {
+        Self::Pointer(array.map_or(0, Array::address))
+    }
+}
+
+impl From<&Arc<Array>> for Arg {
+    fn from(array: &Arc<Array>) -> Self {
+        Self::Pointer(array.address())
+    }
+}
+
+impl From<usize> for Arg {
+    fn from(value: usize) -> Self {
+        Self::I32(i32::try_from(value).expect("sizes are below 2^31"))
+    }
+}
+
+impl From<i32> for Arg {
+    fn from(value: i32) -> Self {
+        Self::I32(value)
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Self {
+        Self::F32(value)
+    }
+}
+
+/// How many threads a kernel is launched with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grid {
+    /// Blocks.
+    pub(crate) blocks: [usize; 2],
+    /// Threads of one.
+    pub(crate) threads: usize,
+    /// Bytes of memory that its threads share.
+    pub(crate) shared: usize,
+}
+
+impl Grid {
+    /// Blocks of `threads` threads without shared memory of run-time size.
+    pub(crate) fn of(blocks: usize, threads: usize) -> Self {
+        Self { blocks: [blocks, 1], threads, shared: 0 }
+    }
+
+    /// Threads for `n` pieces of work, one each.
+    pub(crate) fn each(n: usize) -> Self {
+        Self::of(n.div_ceil(THREADS), THREADS)
+    }
+
+    /// One block a row, with as many threads as `width` values keep busy.
+    pub(crate) fn rows(rows: usize, width: usize) -> Self {
+        Self::of(rows, width.div_ceil(8).next_multiple_of(32).clamp(32, THREADS))
+    }
+}
+
+/// Threads of a block in kernels that do not care.
+pub(crate) const THREADS: usize = 256;
+
+enum Backend {
+    Driver(Box<Driver>),
+    #[cfg(feature = "cuda-emulator")]
+    Emulator(emulator::Emulator),
+}
+
+/// What a plan of tiles is made of: see [`Gpu::kept`].
+type Kept = HashMap<Vec<usize>, Arc<Array>>;
+
+/// One GPU, with the number format of its activations.
+pub(crate) struct Gpu {
+    backend: Backend,
+    kind: Kind,
+    kept: Mutex<Kept>,
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({:?})", self.kind)
+    }
+}
+
+/// GPUs that are in use, each until the program ends.
+static GPUS: Mutex<Vec<(usize, &'static Gpu)>> = Mutex::new(Vec::new());
+
+/// Most plans that are kept.
+const KEPT_MAX: usize = 1024;
+
+impl Gpu {
+    /// The GPU of this number, with activations of this kind.
+    ///
+    /// # Errors
+    /// When there is no driver, no such GPU, or no library of matrix products.
+    pub(crate) fn open(index: usize, kind: Kind) -> Result<&'static Self, CudaError> {
+        let mut all = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, gpu)) = all.iter().find(|(i, gpu)| *i == index && gpu.kind == kind) {
+            return Ok(gpu);
+        }
+        let gpu = Self::leaked(Backend::Driver(Box::new(Driver::open(index)?)), kind);
+        all.push((index, gpu));
+        Ok(gpu)
+    }
+
+    /// Kernels on the CPU.
+    #[cfg(feature = "cuda-emulator")]
+    pub(crate) fn emulated(kind: Kind) -> &'static Self {
+        static BOTH: OnceLock<[&'static Gpu; 2]> = OnceLock::new();
+        let make = |kind| Self::leaked(Backend::Emulator(emulator::Emulator::default()), kind);
+        let both = BOTH.get_or_init(|| [make(Kind::F32), make(Kind::Bf16)]);
+        both[usize::from(kind == Kind::Bf16)]
+    }
+
+    fn leaked(backend: Backend, kind: Kind) -> &'static Self {
+        Box::leak(Box::new(Self { backend, kind, kept: Mutex::default() }))
+    }
+
+    /// An array without values.
+    pub(crate) fn nothing(&'static self) -> Arc<Array> {
+        Arc::new(Array::nothing(self))
+    }
+
+    /// How activations are stored.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What the GPU is called.
+    pub(crate) fn name(&self) -> String {
+        match &self.backend {
+            Backend::Driver(driver) => driver.name().to_owned(),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(_) => "emulated".to_owned(),
+        }
+    }
+
+    /// `n` values of any content.
+    pub(crate) fn unset(&'static self, n: usize, kind: Kind) -> Result<Array, CudaError> {
+        Array::new(self, n, kind)
+    }
+
+    /// `n` zeros.
+    pub(crate) fn zeroed(&'static self, n: usize, kind: Kind) -> Result<Array, CudaError> {
+        let array = self.unset(n, kind)?;
+        if n > 0 {
+            match &self.backend {
+                Backend::Driver(driver) => driver.clear(array.address(), n * kind.size())?,
+                #[cfg(feature = "cuda-emulator")]
+                Backend::Emulator(emulator) => emulator.clear(array.address(), n * kind.size()),
+            }
+        }
+        Ok(array)
+    }
+
+    /// Activations of the host, in the GPU's format for them.
+    pub(crate) fn upload(&'static self, values: &[f32]) -> Result<Array, CudaError> {
+        self.upload_as(values, self.kind)
+    }
+
+    /// Values of the host, as f32 or bf16.
+    pub(crate) fn upload_as(&'static self, values: &[f32], kind: Kind) -> Result<Array, CudaError> {
+        if kind == Kind::Bf16 {
+            let mut rounded = vec![0_u16; values.len()];
+            rounded.par_iter_mut().zip(values).with_min_len(1 << 14).for_each(|(r, v)| {
+                *r = to_bf16(*v);
+            });
+            return self.upload_bytes(bytemuck::cast_slice(&rounded), values.len(), kind);
+        }
+        self.upload_bytes(bytemuck::cast_slice(values), values.len(), Kind::F32)
+    }
+
+    /// Whole numbers of the host.
+    pub(crate) fn upload_i32(&'static self, values: &[i32]) -> Result<Array, CudaError> {
+        self.upload_bytes(bytemuck::cast_slice(values), values.len(), Kind::I32)
+    }
+
+    fn upload_bytes(&'static self, bytes: &[u8], n: usize, kind: Kind) -> Result<Array, CudaError> {
+        let array = self.unset(n, kind)?;
+        if !bytes.is_empty() {
+            match &self.backend {
+                Backend::Driver(driver) => driver.upload(array.address(), bytes)?,
+                #[cfg(feature = "cuda-emulator")]
+                Backend::Emulator(emulator) => emulator.upload(array.address(), bytes),
+            }
+        }
+        Ok(array)
+    }
+
+    /// The values of an array, once all that was launched before has run.
+    pub(crate) fn download(&self, array: &Array) -> Result<Vec<f32>, CudaError> {
+        let bytes = self.download_bytes(array)?;
+        Ok(match array.kind() {
+            Kind::Bf16 => bytes
+                .par_chunks_exact(2)
+                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
+                .collect(),
+            Kind::F32 => bytemuck::pod_collect_to_vec(&bytes),
+            Kind::I32 => unreachable!("whole numbers stay on the GPU"),
+        })
+    }
+
+    /// As [`Gpu::download`], where each two f32 are the room of one f64.
+    pub(crate) fn download_f64(&self, array: &Array) -> Result<Vec<f64>, CudaError> {
+        Ok(bytemuck::pod_collect_to_vec(&self.download_bytes(array)?))
+    }
+
+    fn download_bytes(&self, array: &Array) -> Result<Vec<u8>, CudaError> {
+        let mut bytes = vec![0_u8; array.len() * array.kind().size()];
+        if !bytes.is_empty() {
+            match &self.backend {
+                Backend::Driver(driver) => driver.download(&mut bytes, array.address())?,
+                #[cfg(feature = "cuda-emulator")]
+                Backend::Emulator(emulator) => emulator.download(&mut bytes, array.address()),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// A copy of an array, in the same format or another.
+    pub(crate) fn copy(&'static self, from: &Array, kind: Kind) -> Result<Array, CudaError> {
+        let to = self.unset(from.len(), kind)?;
+        self.copy_into(&to, from)?;
+        Ok(to)
+    }
+
+    /// Copies as many values as `to` has.
+    pub(crate) fn copy_into(&self, to: &Array, from: &Array) -> Result<(), CudaError> {
+        let name = match (from.kind(), to.kind()) {
+            (Kind::Bf16, Kind::F32) => kernel!("copy_bf16_to", Kind::F32),
+            (Kind::F32, Kind::Bf16) => kernel!("copy_f32_to", Kind::Bf16),
+            (Kind::Bf16, _) => kernel!("copy_bf16_to", Kind::Bf16),
+            _ => kernel!("copy_f32_to", Kind::F32),
+        };
+        let n = to.len();
+        self.launch(name, Grid::each(n.div_ceil(PER_THREAD)), &[from.into(), to.into(), long(n)])
+    }
+
+    /// Copies the values from number `first` on into all of `to`, of the same format.
+    pub(crate) fn copy_part(
+        &self,
+        to: &Array,
+        from: &Array,
+        first: usize,
+    ) -> Result<(), CudaError> {
+        self.copy_within(to.address(), from.at(first), to.len(), to.kind())
+    }
+
+    /// Copies all of `from` to the values from number `first` on, of the same format.
+    pub(crate) fn put_part(&self, to: &Array, first: usize, from: &Array) -> Result<(), CudaError> {
+        self.copy_within(to.at(first), from.address(), from.len(), to.kind())
+    }
+
+    fn copy_within(&self, to: u64, from: u64, n: usize, kind: Kind) -> Result<(), CudaError> {
+        if n == 0 {
+            return Ok(());
+        }
+        match &self.backend {
+            Backend::Driver(driver) => driver.copy(to, from, n * kind.size()),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(emulator) => {
+                emulator.copy(to, from, n * kind.size());
+                Ok(())
+            }
+        }
+    }
+
+    /// What `make` gives for `key`, made once: tables that depend on shapes alone.
+    pub(crate) fn kept(
+        &'static self,
+        key: Vec<usize>,
+        make: impl FnOnce() -> Vec<i32>,
+    ) -> Result<Arc<Array>, CudaError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = kept.get(&key) {
+            return Ok(Arc::clone(found));
+        }
+        if kept.len() >= KEPT_MAX {
+            kept.clear();
+        }
+        let made = Arc::new(self.upload_i32(&make())?);
+        kept.insert(key, Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// Runs a kernel, named by [`kernel!`].
+    pub(crate) fn launch(
+        &self,
+        name: &'static str,
+        grid: Grid,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
+        if grid.blocks.contains(&0) {
+            return Ok(());
+        }
+        match &self.backend {
+            Backend::Driver(driver) => driver.launch(name, grid, args),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(emulator) => emulator.launch(name, grid, args),
+        }
+    }
+
+    /// Makes a matrix product.
+    pub(crate) fn multiply(&self, product: &Product) -> Result<(), CudaError> {
+        if product.rows == 0 || product.columns == 0 {
+            return Ok(());
+        }
+        match &self.backend {
+            Backend::Driver(driver) => driver.multiply(product),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(emulator) => emulator.multiply(product),
+        }
+    }
+
+    /// Waits until all that was launched has run.
+    pub(crate) fn wait(&self) -> Result<(), CudaError> {
+        match &self.backend {
+            Backend::Driver(driver) => driver.wait(),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(_) => Ok(()),
+        }
+    }
+
+    /// Bytes in use now, and most bytes in use at one time since the last call with `reset`.
+    pub(crate) fn memory(&self, reset: bool) -> Result<(u64, u64), CudaError> {
+        match &self.backend {
+            Backend::Driver(driver) => driver.memory(reset),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(emulator) => Ok(emulator.memory(reset)),
+        }
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        match &self.backend {
+            Backend::Driver(driver) => driver.allocate(bytes),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(emulator) => Ok(emulator.allocate(bytes)),
+        }
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        match &self.backend {
+            Backend::Driver(driver) => driver.free(address),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(emulator) => emulator.free(address, bytes),
+        }
+        let _ = bytes;
+    }
+}
+
+/// Values that one thread of an element-wise kernel takes.
+pub(crate) const PER_THREAD: usize = 8;
+
+/// A number of values as a kernel takes it.
+pub(crate) fn long(n: usize) -> Arg {
+    Arg::I64(n as i64)
+}
+
+/// The value of a bf16.
+#[cfg(test)]
+pub(crate) fn from_bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// The nearest bf16, to even where two are as near.
+pub(crate) fn to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16) as u16
+}

@@ -1,0 +1,232 @@
+//! Where a model runs.
+
+use std::fmt::{self, Display, Formatter};
+use std::str::FromStr;
+
+#[cfg(feature = "cuda")]
+use crate::cuda::{CudaError, Gpu, Kind};
+use crate::error::ModelError;
+use crate::params::Trainable;
+
+/// A choice of device, as command lines spell it: `cpu`, `cuda:0`, or `auto` for the first GPU if there
+/// is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The processor.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+    /// The first GPU, and the processor where there is none or the program was built without GPUs.
+    #[default]
+    Auto,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "auto" => Ok(Self::Auto),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("`{text}` is none of cpu, cuda:0, cuda:1, ..., auto")),
+        }
+    }
+}
+
+impl Display for DeviceChoice {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+/// How a GPU stores activations and frozen weights, and multiplies. Sums, trained weights, their gradients
+/// and moments are f32 in either. A processor computes in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// As fast as the GPU can.
+    #[default]
+    Bf16,
+    /// As exact as the processor.
+    F32,
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "bf16" => Ok(Self::Bf16),
+            "f32" => Ok(Self::F32),
+            _ => Err(format!("`{text}` is neither bf16 nor f32")),
+        }
+    }
+}
+
+/// A device that is ready.
+#[derive(Debug, Clone, Copy)]
+pub struct Device {
+    #[cfg(feature = "cuda")]
+    gpu: Option<&'static Gpu>,
+}
+
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// In use.
+    pub used: u64,
+    /// In use at one time, at most, since [`Device::forget_peak`].
+    pub peak: u64,
+}
+
+impl Device {
+    /// The processor.
+    pub fn cpu() -> Self {
+        Self {
+            #[cfg(feature = "cuda")]
+            gpu: None,
+        }
+    }
+
+    /// Opens the chosen device. Where `auto` finds no GPU that works, it says why through `note`.
+    ///
+    /// # Errors
+    /// When a GPU was asked for by its number and cannot be used.
+    pub fn open(
+        choice: DeviceChoice,
+        precision: Precision,
+        note: impl FnOnce(&str),
+    ) -> Result<Self, ModelError> {
+        match choice {
+            DeviceChoice::Cpu => Ok(Self::cpu()),
+            DeviceChoice::Cuda(index) => Self::cuda(index, precision),
+            DeviceChoice::Auto => Ok(Self::cuda(0, precision).unwrap_or_else(|error| {
+                if cfg!(feature = "cuda") {
+                    note(&format!("runs on the CPU: {error}"));
+                }
+                Self::cpu()
+            })),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(index: usize, precision: Precision) -> Result<Self, ModelError> {
+        let kind = if precision == Precision::Bf16 { Kind::Bf16 } else { Kind::F32 };
+        let gpu = Gpu::open(index, kind).map_err(crate::tensor::DeviceError::from)?;
+        Ok(Self { gpu: Some(gpu) })
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(_: usize, _: Precision) -> Result<Self, ModelError> {
+        Err(ModelError::NoCuda)
+    }
+
+    /// The emulated GPU of the tests.
+    #[cfg(feature = "cuda-emulator")]
+    #[doc(hidden)]
+    pub fn emulated(precision: Precision) -> Self {
+        let kind = if precision == Precision::Bf16 { Kind::Bf16 } else { Kind::F32 };
+        Self { gpu: Some(Gpu::emulated(kind)) }
+    }
+
+    /// Whether this is a GPU.
+    pub fn is_gpu(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.gpu.is_some();
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+
+    /// Sends all weights of a model here. Gradients, and moments of an optimizer, from before are of no
+    /// more use.
+    ///
+    /// # Errors
+    /// When memory is full or the device fails.
+    pub fn place(&self, model: &mut impl Trainable) -> Result<(), ModelError> {
+        for params in model.params_mut() {
+            #[cfg(feature = "cuda")]
+            params.place(self.gpu)?;
+            #[cfg(not(feature = "cuda"))]
+            let _ = params;
+        }
+        Ok(())
+    }
+
+    /// Waits until the device has done all that was asked of it: for clocks.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn wait(&self) -> Result<(), ModelError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu {
+            gpu.wait().map_err(crate::tensor::DeviceError::from)?;
+        }
+        Ok(())
+    }
+
+    /// The memory of a GPU; none of a processor.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn memory(&self) -> Result<Option<DeviceMemory>, ModelError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu {
+            let (used, peak) = gpu.memory(false).map_err(crate::tensor::DeviceError::from)?;
+            return Ok(Some(DeviceMemory { used, peak }));
+        }
+        Ok(None)
+    }
+
+    /// Counts the peak of memory from here on.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forget_peak(&self) -> Result<(), ModelError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu {
+            gpu.memory(true).map_err(crate::tensor::DeviceError::from)?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for Device {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu {
+            let kind = if gpu.kind() == Kind::Bf16 { "bf16" } else { "f32" };
+            return write!(f, "{} ({kind})", gpu.name());
+        }
+        f.write_str("CPU (f32)")
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl From<CudaError> for ModelError {
+    fn from(error: CudaError) -> Self {
+        Self::Device(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_read_as_they_are_written() {
+        for choice in [DeviceChoice::Cpu, DeviceChoice::Cuda(3), DeviceChoice::Auto] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        for wrong in ["gpu", "cuda:", "cuda:-1", "cuda:x", ""] {
+            assert!(wrong.parse::<DeviceChoice>().unwrap_err().contains("cuda:0"));
+        }
+    }
+}

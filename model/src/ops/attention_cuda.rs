@@ -1,0 +1,499 @@
+//! Attention on a GPU: which rows see which, as tiles for the kernels of `attention.cu`, and their launches.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::attention::{AttentionShape, Heads, Visible, scale_of};
+use super::media_attention::MediaReads;
+use crate::cuda::{Arg, Array, CudaError, Gpu, Grid, Kind, kernel};
+use crate::tensor::{DeviceError, Matrix, Record, record_on_gpu};
+
+/// Widest head that the kernels know.
+pub(super) const SIZE_MAX: usize = 256;
+
+/// Queries that see the same keys: all of them, or those at or before each query, where the last query
+/// sees the last key.
+#[derive(Debug, Clone)]
+struct Run {
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Run {
+    /// Keys that the first query sees; each further query sees one more, up to all.
+    fn seen(&self, causal: bool) -> usize {
+        let keys = self.keys.len();
+        if causal { keys + 1 - self.queries.len() } else { keys }
+    }
+}
+
+/// Rows somewhere in an array.
+#[derive(Debug, Clone, Copy)]
+struct Rows {
+    /// Of the first value of the first head in the first row.
+    address: u64,
+    /// Values from row to row.
+    stride: usize,
+}
+
+impl Rows {
+    fn of(array: &Array, stride: usize, column: usize) -> Self {
+        Self { address: array.at(column), stride }
+    }
+}
+
+/// How the kernels of one head size are launched: the sizes that `attention.cu` gives them.
+#[derive(Debug, Clone, Copy)]
+struct Variant {
+    names: [&'static str; 3],
+    /// Queries of a tile.
+    queries: usize,
+    /// Keys of a tile of the gradient of keys.
+    keys: usize,
+    threads: [usize; 3],
+    shared: [usize; 3],
+}
+
+impl Variant {
+    fn of(kind: Kind, size: usize, strides_fit: bool) -> Self {
+        macro_rules! tensor_core {
+            ($size:literal) => {
+                Self::tensor_core(
+                    size,
+                    [
+                        concat!("attention_forward_tc", $size, "\0"),
+                        concat!("attention_backward_q_tc", $size, "\0"),
+                        concat!("attention_backward_kv_tc", $size, "\0"),
+                    ],
+                )
+            };
+        }
+        match size {
+            32 if kind == Kind::Bf16 && strides_fit => tensor_core!("32"),
+            64 if kind == Kind::Bf16 && strides_fit => tensor_core!("64"),
+            80 if kind == Kind::Bf16 && strides_fit => tensor_core!("80"),
+            96 if kind == Kind::Bf16 && strides_fit => tensor_core!("96"),
+            128 if kind == Kind::Bf16 && strides_fit => tensor_core!("128"),
+            _ => Self {
+                names: [
+                    kernel!("attention_forward", kind),
+                    kernel!("attention_backward_q", kind),
+                    kernel!("attention_backward_kv", kind),
+                ],
+                queries: 16,
+                keys: 16,
+                threads: [256; 3],
+                shared: [0; 3],
+            },
+        }
+    }
+
+    /// As `Plan` of `attention.cu` has it.
+    fn tensor_core(size: usize, names: [&'static str; 3]) -> Self {
+        const QUERIES: usize = 128;
+        const STEP: usize = 64;
+        let row = 2 * (size + 8);
+        let held = size <= 96;
+        let narrow = size <= 64;
+        Self {
+            names,
+            queries: QUERIES,
+            keys: if narrow { 128 } else { 64 },
+            threads: [128, if narrow { 128 } else { 256 }, 128],
+            shared: [
+                row * (4 * STEP + if held { 0 } else { QUERIES }),
+                row * (4 * STEP + 2 * QUERIES),
+                row * 4 * STEP + 2 * (2 * STEP * 4 + 16),
+            ],
+        }
+    }
+}
+
+/// One attention, ready to be launched.
+struct Attention {
+    gpu: &'static Gpu,
+    heads: Heads,
+    variant: Variant,
+    causal: bool,
+    slopes: Option<Array>,
+    /// What the tables are made of.
+    runs: Arc<Vec<Run>>,
+    query_rows: usize,
+    key_rows: usize,
+    tiles: Arc<Array>,
+}
+
+impl Attention {
+    fn new(
+        gpu: &'static Gpu,
+        heads: Heads,
+        visible: &Visible,
+        runs: Vec<Run>,
+        (query_rows, key_rows): (usize, usize),
+        strides: &[usize],
+    ) -> Result<Self, CudaError> {
+        let fit = strides.iter().all(|stride| stride.is_multiple_of(8));
+        let variant = Variant::of(gpu.kind(), heads.size, fit);
+        let causal = !matches!(visible, Visible::All);
+        let slopes = match visible {
+            Visible::CausalSloped(slopes) => Some(gpu.upload_as(slopes, Kind::F32)?),
+            Visible::All | Visible::Causal => None,
+        };
+        let tiles = gpu.kept(key(0, variant.queries, causal, &runs), || {
+            query_tiles(&runs, causal, variant.queries)
+        })?;
+        let runs = Arc::new(runs);
+        Ok(Self { gpu, heads, variant, causal, slopes, runs, query_rows, key_rows, tiles })
+    }
+
+    /// Whether every row of the queries sees something.
+    fn covers_all(&self) -> bool {
+        self.runs.iter().map(|run| run.queries.len()).sum::<usize>() == self.query_rows
+    }
+
+    /// Room for a result of which the kernels write the rows that see something.
+    fn room(&self, n: usize) -> Result<Array, CudaError> {
+        let kind = self.gpu.kind();
+        if self.covers_all() { self.gpu.unset(n, kind) } else { self.gpu.zeroed(n, kind) }
+    }
+
+    fn scale(&self) -> f32 {
+        scale_of(self.heads.query_width(), self.heads.queries)
+    }
+
+    /// Writes rows `[query_rows, heads * size]`; returns the log-sum-exp of each row's scores, by head.
+    fn forward(&self, q: Rows, k: Rows, v: Rows, out: &Array) -> Result<Array, CudaError> {
+        let Heads { queries, keys, size } = self.heads;
+        let lse = self.gpu.unset(queries * self.query_rows, Kind::F32)?;
+        let grid = Grid {
+            blocks: [self.tiles.len() / TILE, queries],
+            threads: self.variant.threads[0],
+            shared: self.variant.shared[0],
+        };
+        let args = [
+            Arg::Pointer(q.address),
+            Arg::Pointer(k.address),
+            Arg::Pointer(v.address),
+            out.into(),
+            (&lse).into(),
+            (&self.tiles).into(),
+            self.slopes.as_ref().into(),
+            queries.into(),
+            keys.into(),
+            size.into(),
+            q.stride.into(),
+            k.stride.into(),
+            self.heads.query_width().into(),
+            self.query_rows.into(),
+            self.scale().into(),
+        ];
+        self.gpu.launch(self.variant.names[0], grid, &args)?;
+        Ok(lse)
+    }
+
+    /// Writes the gradients of queries, keys and values; those of keys and values lie alike.
+    fn backward(
+        &self,
+        [q, k, v]: [Rows; 3],
+        [grad_out, out, lse]: [&Array; 3],
+        [grad_q, grad_k, grad_v]: [Rows; 3],
+    ) -> Result<(), CudaError> {
+        let Heads { queries, keys, size } = self.heads;
+        let (gpu, width) = (self.gpu, self.heads.query_width());
+        let delta = gpu.unset(queries * self.query_rows, Kind::F32)?;
+        let args = [
+            grad_out.into(),
+            out.into(),
+            (&delta).into(),
+            self.query_rows.into(),
+            queries.into(),
+            size.into(),
+            width.into(),
+            width.into(),
+            self.query_rows.into(),
+        ];
+        let blocks = (self.query_rows * queries).div_ceil(8);
+        gpu.launch(kernel!("attention_delta", gpu.kind()), Grid::of(blocks, 256), &args)?;
+        let inputs = [
+            Arg::Pointer(q.address),
+            Arg::Pointer(k.address),
+            Arg::Pointer(v.address),
+            grad_out.into(),
+            lse.into(),
+            (&delta).into(),
+        ];
+        let sizes = [
+            self.slopes.as_ref().into(),
+            queries.into(),
+            keys.into(),
+            size.into(),
+            q.stride.into(),
+            k.stride.into(),
+            width.into(),
+        ];
+        let ends = [self.query_rows.into(), self.scale().into()];
+
+        let of_q = [Arg::Pointer(grad_q.address), (&self.tiles).into()];
+        let args = [&inputs[..], &of_q, &sizes, &[grad_q.stride.into()], &ends].concat();
+        let grid = |rows: usize, heads, i: usize| Grid {
+            blocks: [rows, heads],
+            threads: self.variant.threads[i],
+            shared: self.variant.shared[i],
+        };
+        gpu.launch(self.variant.names[1], grid(self.tiles.len() / TILE, queries, 1), &args)?;
+
+        let (rows, causal, at_once) = (self.key_rows, self.causal, self.variant.keys);
+        let key = key(1, at_once, causal, &self.runs);
+        let tables = |part| {
+            let runs = Arc::clone(&self.runs);
+            move || {
+                let (tiles, spans) = key_tiles(&runs, causal, rows, at_once);
+                if part == 0 { tiles } else { spans }
+            }
+        };
+        let part = |part| [&key[..], &[rows, part]].concat();
+        let tiles = gpu.kept(part(0), tables(0))?;
+        let spans = gpu.kept(part(1), tables(1))?;
+        let of_kv = [
+            Arg::Pointer(grad_k.address),
+            Arg::Pointer(grad_v.address),
+            (&tiles).into(),
+            (&spans).into(),
+        ];
+        let args = [&inputs[..], &of_kv, &sizes, &[grad_k.stride.into()], &ends].concat();
+        gpu.launch(self.variant.names[2], grid(tiles.len() / TILE, keys, 2), &args)
+    }
+}
+
+/// Numbers that describe a tile.
+const TILE: usize = 8;
+
+/// What a table is kept under.
+fn key(table: usize, at_once: usize, causal: bool, runs: &[Run]) -> Vec<usize> {
+    let mut key = vec![table, at_once, usize::from(causal)];
+    for Run { queries, keys } in runs {
+        key.extend([queries.start, queries.end, keys.start, keys.end]);
+    }
+    key
+}
+
+/// Tiles of up to `at_once` queries, those with most keys first: blocks start in this order.
+fn query_tiles(runs: &[Run], causal: bool, at_once: usize) -> Vec<i32> {
+    let mut tiles = Vec::new();
+    for run in runs {
+        for first in run.queries.clone().step_by(at_once) {
+            let n = at_once.min(run.queries.end - first);
+            let seen = run.seen(causal) + (if causal { first - run.queries.start } else { 0 });
+            let keys = run.keys.len().min(seen + n - 1);
+            tiles.push([first, n, run.keys.start, keys, seen]);
+        }
+    }
+    tiles.sort_by_key(|tile| std::cmp::Reverse(tile[3]));
+    padded(&tiles)
+}
+
+/// Tiles of up to `at_once` keys, none of them seen in part by a run of queries that all see it, and the
+/// runs that see each.
+fn key_tiles(runs: &[Run], causal: bool, rows: usize, at_once: usize) -> (Vec<i32>, Vec<i32>) {
+    let mut cuts: Vec<usize> = runs.iter().flat_map(|run| [run.keys.start, run.keys.end]).collect();
+    cuts.extend([0, rows]);
+    cuts.sort_unstable();
+    cuts.dedup();
+    let (mut tiles, mut spans) = (Vec::new(), Vec::new());
+    // Runs are looked through once for each piece between two cuts; each is in few.
+    let mut by_start: Vec<&Run> = runs.iter().collect();
+    by_start.sort_by_key(|run| (run.keys.start, run.queries.start));
+    for piece in cuts.windows(2) {
+        let all = by_start.partition_point(|run| run.keys.start <= piece[0]);
+        let mut seeing: Vec<&&Run> =
+            by_start[..all].iter().filter(|run| run.keys.end >= piece[1]).collect();
+        seeing.sort_by_key(|run| run.queries.start);
+        for first in (piece[0]..piece[1]).step_by(at_once) {
+            let n = at_once.min(piece[1] - first);
+            tiles.push([first, n, spans.len(), seeing.len(), 0]);
+            for run in &seeing {
+                let offset = first - run.keys.start;
+                spans.push([run.queries.start, run.queries.len(), run.seen(causal), offset, 0]);
+            }
+        }
+    }
+    if spans.is_empty() {
+        spans.push([0; 5]);
+    }
+    (padded(&tiles), padded(&spans))
+}
+
+fn padded(rows: &[[usize; 5]]) -> Vec<i32> {
+    rows.iter()
+        .flat_map(|row| {
+            let mut tile = [0; TILE];
+            tile.iter_mut().zip(row).for_each(|(t, v)| *t = *v as i32);
+            tile
+        })
+        .collect()
+}
+
+/// See [`super::self_attention`].
+pub(super) fn self_attention<T: Record>(
+    qkv: Matrix<T>,
+    length: usize,
+    heads: Heads,
+    visible: &Visible,
+) -> Result<Matrix<T>, DeviceError> {
+    let (qkv, tape) = qkv.split();
+    let input = Arc::clone(qkv.array().expect("on a GPU"));
+    let (gpu, rows, stride) = (input.gpu(), qkv.rows(), qkv.width());
+    let runs = (0..rows / length)
+        .map(|b| b * length..(b + 1) * length)
+        .map(|rows| Run { queries: rows.clone(), keys: rows })
+        .collect();
+    let width = heads.query_width();
+    let strides = [stride, width, heads.size];
+    let core = Attention::new(gpu, heads, visible, runs, (rows, rows), &strides)?;
+    let parts = [0, width, width + heads.key_width()];
+    let [q, k, v] = parts.map(|column| Rows::of(&input, stride, column));
+    let out = Arc::new(core.room(rows * width)?);
+    let lse = core.forward(q, k, v, &out)?;
+    let kept = Arc::clone(&out);
+    record_on_gpu(out, width, tape, qkv.wants_gradient(), move |grad_out, store| {
+        let grad = gpu.unset(input.len(), gpu.kind())?;
+        let grads = parts.map(|column| Rows::of(&grad, stride, column));
+        core.backward([q, k, v], [&grad_out, &kept, &lse], grads)?;
+        qkv.give_array(store, grad)
+    })
+}
+
+/// See [`super::attention`].
+pub(super) fn attention<T: Record>(
+    q: Matrix<T>,
+    k: Matrix,
+    v: Matrix,
+    shape: AttentionShape,
+    visible: &Visible,
+) -> Result<Matrix<T>, DeviceError> {
+    let runs = (0..q.rows() / shape.queries)
+        .map(|b| Run {
+            queries: b * shape.queries..(b + 1) * shape.queries,
+            keys: b * shape.keys..(b + 1) * shape.keys,
+        })
+        .collect();
+    across(q, k, v, shape.heads, visible, runs)
+}
+
+/// See [`super::media_attention`].
+pub(super) fn media_attention<T: Record>(
+    q: Matrix<T>,
+    k: Matrix,
+    v: Matrix,
+    reads: &MediaReads,
+    heads: usize,
+) -> Result<Matrix<T>, DeviceError> {
+    let run = |(rows, media): &(Range<usize>, Range<usize>)| Run {
+        queries: rows.clone(),
+        keys: media.clone(),
+    };
+    across(q, k, v, heads, &Visible::All, reads.runs().iter().map(run).collect())
+}
+
+/// Attention of `q` `[_, D]` to `k` and `v` `[_, D]`.
+fn across<T: Record>(
+    q: Matrix<T>,
+    k: Matrix,
+    v: Matrix,
+    heads: usize,
+    visible: &Visible,
+    runs: Vec<Run>,
+) -> Result<Matrix<T>, DeviceError> {
+    let (q, tape) = q.split();
+    let [of_q, of_k, of_v] = [&q, &k, &v].map(|x| x.array().expect("on a GPU"));
+    let (gpu, width) = (of_q.gpu(), q.width());
+    let heads = Heads { queries: heads, keys: heads, size: width / heads };
+    let rows = (q.rows(), k.rows());
+    let core = Attention::new(gpu, heads, visible, runs, rows, &[width, heads.size])?;
+    let places = [of_q, of_k, of_v].map(|array| Rows::of(array, width, 0));
+    let out = Arc::new(core.room(q.rows() * width)?);
+    let lse = core.forward(places[0], places[1], places[2], &out)?;
+    let kept = Arc::clone(&out);
+    let wanted = q.wants_gradient() || k.wants_gradient() || v.wants_gradient();
+    record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+        let grad_q = core.room(q.rows() * width)?;
+        let grad_k = gpu.unset(k.rows() * width, gpu.kind())?;
+        let grad_v = gpu.unset(v.rows() * width, gpu.kind())?;
+        let grads = [&grad_q, &grad_k, &grad_v].map(|grad| Rows::of(grad, width, 0));
+        core.backward(places, [&grad_out, &kept, &lse], grads)?;
+        q.give_array(store, grad_q)?;
+        k.give_array(store, grad_k)?;
+        v.give_array(store, grad_v)
+    })
+}
+
+/// Keys and values so far, in room that grows.
+#[derive(Debug, Clone, Default)]
+pub(super) struct DevicePast {
+    rows: Option<Arc<Array>>,
+    n: usize,
+}
+
+impl DevicePast {
+    /// Adds the columns from `column` on of `count` rows of `new`, beginning at `first`.
+    fn append(
+        &mut self,
+        new: &Array,
+        stride: usize,
+        column: usize,
+        first: usize,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        const ROOM_MIN: usize = 64;
+        let (gpu, width) = (new.gpu(), stride - column);
+        let needed = (self.n + count) * width;
+        let room = self.rows.as_ref().map_or(0, |rows| rows.len());
+        // Rows that another sequence shares are copied before either adds to them.
+        let own = self.rows.as_mut().is_some_and(|rows| Arc::get_mut(rows).is_some());
+        if room < needed || !own {
+            let larger = gpu.unset((2 * needed).max(ROOM_MIN * width), gpu.kind())?;
+            if let Some(rows) = &self.rows {
+                gpu.put_part(&larger, 0, &rows.part(0, self.n * width))?;
+            }
+            self.rows = Some(Arc::new(larger));
+        }
+        let rows = self.rows.as_ref().expect("room was made");
+        let args = [
+            Arg::Pointer(new.at(first * stride)),
+            Arg::Pointer(rows.at(self.n * width)),
+            stride.into(),
+            column.into(),
+            width.into(),
+        ];
+        gpu.launch(kernel!("take_columns", gpu.kind()), Grid::rows(count, width), &args)?;
+        self.n += count;
+        Ok(())
+    }
+}
+
+/// See [`super::continue_attention`].
+pub(super) fn continue_attention(
+    qkv: &Matrix,
+    pasts: &mut [&mut DevicePast],
+    counts: &[usize],
+    heads: Heads,
+    visible: &Visible,
+) -> Result<Matrix, DeviceError> {
+    let new = qkv.array().expect("on a GPU");
+    let (gpu, stride, width) = (new.gpu(), qkv.width(), heads.query_width());
+    let out = gpu.unset(qkv.rows() * width, gpu.kind())?;
+    let mut first = 0;
+    for (past, count) in pasts.iter_mut().zip(counts) {
+        past.append(new, stride, width, first, *count)?;
+        let run = Run { queries: 0..*count, keys: 0..past.n };
+        let key_width = heads.key_width();
+        let strides = [stride, width, key_width, heads.size];
+        let core = Attention::new(gpu, heads, visible, vec![run], (*count, past.n), &strides)?;
+        let rows = past.rows.as_ref().expect("rows were added");
+        let [k, v] = [0, key_width].map(|column| Rows::of(rows, 2 * key_width, column));
+        let here = out.part(first * width, count * width);
+        core.forward(Rows::of(new, stride, first * stride), k, v, &here)?;
+        first += count;
+    }
+    Ok(Matrix::on_gpu(Arc::new(out), width, false))
+}

@@ -1,0 +1,69 @@
+// Losses of rows of logits, and their gradient. One block a row.
+#include "common.cuh"
+
+// loss = log(sum of exp(logits)) - logits[target]; if `grad` is there, it gets
+// (softmax(logits) - one_hot(target)) * scale.
+template <class T>
+__device__ void row_losses(const float* logits, const int* targets, float* losses, T* grad,
+                           int vocabulary, float scale) {
+  SHARED(float, shared, [32]);
+  const float* row = logits + static_cast<long long>(blockIdx.x) * vocabulary;
+  // The running sum is kept relative to the running maximum, so that the row is read once.
+  float top = -INFINITY, sum = 0.0f;
+  for (int c = threadIdx.x; c < vocabulary; c += blockDim.x) {
+    const float v = row[c];
+    if (v > top) {
+      sum *= __expf(top - v);
+      top = v;
+    }
+    sum += __expf(v - top);
+  }
+  const float highest = block_max(top, shared);
+  sum = block_sum(top == -INFINITY ? 0.0f : sum * __expf(top - highest), shared);
+  const int target = targets[blockIdx.x];
+  if (threadIdx.x == 0) losses[blockIdx.x] = logf(sum) + highest - row[target];
+  if (!grad) return;
+  T* out = grad + static_cast<long long>(blockIdx.x) * vocabulary;
+  const float share = scale / sum;
+  for (int c = threadIdx.x; c < vocabulary; c += blockDim.x) {
+    const float p = share * __expf(row[c] - highest);
+    out[c] = from_float<T>(c == target ? p - scale : p);
+  }
+}
+
+// One block: adds n losses to `total`, in f64.
+KERNEL add_losses(const float* losses, double* total, int n) {
+  SHARED(double, shared, [256]);
+  double sum = 0.0;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) sum += losses[i];
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  for (int half = blockDim.x / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) *total += shared[0];
+}
+REGISTER(add_losses)
+
+// Multiplies by a factor.
+template <class T>
+__device__ void scale_values(T* x, long long n, float factor) {
+  const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n) x[i] = from_float<T>(factor * to_float(x[i]));
+}
+
+KERNEL row_losses_f32(const float* logits, const int* targets, float* losses, float* grad,
+                      int vocabulary, float scale) {
+  row_losses(logits, targets, losses, grad, vocabulary, scale);
+}
+REGISTER(row_losses_f32)
+KERNEL row_losses_bf16(const float* logits, const int* targets, float* losses, bf16* grad,
+                       int vocabulary, float scale) {
+  row_losses(logits, targets, losses, grad, vocabulary, scale);
+}
+REGISTER(row_losses_bf16)
+KERNEL scale_values_f32(float* x, long long n, float factor) { scale_values(x, n, factor); }
+REGISTER(scale_values_f32)
+KERNEL scale_values_bf16(bf16* x, long long n, float factor) { scale_values(x, n, factor); }
+REGISTER(scale_values_bf16)
