@@ -137,6 +137,37 @@ impl Device {
         Self { gpu: Some(Gpu::emulated(kind)) }
     }
 
+    /// The processor, and GPUs in f32 for tests to compare with it: real ones, or the emulator where its
+    /// feature is on and there is none.
+    #[cfg(test)]
+    pub(crate) fn to_compare() -> Vec<Self> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = crate::ops::gradient_check::gpus().first() {
+            return vec![Self::cpu(), Self { gpu: Some(*gpu) }];
+        }
+        vec![Self::cpu()]
+    }
+
+    /// A matrix here that gets a gradient.
+    #[cfg(test)]
+    pub(crate) fn variable(self, values: &[f32], width: usize) -> crate::tensor::Matrix {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu {
+            let values = gpu.upload(values).expect("the GPU has room");
+            return crate::tensor::Matrix::on_gpu(values.into(), width, true);
+        }
+        crate::tensor::Matrix::variable(values.to_vec().into(), width).expect("there is room")
+    }
+
+    /// Sends parameters here.
+    #[cfg(test)]
+    pub(crate) fn with(self, mut params: crate::params::Params) -> crate::params::Params {
+        #[cfg(feature = "cuda")]
+        params.place(self.gpu).expect("the GPU has room");
+        let _ = &mut params;
+        params
+    }
+
     /// Whether this is a GPU.
     pub fn is_gpu(&self) -> bool {
         #[cfg(feature = "cuda")]

@@ -3,6 +3,8 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
+#[cfg(feature = "cuda")]
+use crate::cuda::CudaError;
 use crate::pickle::PickleError;
 use crate::tensor::DeviceError;
 
@@ -218,6 +220,18 @@ pub enum ModelError {
     /// The device gave up.
     #[error("the device failed: {0}")]
     Device(DeviceError),
+}
+
+impl ModelError {
+    /// Whether the memory of the device is full: smaller inputs may fit.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Device(DeviceError::OutOfMemory) => true,
+            #[cfg(feature = "cuda")]
+            Self::Device(DeviceError::Cuda(error)) => matches!(error, CudaError::Memory { .. }),
+            _ => false,
+        }
+    }
 }
 
 impl From<DeviceError> for ModelError {

@@ -343,12 +343,13 @@ impl Flamingo {
         sha256(all.filter(|parameter| !parameter.weight.is_trained()))
     }
 
-    /// The same over the vision tower and the instructions of this processor: names what
-    /// [`Flamingo::features`] are of. Processors of one kind of instructions whose caches differ may still
-    /// differ in the last bits.
+    /// The same over the vision tower and the GPU that it is on with its number format, or the instructions
+    /// of this processor: names what [`Flamingo::features`] are of. Processors of one kind of instructions
+    /// whose caches differ may still differ in the last bits.
     pub fn vision_sha256(&self) -> String {
         let weights = sha256(self.vision_params.iter());
-        let all = format!("{weights} {:?} {}", self.config.vision, ops::processor());
+        let computed_by = self.vision_params.gpu_name().unwrap_or_else(ops::processor);
+        let all = format!("{weights} {:?} {computed_by}", self.config.vision);
         hex(&Sha256::digest(all.as_bytes()))
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 
+use crate::device::Device;
 use crate::gated_xattn::{CrossAttentionConfig, GatedCrossAttention, MediaAttention};
 use crate::layers::{LayerNorm, NORM_EPSILON};
 use crate::openflamingo::openflamingo_names;
@@ -123,8 +124,9 @@ fn compare_named(expected: &Tensors, ours: &Tensors) -> (usize, f32) {
     (n, worst)
 }
 
-fn variable(values: &[f32], width: usize) -> Matrix {
-    Matrix::variable(values.to_vec().into(), width).unwrap()
+/// The values of a matrix, wherever it is.
+fn values(x: &Matrix) -> Vec<f32> {
+    x.to_vec().unwrap()
 }
 
 #[test]
@@ -135,12 +137,14 @@ fn gated_cross_attention_equals_the_papers_equations() {
             let Some(case) = Case::open(&format!("gated-xattn-paper/{name}-gate{gate}")) else {
                 return;
             };
-            check_gated_cross_attention(&case, activation);
+            for device in Device::to_compare() {
+                check_gated_cross_attention(&case, activation, device);
+            }
         }
     }
 }
 
-fn check_gated_cross_attention(case: &Case, activation: Activation) {
+fn check_gated_cross_attention(case: &Case, activation: Activation, device: Device) {
     let config = CrossAttentionConfig {
         heads: 4,
         head_dim: 16,
@@ -149,9 +153,9 @@ fn check_gated_cross_attention(case: &Case, activation: Activation) {
     };
     let mut declare = Declare::new(case.source(), Training::Trained);
     let block = GatedCrossAttention::new(&mut declare, "", 48, 40, &config).unwrap();
-    let p = declare.finish();
+    let p = device.with(declare.finish());
     let outputs = case.tensors("outputs");
-    let (x, y) = (variable(&case.input("x"), 40), variable(&case.input("y"), 48));
+    let (x, y) = (device.variable(&case.input("x"), 40), device.variable(&case.input("y"), 48));
     // 2 sequences of 12 tokens with 3 images each.
     let phi: Vec<f32> = case.input("phi");
     let image = |(l, image): (usize, &f32)| MediaAttention::One.images(*image as i32, l / 12 * 3);
@@ -159,16 +163,17 @@ fn check_gated_cross_attention(case: &Case, activation: Activation) {
 
     let (keys, _) = block.media_keys(&p, x.clone().with(NotRecording::default())).unwrap();
     let read = block.attention_half(&p, y.clone(), &keys, &reads).unwrap();
-    compare("attention", read.values(), outputs.get("attention").unwrap());
-    for (row, image) in read.values().chunks(48).zip(&phi) {
+    let read = values(&read);
+    compare("attention", &read, outputs.get("attention").unwrap());
+    for (row, image) in read.chunks(48).zip(&phi) {
         assert!(*image >= 0.0 || row.iter().all(|v| *v == 0.0), "a token without image reads 0");
     }
 
     let (keys, tape) = block.media_keys(&p, x.clone().with(Recording::default())).unwrap();
     let out = block.forward(&p, y.clone().with(tape), &keys, &reads).unwrap();
     let (out, mut grads) = gradients_of_ramp(out);
-    let error = compare("out", out.values(), outputs.get("out").unwrap());
-    eprintln!("gated cross-attention: {error:.1e}");
+    let error = compare("out", &values(&out), outputs.get("out").unwrap());
+    eprintln!("gated cross-attention, {device}: {error:.1e}");
     let expected = case.tensors("grads");
     assert_eq!(compare_gradients(&expected, &p, &mut grads), 14);
     for (name, input) in [("x", x), ("y", y)] {
@@ -179,43 +184,49 @@ fn check_gated_cross_attention(case: &Case, activation: Activation) {
     // A block without media norm, given media that passed the norm before.
     let mut declare = Declare::new(case.source(), Training::Frozen);
     let media_norm = LayerNorm::new(&mut declare, "kv_norm", 40, NORM_EPSILON).unwrap();
-    let normed = media_norm.forward(&declare.finish(), variable(&case.input("x"), 40)).unwrap();
+    let normed = media_norm
+        .forward(&device.with(declare.finish()), device.variable(&case.input("x"), 40))
+        .unwrap();
     let config = CrossAttentionConfig { media_norm: false, ..config };
     let mut declare = Declare::new(case.source(), Training::Trained);
     let block = GatedCrossAttention::new(&mut declare, "", 48, 40, &config).unwrap();
-    let p = declare.finish();
+    let p = device.with(declare.finish());
     assert!(p.iter().all(|parameter| !parameter.name.starts_with("kv_norm")));
     let (keys, _) = block.media_keys(&p, normed.with(NotRecording::default())).unwrap();
-    let out = block.forward(&p, variable(&case.input("y"), 48), &keys, &reads).unwrap();
-    compare("out without media norm", out.values(), outputs.get("out").unwrap());
+    let out = block.forward(&p, device.variable(&case.input("y"), 48), &keys, &reads).unwrap();
+    compare("out without media norm", &values(&out), outputs.get("out").unwrap());
 }
 
 #[test]
 fn the_resampler_equals_the_papers_figure_and_interpolates_time() {
     for frames in [1, 8, 30] {
         let Some(case) = Case::open(&format!("perceiver-paper/frames{frames}")) else { return };
-        let config = ResamplerConfig {
-            latents: 8,
-            layers: 2,
-            heads: 4,
-            head_dim: 12,
-            ..ResamplerConfig::paper()
-        };
-        let mut declare = Declare::new(case.source(), Training::Trained);
-        let resampler = Resampler::new(&mut declare, "", 40, &config).unwrap();
-        let p = declare.finish();
-        let features = variable(&case.input("features"), 40);
-        let traced = features.clone().with(Recording::default());
-        let out = resampler.forward(&p, traced, 2, frames).unwrap();
-        let (out, mut grads) = gradients_of_ramp(out);
-        let outputs = case.tensors("outputs");
-        let error = compare("out", out.values(), outputs.get("out").unwrap());
-        eprintln!("resampler, {frames} frames: {error:.1e}");
-        let expected = case.tensors("grads");
-        assert_eq!(compare_gradients(&expected, &p, &mut grads), 28);
-        let ours = features.take_gradient(&mut grads.0).unwrap().unwrap();
-        compare("features", &ours, expected.get("features").unwrap());
+        Device::to_compare().into_iter().for_each(|device| check_resampler(&case, frames, device));
     }
+}
+
+fn check_resampler(case: &Case, frames: usize, device: Device) {
+    let config = ResamplerConfig {
+        latents: 8,
+        layers: 2,
+        heads: 4,
+        head_dim: 12,
+        ..ResamplerConfig::paper()
+    };
+    let mut declare = Declare::new(case.source(), Training::Trained);
+    let resampler = Resampler::new(&mut declare, "", 40, &config).unwrap();
+    let p = device.with(declare.finish());
+    let features = device.variable(&case.input("features"), 40);
+    let traced = features.clone().with(Recording::default());
+    let out = resampler.forward(&p, traced, 2, frames).unwrap();
+    let (out, mut grads) = gradients_of_ramp(out);
+    let outputs = case.tensors("outputs");
+    let error = compare("out", &values(&out), outputs.get("out").unwrap());
+    eprintln!("resampler, {frames} frames, {device}: {error:.1e}");
+    let expected = case.tensors("grads");
+    assert_eq!(compare_gradients(&expected, &p, &mut grads), 28);
+    let ours = features.take_gradient(&mut grads.0).unwrap().unwrap();
+    compare("features", &ours, expected.get("features").unwrap());
 }
 
 /// All tensors again, each name with `prefix` before it.
@@ -230,6 +241,12 @@ fn prefixed(prefix: &str, tensors: Tensors) -> Tensors {
 #[test]
 fn open_flamingos_resampler_is_a_configuration_of_ours() {
     let Some(case) = Case::open("perceiver-openflamingo") else { return };
+    Device::to_compare()
+        .into_iter()
+        .for_each(|device| check_open_flamingos_resampler(&case, device));
+}
+
+fn check_open_flamingos_resampler(case: &Case, device: Device) {
     let config = ResamplerConfig {
         latents: 8,
         layers: 2,
@@ -241,13 +258,13 @@ fn open_flamingos_resampler_is_a_configuration_of_ours() {
     let source = Source::Stored { tensors: ours("weights"), path: case.0.clone() };
     let mut declare = Declare::new(source, Training::Trained);
     let resampler = Resampler::new(&mut declare, "resampler.", 32, &config).unwrap();
-    let p = declare.finish();
+    let p = device.with(declare.finish());
     // 2 sequences of 3 images of one frame of 9 features.
-    let features = variable(&case.input("x"), 32);
+    let features = device.variable(&case.input("x"), 32);
     let out = resampler.forward(&p, features.clone().with(Recording::default()), 6, 1).unwrap();
     let (out, mut grads) = gradients_of_ramp(out);
-    let error = compare("out", out.values(), case.tensors("outputs").get("out").unwrap());
-    eprintln!("OpenFlamingo's resampler: {error:.1e}");
+    let error = compare("out", &values(&out), case.tensors("outputs").get("out").unwrap());
+    eprintln!("OpenFlamingo's resampler, {device}: {error:.1e}");
     assert_eq!(compare_gradients(&ours("grads"), &p, &mut grads), 3 + 2 * 12);
     let ours = features.take_gradient(&mut grads.0).unwrap().unwrap();
     compare("x", &ours, case.tensors("grads").get("x").unwrap());
@@ -259,9 +276,14 @@ fn the_contrastive_loss_equals_pytorch_with_and_without_smoothing() {
     let outputs = case.tensors("outputs");
     let expected = case.tensors("grads");
     let start = case.tensors("weights").get("log_beta").unwrap().to_vec();
-    for (suffix, smoothing) in [("0", 0.0), ("0.1", 0.1)] {
+    let both = [("0", 0.0), ("0.1", 0.1)];
+    let devices = Device::to_compare();
+    for ((suffix, smoothing), device) in
+        both.iter().flat_map(|b| devices.iter().map(move |d| (*b, *d)))
+    {
         let log_beta = Weight::trained(start.clone()).unwrap();
-        let (image, text) = (variable(&case.input("image"), 16), variable(&case.input("text"), 16));
+        let (image, text) =
+            (device.variable(&case.input("image"), 16), device.variable(&case.input("text"), 16));
         let traced = image.clone().with(Recording::default());
         let loss = ops::contrastive_loss(traced, text.clone(), &log_beta, smoothing).unwrap();
         let (loss, mut grads) = differentiate(loss, 1.0).unwrap();

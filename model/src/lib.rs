@@ -111,6 +111,9 @@ pub use openflamingo::{openflamingo_export, openflamingo_names};
 #[cfg(feature = "ops-bench")]
 #[doc(hidden)]
 pub use ops::benches as ops_bench;
+#[cfg(all(feature = "cuda", feature = "ops-bench"))]
+#[doc(hidden)]
+pub use ops::benches_cuda as gpu_bench;
 pub use ops::{Activation, AdamStep, Moments, Recompute};
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;

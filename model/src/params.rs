@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use safetensors::{Dtype, View};
 
 use crate::buffer::Buffer;
@@ -58,6 +59,9 @@ impl View for &Parameter {
     }
 }
 
+/// Values that one core draws at a time.
+const CHUNK_VALUES: usize = 1 << 14;
+
 /// The parameters of one tower.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
@@ -66,6 +70,24 @@ pub struct Params {
 }
 
 impl Params {
+    /// Trained parameters of these names, shapes and values, without a model around them.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    ///
+    /// # Panics
+    /// If there are not as many values as a shape says.
+    pub fn trained(
+        list: impl IntoIterator<Item = (String, Vec<usize>, Vec<f32>)>,
+    ) -> Result<Self, ModelError> {
+        let parameter = |(name, shape, values): (String, Vec<usize>, Vec<f32>)| {
+            assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
+            Ok(Parameter { name, shape, weight: Weight::trained(values)? })
+        };
+        let list: Result<_, ModelError> = list.into_iter().map(parameter).collect();
+        Ok(Self { list: Arc::new(list?) })
+    }
+
     /// The weight behind an id.
     pub(crate) fn get(&self, id: ParamId) -> &Weight {
         &self.list[id.0].weight
@@ -160,6 +182,15 @@ impl Params {
         Some(self.list.first()?.weight.device()?.gpu())
     }
 
+    /// What the GPU that holds the values is called, with its number format.
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unused_self, reason = "there is no GPU"))]
+    pub(crate) fn gpu_name(&self) -> Option<String> {
+        #[cfg(feature = "cuda")]
+        return self.gpu().map(|gpu| format!("{} {:?}", gpu.name(), gpu.kind()));
+        #[cfg(not(feature = "cuda"))]
+        None
+    }
+
     /// A matrix of these values, where the parameters are.
     pub(crate) fn beside(&self, values: Buffer, width: usize) -> Result<Matrix, DeviceError> {
         #[cfg(feature = "cuda")]
@@ -208,6 +239,27 @@ impl Params {
         }
         Ok(None)
     }
+
+    /// Adds to the gradient of the parameter called `name`, if there is one that is trained.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    ///
+    /// # Panics
+    /// If there are not as many values as the parameter has.
+    pub fn add_to_gradient(
+        &self,
+        gradients: &mut Gradients,
+        name: &str,
+        values: &[f32],
+    ) -> Result<(), ModelError> {
+        for parameter in self.list.iter().filter(|p| p.name == name) {
+            assert_eq!(values.len(), parameter.n_values(), "{name}");
+            let add = |sum: &mut [f32]| sum.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+            parameter.weight.accumulate(&mut gradients.0, add)?;
+        }
+        Ok(())
+    }
 }
 
 /// A model as an optimizer sees it.
@@ -216,6 +268,16 @@ pub trait Trainable {
     fn params(&self) -> Vec<&Params>;
     /// All parameters, to be updated.
     fn params_mut(&mut self) -> Vec<&mut Params>;
+}
+
+impl Trainable for Params {
+    fn params(&self) -> Vec<&Params> {
+        vec![self]
+    }
+
+    fn params_mut(&mut self) -> Vec<&mut Params> {
+        vec![self]
+    }
 }
 
 /// Where values come from when parameters are declared.
@@ -367,7 +429,8 @@ fn draw(seed: u64, name: &str, n: usize, start: Start) -> Result<Vec<f32>, Devic
         Start::Constant(value) => values.resize(n, value),
         Start::Normal(deviation) => {
             let key = name.bytes().fold(seed, |key, byte| mix(key ^ u64::from(byte)));
-            values.extend((0..n as u64).map(|i| deviation * normal(key, i)));
+            let drawn = (0..n).into_par_iter().with_min_len(CHUNK_VALUES);
+            drawn.map(|i| deviation * normal(key, i as u64)).collect_into_vec(&mut values);
         }
     }
     Ok(values)

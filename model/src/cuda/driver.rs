@@ -73,15 +73,6 @@ fn product_error(call: &'static str) -> impl Fn(lt::CublasError) -> CudaError {
     move |error| CudaError::Call { call, answer: format!("{:?}", error.0) }
 }
 
-/// Number of GPUs; none where there is no driver.
-pub(super) fn count() -> usize {
-    // SAFETY: looks for a library by its names.
-    if !unsafe { sys::is_culib_present() } || result::init().is_err() {
-        return 0;
-    }
-    result::device::get_count().map_or(0, |n| n as usize)
-}
-
 impl Driver {
     pub(super) fn open(index: usize) -> Result<Self, CudaError> {
         // SAFETY: looks for libraries by their names.

@@ -1,8 +1,9 @@
 //! CLIP, whole and its vision tower, against transformers.
 
-use super::{Case, compare, compare_named};
+use super::{Case, compare, compare_named, values};
 use crate::clip::{Clip, Pairs, Pool};
 use crate::clip_checkpoint::Writer;
+use crate::device::Device;
 use crate::params::{Declare, Source, Training};
 use crate::tensor::Gradients;
 use crate::vision::{Vision, VisionConfig};
@@ -17,6 +18,12 @@ fn clip_equals_transformers_with_either_activation() {
 
 fn check(name: &str, activation: Activation) {
     let Some(case) = Case::open(&format!("clip-vit/{name}")) else { return };
+    for device in Device::to_compare() {
+        check_on(&case, name, activation, device);
+    }
+}
+
+fn check_on(case: &Case, name: &str, activation: Activation, device: Device) {
     let config = &case.json("config.json")["config"];
     let path = case.path("config.json");
     let config = Writer::transformers_clip(config, &path).unwrap();
@@ -39,14 +46,16 @@ fn check(name: &str, activation: Activation) {
         let config = VisionConfig::Vit(vit.clone());
         let (vision, p) =
             Vision::new(declare, crate::clip::VISION_PREFIX, &config, &config).unwrap();
+        let p = device.with(p);
         let features = vision.features_of_each(&p, &pixels, &config).unwrap();
-        worst = worst.max(compare(name, features.values(), &expected(name)));
+        worst = worst.max(compare(name, &values(&features), &expected(name)));
     }
 
     let rules = Writer::clip_rules(&config);
     let tensors = case.tensors("weights");
     let source = Source::Foreign { tensors, rules: rules.clone(), path: path.clone() };
-    let model = Clip::from_source(config, source).unwrap();
+    let mut model = Clip::from_source(config, source).unwrap();
+    device.place(&mut model).unwrap();
     let ids = case.ids("ids");
     let length = ids.len() / 4;
     // A text ends with the token of the highest number.
@@ -74,5 +83,5 @@ fn check(name: &str, activation: Activation) {
     theirs.split_off("pixels");
     let (n, error) = compare_named(&theirs, &ours);
     assert_eq!(n, ours.names().count(), "every gradient is compared");
-    eprintln!("clip {name}: values {worst:.1e}, {n} gradients {error:.1e}");
+    eprintln!("clip {name}, {device}: values {worst:.1e}, {n} gradients {error:.1e}");
 }

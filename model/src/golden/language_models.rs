@@ -1,6 +1,7 @@
 //! Language models of every family against transformers.
 
 use super::{Case, compare, compare_named};
+use crate::device::Device;
 use crate::families::Family;
 use crate::generate::{Generation, Search};
 use crate::language_model::{LANGUAGE_PREFIX, LanguageModel};
@@ -20,6 +21,12 @@ const STOP: u32 = 2;
 
 fn check_family(name: &str, hidden_states: usize) {
     let Some(case) = Case::open(&format!("language-models/{name}")) else { return };
+    for device in Device::to_compare() {
+        check_family_on(&case, name, hidden_states, device);
+    }
+}
+
+fn check_family_on(case: &Case, name: &str, hidden_states: usize, device: Device) {
     let config = case.json("hf_config.json");
     let weights = case.tensors("weights");
     let path = case.path("weights.safetensors");
@@ -31,6 +38,7 @@ fn check_family(name: &str, hidden_states: usize) {
     let rules = family.rules(LANGUAGE_PREFIX, &config);
     let source = family.source(&config, weights.clone(), path).unwrap();
     let mut model = LanguageModel::from_source(config, source, Training::Trained).unwrap();
+    device.place(&mut model).unwrap();
     let ids = case.ids("ids");
     let outputs = case.tensors("outputs");
     let expected = |name: &str| outputs.get(name).unwrap().to_vec();
@@ -44,7 +52,7 @@ fn check_family(name: &str, hidden_states: usize) {
     });
     let worst = errors.fold(0.0, f32::max);
     let vocabulary = model.config().vocabulary;
-    check_padded(&case, &model, &ids, &expected("logits_left_padded"), vocabulary);
+    check_padded(case, &model, &ids, &expected("logits_left_padded"), vocabulary);
 
     // The same numbers whether blocks keep what they make or make it again.
     let mask = |i: usize| if (i + 1).is_multiple_of(LENGTH) { 0.0 } else { 1.0 };
@@ -64,7 +72,9 @@ fn check_family(name: &str, hidden_states: usize) {
         assert!(kept.is_none_or(|kept| kept == all), "recomputing changes no bit");
         kept = Some(all);
     }
-    eprintln!("{name}: logits {error:.1e}, hidden {worst:.1e}, gradients {worst_gradient:.1e}");
+    eprintln!(
+        "{name}, {device}: logits {error:.1e}, hidden {worst:.1e}, gradients {worst_gradient:.1e}"
+    );
 
     let prompt = vec![ids[..PROMPT].to_vec()];
     let mut generation = Generation::greedy(LENGTH - PROMPT, u32::MAX);

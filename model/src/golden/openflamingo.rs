@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Case, GRADIENT_TOLERANCE, compare, compare_named};
+use super::{Case, GRADIENT_TOLERANCE, compare, compare_named, values};
+use crate::device::Device;
 use crate::families::Family;
 use crate::flamingo::{Flamingo, FlamingoConfig, Towers};
 use crate::gated_xattn::CrossAttentionConfig;
@@ -40,32 +41,11 @@ const CASES: [(&str, &str, usize); 5] = [
 fn open_flamingo_on_every_language_model_is_a_configuration_of_ours() {
     for (name, layers, every) in CASES {
         let Some(case) = Case::open(&format!("openflamingo/{name}")) else { return };
-        let theirs = case.tensors("weights");
-        let (ours, rest) = openflamingo_names(theirs.clone());
-        let model = open(&case, every, ours.clone(), rest);
-        let outputs = case.tensors("outputs");
-        let expected = |name: &str| outputs.get(name).unwrap().to_vec();
-
-        let features = case.input("vision_x");
-        let latents = model.latents_of(&features, 1).unwrap();
-        compare("latents", latents.matrix.values(), &expected("resampled"));
-        let inputs = inputs(&case);
-        let logits = compare("logits", &model.logits(&inputs).unwrap(), &expected("logits"));
-        let (loss, mut grads) = model.step(&inputs, 1.0, Gradients::default()).unwrap();
-        compare("loss", &[loss], &expected("loss"));
-        let (expected_grads, others) = openflamingo_names(case.tensors("grads"));
-        let mut found = Tensors::default();
-        for p in model.params.iter() {
-            let grad = model.params.gradient(&mut grads, &p.name).unwrap().unwrap();
-            found.insert(&p.name, &p.shape, grad);
+        for device in Device::to_compare() {
+            check_model(&case, name, every, device);
         }
-        let (n, gradients) = compare_named(&expected_grads, &found);
-        assert_eq!((n, others.names().count()), (found.names().count(), 0));
-        assert!(gradients < GRADIENT_TOLERANCE);
-        eprintln!("OpenFlamingo, {name}: logits {logits:.1e}, {n} gradients {gradients:.1e}");
-
-        check_generation(&model, &inputs, &features, &expected("greedy"), &expected("beam3"));
-
+        let theirs = case.tensors("weights");
+        let (ours, _) = openflamingo_names(theirs.clone());
         let (back, lost) = openflamingo_export(ours, layers, every);
         assert_eq!(lost.names().count(), 0);
         for name in back.names() {
@@ -79,6 +59,34 @@ fn open_flamingo_on_every_language_model_is_a_configuration_of_ours() {
         let saved: Vec<&str> = saved.names().filter(|name| named(name)).collect();
         assert_eq!(saved, back.names().collect::<Vec<_>>());
     }
+}
+
+fn check_model(case: &Case, name: &str, every: usize, device: Device) {
+    let (ours, rest) = openflamingo_names(case.tensors("weights"));
+    let mut model = open(case, every, ours, rest);
+    device.place(&mut model).unwrap();
+    let outputs = case.tensors("outputs");
+    let expected = |name: &str| outputs.get(name).unwrap().to_vec();
+
+    let features = case.input("vision_x");
+    let latents = model.latents_of(&features, 1).unwrap();
+    compare("latents", &values(&latents.matrix), &expected("resampled"));
+    let inputs = inputs(case);
+    let logits = compare("logits", &model.logits(&inputs).unwrap(), &expected("logits"));
+    let (loss, mut grads) = model.step(&inputs, 1.0, Gradients::default()).unwrap();
+    compare("loss", &[loss], &expected("loss"));
+    let (expected_grads, others) = openflamingo_names(case.tensors("grads"));
+    let mut found = Tensors::default();
+    for p in model.params.iter() {
+        let grad = model.params.gradient(&mut grads, &p.name).unwrap().unwrap();
+        found.insert(&p.name, &p.shape, grad);
+    }
+    let (n, gradients) = compare_named(&expected_grads, &found);
+    assert_eq!((n, others.names().count()), (found.names().count(), 0));
+    assert!(gradients < GRADIENT_TOLERANCE);
+    eprintln!("OpenFlamingo, {name}, {device}: logits {logits:.1e}, {n} gradients {gradients:.1e}");
+
+    check_generation(&model, &inputs, &features, &expected("greedy"), &expected("beam3"));
 }
 
 fn open(case: &Case, every: usize, ours: Tensors, mut rest: Tensors) -> Flamingo {

@@ -13,14 +13,33 @@
 // Launches: forward and backward_q on grid (query tiles, heads), backward_kv on (key tiles, kv_heads),
 // delta on ceil(rows * heads / 8) blocks. Longer tiles are best listed first: blocks start in order.
 //
-// kernel                     tile              threads  dynamic shared bytes
-// attention_delta_*          -                 256      0
-// attention_forward_*        16 queries        256      0
-// attention_backward_q_*     16 queries        256      0
-// attention_backward_kv_*    16 keys           256      0
-// (tensor cores: see `Plan` below; all take query tiles of 128 rows)
+// kernel                  rows of a tile   threads   bytes of dynamic shared memory
+// attention_delta_*            -             256         0
+// attention_forward_*         16             256         0
+// attention_backward_q_*      16             256         0
+// attention_backward_kv_*     16 keys        256         0
+// attention_forward_tc32     128             128     20480
+//                     64     128             128     36864
+//                     80     128             128     45056
+//                     96     128             128     79872
+//                    128     128             128    104448
+// attention_backward_q_tc32  128             128     40960
+//                        64  128             128     73728
+//                        80  128             128     90112
+//                        96  128             128    106496
+//                       128  128             128    104448
+// attention_backward_kv_tc32 128 keys        128     21648
+//                         64 128 keys        128     38032
+//                         80  64 keys        128     46224
+//                         96  64 keys        128     54416
+//                        128  64 keys        128     70800
+//
+// Those with `tc` (tensor cores, bf16) want strides and first columns that are multiples of 8 values, and
+// addresses that are multiples of 16 bytes. `Plan` below has their numbers as formulas.
 #include "tensor_core.cuh"
 
+// Named, as the emulator takes all kernels as one file.
+namespace attention_tiles {
 namespace {
 
 constexpr float LOG2E = 1.4426950408889634f;
@@ -300,45 +319,63 @@ __device__ __forceinline__ void plain_delta(const T* grad_out, const T* out, flo
   const int row = static_cast<int>(unit / heads), head = static_cast<int>(unit % heads);
   const T* g = grad_out + static_cast<size_t>(row) * stride_g + head * size;
   const T* o = out + static_cast<size_t>(row) * stride_o + head * size;
+  const int lane = threadIdx.x % 32;
   float sum = 0.0f;
-  for (int d = threadIdx.x % 32; d < size; d += 32) sum += to_float(g[d]) * to_float(o[d]);
+  // The same for all rows and heads, so a warp takes one way.
+  constexpr int N = Pack<T>::n;
+  const bool wide = size % N == 0 && stride_g % N == 0 && stride_o % N == 0 &&
+                    (reinterpret_cast<size_t>(grad_out) | reinterpret_cast<size_t>(out)) % 16 == 0;
+  if (wide) {
+#pragma unroll 1
+    for (int d = lane * N; d < size; d += 32 * N) {
+      const Pack<T> a = Pack<T>::load(g + d), b = Pack<T>::load(o + d);
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum += a.v[i] * b.v[i];
+    }
+  } else {
+#pragma unroll 1
+    for (int d = lane; d < size; d += 32) sum += to_float(g[d]) * to_float(o[d]);
+  }
   sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) delta[static_cast<size_t>(head) * lse_rows + row] = sum;
+  if (lane == 0) delta[static_cast<size_t>(head) * lse_rows + row] = sum;
 }
 
 }  // namespace
+}  // namespace attention_tiles
 
-#define ATTENTION_PLAIN(T, suffix)                                                                               \
-  KERNEL __launch_bounds__(256) attention_delta_##suffix(const T* grad_out, const T* out, float* delta,          \
-                                                         int rows, int heads, int size, int stride_g,            \
-                                                         int stride_o, int lse_rows) {                           \
-    plain_delta(grad_out, out, delta, rows, heads, size, stride_g, stride_o, lse_rows);                          \
-  }                                                                                                              \
-  KERNEL __launch_bounds__(256) attention_forward_##suffix(                                                      \
-      const T* q, const T* k, const T* v, T* out, float* lse, const int* tiles, const float* slopes, int heads,  \
-      int kv_heads, int size, int q_stride, int kv_stride, int out_stride, int lse_rows, float scale) {          \
-    plain_forward(q, k, v, out, lse, tiles, slopes, heads, kv_heads, size, q_stride, kv_stride, out_stride,      \
-                  lse_rows, scale);                                                                              \
-  }                                                                                                              \
-  KERNEL __launch_bounds__(256) attention_backward_q_##suffix(                                                   \
-      const T* q, const T* k, const T* v, const T* grad_out, const float* lse, const float* delta, T* grad_q,    \
-      const int* tiles, const float* slopes, int heads, int kv_heads, int size, int q_stride, int kv_stride,     \
-      int out_stride, int grad_q_stride, int lse_rows, float scale) {                                            \
-    plain_backward_q(q, k, v, grad_out, lse, delta, grad_q, tiles, slopes, heads, kv_heads, size, q_stride,      \
-                     kv_stride, out_stride, grad_q_stride, lse_rows, scale);                                     \
-  }                                                                                                              \
-  KERNEL __launch_bounds__(256) attention_backward_kv_##suffix(                                                  \
-      const T* q, const T* k, const T* v, const T* grad_out, const float* lse, const float* delta, T* grad_k,    \
-      T* grad_v, const int* key_tiles, const int* spans, const float* slopes, int heads, int kv_heads, int size, \
-      int q_stride, int kv_stride, int out_stride, int grad_kv_stride, int lse_rows, float scale) {              \
-    plain_backward_kv(q, k, v, grad_out, lse, delta, grad_k, grad_v, key_tiles, spans, slopes, heads, kv_heads,  \
-                      size, q_stride, kv_stride, out_stride, grad_kv_stride, lse_rows, scale);                   \
-  }                                                                                                              \
-  REGISTER(attention_delta_##suffix)                                                                             \
-  REGISTER(attention_forward_##suffix)                                                                           \
-  REGISTER(attention_backward_q_##suffix)                                                                        \
+#define ATTENTION_PLAIN(T, suffix)                                                                                  \
+  KERNEL __launch_bounds__(256, 2) attention_delta_##suffix(                                                        \
+      const T* grad_out, const T* out, float* delta, int rows, int heads, int size, int stride_g, int stride_o,     \
+      int lse_rows) {                                                                                               \
+    attention_tiles::plain_delta(grad_out, out, delta, rows, heads, size, stride_g, stride_o, lse_rows);            \
+  }                                                                                                                 \
+  KERNEL __launch_bounds__(256, 2) attention_forward_##suffix(                                                      \
+      const T* q, const T* k, const T* v, T* out, float* lse, const int* tiles, const float* slopes, int heads,     \
+      int kv_heads, int size, int q_stride, int kv_stride, int out_stride, int lse_rows, float scale) {             \
+    attention_tiles::plain_forward(q, k, v, out, lse, tiles, slopes, heads, kv_heads, size, q_stride, kv_stride,    \
+                                   out_stride, lse_rows, scale);                                                    \
+  }                                                                                                                 \
+  KERNEL __launch_bounds__(256, 2) attention_backward_q_##suffix(                                                   \
+      const T* q, const T* k, const T* v, const T* grad_out, const float* lse, const float* delta, T* grad_q,       \
+      const int* tiles, const float* slopes, int heads, int kv_heads, int size, int q_stride, int kv_stride,        \
+      int out_stride, int grad_q_stride, int lse_rows, float scale) {                                               \
+    attention_tiles::plain_backward_q(q, k, v, grad_out, lse, delta, grad_q, tiles, slopes, heads, kv_heads, size,  \
+                                      q_stride, kv_stride, out_stride, grad_q_stride, lse_rows, scale);             \
+  }                                                                                                                 \
+  KERNEL __launch_bounds__(256, 2) attention_backward_kv_##suffix(                                                  \
+      const T* q, const T* k, const T* v, const T* grad_out, const float* lse, const float* delta, T* grad_k,       \
+      T* grad_v, const int* key_tiles, const int* spans, const float* slopes, int heads, int kv_heads, int size,    \
+      int q_stride, int kv_stride, int out_stride, int grad_kv_stride, int lse_rows, float scale) {                 \
+    attention_tiles::plain_backward_kv(q, k, v, grad_out, lse, delta, grad_k, grad_v, key_tiles, spans, slopes,     \
+                                       heads, kv_heads, size, q_stride, kv_stride, out_stride, grad_kv_stride,      \
+                                       lse_rows, scale);                                                            \
+  }                                                                                                                 \
+  REGISTER(attention_delta_##suffix)                                                                                \
+  REGISTER(attention_forward_##suffix)                                                                              \
+  REGISTER(attention_backward_q_##suffix)                                                                           \
   REGISTER(attention_backward_kv_##suffix)
 
+namespace attention_tiles {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------
@@ -364,7 +401,7 @@ struct Plan {
   static constexpr int F_TILES = 2;
   static constexpr int F_THREADS = QUERIES / (16 * F_TILES) * 32;
   // Larger heads leave no registers for the queries: they are read from shared memory each step.
-  static constexpr bool F_HOLD = SIZE <= 96;
+  static constexpr bool F_HOLD = SIZE <= 80;
   static constexpr int F_BYTES = 2 * PITCH * (4 * STEP + (F_HOLD ? 0 : QUERIES));
 
   // Gradient of queries: 4 warps of 32 rows.
@@ -604,16 +641,12 @@ __device__ __forceinline__ void forward_tc(const bf16* q, const bf16* k, const b
   const int* tile = tiles + 8 * blockIdx.x;
   const int q_first = tile[0], q_count = tile[1], k_first = tile[2], k_count = tile[3], seen = tile[4];
   const int head = blockIdx.y, kv_column = head * kv_heads / heads * SIZE;
-  const float slope = slopes ? slopes[head] / scale : 0.0f;
+  const float slope = slopes ? __fdividef(slopes[head], scale) : 0.0f;
   const float scale2 = scale * LOG2E;
   q += static_cast<size_t>(q_first) * q_stride + head * SIZE;
   k += static_cast<size_t>(k_first) * kv_stride + kv_column;
   v += static_cast<size_t>(k_first) * kv_stride + kv_column;
   const int end = min(k_count, seen + q_count - 1);
-  // Queries of this warp, and of this lane.
-  const int warp_row = threadIdx.x / 32 * (16 * TILES);
-  const int row = warp_row + threadIdx.x % 32 / 4;
-  const int pair = threadIdx.x % 4 * 2;
 
   load_rows<SIZE, P::QUERIES, BLOCK>(queries, q, q_stride, q_count);
   load_rows<SIZE, STEP, BLOCK>(stages, k, kv_stride, end);
@@ -625,7 +658,7 @@ __device__ __forceinline__ void forward_tc(const bf16* q, const bf16* k, const b
     __syncthreads();
   }
   Left<SIZE, TILES, P::F_HOLD> left;
-  left.start(queries + warp_row * PITCH);
+  left.start(queries + threadIdx.x / 32 * (16 * TILES) * PITCH);
 
   float sums[TILES][SIZE / 8][4] = {};
   float base[TILES][2], total[TILES][2];
@@ -646,6 +679,9 @@ __device__ __forceinline__ void forward_tc(const bf16* q, const bf16* k, const b
       load_rows<SIZE, STEP, BLOCK>(to + STEP * PITCH, v + next, kv_stride, end - first - STEP);
       cp_async_commit();
     }
+    const unsigned thread = thread_anew();
+    // Queries of this warp, and of this lane; the lane's first key.
+    const int warp_row = thread / 32 * (16 * TILES), row = warp_row + thread % 32 / 4, pair = thread % 4 * 2;
     // No query of this warp sees a key of this step.
     if (first >= seen + warp_row + 16 * TILES - 1) continue;
 
@@ -734,7 +770,8 @@ __device__ __forceinline__ void forward_tc(const bf16* q, const bf16* k, const b
     multiply_along<SIZE, TILES, STEP>(sums, s, keys + STEP * PITCH);
   }
 
-  const unsigned thread = thread_anew();
+  const unsigned thread = thread_anew(), block = block_y_anew();
+  tile = tiles + 8 * block_x_anew();
 #pragma unroll
   for (int m = 0; m < TILES; ++m) {
 #pragma unroll
@@ -743,11 +780,11 @@ __device__ __forceinline__ void forward_tc(const bf16* q, const bf16* k, const b
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       const int here = thread / 32 * (16 * TILES) + thread % 32 / 4 + m * 16 + half * 8;
-      const bool wanted = here < q_count;
-      store_row<SIZE>(out + static_cast<size_t>(q_first + here) * out_stride + head * SIZE, sums[m], half,
+      const bool wanted = here < tile[1];
+      store_row<SIZE>(out + static_cast<size_t>(tile[0] + here) * out_stride + block * SIZE, sums[m], half,
                       sum > 0.0f ? 1.0f / sum : 0.0f, wanted);
       if (wanted && thread % 4 == 0)
-        lse[static_cast<size_t>(head) * lse_rows + q_first + here] = (base[m][half] + log2f(sum)) * LN2;
+        lse[static_cast<size_t>(block) * lse_rows + tile[0] + here] = (base[m][half] + log2f(sum)) * LN2;
     }
   }
 }
@@ -1081,33 +1118,34 @@ __device__ __forceinline__ void backward_kv_tc(const bf16* q, const bf16* k, con
 }
 
 }  // namespace
+}  // namespace attention_tiles
 
 // `size` is there so that all kernels take the same arguments.
-#define ATTENTION_TC(SIZE)                                                                                       \
-  KERNEL __launch_bounds__(Plan<SIZE>::F_THREADS, 2) attention_forward_tc##SIZE(                                 \
-      const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, const int* tiles, const float* slopes, \
-      int heads, int kv_heads, int size, int q_stride, int kv_stride, int out_stride, int lse_rows,              \
-      float scale) {                                                                                             \
-    forward_tc<SIZE>(q, k, v, out, lse, tiles, slopes, heads, kv_heads, q_stride, kv_stride, out_stride,         \
-                     lse_rows, scale);                                                                           \
-  }                                                                                                              \
-  KERNEL __launch_bounds__(Plan<SIZE>::Q_THREADS, 2) attention_backward_q_tc##SIZE(           \
-      const bf16* q, const bf16* k, const bf16* v, const bf16* grad_out, const float* lse, const float* delta,   \
-      bf16* grad_q, const int* tiles, const float* slopes, int heads, int kv_heads, int size, int q_stride,      \
-      int kv_stride, int out_stride, int grad_q_stride, int lse_rows, float scale) {                             \
-    backward_q_tc<SIZE>(q, k, v, grad_out, lse, delta, grad_q, tiles, slopes, heads, kv_heads, q_stride,         \
-                        kv_stride, out_stride, grad_q_stride, lse_rows, scale);                                  \
-  }                                                                                                              \
-  KERNEL __launch_bounds__(Plan<SIZE>::KV_THREADS, 2) attention_backward_kv_tc##SIZE(                            \
-      const bf16* q, const bf16* k, const bf16* v, const bf16* grad_out, const float* lse, const float* delta,   \
-      bf16* grad_k, bf16* grad_v, const int* key_tiles, const int* spans, const float* slopes, int heads,        \
-      int kv_heads, int size, int q_stride, int kv_stride, int out_stride, int grad_kv_stride, int lse_rows,     \
-      float scale) {                                                                                             \
-    backward_kv_tc<SIZE>(q, k, v, grad_out, lse, delta, grad_k, grad_v, key_tiles, spans, slopes, heads,         \
-                         kv_heads, q_stride, kv_stride, out_stride, grad_kv_stride, lse_rows, scale);            \
-  }                                                                                                              \
-  REGISTER(attention_forward_tc##SIZE)                                                                           \
-  REGISTER(attention_backward_q_tc##SIZE)                                                                        \
+#define ATTENTION_TC(SIZE)                                                                                          \
+  KERNEL __launch_bounds__(attention_tiles::Plan<SIZE>::F_THREADS, 2) attention_forward_tc##SIZE(                   \
+      const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, const int* tiles, const float* slopes,    \
+      int heads, int kv_heads, int size, int q_stride, int kv_stride, int out_stride, int lse_rows, float scale) {  \
+    attention_tiles::forward_tc<SIZE>(q, k, v, out, lse, tiles, slopes, heads, kv_heads, q_stride, kv_stride,       \
+                                      out_stride, lse_rows, scale);                                                 \
+  }                                                                                                                 \
+  KERNEL __launch_bounds__(attention_tiles::Plan<SIZE>::Q_THREADS, 2) attention_backward_q_tc##SIZE(                \
+      const bf16* q, const bf16* k, const bf16* v, const bf16* grad_out, const float* lse, const float* delta,      \
+      bf16* grad_q, const int* tiles, const float* slopes, int heads, int kv_heads, int size, int q_stride,         \
+      int kv_stride, int out_stride, int grad_q_stride, int lse_rows, float scale) {                                \
+    attention_tiles::backward_q_tc<SIZE>(q, k, v, grad_out, lse, delta, grad_q, tiles, slopes, heads, kv_heads,     \
+                                         q_stride, kv_stride, out_stride, grad_q_stride, lse_rows, scale);          \
+  }                                                                                                                 \
+  KERNEL __launch_bounds__(attention_tiles::Plan<SIZE>::KV_THREADS, 2) attention_backward_kv_tc##SIZE(              \
+      const bf16* q, const bf16* k, const bf16* v, const bf16* grad_out, const float* lse, const float* delta,      \
+      bf16* grad_k, bf16* grad_v, const int* key_tiles, const int* spans, const float* slopes, int heads,           \
+      int kv_heads, int size, int q_stride, int kv_stride, int out_stride, int grad_kv_stride, int lse_rows,        \
+      float scale) {                                                                                                \
+    attention_tiles::backward_kv_tc<SIZE>(q, k, v, grad_out, lse, delta, grad_k, grad_v, key_tiles, spans, slopes,  \
+                                          heads, kv_heads, q_stride, kv_stride, out_stride, grad_kv_stride,         \
+                                          lse_rows, scale);                                                         \
+  }                                                                                                                 \
+  REGISTER(attention_forward_tc##SIZE)                                                                              \
+  REGISTER(attention_backward_q_tc##SIZE)                                                                           \
   REGISTER(attention_backward_kv_tc##SIZE)
 
 ATTENTION_PLAIN(float, f32)

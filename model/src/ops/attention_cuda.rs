@@ -93,17 +93,18 @@ impl Variant {
         const QUERIES: usize = 128;
         const STEP: usize = 64;
         let row = 2 * (size + 8);
-        let held = size <= 96;
-        let narrow = size <= 64;
+        // Where queries stay in registers; where keys go by in whole steps.
+        let held = size <= 80;
+        let whole = size <= 96;
         Self {
             names,
             queries: QUERIES,
-            keys: if narrow { 128 } else { 64 },
-            threads: [128, if narrow { 128 } else { 256 }, 128],
+            keys: if size <= 64 { 128 } else { 64 },
+            threads: [128; 3],
             shared: [
                 row * (4 * STEP + if held { 0 } else { QUERIES }),
-                row * (4 * STEP + 2 * QUERIES),
-                row * 4 * STEP + 2 * (2 * STEP * 4 + 16),
+                row * (4 * if whole { STEP } else { STEP / 2 } + 2 * QUERIES),
+                row * 4 * STEP + 2 * (2 * STEP * 4) + 4 * 32 + 16,
             ],
         }
     }
@@ -317,6 +318,11 @@ fn key_tiles(runs: &[Run], causal: bool, rows: usize, at_once: usize) -> (Vec<i3
             }
         }
     }
+    // Blocks start in this order: those with most to do first.
+    tiles.sort_by_key(|tile| {
+        let work = |span: &[usize; 5]| (span[1] + span[2]).saturating_sub(span[3]).min(span[1]);
+        std::cmp::Reverse(spans[tile[2]..tile[2] + tile[3]].iter().map(work).sum::<usize>())
+    });
     if spans.is_empty() {
         spans.push([0; 5]);
     }
@@ -496,4 +502,105 @@ pub(super) fn continue_attention(
         first += count;
     }
     Ok(Matrix::on_gpu(Arc::new(out), width, false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient_check::{gpu_equals_cpu, gpus, pseudo_random};
+    use crate::ops::{attention, media_attention, self_attention};
+
+    /// Sizes of heads that have kernels of their own, and one that has not.
+    const SIZES: [usize; 6] = [32, 64, 80, 96, 128, 40];
+
+    #[test]
+    fn every_size_of_heads_equals_the_processor() {
+        for gpu in gpus() {
+            for size in SIZES {
+                for (visible, length, heads) in [
+                    (Visible::All, 70, Heads { queries: 2, keys: 2, size }),
+                    (Visible::Causal, 150, Heads { queries: 2, keys: 1, size }),
+                    (Visible::sloped(2), 140, Heads { queries: 2, keys: 2, size }),
+                ] {
+                    let qkv = (pseudo_random(2 * length * heads.row_width(), 1), heads.row_width());
+                    gpu_equals_cpu(
+                        gpu,
+                        &[qkv],
+                        &[],
+                        &|t, x, _| {
+                            self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                        },
+                        &|t, x, _| {
+                            self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn queries_of_another_sequence_and_of_media_equal_the_processor() {
+        let shape = AttentionShape { queries: 20, keys: 90, heads: 2 };
+        // Rows without images, an image that two runs see, and a run that sees two images.
+        let images = (0..130).map(|row| match row {
+            0..10 => 0..0,
+            10..60 => 0..1,
+            60..90 => 1..3,
+            90..110 => 3..3,
+            _ => 0..1,
+        });
+        let reads = Arc::new(MediaReads::new(images, 24));
+        for gpu in gpus() {
+            for size in [64, 40] {
+                let x = |rows: usize, seed| (pseudo_random(rows * 2 * size, seed), 2 * size);
+                gpu_equals_cpu(
+                    gpu,
+                    &[x(60, 1), x(270, 2), x(270, 3)],
+                    &[],
+                    &|t, x, _| {
+                        let q = x[0].clone().with(t);
+                        attention(q, x[1].clone(), x[2].clone(), shape, &Visible::All).unwrap()
+                    },
+                    &|t, x, _| {
+                        let q = x[0].clone().with(t);
+                        attention(q, x[1].clone(), x[2].clone(), shape, &Visible::All).unwrap()
+                    },
+                );
+                gpu_equals_cpu(
+                    gpu,
+                    &[x(130, 1), x(96, 2), x(96, 3)],
+                    &[],
+                    &|t, x, _| {
+                        let q = x[0].clone().with(t);
+                        media_attention(q, x[1].clone(), x[2].clone(), &reads, 2).unwrap()
+                    },
+                    &|t, x, _| {
+                        let q = x[0].clone().with(t);
+                        media_attention(q, x[1].clone(), x[2].clone(), &reads, 2).unwrap()
+                    },
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_of_keys_lie_within_the_keys_of_every_run_that_sees_them() {
+        let runs = [
+            Run { queries: 0..5, keys: 0..3 },
+            Run { queries: 5..9, keys: 3..9 },
+            Run { queries: 9..12, keys: 0..9 },
+        ];
+        let (tiles, spans) = key_tiles(&runs, false, 12, 4);
+        let mut seen = vec![0; 12];
+        for tile in tiles.chunks(TILE) {
+            for span in spans[tile[2] as usize * TILE..].chunks(TILE).take(tile[3] as usize) {
+                let run = runs.iter().find(|run| run.queries.start == span[0] as usize).unwrap();
+                assert_eq!(run.keys.start as i32 + span[3], tile[0]);
+                assert!((tile[0] + tile[1]) as usize <= run.keys.end);
+            }
+            seen[tile[0] as usize..(tile[0] + tile[1]) as usize].fill(tile[3]);
+        }
+        assert_eq!(seen, [2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 0]);
+    }
 }

@@ -17,6 +17,8 @@ use super::norm::moments;
 use super::wide::{dot, sum_by, wide};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
+#[cfg(feature = "cuda")]
+use crate::tensor::{to_gpu, to_host};
 
 /// Height and width of an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,6 +235,14 @@ pub(crate) fn convolve<T: Record>(
     bias: &Weight,
     shape: Convolution,
 ) -> Result<Matrix<T>, DeviceError> {
+    // Not on GPUs: what is there comes home.
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = x.array().map(|array| array.gpu()) {
+        let (x, tape) = x.split();
+        let (kernel, tape) = to_host(kernel.with(tape))?.split();
+        let out = convolve(to_host(x.with(tape))?, kernel, bias, shape)?;
+        return to_gpu(out, gpu);
+    }
     let (x, tape) = x.split();
     let out = shape.forward(&x, &kernel, &bias.values());
     let bias = bias.clone();

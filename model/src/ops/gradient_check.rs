@@ -141,7 +141,7 @@ pub(crate) fn relative_error(a: &[f32], b: &[f32]) -> f64 {
 /// Compares values and all gradients of an operation on a GPU with those on the processor, which are checked
 /// by central differences.
 #[cfg(feature = "cuda")]
-fn gpu_equals_cpu(
+pub(crate) fn gpu_equals_cpu(
     gpu: &'static Gpu,
     inputs: &[(Vec<f32>, usize)],
     params: &[Vec<f32>],

@@ -19,6 +19,8 @@ mod attention;
 mod attention_cuda;
 #[cfg(feature = "ops-bench")]
 pub mod benches;
+#[cfg(all(feature = "cuda", feature = "ops-bench"))]
+pub mod benches_cuda;
 mod contrastive_loss;
 mod convolution;
 mod cross_entropy;

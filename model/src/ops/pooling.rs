@@ -6,6 +6,8 @@ use super::convolution::Grid;
 use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, record};
+#[cfg(feature = "cuda")]
+use crate::tensor::{to_gpu, to_host};
 
 /// Height and width of what is averaged, and the step to the next.
 const SIDE: usize = 2;
@@ -16,6 +18,11 @@ const SIDE: usize = 2;
 /// # Errors
 /// When the device fails.
 pub(crate) fn halve<T: Record>(x: Matrix<T>, grid: Grid) -> Result<Matrix<T>, DeviceError> {
+    // Not on GPUs: what is there comes home.
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = x.array().map(|array| array.gpu()) {
+        return to_gpu(halve(to_host(x)?, grid)?, gpu);
+    }
     let (x, tape) = x.split();
     let (width, small) = (x.width(), grid.strided(SIDE));
     let mut out = Buffer::zeroed(x.rows() / grid.n_pixels() * small.n_pixels() * width);

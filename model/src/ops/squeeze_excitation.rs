@@ -11,6 +11,8 @@ use super::wide::{sigmoid, wide};
 use super::{add_to, rows_per_chunk};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
+#[cfg(feature = "cuda")]
+use crate::tensor::{to_gpu, to_host};
 
 /// The weights, and what multiplies the result.
 #[derive(Debug, Clone)]
@@ -50,6 +52,14 @@ pub(crate) fn squeeze_excite_onto<T: Record>(
     n_pixels: usize,
     weights: SqueezeExcitation,
 ) -> Result<Matrix<T>, DeviceError> {
+    // Not on GPUs: what is there comes home.
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = x.array().map(|array| array.gpu()) {
+        let (x, tape) = x.split();
+        let (residual, tape) = to_host(residual.with(tape))?.split();
+        let out = squeeze_excite_onto(to_host(x.with(tape))?, residual, n_pixels, weights)?;
+        return to_gpu(out, gpu);
+    }
     let (x, tape) = x.split();
     let width = x.width();
     let gates = weights.gates(&x, n_pixels);
