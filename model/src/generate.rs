@@ -247,8 +247,14 @@ impl Reader<'_> {
         finite.then_some(all).ok_or(ModelError::NotFinite { what: "logits" })
     }
 
+    /// The likeliest token after each row of `hidden`.
+    ///
+    /// # Errors
+    /// When a logit is not finite.
     fn likeliest(&self, hidden: &Matrix) -> Result<Vec<u32>, ModelError> {
-        self.each_row(hidden, |_, logits| likeliest(logits))
+        let all = ops::likeliest_tokens(hidden, &self.head())?;
+        let all: Option<Vec<u32>> = all.into_iter().collect();
+        all.ok_or(ModelError::NotFinite { what: "logits" })
     }
 
     /// Writes after every prompt, whose `sequences` are empty so far. `first` is the number of the
@@ -269,35 +275,35 @@ impl Reader<'_> {
                 let search = BeamSearch::new(beams, length_penalty, generation.stop);
                 self.write_beams(sequences, hidden, &search, generation.tokens_max)
             }
-            Search::Greedy => {
-                self.write_one_by_one(sequences, hidden, generation, |_, _, logits| {
-                    likeliest(logits)
-                })
-            }
+            Search::Greedy => self.write_one_by_one(sequences, hidden, generation, |hidden, _| {
+                self.likeliest(hidden)
+            }),
             Search::Sample { temperature, top_k, top_p, seed } => {
-                self.write_one_by_one(sequences, hidden, generation, |who, at, logits| {
-                    let key = seed ^ ((first + who) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                    draw(logits, temperature, top_k, top_p, uniform(key, at as u64))
+                self.write_one_by_one(sequences, hidden, generation, |hidden, who| {
+                    self.each_row(hidden, |row, logits| {
+                        let (who, at) = who[row];
+                        let key = seed ^ ((first + who) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                        draw(logits, temperature, top_k, top_p, uniform(key, at as u64))
+                    })
                 })
             }
         }
     }
 
-    /// `choose(prompt, token's number, logits)` gives the next token.
+    /// `choose(states, who)` gives the next token after each row of states, of which `who` has the number of
+    /// the prompt and that of the token.
     fn write_one_by_one(
         &self,
         mut sequences: Vec<Sequence>,
         mut hidden: Matrix,
         generation: &Generation,
-        choose: impl Fn(usize, usize, &[f32]) -> u32,
+        choose: impl Fn(&Matrix, &[(usize, usize)]) -> Result<Vec<u32>, ModelError>,
     ) -> Result<Vec<Vec<u32>>, ModelError> {
         let mut written: Vec<Vec<u32>> = vec![Vec::new(); sequences.len()];
         let mut going: Vec<usize> = (0..sequences.len()).collect();
         loop {
-            let tokens = self.each_row(&hidden, |row, logits| {
-                let who = going[row];
-                choose(who, written[who].len(), logits)
-            })?;
+            let who: Vec<_> = going.iter().map(|who| (*who, written[*who].len())).collect();
+            let tokens = choose(&hidden, &who)?;
             let mut next = Vec::with_capacity(going.len());
             for (who, token) in going.iter().zip(tokens) {
                 if token == generation.stop {
@@ -356,17 +362,6 @@ impl Reader<'_> {
         }
         Ok(all.into_iter().map(|(search, _)| search.finish()).collect())
     }
-}
-
-/// The likeliest token, the first among equals.
-fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
 }
 
 /// Logarithms of the probabilities, in nats.

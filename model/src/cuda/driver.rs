@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{result, sys};
 
+use rayon::prelude::*;
+
 use super::{Arg, CudaError, Factor, Grid, Kind, Product};
 
 /// All kernels, for every kind of GPU that the build knows: one image for each source file.
@@ -16,6 +18,10 @@ static KERNELS: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Bytes that products may use while they run: what the library's documentation asks for on these GPUs.
 const WORKSPACE: usize = 64 << 20;
+/// Bytes of a pinned buffer.
+const STAGE: usize = 16 << 20;
+/// So many bytes are worth the way through pinned buffers.
+const STAGED_FROM: usize = 1 << 20;
 /// Bytes of shared memory that every kernel may have; for more the driver wants to be told.
 const SHARED_PLAIN: usize = 48 << 10;
 
@@ -30,6 +36,24 @@ pub(super) struct Driver {
     products: lt_sys::cublasLtHandle_t,
     workspace: u64,
     plans: Mutex<HashMap<Shape, Plan>>,
+    stages: Mutex<Vec<Stage>>,
+}
+
+/// A pinned buffer, and the event that says that it may be filled again.
+struct Stage {
+    buffer: *mut c_void,
+    sent: sys::CUevent,
+}
+
+impl Stage {
+    fn new() -> Result<Self, CudaError> {
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let sent = result::event::create(flags).map_err(driver_error("cuEventCreate"))?;
+        // SAFETY: asks for memory, which is kept as long as the program runs.
+        let buffer =
+            unsafe { result::malloc_host(STAGE, 0) }.map_err(driver_error("cuMemHostAlloc"))?;
+        Ok(Self { buffer, sent })
+    }
 }
 
 // SAFETY: the driver's handles may be used by any thread whose context is set, which `bind` does.
@@ -136,6 +160,7 @@ impl Driver {
                 products,
                 workspace,
                 plans: Mutex::default(),
+                stages: Mutex::default(),
             })
         }
     }
@@ -191,11 +216,38 @@ impl Driver {
             .map_err(driver_error("cuMemcpyDtoDAsync"))
     }
 
+    /// Sends bytes. Large ones go through two pinned buffers in turn: one is filled while the other is on its
+    /// way, and the call returns while the last is.
     pub(super) fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError> {
         self.bind()?;
-        // SAFETY: within an array; from pageable memory the call returns once the bytes have been read.
-        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
-            .map_err(driver_error("cuMemcpyHtoDAsync"))
+        if bytes.len() < STAGED_FROM {
+            // SAFETY: within an array; from pageable memory the call returns once the bytes have been read.
+            return unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
+                .map_err(driver_error("cuMemcpyHtoDAsync"));
+        }
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        if stages.is_empty() {
+            *stages = vec![Stage::new()?, Stage::new()?];
+        }
+        for (i, part) in bytes.chunks(STAGE).enumerate() {
+            let stage = &stages[i % 2];
+            // SAFETY: the buffer is as long as a part, and nothing reads it once its event has come.
+            unsafe {
+                result::event::synchronize(stage.sent)
+                    .map_err(driver_error("cuEventSynchronize"))?;
+                let room = std::slice::from_raw_parts_mut(stage.buffer.cast::<u8>(), part.len());
+                let each = part.len().div_ceil(rayon::current_num_threads()).max(1 << 20);
+                room.par_chunks_mut(each)
+                    .zip(part.par_chunks(each))
+                    .for_each(|(room, part)| room.copy_from_slice(part));
+                let to = address + (i * STAGE) as u64;
+                result::memcpy_htod_async(to, room, self.stream)
+                    .map_err(driver_error("cuMemcpyHtoDAsync"))?;
+                result::event::record(stage.sent, self.stream)
+                    .map_err(driver_error("cuEventRecord"))?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn download(&self, bytes: &mut [u8], address: u64) -> Result<(), CudaError> {

@@ -278,6 +278,11 @@ impl Gpu {
         Ok(bytemuck::pod_collect_to_vec(&self.download_bytes(array)?))
     }
 
+    /// As [`Gpu::download`], of whole numbers.
+    pub(crate) fn download_i32(&self, array: &Array) -> Result<Vec<i32>, CudaError> {
+        Ok(bytemuck::pod_collect_to_vec(&self.download_bytes(array)?))
+    }
+
     fn download_bytes(&self, array: &Array) -> Result<Vec<u8>, CudaError> {
         let mut bytes = vec![0_u8; array.len() * array.kind().size()];
         if !bytes.is_empty() {
@@ -354,6 +359,13 @@ impl Gpu {
         let made = Arc::new(self.upload_i32(&make())?);
         kept.insert(key, Arc::clone(&made));
         Ok(made)
+    }
+
+    /// Values that never change, as f32: sent once.
+    pub(crate) fn constant(&'static self, values: &Arc<[f32]>) -> Result<Arc<Array>, CudaError> {
+        let bits = values.iter().map(|value| value.to_bits());
+        let key = [usize::MAX - 1].into_iter().chain(bits.clone().map(|bits| bits as usize));
+        self.kept(key.collect(), || bits.map(|bits| bits as i32).collect())
     }
 
     /// Runs a kernel, named by [`kernel!`].

@@ -116,7 +116,7 @@ struct Attention {
     heads: Heads,
     variant: Variant,
     causal: bool,
-    slopes: Option<Array>,
+    slopes: Option<Arc<Array>>,
     /// What the tables are made of.
     runs: Arc<Vec<Run>>,
     query_rows: usize,
@@ -133,17 +133,44 @@ impl Attention {
         (query_rows, key_rows): (usize, usize),
         strides: &[usize],
     ) -> Result<Self, CudaError> {
+        let mut new = Self::bare(gpu, heads, visible, runs, (query_rows, key_rows), strides)?;
+        let (queries, causal) = (new.variant.queries, new.causal);
+        new.tiles = gpu
+            .kept(key(0, queries, causal, &new.runs), || query_tiles(&new.runs, causal, queries))?;
+        Ok(new)
+    }
+
+    /// One that is launched forward, and whose tables serve it alone.
+    fn once(
+        gpu: &'static Gpu,
+        heads: Heads,
+        visible: &Visible,
+        runs: Vec<Run>,
+        query_rows: usize,
+        strides: &[usize],
+    ) -> Result<Self, CudaError> {
+        let mut new = Self::bare(gpu, heads, visible, runs, (query_rows, 0), strides)?;
+        let tiles = query_tiles(&new.runs, new.causal, new.variant.queries);
+        new.tiles = Arc::new(gpu.upload_i32(&tiles)?);
+        Ok(new)
+    }
+
+    fn bare(
+        gpu: &'static Gpu,
+        heads: Heads,
+        visible: &Visible,
+        runs: Vec<Run>,
+        (query_rows, key_rows): (usize, usize),
+        strides: &[usize],
+    ) -> Result<Self, CudaError> {
         let fit = strides.iter().all(|stride| stride.is_multiple_of(8));
         let variant = Variant::of(gpu.kind(), heads.size, fit);
         let causal = !matches!(visible, Visible::All);
         let slopes = match visible {
-            Visible::CausalSloped(slopes) => Some(gpu.upload_as(slopes, Kind::F32)?),
+            Visible::CausalSloped(slopes) => Some(gpu.constant(slopes)?),
             Visible::All | Visible::Causal => None,
         };
-        let tiles = gpu.kept(key(0, variant.queries, causal, &runs), || {
-            query_tiles(&runs, causal, variant.queries)
-        })?;
-        let runs = Arc::new(runs);
+        let (runs, tiles) = (Arc::new(runs), gpu.nothing());
         Ok(Self { gpu, heads, variant, causal, slopes, runs, query_rows, key_rows, tiles })
     }
 
@@ -178,7 +205,7 @@ impl Attention {
             out.into(),
             (&lse).into(),
             (&self.tiles).into(),
-            self.slopes.as_ref().into(),
+            self.slopes.as_deref().into(),
             queries.into(),
             keys.into(),
             size.into(),
@@ -224,7 +251,7 @@ impl Attention {
             (&delta).into(),
         ];
         let sizes = [
-            self.slopes.as_ref().into(),
+            self.slopes.as_deref().into(),
             queries.into(),
             keys.into(),
             size.into(),
@@ -433,47 +460,39 @@ fn across<T: Record>(
     })
 }
 
-/// Keys and values so far, in room that grows.
+/// Keys and values so far, in room that grows. The room begins at a multiple of a row's bytes, so that rows of
+/// several sequences have numbers in one count.
 #[derive(Debug, Clone, Default)]
 pub(super) struct DevicePast {
-    rows: Option<Arc<Array>>,
+    room: Option<Arc<Array>>,
+    /// Values before the first row.
+    start: usize,
+    /// Rows.
     n: usize,
 }
 
 impl DevicePast {
-    /// Adds the columns from `column` on of `count` rows of `new`, beginning at `first`.
-    fn append(
-        &mut self,
-        new: &Array,
-        stride: usize,
-        column: usize,
-        first: usize,
-        count: usize,
-    ) -> Result<(), CudaError> {
+    /// Makes room of its own for `count` more rows of `width` values.
+    fn reserve(&mut self, gpu: &'static Gpu, count: usize, width: usize) -> Result<(), CudaError> {
         const ROOM_MIN: usize = 64;
-        let (gpu, width) = (new.gpu(), stride - column);
         let needed = (self.n + count) * width;
-        let room = self.rows.as_ref().map_or(0, |rows| rows.len());
+        let fits = self.room.as_ref().is_some_and(|room| self.start + needed <= room.len());
         // Rows that another sequence shares are copied before either adds to them.
-        let own = self.rows.as_mut().is_some_and(|rows| Arc::get_mut(rows).is_some());
-        if room < needed || !own {
-            let larger = gpu.unset((2 * needed).max(ROOM_MIN * width), gpu.kind())?;
-            if let Some(rows) = &self.rows {
-                gpu.put_part(&larger, 0, &rows.part(0, self.n * width))?;
-            }
-            self.rows = Some(Arc::new(larger));
+        if fits && self.room.as_mut().is_some_and(|room| Arc::get_mut(room).is_some()) {
+            return Ok(());
         }
-        let rows = self.rows.as_ref().expect("room was made");
-        let args = [
-            Arg::Pointer(new.at(first * stride)),
-            Arg::Pointer(rows.at(self.n * width)),
-            stride.into(),
-            column.into(),
-            width.into(),
-        ];
-        gpu.launch(kernel!("take_columns", gpu.kind()), Grid::rows(count, width), &args)?;
-        self.n += count;
+        let larger = gpu.unset((2 * needed).max(ROOM_MIN * width) + width, gpu.kind())?;
+        let start = width - larger.address() as usize / gpu.kind().size() % width;
+        if let Some(room) = &self.room {
+            gpu.put_part(&larger, start, &room.part(self.start, self.n * width))?;
+        }
+        (self.room, self.start) = (Some(Arc::new(larger)), start);
         Ok(())
+    }
+
+    /// Address of the first row.
+    fn address(&self) -> u64 {
+        self.room.as_ref().map_or(0, |room| room.at(self.start))
     }
 }
 
@@ -487,20 +506,29 @@ pub(super) fn continue_attention(
 ) -> Result<Matrix, DeviceError> {
     let new = qkv.array().expect("on a GPU");
     let (gpu, stride, width) = (new.gpu(), qkv.width(), heads.query_width());
-    let out = gpu.unset(qkv.rows() * width, gpu.kind())?;
-    let mut first = 0;
+    let (key_width, row) = (heads.key_width(), 2 * heads.key_width());
     for (past, count) in pasts.iter_mut().zip(counts) {
-        past.append(new, stride, width, first, *count)?;
-        let run = Run { queries: 0..*count, keys: 0..past.n };
-        let key_width = heads.key_width();
-        let strides = [stride, width, key_width, heads.size];
-        let core = Attention::new(gpu, heads, visible, vec![run], (*count, past.n), &strides)?;
-        let rows = past.rows.as_ref().expect("rows were added");
-        let [k, v] = [0, key_width].map(|column| Rows::of(rows, 2 * key_width, column));
-        let here = out.part(first * width, count * width);
-        core.forward(Rows::of(new, stride, first * stride), k, v, &here)?;
+        past.reserve(gpu, *count, row)?;
+    }
+    let base = pasts.iter().map(|past| past.address()).min().unwrap_or(0);
+    let (mut first, mut runs, mut places) = (0, Vec::new(), Vec::new());
+    for (past, count) in pasts.iter_mut().zip(counts) {
+        let from = (past.address() - base) as usize / (row * gpu.kind().size());
+        places.extend((from + past.n..from + past.n + count).map(|place| place as i32));
+        past.n += count;
+        runs.push(Run { queries: first..first + count, keys: from..from + past.n });
         first += count;
     }
+    let places = gpu.upload_i32(&places)?;
+    let args =
+        [new.into(), (&places).into(), Arg::Pointer(base), stride.into(), width.into(), row.into()];
+    gpu.launch(kernel!("put_columns", gpu.kind()), Grid::rows(first, row), &args)?;
+    let strides = [stride, width, key_width, heads.size];
+    let core = Attention::once(gpu, heads, visible, runs, first, &strides)?;
+    let out = core.room(first * width)?;
+    let of_value = (key_width * gpu.kind().size()) as u64;
+    let [k, v] = [base, base + of_value].map(|address| Rows { address, stride: row });
+    core.forward(Rows::of(new, stride, 0), k, v, &out)?;
     Ok(Matrix::on_gpu(Arc::new(out), width, false))
 }
 

@@ -31,6 +31,43 @@ __device__ void row_losses(const float* logits, const int* targets, float* losse
   }
 }
 
+// The number of the largest logit, the first among equals; -1 if any is not finite.
+KERNEL row_likeliest(const float* logits, int* out, int vocabulary) {
+  SHARED(float, best_of, [256]);
+  SHARED(int, place_of, [256]);
+  const float* row = logits + static_cast<long long>(blockIdx.x) * vocabulary;
+  float best = -INFINITY;
+  int place = 0x7fffffff;
+  for (int c = threadIdx.x; c < vocabulary; c += blockDim.x) {
+    const float v = row[c];
+    // The difference of what is not finite to itself is no number.
+    if (!(v - v == 0.0f)) {
+      best = INFINITY;
+      place = -1;
+    } else if (v > best || (v == best && c < place)) {
+      best = v;
+      place = c;
+    }
+  }
+  best_of[threadIdx.x] = best;
+  place_of[threadIdx.x] = place;
+  __syncthreads();
+  for (int half = blockDim.x / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) {
+      const float other = best_of[threadIdx.x + half];
+      const int there = place_of[threadIdx.x + half];
+      if (other > best_of[threadIdx.x] ||
+          (other == best_of[threadIdx.x] && there < place_of[threadIdx.x])) {
+        best_of[threadIdx.x] = other;
+        place_of[threadIdx.x] = there;
+      }
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) out[blockIdx.x] = place_of[0];
+}
+REGISTER(row_likeliest)
+
 // One block: adds n losses to `total`, in f64.
 KERNEL add_losses(const float* losses, double* total, int n) {
   SHARED(double, shared, [256]);

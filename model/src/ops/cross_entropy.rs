@@ -114,6 +114,33 @@ pub(crate) fn each_logits(
     Ok(())
 }
 
+/// The token with the largest logit after each row, the first among equals; none where a logit is not finite.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn likeliest_tokens(
+    hidden: &Matrix,
+    head: &TokenTable,
+) -> Result<Vec<Option<u32>>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if hidden.array().is_some() {
+        return cuda::likeliest_tokens(hidden, head);
+    }
+    let mut all = Vec::with_capacity(hidden.rows());
+    each_logits(hidden, head, |_, logits| {
+        let mut best = 0;
+        let mut finite = true;
+        for (token, logit) in logits.iter().enumerate() {
+            finite &= logit.is_finite();
+            if *logit > logits[best] {
+                best = token;
+            }
+        }
+        all.push(finite.then_some(best as u32));
+    })?;
+    Ok(all)
+}
+
 fn rows_with_target(targets: &[Option<u32>]) -> Vec<(usize, u32)> {
     targets.iter().enumerate().filter_map(|(i, t)| t.map(|t| (i, t))).collect()
 }
@@ -414,6 +441,26 @@ mod cuda {
         walk_logits(hidden, head, &rows_with_target(targets), |block| {
             let losses = losses(&block, None, vocabulary, Kind::F32)?.to_vec()?;
             block.rows.iter().zip(losses).for_each(|((row, _), loss)| all[*row] = loss);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    pub(super) fn likeliest_tokens(
+        hidden: &Matrix,
+        head: &TokenTable,
+    ) -> Result<Vec<Option<u32>>, DeviceError> {
+        let rows: Vec<(usize, u32)> = (0..hidden.rows()).map(|row| (row, 0)).collect();
+        let vocabulary = n_tokens(head, hidden.width());
+        let mut all = Vec::with_capacity(rows.len());
+        walk_logits(hidden, head, &rows, |block| {
+            let gpu = block.logits.gpu();
+            let found = gpu.unset(block.rows.len(), Kind::I32)?;
+            let args = [block.logits.into(), (&found).into(), vocabulary.into()];
+            gpu.launch(kernel!("row_likeliest"), Grid::of(block.rows.len(), THREADS), &args)?;
+            all.extend(
+                gpu.download_i32(&found)?.into_iter().map(|token| u32::try_from(token).ok()),
+            );
             Ok(())
         })?;
         Ok(all)

@@ -53,7 +53,7 @@ pub(crate) use attention::{
 };
 pub(crate) use contrastive_loss::{contrastive_loss, unit_rows};
 pub(crate) use convolution::{Convolution, Grid, KernelSize, convolve, standardize};
-pub(crate) use cross_entropy::{cross_entropy, each_logits, token_losses};
+pub(crate) use cross_entropy::{cross_entropy, each_logits, likeliest_tokens, token_losses};
 pub(crate) use embedding::embed_tokens;
 pub(crate) use gated::activate_gate;
 pub(crate) use linear::{Kernel, adds_in_one_order, linear, linear_onto};

@@ -79,7 +79,7 @@ mod cuda {
     use std::sync::Arc;
 
     use super::Rotation;
-    use crate::cuda::{Array, CudaError, Grid, Kind, kernel};
+    use crate::cuda::{Array, CudaError, Grid, kernel};
     use crate::tensor::{DeviceError, Matrix, Record, record_on_gpu};
 
     pub(super) fn rotate<T: Record>(
@@ -94,7 +94,7 @@ mod cuda {
             .kept([usize::MAX].into_iter().chain(positions.iter().copied()).collect(), || {
                 positions.iter().map(|position| *position as i32).collect()
             })?;
-        let speeds = gpu.upload_as(&rotation.speeds, Kind::F32)?;
+        let speeds = gpu.constant(&rotation.speeds)?;
         let (heads, size, half) = (rotation.heads, rotation.size, rotation.speeds.len());
         let turn = move |x: &Array, sign: f32| -> Result<(), CudaError> {
             let args = [

@@ -85,10 +85,11 @@ __device__ void take_part(const T* x, T* out, int all, int first, int n, int wid
            row_of(out, blockIdx.x, width), width);
 }
 
-// Columns `column` to `column + width` of rows of `stride` values.
+// Columns `column` to `column + width` of row i become row places[i].
 template <class T>
-__device__ void take_columns(const T* x, T* out, int stride, int column, int width) {
-  copy_row(row_of(x, blockIdx.x, stride) + column, row_of(out, blockIdx.x, width), width);
+__device__ void put_columns(const T* x, const int* places, T* out, int stride, int column,
+                            int width) {
+  copy_row(row_of(x, blockIdx.x, stride) + column, row_of(out, places[blockIdx.x], width), width);
 }
 
 // `rows` [n, width] again and again.
@@ -171,10 +172,11 @@ __device__ void unfold(const float* pixels, T* out, int channels, int size, int 
     take_part(x, out, all, first, n, width);                                                     \
   }                                                                                              \
   REGISTER(take_part_##S)                                                                        \
-  KERNEL take_columns_##S(const T* x, T* out, int stride, int column, int width) {               \
-    take_columns(x, out, stride, column, width);                                                 \
+  KERNEL put_columns_##S(const T* x, const int* places, T* out, int stride, int column,          \
+                         int width) {                                                            \
+    put_columns(x, places, out, stride, column, width);                                          \
   }                                                                                              \
-  REGISTER(take_columns_##S)                                                                     \
+  REGISTER(put_columns_##S)                                                                      \
   KERNEL repeat_rows_##S(const T* rows, T* out, int n, int width) {                              \
     repeat_rows(rows, out, n, width);                                                            \
   }                                                                                              \
