@@ -73,7 +73,7 @@ fn peak() -> Result<f64, DeviceError> {
         let product = square(n);
         let (_, shortest) = seconds(|| {
             product();
-            Ok(())
+            Ok::<(), DeviceError>(())
         })?;
         best = best.max(2e-9 * (n * n * n) as f64 / shortest);
     }
@@ -93,7 +93,7 @@ fn table() -> Result<(), DeviceError> {
             let (median, _) = seconds(|| run(pass))?;
             let speed = 1e-9 * case.flop * times / median;
             let share = 100.0 * speed / peak;
-            Ok(if case.flop > 0.0 {
+            Ok::<String, DeviceError>(if case.flop > 0.0 {
                 format!("{:.3} | {speed:.0} | {share:.0} %", 1e3 * median)
             } else {
                 format!("{:.3} | | ", 1e3 * median)

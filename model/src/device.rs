@@ -120,7 +120,7 @@ impl Device {
     #[cfg(feature = "cuda")]
     fn cuda(index: usize, precision: Precision) -> Result<Self, ModelError> {
         let kind = if precision == Precision::Bf16 { Kind::Bf16 } else { Kind::F32 };
-        let gpu = Gpu::open(index, kind).map_err(crate::tensor::DeviceError::from)?;
+        let gpu = Gpu::open(index, kind)?;
         Ok(Self { gpu: Some(gpu) })
     }
 
@@ -198,9 +198,39 @@ impl Device {
     pub fn wait(&self) -> Result<(), ModelError> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = self.gpu {
-            gpu.wait().map_err(crate::tensor::DeviceError::from)?;
+            gpu.wait()?;
         }
         Ok(())
+    }
+
+    /// Times everything that is launched on a GPU from here to [`Device::end_timing`], which makes launches
+    /// slower.
+    pub fn start_timing(&self) {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu {
+            gpu.start_timing();
+        }
+    }
+
+    /// What ran on a GPU since [`Device::start_timing`]: name, number of launches and seconds in all, the longest
+    /// first. Nothing on a processor.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn end_timing(&self) -> Result<Vec<(String, usize, f64)>, ModelError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu {
+            let mut by_name = std::collections::BTreeMap::<&str, (usize, f64)>::new();
+            for (name, seconds) in gpu.end_timing()? {
+                let sum = by_name.entry(name.trim_end_matches('\0')).or_default();
+                *sum = (sum.0 + 1, sum.1 + seconds);
+            }
+            let named = |(name, (n, seconds)): (&str, _)| (name.to_owned(), n, seconds);
+            let mut all: Vec<_> = by_name.into_iter().map(named).collect();
+            all.sort_by(|a, b| b.2.total_cmp(&a.2));
+            return Ok(all);
+        }
+        Ok(Vec::new())
     }
 
     /// The memory of a GPU; none of a processor.
@@ -210,7 +240,7 @@ impl Device {
     pub fn memory(&self) -> Result<Option<DeviceMemory>, ModelError> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = self.gpu {
-            let (used, peak) = gpu.memory(false).map_err(crate::tensor::DeviceError::from)?;
+            let (used, peak) = gpu.memory(false)?;
             return Ok(Some(DeviceMemory { used, peak }));
         }
         Ok(None)
@@ -223,7 +253,7 @@ impl Device {
     pub fn forget_peak(&self) -> Result<(), ModelError> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = self.gpu {
-            gpu.memory(true).map_err(crate::tensor::DeviceError::from)?;
+            gpu.memory(true)?;
         }
         Ok(())
     }

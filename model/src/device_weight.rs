@@ -116,6 +116,11 @@ impl DeviceWeight {
         self.full.as_ref().expect("a vector, or trained")
     }
 
+    /// In f32, if it is kept so.
+    pub(crate) fn full_if_there(&self) -> Option<&Array> {
+        self.full.as_ref()
+    }
+
     /// The bf16 copy, which must follow the values.
     pub(crate) fn low(&self) -> Option<&Array> {
         self.low.as_ref()

@@ -313,7 +313,8 @@ impl StandardConvolution {
         grid: Grid,
     ) -> Result<(Matrix<T>, Grid), DeviceError> {
         let (x, tape) = x.split();
-        let (kernel, tape) = if let Some(kernel) = &self.kernel {
+        let kept = self.kernel.as_ref().filter(|_| !p.is_on_gpu());
+        let (kernel, tape) = if let Some(kernel) = kept {
             (kernel.clone(), tape)
         } else {
             let (weight, gain) = (p.get(self.weight), p.get(self.gain));
@@ -454,7 +455,9 @@ impl Nfnet {
         pixels: &[f32],
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
-        self.features(p, colours_last(pixels, self.image_size).with(tape))
+        let colours = colours_last(pixels, self.image_size);
+        let width = colours.width();
+        self.features(p, p.beside(colours.into_values(), width)?.with(tape))
     }
 
     /// The `NFNet` in a folder of timm, if it is one: its `config.json` names the architecture
@@ -544,6 +547,7 @@ fn colours_last(pixels: &[f32], image_size: usize) -> Matrix {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
     use crate::golden::{Case, compare};
     use crate::params::{Source, Training};
     use crate::tensor::{Recording, differentiate, record_loss};
@@ -636,19 +640,22 @@ mod tests {
     #[test]
     fn the_network_and_its_gradients_equal_timms() {
         let Some(case) = Case::open("nfnet") else { return };
+        Device::to_compare().into_iter().for_each(|device| check_against_timm(&case, device));
+    }
+
+    fn check_against_timm(case: &Case, device: Device) {
         let mut declare = Declare::new(case.source(), Training::Trained);
         let network = Nfnet::new(&mut declare, "", &tiny(NfnetFeatures::FinalConv)).unwrap();
-        let p = declare.finish();
+        let p = device.with(declare.finish());
         let outputs = case.tensors("outputs");
         let check = |name: &str, x: &Matrix| {
-            let got = channels_first(x.values(), x.width());
+            let got = channels_first(&x.to_vec().unwrap(), x.width());
             let error = compare(name, &got, outputs.get(name).unwrap());
-            eprintln!("nfnet {name}: {error:.1e}");
+            eprintln!("nfnet {name}, {device}: {error:.1e}");
         };
 
         let pixels = case.input("pixels"); // [2, 3, 64, 64]
-        let images = Matrix::variable(colours_last(&pixels, 64).values().to_vec().into(), 3);
-        let images = images.unwrap();
+        let images = device.variable(colours_last(&pixels, 64).values(), 3);
         let taped = images.clone().with(Recording::default());
         let (mut x, mut grid) = network.after_stem(&p, taped).unwrap();
         let mut name = "stem".to_owned();
@@ -669,14 +676,14 @@ mod tests {
         // Evenly spaced weights in the order [M, C, P], turned to ours.
         let seeded = out.clone();
         let loss = record_loss(0.0, tape, move |_, store| {
-            let (n, c) = (seeded.values().len(), seeded.width());
+            let (n, c) = (seeded.rows() * seeded.width(), seeded.width());
             let pixels = n / 2 / c;
             let weight = |i: usize| {
                 let (image, pixel, channel) = (i / c / pixels, i / c % pixels, i % c);
                 let place = (image * c + channel) * pixels + pixel;
                 -1.0 + 2.0 * place as f32 / (n - 1) as f32
             };
-            seeded.give_gradient(store, (0..n).map(weight).collect::<Vec<f32>>().into())
+            seeded.give_values(store, (0..n).map(weight).collect())
         });
         let (_, mut grads) = differentiate(loss.unwrap(), 1.0).unwrap();
         let expected = case.tensors("grads");
@@ -691,13 +698,18 @@ mod tests {
         errors.push((distance(&ours, expected.get("pixels").unwrap()), "pixels".to_owned()));
         errors.sort_by(|a, b| b.0.total_cmp(&a.0));
         assert_eq!(errors.len(), 110);
-        eprintln!("nfnet gradients: {} compared, the worst {:?}", errors.len(), &errors[..3]);
+        eprintln!(
+            "nfnet gradients, {device}: {} compared, the worst {:?}",
+            errors.len(),
+            &errors[..3]
+        );
         assert!(errors.iter().all(|(error, _)| *error < 1e-3), "{:?}", &errors[..3]);
 
         // A frozen network keeps its kernels and computes the same.
         let mut declare = Declare::new(case.source(), Training::Frozen);
         let network = Nfnet::new(&mut declare, "", &tiny(NfnetFeatures::FinalConv)).unwrap();
-        let frozen = network.forward(&declare.finish(), &pixels, NotRecording::default());
-        assert_eq!(frozen.unwrap().values(), out.values());
+        let p = device.with(declare.finish());
+        let frozen = network.forward(&p, &pixels, NotRecording::default()).unwrap();
+        assert_eq!(frozen.to_vec().unwrap(), out.to_vec().unwrap());
     }
 }

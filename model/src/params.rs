@@ -157,13 +157,20 @@ impl Params {
         moments: &mut BTreeMap<String, Moments>,
         step: impl Fn(&str, &[usize]) -> AdamStep,
     ) -> Result<(), ModelError> {
+        for parameter in self.list.iter().filter(|parameter| parameter.weight.is_trained()) {
+            let fresh = || Moments::zeros(&parameter.shape);
+            moments.entry(parameter.name.clone()).or_insert_with(fresh);
+        }
+        let mut moments: BTreeMap<&str, &mut Moments> =
+            moments.iter_mut().map(|(name, moments)| (name.as_str(), moments)).collect();
+        let mut updates = Vec::new();
         for parameter in Arc::make_mut(&mut self.list) {
             let Weight::Trained(weight) = &mut parameter.weight else { continue };
-            let (name, shape) = (&parameter.name, &parameter.shape);
-            let moments = moments.entry(name.clone()).or_insert_with(|| Moments::zeros(shape));
-            ops::adamw(weight, gradients, moments, step(name, shape))?;
+            let (name, shape) = (parameter.name.as_str(), &parameter.shape);
+            let moments = moments.remove(name).expect("each trained parameter has moments");
+            updates.push((weight, moments, step(name, shape)));
         }
-        Ok(())
+        Ok(ops::adamw(updates, gradients)?)
     }
 
     /// Sends the values to a GPU, or home from one.
@@ -191,6 +198,14 @@ impl Params {
         None
     }
 
+    /// Whether a GPU holds the values.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.gpu().is_some();
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+
     /// A matrix of these values, where the parameters are.
     pub(crate) fn beside(&self, values: Buffer, width: usize) -> Result<Matrix, DeviceError> {
         #[cfg(feature = "cuda")]
@@ -210,9 +225,9 @@ impl Params {
             let of_weight =
                 |p: &Parameter| p.weight.is_trained().then(|| p.weight.device().cloned());
             let weights: Vec<_> = self.list.iter().filter_map(of_weight).flatten().collect();
-            let arrays =
+            let arrays: Vec<_> =
                 weights.iter().filter_map(|w| w.gradient_array(gradients.0.device_ref())).collect();
-            return Ok(ops::square_sum(gpu, arrays)?);
+            return Ok(ops::square_sum(gpu, &arrays)?);
         }
         let mut sum = 0.0;
         for parameter in &*self.list {

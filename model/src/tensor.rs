@@ -297,6 +297,20 @@ impl Matrix {
         Ok(())
     }
 
+    /// As [`Matrix::give_gradient`], wherever the matrix is.
+    #[cfg(test)]
+    pub(crate) fn give_values(
+        &self,
+        store: &mut Store,
+        delta: Vec<f32>,
+    ) -> Result<(), DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let Some(array) = self.array() {
+            return self.give_array(store, array.gpu().upload(&delta)?);
+        }
+        self.give_gradient(store, delta.into())
+    }
+
     /// As [`Matrix::give_gradient`], on a GPU. Sums are f32 in weights, and of the activations' format here.
     #[cfg(feature = "cuda")]
     pub(crate) fn give_array(&self, store: &mut Store, delta: Array) -> Result<(), DeviceError> {
@@ -566,6 +580,12 @@ impl TrainedWeight {
         }
         change(Arc::make_mut(&mut self.values).as_mut_slice());
         Ok(())
+    }
+
+    /// Whether the values are on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        self.device.is_some()
     }
 
     /// The values on a GPU, for changes in their place; copied if a clone of the model shares them.

@@ -201,7 +201,7 @@ impl Vision {
     ) -> Result<Matrix<T>, DeviceError> {
         match self {
             Self::Vit(vit) => vit.features(p, pixels, tape, recompute),
-            Self::Nfnet(nfnet) => beside(p, nfnet.forward(p, pixels, tape)?),
+            Self::Nfnet(nfnet) => nfnet.forward(p, pixels, tape),
         }
     }
 
@@ -264,7 +264,7 @@ impl Vision {
             }
             Self::Nfnet(nfnet) => {
                 // Without a class row there is but the mean.
-                let x = beside(p, nfnet.forward(p, pixels, tape)?)?;
+                let x = nfnet.forward(p, pixels, tape)?;
                 let rows = nfnet.n_feature_rows();
                 let spans = (0..x.rows() / rows).map(|i| i * rows..(i + 1) * rows).collect();
                 ops::mean_rows(x, spans)
@@ -276,16 +276,6 @@ impl Vision {
 /// Most images that go through a tower on a GPU at one time.
 #[cfg(feature = "cuda")]
 const IMAGES_TOGETHER_ON_GPU: usize = 256;
-
-/// Sends `x`, which was made on the processor, where the parameters are.
-fn beside<T: Record>(p: &Params, x: Matrix<T>) -> Result<Matrix<T>, DeviceError> {
-    #[cfg(feature = "cuda")]
-    if let Some(gpu) = p.gpu() {
-        return crate::tensor::to_gpu(x, gpu);
-    }
-    let _ = p;
-    Ok(x)
-}
 
 /// The vision tower in a folder: of a contrastive model or run of ours, of CLIP as transformers or
 /// `open_clip` write it, or an `NFNet` of timm.

@@ -37,6 +37,15 @@ pub(super) struct Driver {
     workspace: u64,
     plans: Mutex<HashMap<Shape, Plan>>,
     stages: Mutex<Vec<Stage>>,
+    /// Launches that are being timed; none if they are not.
+    timed: Mutex<Option<Vec<Timed>>>,
+}
+
+/// A launch between two events.
+struct Timed {
+    name: &'static str,
+    start: sys::CUevent,
+    end: sys::CUevent,
 }
 
 /// A pinned buffer, and the event that says that it may be filled again.
@@ -161,6 +170,7 @@ impl Driver {
                 workspace,
                 plans: Mutex::default(),
                 stages: Mutex::default(),
+                timed: Mutex::default(),
             })
         }
     }
@@ -312,6 +322,49 @@ impl Driver {
         }
     }
 
+    /// Times every launch from here on.
+    pub(super) fn start_timing(&self) {
+        *self.timed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    }
+
+    /// Launches since [`Driver::start_timing`]: names and seconds, in order.
+    pub(super) fn end_timing(&self) -> Result<Vec<(&'static str, f64)>, CudaError> {
+        self.wait()?;
+        let timed = self.timed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let seconds = |Timed { name, start, end }: Timed| {
+            // SAFETY: both events were recorded, and are not used any more.
+            unsafe {
+                let elapsed =
+                    result::event::elapsed(start, end).map_err(driver_error("cuEventElapsedTime"));
+                let _ = (result::event::destroy(start), result::event::destroy(end));
+                Ok((name, f64::from(elapsed?) * 1e-3))
+            }
+        };
+        timed.unwrap_or_default().into_iter().map(seconds).collect()
+    }
+
+    /// Runs `launch`, between two events if launches are timed.
+    fn timing(
+        &self,
+        name: &'static str,
+        launch: impl FnOnce() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let mut timed = self.timed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(timed) = &mut *timed else { return launch() };
+        let event = || {
+            let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+            let event = result::event::create(flags).map_err(driver_error("cuEventCreate"))?;
+            // SAFETY: the event and the stream are there.
+            unsafe { result::event::record(event, self.stream) }
+                .map_err(driver_error("cuEventRecord"))?;
+            Ok(event)
+        };
+        let start = event()?;
+        launch()?;
+        timed.push(Timed { name, start, end: event()? });
+        Ok(())
+    }
+
     pub(super) fn launch(
         &self,
         name: &'static str,
@@ -326,7 +379,7 @@ impl Driver {
         }
         let [x, y] = grid.blocks.map(|n| n as u32);
         // SAFETY: the kernel takes these arguments (the emulated tests run each one so).
-        unsafe {
+        let launch = || unsafe {
             result::launch_kernel(
                 function,
                 (x, y, 1),
@@ -335,8 +388,9 @@ impl Driver {
                 self.stream,
                 &mut pointers[..args.len()],
             )
-        }
-        .map_err(driver_error(name))
+            .map_err(driver_error(name))
+        };
+        self.timing(name, launch)
     }
 
     /// The library is column-major: it makes the transpose of the result, of transposed factors in
@@ -370,25 +424,28 @@ impl Driver {
                 )
                 .map_err(product_error("cublasLtMatmulDescSetAttribute"))?;
             }
-            lt::matmul(
-                self.products,
-                plan.desc,
-                std::ptr::from_ref(&p.alpha).cast(),
-                (&raw const beta).cast(),
-                p.right.address as *const c_void,
-                plan.layouts[0],
-                p.left.address as *const c_void,
-                plan.layouts[1],
-                p.add.unwrap_or(p.out) as *const c_void,
-                plan.layouts[2],
-                p.out as *mut c_void,
-                plan.layouts[2],
-                &raw const plan.algo,
-                self.workspace as *mut c_void,
-                WORKSPACE,
-                self.stream.cast(),
-            )
-            .map_err(product_error("cublasLtMatmul"))
+            let make = || {
+                lt::matmul(
+                    self.products,
+                    plan.desc,
+                    std::ptr::from_ref(&p.alpha).cast(),
+                    (&raw const beta).cast(),
+                    p.right.address as *const c_void,
+                    plan.layouts[0],
+                    p.left.address as *const c_void,
+                    plan.layouts[1],
+                    p.add.unwrap_or(p.out) as *const c_void,
+                    plan.layouts[2],
+                    p.out as *mut c_void,
+                    plan.layouts[2],
+                    &raw const plan.algo,
+                    self.workspace as *mut c_void,
+                    WORKSPACE,
+                    self.stream.cast(),
+                )
+                .map_err(product_error("cublasLtMatmul"))
+            };
+            self.timing("product\0", make)
         }
     }
 

@@ -248,6 +248,11 @@ impl Gpu {
         self.upload_bytes(bytemuck::cast_slice(values), values.len(), Kind::I32)
     }
 
+    /// Words of 64 bits, in an array of twice as many whole numbers.
+    pub(crate) fn upload_words(&'static self, words: &[u64]) -> Result<Array, CudaError> {
+        self.upload_bytes(bytemuck::cast_slice(words), 2 * words.len(), Kind::I32)
+    }
+
     fn upload_bytes(&'static self, bytes: &[u8], n: usize, kind: Kind) -> Result<Array, CudaError> {
         let array = self.unset(n, kind)?;
         if !bytes.is_empty() {
@@ -403,6 +408,24 @@ impl Gpu {
             Backend::Driver(driver) => driver.wait(),
             #[cfg(feature = "cuda-emulator")]
             Backend::Emulator(_) => Ok(()),
+        }
+    }
+
+    /// Times every launch from here on.
+    pub(crate) fn start_timing(&self) {
+        match &self.backend {
+            Backend::Driver(driver) => driver.start_timing(),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(_) => {}
+        }
+    }
+
+    /// Launches since [`Gpu::start_timing`]: names and seconds, in order.
+    pub(crate) fn end_timing(&self) -> Result<Vec<(&'static str, f64)>, CudaError> {
+        match &self.backend {
+            Backend::Driver(driver) => driver.end_timing(),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(_) => Ok(Vec::new()),
         }
     }
 

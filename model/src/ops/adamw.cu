@@ -1,22 +1,75 @@
-// AdamW, in the order of operations of its part for processors.
+// AdamW on all weights at once, in the order of operations of its part for processors.
 #include "common.cuh"
 
-// `low`, if it is there, gets the new values in bf16.
-KERNEL adamw(float* values, const float* gradient, float* first, float* second, bf16* low,
-             long long n, float clip, float keep, float first_rate, float second_keep,
-             float second_rate, float step_size, float second_correction_sqrt, float epsilon) {
-  const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
-  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
-       i += step) {
-    const float g = gradient ? gradient[i] * clip : 0.0f;
-    float value = values[i] * keep;
-    const float m = first[i] + (g - first[i]) * first_rate;
-    const float s = second[i] * second_keep + second_rate * g * g;
-    first[i] = m;
-    second[i] = s;
-    value -= step_size * m / (sqrtf(s) / second_correction_sqrt + epsilon);
-    values[i] = value;
-    if (low) low[i] = from_float<bf16>(value);
+// One weight. `low`, if it is there, gets the new values in bf16; without `gradient` it is zero.
+struct AdamWeight {
+  float* values;
+  const float* gradient;
+  float* first;
+  float* second;
+  bf16* low;
+  long long n;
+  // The first of the blocks that update it.
+  long long first_block;
+  float clip, keep, first_rate, second_keep, second_rate, step_size, second_correction_sqrt, epsilon;
+};
+
+// An array whose values are summed up.
+struct Summand {
+  const float* values;
+  long long n;
+  long long first_block;
+};
+
+// The last of `n` entries whose first block is not after this one.
+template <class Entry>
+__device__ __forceinline__ const Entry* entry_of_block(const Entry* all, int n) {
+  int low = 0, high = n;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (all[middle].first_block <= static_cast<long long>(blockIdx.x)) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return all + low;
+}
+
+// A block takes `per_block` values.
+KERNEL adamw(const AdamWeight* all, int n_weights, int per_block) {
+  const AdamWeight w = *entry_of_block(all, n_weights);
+  const long long begin = (blockIdx.x - w.first_block) * per_block;
+  const long long end = begin + per_block < w.n ? begin + per_block : w.n;
+  for (long long i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    const float g = w.gradient ? w.gradient[i] * w.clip : 0.0f;
+    float value = w.values[i] * w.keep;
+    const float m = w.first[i] + w.first_rate * (g - w.first[i]);
+    const float s = w.second[i] * w.second_keep + w.second_rate * g * g;
+    w.first[i] = m;
+    w.second[i] = s;
+    value -= w.step_size * (m / (sqrtf(s) / w.second_correction_sqrt + w.epsilon));
+    w.values[i] = value;
+    if (w.low) w.low[i] = from_float<bf16>(value);
   }
 }
 REGISTER(adamw)
+
+// The sum of the squares of a block's values, in f64.
+KERNEL square_sums(const Summand* all, int n_arrays, int per_block, double* sums) {
+  SHARED(double, shared, [256]);
+  const Summand x = *entry_of_block(all, n_arrays);
+  const long long begin = (blockIdx.x - x.first_block) * per_block;
+  const long long end = begin + per_block < x.n ? begin + per_block : x.n;
+  double sum = 0.0;
+  for (long long i = begin + threadIdx.x; i < end; i += blockDim.x)
+    sum += static_cast<double>(x.values[i]) * x.values[i];
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  for (int half = blockDim.x / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) sums[blockIdx.x] = shared[0];
+}
+REGISTER(square_sums)

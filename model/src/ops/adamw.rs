@@ -88,20 +88,25 @@ impl Moments {
     }
 }
 
-/// Makes one update of a weight.
+/// A weight that is to be updated, its moments, and how.
+pub(crate) type Update<'a> = (&'a mut TrainedWeight, &'a mut Moments, AdamStep);
+
+/// Makes one update of some weights, which are all on one device.
 ///
 /// # Errors
 /// When the device fails.
-pub(crate) fn adamw(
-    weight: &mut TrainedWeight,
-    gradients: &mut Gradients,
-    moments: &mut Moments,
-    step: AdamStep,
-) -> Result<(), DeviceError> {
+pub(crate) fn adamw(updates: Vec<Update>, gradients: &mut Gradients) -> Result<(), DeviceError> {
     #[cfg(feature = "cuda")]
-    if let Some(device) = weight.own_device()? {
-        return cuda::adamw(device, gradients, moments, step);
+    if updates.first().is_some_and(|(weight, ..)| weight.is_on_gpu()) {
+        return cuda::adamw(updates, gradients);
     }
+    updates.into_iter().try_for_each(|update| adamw_on_host(update, gradients))
+}
+
+fn adamw_on_host(
+    (weight, moments, step): Update,
+    gradients: &mut Gradients,
+) -> Result<(), DeviceError> {
     let gradient = weight.gradient(&mut gradients.0)?;
     let (first, second) = match &mut moments.means {
         Means::Host { first, second } => (first, second),
@@ -142,49 +147,76 @@ fn update_chunk(
 }
 
 #[cfg(feature = "cuda")]
-mod cuda {
-    use super::{AdamStep, Means, Moments};
-    use crate::cuda::{Grid, Kind, THREADS, kernel, long};
-    use crate::device_weight::DeviceWeight;
+pub(super) mod cuda {
+    use super::{Means, Update};
+    use crate::cuda::{Array, CudaError, Gpu, Grid, Kind, THREADS, kernel};
     use crate::tensor::{DeviceError, Gradients};
 
-    /// Most blocks that one weight is updated by.
-    const BLOCKS_MAX: usize = 4096;
+    /// Values that one block takes.
+    const PER_BLOCK: usize = 1 << 14;
+    /// 64-bit words of an entry of the tables that `adamw.cu` reads, `AdamWeight` and `Summand`.
+    const WEIGHT_WORDS: usize = 11;
+    const SUMMAND_WORDS: usize = 3;
 
     pub(super) fn adamw(
-        weight: &DeviceWeight,
+        updates: Vec<Update>,
         gradients: &mut Gradients,
-        moments: &mut Moments,
-        step: AdamStep,
     ) -> Result<(), DeviceError> {
-        let (gpu, n) = (weight.gpu(), weight.len());
-        if let Means::Host { first, second } = &moments.means {
-            let [first, second] =
-                [gpu.upload_as(first, Kind::F32)?, gpu.upload_as(second, Kind::F32)?];
-            moments.means = Means::Cuda { first, second };
+        let (mut table, mut blocks, mut on) = (Vec::new(), 0, None);
+        for (weight, moments, step) in updates {
+            let weight = weight.own_device()?.expect("all weights are on one device");
+            let (gpu, n) = (weight.gpu(), weight.len());
+            if let Means::Host { first, second } = &moments.means {
+                let [first, second] =
+                    [gpu.upload_as(first, Kind::F32)?, gpu.upload_as(second, Kind::F32)?];
+                moments.means = Means::Cuda { first, second };
+            }
+            let Means::Cuda { first, second } = &moments.means else {
+                unreachable!("the moments were sent to the GPU")
+            };
+            let gradient = weight.gradient_array(gradients.0.device());
+            let address = |array: Option<&Array>| array.map_or(0, Array::address);
+            let both = |a: f32, b: f32| u64::from(a.to_bits()) | u64::from(b.to_bits()) << 32;
+            table.extend([
+                weight.full().address(),
+                address(gradient),
+                first.address(),
+                second.address(),
+                address(weight.low()),
+                n as u64,
+                blocks as u64,
+                both(step.clip, step.keep),
+                both(step.first, step.second_keep),
+                both(step.second, step.step_size),
+                both(step.second_correction_sqrt, step.epsilon),
+            ]);
+            blocks += n.div_ceil(PER_BLOCK);
+            on = Some(gpu);
         }
-        let Means::Cuda { first, second } = &moments.means else {
-            unreachable!("the moments were sent to the GPU")
-        };
-        let gradient = weight.gradient_array(gradients.0.device());
-        let args = [
-            weight.full().into(),
-            gradient.into(),
-            first.into(),
-            second.into(),
-            weight.low().into(),
-            long(n),
-            step.clip.into(),
-            step.keep.into(),
-            step.first.into(),
-            step.second_keep.into(),
-            step.second.into(),
-            step.step_size.into(),
-            step.second_correction_sqrt.into(),
-            step.epsilon.into(),
-        ];
-        let grid = Grid::of(n.div_ceil(THREADS).min(BLOCKS_MAX), THREADS);
-        Ok(gpu.launch(kernel!("adamw"), grid, &args)?)
+        let Some(gpu) = on else { return Ok(()) };
+        let n_weights = table.len() / WEIGHT_WORDS;
+        let table = gpu.upload_words(&table)?;
+        let args = [(&table).into(), n_weights.into(), PER_BLOCK.into()];
+        Ok(gpu.launch(kernel!("adamw"), Grid::of(blocks, THREADS), &args)?)
+    }
+
+    /// The sum of the squares of all values of some arrays in f32, in f64.
+    ///
+    /// # Errors
+    /// When the GPU fails.
+    pub(crate) fn square_sum(gpu: &'static Gpu, arrays: &[&Array]) -> Result<f64, CudaError> {
+        let (mut table, mut blocks) = (Vec::new(), 0);
+        for array in arrays {
+            table.extend([array.address(), array.len() as u64, blocks as u64]);
+            blocks += array.len().div_ceil(PER_BLOCK);
+        }
+        let n_arrays = table.len() / SUMMAND_WORDS;
+        let table = gpu.upload_words(&table)?;
+        // Two f32 are the room of one f64.
+        let sums = gpu.unset(2 * blocks, Kind::F32)?;
+        let args = [(&table).into(), n_arrays.into(), PER_BLOCK.into(), (&sums).into()];
+        gpu.launch(kernel!("square_sums"), Grid::of(blocks, THREADS), &args)?;
+        Ok(gpu.download_f64(&sums)?.iter().sum())
     }
 }
 
@@ -214,7 +246,7 @@ mod tests {
             let mut moments =
                 Moments::new(&[n], vec![0.25; n], (0..n).map(|i| i as f32 * 1e-3).collect());
             let Weight::Trained(trained) = &mut weight else { unreachable!("it is trained") };
-            adamw(trained, &mut gradients, &mut moments, step).unwrap();
+            adamw(vec![(trained, &mut moments, step)], &mut gradients).unwrap();
             let [first, second] = moments.values().unwrap();
             for (i, got) in weight.values().iter().enumerate() {
                 let g = f64::from(gradient[i]) * 0.5;
@@ -235,6 +267,69 @@ mod tests {
             let mut weight = Weight::trained(values.clone()).unwrap();
             weight.place(Some(gpu)).unwrap();
             check(weight, 1e-6);
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn several_weights_of_several_blocks_are_updated_and_summed_as_on_the_processor() {
+        let sizes = [3, 40_000, 1, 16_384, 20_000];
+        let run = |gpu: Option<&'static crate::cuda::Gpu>| {
+            let mut gradients = Gradients::default();
+            let mut weights: Vec<Weight> = sizes
+                .iter()
+                .map(|n| {
+                    let mut weight = Weight::trained(pseudo_random(*n, 3)).unwrap();
+                    weight.place(gpu).unwrap();
+                    weight
+                })
+                .collect();
+            // One has no gradient.
+            for (i, weight) in weights.iter().enumerate().filter(|(i, _)| *i != 3) {
+                let values = pseudo_random(sizes[i], 10 + i as u64);
+                weight.accumulate(&mut gradients.0, |sum| sum.copy_from_slice(&values)).unwrap();
+            }
+            let mut moments: Vec<Moments> = sizes.iter().map(|n| Moments::zeros(&[*n])).collect();
+            for keep in [1.0, 0.9] {
+                let step = |i: usize| AdamStep {
+                    clip: 1.0,
+                    keep,
+                    first: 0.1,
+                    second_keep: 0.999,
+                    second: 0.001,
+                    step_size: 1e-3 * (i + 1) as f32,
+                    second_correction_sqrt: 0.5,
+                    epsilon: 1e-8,
+                };
+                let updates = weights.iter_mut().zip(&mut moments).enumerate();
+                let updates = updates.map(|(i, (weight, moments))| {
+                    let Weight::Trained(weight) = weight else { unreachable!("it is trained") };
+                    (weight, moments, step(i))
+                });
+                adamw(updates.collect(), &mut gradients).unwrap();
+            }
+            let sum = gpu.map(|gpu| {
+                let of = |w: &Weight| w.device().cloned();
+                let weights: Vec<_> = weights.iter().filter_map(of).collect();
+                let arrays =
+                    weights.iter().filter_map(|w| w.gradient_array(gradients.0.device_ref()));
+                cuda::square_sum(gpu, &arrays.collect::<Vec<_>>()).unwrap()
+            });
+            let values: Vec<f32> = weights.iter().flat_map(|w| w.values().to_vec()).collect();
+            (values, sum)
+        };
+        let (expected, _) = run(None);
+        let squares = [0_u64, 1, 2, 4].map(|i| {
+            let values = pseudo_random(sizes[i as usize], 10 + i);
+            values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>()
+        });
+        for gpu in crate::ops::gradient_check::gpus() {
+            let (got, sum) = run(Some(gpu));
+            for (i, (a, b)) in got.iter().zip(&expected).enumerate() {
+                assert!((a - b).abs() < 1e-6, "{i}: {a}, {b} on the processor");
+            }
+            let squares: f64 = squares.iter().sum();
+            assert!((sum.unwrap() - squares).abs() < 1e-9 * squares);
         }
     }
 }

@@ -91,7 +91,7 @@ pub(crate) fn add_gated<T: Record>(
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda {
-    use crate::cuda::{Arg, Array, CudaError, Gpu, Grid, Kind, PER_THREAD, THREADS, kernel, long};
+    use crate::cuda::{Arg, Array, CudaError, Grid, Kind, PER_THREAD, THREADS, kernel, long};
     use crate::device_weight::DeviceWeight;
     use crate::tensor::{DeviceError, Matrix, Record, Store, Weight, record_on_gpu};
 
@@ -156,19 +156,6 @@ pub(super) mod cuda {
             i32::from(adds).into(),
         ];
         partial.gpu().launch(kernel!("add_partials"), Grid::each(n), &args)
-    }
-
-    /// The sum of the squares of all values of some arrays in f32, in f64.
-    pub(crate) fn square_sum(gpu: &'static Gpu, arrays: Vec<&Array>) -> Result<f64, CudaError> {
-        const BLOCKS: usize = 64;
-        // Two f32 are the room of one f64.
-        let partial = gpu.unset(2 * BLOCKS * arrays.len(), Kind::F32)?;
-        for (i, array) in arrays.iter().enumerate() {
-            let room = Arg::Pointer(partial.at(2 * BLOCKS * i));
-            let args = [(*array).into(), room, long(array.len())];
-            gpu.launch(kernel!("square_sums"), Grid::of(BLOCKS, THREADS), &args)?;
-        }
-        Ok(gpu.download_f64(&partial)?.iter().sum())
     }
 
     /// The gradient of a weight as an array to add to, zeros at first; none if it is frozen.

@@ -314,7 +314,7 @@ fn adamw_case() -> Result<GpuCase, DeviceError> {
     };
     let run = move || {
         let Weight::Trained(weight) = &mut weight else { return Ok(()) };
-        adamw(weight, &mut gradients, &mut moments, step)
+        adamw(vec![(weight, &mut moments, step)], &mut gradients)
     };
     // Four arrays are read, three written, and the bf16 copy.
     let bytes = 30.0 * n as f64;

@@ -17,8 +17,6 @@ use super::norm::moments;
 use super::wide::{dot, sum_by, wide};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
-#[cfg(feature = "cuda")]
-use crate::tensor::{to_gpu, to_host};
 
 /// Height and width of an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +88,10 @@ pub(crate) fn standardize<T: Record>(
     epsilon: f32,
     tape: T,
 ) -> Result<Matrix<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if weight.device().is_some() {
+        return cuda::standardize(weight, gain, size, epsilon, tape);
+    }
     let out = size.standardized(&weight.values(), &gain.values(), epsilon);
     let (weight, gain) = (weight.clone(), gain.clone());
     let wanted = weight.is_trained() || gain.is_trained();
@@ -235,13 +237,9 @@ pub(crate) fn convolve<T: Record>(
     bias: &Weight,
     shape: Convolution,
 ) -> Result<Matrix<T>, DeviceError> {
-    // Not on GPUs: what is there comes home.
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = x.array().map(|array| array.gpu()) {
-        let (x, tape) = x.split();
-        let (kernel, tape) = to_host(kernel.with(tape))?.split();
-        let out = convolve(to_host(x.with(tape))?, kernel, bias, shape)?;
-        return to_gpu(out, gpu);
+    if x.array().is_some() {
+        return cuda::convolve(x, kernel, bias, shape);
     }
     let (x, tape) = x.split();
     let out = shape.forward(&x, &kernel, &bias.values());
@@ -458,6 +456,282 @@ impl Convolution {
             let x = (left + x).checked_sub(before).filter(|x| *x < grid.width)?;
             Some(y * grid.width + x)
         })
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::super::add::cuda::{add_column_sums, gradient_to_add, on_gpu};
+    use super::{Convolution, KernelSize};
+    use crate::cuda::{Arg, Array, CudaError, Factor, Gpu, Grid, Kind, Product, kernel, long};
+    use crate::tensor::{DeviceError, Matrix, Record, Weight, record_on_gpu};
+
+    /// About as many values of what taps see exist at one time.
+    const SEEN_AT_ONCE: usize = 1 << 27;
+
+    /// The values of a weight in f32; those of a large frozen one are as bf16 has them.
+    fn in_f32(weight: &Weight) -> Result<Array, CudaError> {
+        let weight = on_gpu(weight);
+        match weight.full_if_there() {
+            Some(full) => Ok(full.part(0, full.len())),
+            None => weight.gpu().copy(weight.array(), Kind::F32),
+        }
+    }
+
+    pub(super) fn standardize<T: Record>(
+        weight: &Weight,
+        gain: &Weight,
+        size: KernelSize,
+        epsilon: f32,
+        tape: T,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let gpu = on_gpu(weight).gpu();
+        let out = gpu.unset(weight.len(), gpu.kind())?;
+        let sizes = move || -> [Arg; 5] {
+            [
+                size.group_inputs().into(),
+                size.taps().into(),
+                size.group_outputs().into(),
+                epsilon.into(),
+                size.scale().into(),
+            ]
+        };
+        let values = in_f32(weight)?;
+        let inputs = [(&values).into(), on_gpu(gain).full().into(), (&out).into()];
+        let grid = Grid::rows(size.outputs, size.fan_in());
+        gpu.launch(kernel!("standardize", gpu.kind()), grid, &[&inputs[..], &sizes()].concat())?;
+        let (weight, gain) = (weight.clone(), gain.clone());
+        let wanted = weight.is_trained() || gain.is_trained();
+        record_on_gpu(out, size.group_outputs(), tape, wanted, move |grad_out, store| {
+            let values = in_f32(&weight)?;
+            let grad = gradient_to_add(&weight, store)?.map(Array::address).unwrap_or_default();
+            let grad_gain = gradient_to_add(&gain, store)?.map(Array::address).unwrap_or_default();
+            let inputs = [
+                (&values).into(),
+                on_gpu(&gain).full().into(),
+                (&grad_out).into(),
+                Arg::Pointer(grad),
+                Arg::Pointer(grad_gain),
+            ];
+            let name = kernel!("standardize_backward", gpu.kind());
+            Ok(gpu.launch(name, grid, &[&inputs[..], &sizes()].concat())?)
+        })
+    }
+
+    pub(super) fn convolve<T: Record>(
+        x: Matrix<T>,
+        kernel: Matrix,
+        bias: &Weight,
+        shape: Convolution,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let images = Images::of(&x, &kernel, shape);
+        let out = images.forward(&x, &kernel, bias)?;
+        let bias = bias.clone();
+        let wanted = x.wants_gradient() || kernel.wants_gradient() || bias.is_trained();
+        let width = images.out_width();
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            if x.wants_gradient() {
+                x.give_array(store, images.input_gradient(&kernel, &grad_out)?)?;
+            }
+            if kernel.wants_gradient() {
+                kernel.give_array(store, images.kernel_gradient(&x, &grad_out)?)?;
+            }
+            add_column_sums(&bias, store, &grad_out, width, width)
+        })
+    }
+
+    /// Images that a kernel passes over.
+    #[derive(Clone, Copy)]
+    struct Images {
+        gpu: &'static Gpu,
+        shape: Convolution,
+        n: usize,
+        /// Channels of all groups, and of one.
+        width: usize,
+        inputs: usize,
+        outputs: usize,
+    }
+
+    impl Images {
+        fn of(x: &Matrix, kernel: &Matrix, shape: Convolution) -> Self {
+            let gpu = x.array().expect("on a GPU").gpu();
+            let (n, width) = (x.rows() / shape.grid.n_pixels(), x.width());
+            Self { gpu, shape, n, width, inputs: width / shape.groups, outputs: kernel.width() }
+        }
+
+        fn out_width(&self) -> usize {
+            self.shape.groups * self.outputs
+        }
+
+        fn positions(&self) -> usize {
+            self.shape.out_grid().n_pixels()
+        }
+
+        /// Values that one output is a sum of.
+        fn fan_in(&self) -> usize {
+            self.shape.taps() * self.inputs
+        }
+
+        /// Images whose taps are looked at together: first and number.
+        fn pieces(&self) -> impl Iterator<Item = (usize, usize)> {
+            let one = (self.positions() * self.fan_in()).max(1);
+            let at_once = (SEEN_AT_ONCE / one).max(1);
+            let n = self.n;
+            (0..n).step_by(at_once).map(move |first| (first, at_once.min(n - first)))
+        }
+
+        fn passage(&self) -> [Arg; 8] {
+            let (grid, out) = (self.shape.grid, self.shape.out_grid());
+            [
+                grid.height,
+                grid.width,
+                out.height,
+                out.width,
+                self.shape.side,
+                self.shape.stride,
+                self.shape.padding(grid.height),
+                self.shape.padding(grid.width),
+            ]
+            .map(Arg::from)
+        }
+
+        fn factor(&self, address: u64, stride: usize, transposed: bool) -> Factor {
+            Factor { address, stride, transposed, kind: self.gpu.kind() }
+        }
+
+        /// What the taps see of one group's channels in `n` images from `first` on, gathered into `room` unless
+        /// it can be read in place.
+        fn see(
+            &self,
+            room: Option<&Array>,
+            x: &Array,
+            (first, n): (usize, usize),
+            group: usize,
+        ) -> Result<Factor, CudaError> {
+            let channel = group * self.inputs;
+            let Some(room) = room else {
+                let pixel = first * self.shape.grid.n_pixels();
+                return Ok(self.factor(x.at(pixel * self.width + channel), self.width, false));
+            };
+            let rows = n * self.positions();
+            let mut args = vec![x.into(), room.into()];
+            args.extend(self.passage());
+            args.extend([
+                long(first * self.positions()),
+                self.width.into(),
+                channel.into(),
+                self.inputs.into(),
+            ]);
+            let grid = Grid::rows(rows, self.fan_in());
+            self.gpu.launch(kernel!("see", self.gpu.kind()), grid, &args)?;
+            Ok(self.factor(room.address(), self.fan_in(), false))
+        }
+
+        /// Room for what the taps see in the images of the first piece, which is the largest.
+        fn room(&self) -> Result<Option<Array>, CudaError> {
+            let n = self.pieces().next().map_or(0, |(_, n)| n);
+            let room = || self.gpu.unset(n * self.positions() * self.fan_in(), self.gpu.kind());
+            (!self.shape.in_place()).then(room).transpose()
+        }
+
+        fn forward(&self, x: &Matrix, kernel: &Matrix, bias: &Weight) -> Result<Array, CudaError> {
+            let (gpu, kind, width) = (self.gpu, self.gpu.kind(), self.out_width());
+            let [x, kernel] = [x, kernel].map(|m| m.array().expect("on a GPU"));
+            let out = gpu.unset(self.n * self.positions() * width, kind)?;
+            let room = self.room()?;
+            for (first, n) in self.pieces() {
+                for group in 0..self.shape.groups {
+                    let left = self.see(room.as_ref(), x, (first, n), group)?;
+                    let weights = kernel.at(group * self.fan_in() * self.outputs);
+                    gpu.multiply(&Product {
+                        rows: n * self.positions(),
+                        inner: self.fan_in(),
+                        columns: self.outputs,
+                        left,
+                        right: self.factor(weights, self.outputs, false),
+                        alpha: 1.0,
+                        add: None,
+                        bias: Some(on_gpu(bias).array().at(group * self.outputs)),
+                        out: out.at(first * self.positions() * width + group * self.outputs),
+                        out_stride: width,
+                        out_kind: kind,
+                    })?;
+                }
+            }
+            Ok(out)
+        }
+
+        fn input_gradient(&self, kernel: &Matrix, grad_out: &Array) -> Result<Array, CudaError> {
+            let (gpu, kind, width) = (self.gpu, self.gpu.kind(), self.out_width());
+            let kernel = kernel.array().expect("on a GPU");
+            let pixels = self.shape.grid.n_pixels();
+            let grad = gpu.unset(self.n * pixels * self.width, kind)?;
+            let room = self.room()?;
+            for (first, n) in self.pieces() {
+                for group in 0..self.shape.groups {
+                    let rows = n * self.positions();
+                    let from = first * self.positions() * width + group * self.outputs;
+                    let weights = kernel.at(group * self.fan_in() * self.outputs);
+                    let channel = group * self.inputs;
+                    let to = grad.at(first * pixels * self.width + channel);
+                    let (out, out_stride) = match &room {
+                        Some(room) => (room.address(), self.fan_in()),
+                        None => (to, self.width),
+                    };
+                    gpu.multiply(&Product {
+                        rows,
+                        inner: self.outputs,
+                        columns: self.fan_in(),
+                        left: self.factor(grad_out.at(from), width, false),
+                        right: self.factor(weights, self.outputs, true),
+                        alpha: 1.0,
+                        add: None,
+                        bias: None,
+                        out,
+                        out_stride,
+                        out_kind: kind,
+                    })?;
+                    let Some(room) = &room else { continue };
+                    let here = grad.at(first * pixels * self.width);
+                    let mut args = vec![room.into(), Arg::Pointer(here)];
+                    args.extend(self.passage());
+                    args.extend([self.width, channel, self.inputs].map(Arg::from));
+                    let grid = Grid::rows(n * pixels, self.inputs);
+                    gpu.launch(kernel!("unsee", kind), grid, &args)?;
+                }
+            }
+            Ok(grad)
+        }
+
+        fn kernel_gradient(&self, x: &Matrix, grad_out: &Array) -> Result<Array, CudaError> {
+            let (gpu, width) = (self.gpu, self.out_width());
+            let x = x.array().expect("on a GPU");
+            let part = self.fan_in() * self.outputs;
+            let grad = gpu.unset(self.shape.groups * part, Kind::F32)?;
+            let room = self.room()?;
+            for (i, (first, n)) in self.pieces().enumerate() {
+                for group in 0..self.shape.groups {
+                    let seen = self.see(room.as_ref(), x, (first, n), group)?;
+                    let from = first * self.positions() * width + group * self.outputs;
+                    let to = grad.at(group * part);
+                    gpu.multiply(&Product {
+                        rows: self.fan_in(),
+                        inner: n * self.positions(),
+                        columns: self.outputs,
+                        left: Factor { transposed: true, ..seen },
+                        right: self.factor(grad_out.at(from), width, false),
+                        alpha: 1.0,
+                        add: (i > 0).then_some(to),
+                        bias: None,
+                        out: to,
+                        out_stride: self.outputs,
+                        out_kind: Kind::F32,
+                    })?;
+                }
+            }
+            gpu.copy(&grad, gpu.kind())
+        }
     }
 }
 

@@ -315,12 +315,13 @@ mod cuda {
         head.parts().map(|part| part.len() / width).sum()
     }
 
-    /// The losses of a block's rows; `gradient` gets what follows from them, before `scale`.
+    /// The losses of a block's rows; `gradient` gets that of the logits, times `scale`.
     fn losses(
         block: &Block,
         gradient: Option<&Array>,
         vocabulary: usize,
         kind: Kind,
+        scale: f32,
     ) -> Result<Array, CudaError> {
         let gpu = block.logits.gpu();
         let n = block.rows.len();
@@ -333,7 +334,7 @@ mod cuda {
             (&losses).into(),
             gradient.into(),
             vocabulary.into(),
-            1.0_f32.into(),
+            scale.into(),
         ];
         gpu.launch(kernel!("row_losses", kind), Grid::of(n, 512), &args)?;
         Ok(losses)
@@ -362,7 +363,7 @@ mod cuda {
         walk_logits(&hidden, head, &rows, |block| {
             let n = block.rows.len();
             let gradient = T::OWNS_TAPE.then(|| gpu.unset(n * vocabulary, kind)).transpose()?;
-            let losses = losses(&block, gradient.as_ref(), vocabulary, kind)?;
+            let losses = losses(&block, gradient.as_ref(), vocabulary, kind, scale)?;
             let args = [(&losses).into(), (&total).into(), n.into()];
             gpu.launch(kernel!("add_losses"), Grid::of(1, THREADS), &args)?;
             let (Some(gradient), Some(grad_hidden)) = (gradient, &grad_hidden) else {
@@ -413,10 +414,13 @@ mod cuda {
         let head = head.clone();
         let hidden = hidden.without_values();
         record_loss(sum as f32 * scale, tape, move |grad_out, store| {
-            let factor = grad_out * scale;
+            // The scale is in them already: rounding to bf16 once is better than twice.
             let times = |array: &Array| {
+                if grad_out.to_bits() == 1.0_f32.to_bits() {
+                    return Ok(());
+                }
                 let n = array.len();
-                let args = [array.into(), long(n), factor.into()];
+                let args = [array.into(), long(n), grad_out.into()];
                 gpu.launch(kernel!("scale_values", array.kind()), Grid::each(n), &args)
             };
             for (part, grad) in head.parts().zip(grad_parts) {
@@ -439,7 +443,7 @@ mod cuda {
         let mut all = vec![0.0; targets.len()];
         let vocabulary = n_tokens(head, hidden.width());
         walk_logits(hidden, head, &rows_with_target(targets), |block| {
-            let losses = losses(&block, None, vocabulary, Kind::F32)?.to_vec()?;
+            let losses = losses(&block, None, vocabulary, Kind::F32, 1.0)?.to_vec()?;
             block.rows.iter().zip(losses).for_each(|((row, _), loss)| all[*row] = loss);
             Ok(())
         })?;

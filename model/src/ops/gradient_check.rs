@@ -14,9 +14,10 @@ pub(crate) fn pseudo_random(n: usize, seed: u64) -> Vec<f32> {
     (0..n as u64).map(|i| crate::params::uniform(seed, i) * 2.0 - 1.0).collect()
 }
 
-/// Evenly spaced weights from -1 to 1, by which outputs are summed.
+/// Weights from -1 to 1, evenly spaced but for rounding to what bf16 can hold.
 fn ramp(n: usize) -> Vec<f32> {
-    (0..n).map(|i| -1.0 + 2.0 * i as f32 / (n.max(2) - 1) as f32).collect()
+    let even = |i| -1.0 + 2.0 * i as f32 / (n.max(2) - 1) as f32;
+    (0..n).map(|i| (even(i) * 128.0).round() / 128.0).collect()
 }
 
 /// The sum of the outputs by evenly spaced weights.
@@ -30,11 +31,7 @@ pub(crate) fn gradients_of_ramp(out: Matrix<Recording>) -> (Matrix, Gradients) {
     let (out, tape) = out.split();
     let seeded = out.clone();
     let loss = record_loss(0.0, tape, move |_, store| {
-        #[cfg(feature = "cuda")]
-        if let Some(array) = seeded.array() {
-            return seeded.give_array(store, array.gpu().upload(&ramp(array.len()))?);
-        }
-        seeded.give_gradient(store, ramp(seeded.values().len()).into())
+        seeded.give_values(store, ramp(seeded.rows() * seeded.width()))
     });
     (out, differentiate(loss.unwrap(), 1.0).unwrap().1)
 }
@@ -148,7 +145,8 @@ pub(crate) fn gpu_equals_cpu(
     taped: &impl Fn(Recording, &[Matrix], &[Weight]) -> Matrix<Recording>,
     plain: &impl Fn(NotRecording, &[Matrix], &[Weight]) -> Matrix,
 ) {
-    let tolerance = if gpu.kind() == Kind::Bf16 { 6e-3 } else { 1e-5 };
+    // Rounding one result to bf16 costs 1e-3 of its norm, and few operations round less than twice.
+    let tolerance = if gpu.kind() == Kind::Bf16 { 5e-3 } else { 1e-5 };
     let run = |on_gpu: bool| {
         let values = |v: &[f32]| stored(gpu, v);
         let xs: Vec<Matrix> = inputs

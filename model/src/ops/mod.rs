@@ -44,9 +44,9 @@ mod wide;
 pub use activation::Activation;
 pub(crate) use activation::{activate, activate_times};
 pub(crate) use adamw::adamw;
-pub use adamw::{AdamStep, Moments};
 #[cfg(feature = "cuda")]
-pub(crate) use add::cuda::square_sum;
+pub(crate) use adamw::cuda::square_sum;
+pub use adamw::{AdamStep, Moments};
 pub(crate) use add::{add_gated, add_to};
 pub(crate) use attention::{
     AttentionShape, Heads, Past, Visible, attention, continue_attention, self_attention,

@@ -6,8 +6,6 @@ use super::convolution::Grid;
 use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, record};
-#[cfg(feature = "cuda")]
-use crate::tensor::{to_gpu, to_host};
 
 /// Height and width of what is averaged, and the step to the next.
 const SIDE: usize = 2;
@@ -18,10 +16,9 @@ const SIDE: usize = 2;
 /// # Errors
 /// When the device fails.
 pub(crate) fn halve<T: Record>(x: Matrix<T>, grid: Grid) -> Result<Matrix<T>, DeviceError> {
-    // Not on GPUs: what is there comes home.
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = x.array().map(|array| array.gpu()) {
-        return to_gpu(halve(to_host(x)?, grid)?, gpu);
+    if x.array().is_some() {
+        return cuda::halve(x, grid);
     }
     let (x, tape) = x.split();
     let (width, small) = (x.width(), grid.strided(SIDE));
@@ -60,6 +57,34 @@ pub(crate) fn halve<T: Record>(x: Matrix<T>, grid: Grid) -> Result<Matrix<T>, De
 fn share(grid: Grid, top: usize, left: usize) -> f32 {
     let pixels = (grid.height - top).min(SIDE) * (grid.width - left).min(SIDE);
     (pixels as f32).recip()
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::{Grid as ImageGrid, SIDE};
+    use crate::cuda::{Grid, kernel};
+    use crate::tensor::{DeviceError, Matrix, Record, record_on_gpu};
+
+    pub(super) fn halve<T: Record>(
+        x: Matrix<T>,
+        grid: ImageGrid,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let input = x.array().expect("on a GPU");
+        let (gpu, kind, width, rows) = (input.gpu(), input.kind(), x.width(), x.rows());
+        let small = rows / grid.n_pixels() * grid.strided(SIDE).n_pixels();
+        let out = gpu.unset(small * width, kind)?;
+        let sizes = [grid.height.into(), grid.width.into(), width.into()];
+        let args = [&[input.into(), (&out).into()], &sizes[..]].concat();
+        gpu.launch(kernel!("halve", kind), Grid::rows(small, width), &args)?;
+        let (wanted, x) = (x.wants_gradient(), x.without_values());
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            let grad = gpu.unset(rows * width, kind)?;
+            let args = [&[(&grad_out).into(), (&grad).into()], &sizes[..]].concat();
+            gpu.launch(kernel!("halve_backward", kind), Grid::rows(rows, width), &args)?;
+            x.give_array(store, grad)
+        })
+    }
 }
 
 #[cfg(test)]

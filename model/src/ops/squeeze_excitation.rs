@@ -11,8 +11,6 @@ use super::wide::{sigmoid, wide};
 use super::{add_to, rows_per_chunk};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
-#[cfg(feature = "cuda")]
-use crate::tensor::{to_gpu, to_host};
 
 /// The weights, and what multiplies the result.
 #[derive(Debug, Clone)]
@@ -52,13 +50,9 @@ pub(crate) fn squeeze_excite_onto<T: Record>(
     n_pixels: usize,
     weights: SqueezeExcitation,
 ) -> Result<Matrix<T>, DeviceError> {
-    // Not on GPUs: what is there comes home.
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = x.array().map(|array| array.gpu()) {
-        let (x, tape) = x.split();
-        let (residual, tape) = to_host(residual.with(tape))?.split();
-        let out = squeeze_excite_onto(to_host(x.with(tape))?, residual, n_pixels, weights)?;
-        return to_gpu(out, gpu);
+    if x.array().is_some() {
+        return cuda::squeeze_excite_onto(x, residual, n_pixels, weights);
     }
     let (x, tape) = x.split();
     let width = x.width();
@@ -238,6 +232,93 @@ fn add_products(sum: &mut [f32], x: &[f32], g: &[f32]) {
     let width = sum.len();
     for (x, g) in x.chunks_exact(width).zip(g.chunks_exact(width)) {
         sum.iter_mut().zip(x).zip(g).for_each(|((s, x), g)| *s += x * g);
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::super::add::cuda::{column_sums, gradient_to_add, on_gpu};
+    use super::super::{Activation, Kernel, activate, linear, mean_rows};
+    use super::SqueezeExcitation;
+    use crate::cuda::{Grid, Kind, THREADS, kernel};
+    use crate::tensor::{DeviceError, Matrix, Record, Weight, record_on_gpu};
+
+    /// The gates are made by other operations; what they do to the images is one of its own.
+    pub(super) fn squeeze_excite_onto<T: Record>(
+        x: Matrix<T>,
+        residual: Matrix,
+        n_pixels: usize,
+        weights: SqueezeExcitation,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (x, tape) = x.split();
+        let map = |weight: Weight, bias: Weight| Kernel {
+            outputs: bias.len(),
+            weight,
+            bias: Some(bias),
+            unread: false,
+        };
+        let images = x.rows() / n_pixels;
+        let spans = (0..images).map(|i| i * n_pixels..(i + 1) * n_pixels).collect();
+        let means = mean_rows(x.clone().with(tape), spans)?; // [M, C]
+        let hidden = linear(means, map(weights.squeeze, weights.squeeze_bias))?; // [M, S]
+        let hidden = activate(hidden, Activation::Relu)?;
+        let logits = linear(hidden, map(weights.excite, weights.excite_bias))?; // [M, C]
+        excite(x, residual, logits, n_pixels, weights.gain, weights.factor)
+    }
+
+    /// `residual + factor * gain * sigmoid(logits) * x`; the tape comes with the logits `[M, C]`.
+    fn excite<T: Record>(
+        x: Matrix,
+        residual: Matrix,
+        logits: Matrix<T>,
+        n_pixels: usize,
+        gain: Weight,
+        factor: f32,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let (logits, tape) = logits.split();
+        let [of_x, of_residual, of_logits] =
+            [&x, &residual, &logits].map(|m| m.array().expect("on a GPU"));
+        let (gpu, kind, rows, width) = (of_x.gpu(), of_x.kind(), x.rows(), x.width());
+        let out = gpu.unset(rows * width, kind)?;
+        let sizes = [n_pixels.into(), width.into(), factor.into()];
+        let gain_of = on_gpu(&gain).full().into();
+        let inputs = [of_x.into(), of_residual.into(), of_logits.into(), gain_of, (&out).into()];
+        let args = [&inputs[..], &sizes].concat();
+        gpu.launch(kernel!("excite", kind), Grid::rows(rows, width), &args)?;
+        let wanted = x.wants_gradient()
+            || residual.wants_gradient()
+            || logits.wants_gradient()
+            || gain.is_trained();
+        let residual = residual.without_values();
+        record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
+            let [of_x, of_logits] = [&x, &logits].map(|m| m.array().expect("on a GPU"));
+            let gain_of = on_gpu(&gain).full().into();
+            let grad_logits = gpu.unset(of_logits.len(), kind)?;
+            let along = gpu.unset(of_logits.len(), Kind::F32)?;
+            let inputs = [
+                (&grad_out).into(),
+                of_x.into(),
+                of_logits.into(),
+                gain_of,
+                (&grad_logits).into(),
+                (&along).into(),
+            ];
+            let blocks = [width.div_ceil(32), logits.rows()];
+            let grid = Grid { blocks, threads: THREADS, shared: 0 };
+            gpu.launch(kernel!("excite_sums", kind), grid, &[&inputs[..], &sizes].concat())?;
+            if let Some(sum) = gradient_to_add(&gain, store)? {
+                column_sums(&along, 1, 1, sum, true)?;
+            }
+            logits.give_array(store, grad_logits)?;
+            if x.wants_gradient() {
+                let grad = gpu.unset(rows * width, kind)?;
+                let inputs = [(&grad_out).into(), of_logits.into(), gain_of, (&grad).into()];
+                let args = [&inputs[..], &sizes].concat();
+                gpu.launch(kernel!("excite_backward", kind), Grid::rows(rows, width), &args)?;
+                x.give_array(store, grad)?;
+            }
+            residual.give_array(store, grad_out)
+        })
     }
 }
 

@@ -33,23 +33,6 @@ KERNEL add_partials(const float* partial, float* sum, int parts, long long strid
 }
 REGISTER(add_partials)
 
-// Sums of squares of a block's part of `x`, in f64.
-KERNEL square_sums(const float* x, double* partial, long long n) {
-  SHARED(double, shared, [256]);
-  double sum = 0.0;
-  const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
-  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step)
-    sum += static_cast<double>(x[i]) * x[i];
-  shared[threadIdx.x] = sum;
-  __syncthreads();
-  for (int half = blockDim.x / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) partial[blockIdx.x] = shared[0];
-}
-REGISTER(square_sums)
-
 KERNEL column_sums_f32(const float* x, float* partial, int rows, long long width, int n,
                        int per_block) {
   column_sums(x, partial, rows, width, n, per_block);
