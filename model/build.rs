@@ -46,7 +46,7 @@ fn compile_for_gpus(sources: &[PathBuf], out: &Path) {
     let wanted = env::var("FLAMINGO_CUDA_CAPABILITIES").ok();
     let capabilities: Vec<&str> =
         wanted.as_deref().map_or_else(|| CAPABILITIES.to_vec(), |list| list.split(',').collect());
-    let headers = ["common.cuh", "elementwise.cuh", "tensor_core.cuh"]
+    let headers = ["common.cuh", "elementwise.cuh", "tensor_core.cuh", "wgmma.cuh"]
         .iter()
         .filter_map(|header| newest(&[&Path::new("src/ops").join(header)]))
         .max();
@@ -70,6 +70,9 @@ fn compile_for_gpus(sources: &[PathBuf], out: &Path) {
                 "177",
             ]);
             for capability in &capabilities {
+                // Products of warpgroups are there for this very chip alone, under a name of its own.
+                let own = *capability == "90" && name.ends_with("_hopper");
+                let capability = if own { "90a" } else { capability };
                 command.arg(format!("-gencode=arch=compute_{capability},code=sm_{capability}"));
             }
             if let Some(last) = capabilities.last() {

@@ -547,7 +547,7 @@ pub(crate) fn value_of<T>(loss: &Loss<T>) -> f32 {
 pub struct TrainedWeight {
     values: Arc<Vec<f32>>,
     key: Key,
-    /// The values, if they are on a GPU: those of the host are not kept up then.
+    /// The values, if they are on a GPU: there are none on the host then.
     #[cfg(feature = "cuda")]
     device: Option<Arc<DeviceWeight>>,
 }
@@ -665,6 +665,10 @@ impl Weight {
 
     /// Number of values.
     pub(crate) fn len(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.device() {
+            return device.len();
+        }
         let (Self::Trained(TrainedWeight { values, .. })
         | Self::Frozen(FrozenWeight { values, .. })) = self;
         values.len()
@@ -712,6 +716,10 @@ impl Weight {
         if let Some(gpu) = gpu {
             let activations = if trained { Activations::Beside } else { Activations::Instead };
             *device = Some(Arc::new(DeviceWeight::new(gpu, values, activations)?));
+            if trained {
+                // They would be out of date after the first step.
+                *values = Arc::default();
+            }
         }
         Ok(())
     }

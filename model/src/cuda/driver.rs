@@ -28,6 +28,9 @@ const SHARED_PLAIN: usize = 48 << 10;
 /// One open GPU.
 pub(super) struct Driver {
     name: String,
+    /// Compute capability.
+    capability: (i32, i32),
+    multiprocessors: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
     pool: sys::CUmemoryPool,
@@ -159,8 +162,12 @@ impl Driver {
             let workspace =
                 result::malloc_async(stream, WORKSPACE).map_err(driver_error("cuMemAllocAsync"))?;
             BOUND.set(context as usize);
+            let multiprocessors =
+                attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
             Ok(Self {
                 name,
+                capability: (major, minor),
+                multiprocessors: multiprocessors as usize,
                 context,
                 stream,
                 pool,
@@ -177,6 +184,14 @@ impl Driver {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
+    pub(super) fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     /// Lets this thread use the GPU.

@@ -106,6 +106,8 @@ struct Context {
 constexpr size_t stack_bytes = 64 * 1024;
 constexpr unsigned max_threads = 1024;
 constexpr size_t max_shared_bytes = 227 * 1024;
+// The system keeps what lies before it.
+constexpr uint32_t shared_window = 1024;
 
 struct Fiber {
   Context context;
@@ -117,12 +119,55 @@ struct Copy {
   unsigned char data[16];
 };
 
+// A result that products under way add to; `d` is spoiled until they are waited for.
+struct Pending {
+  float* d;
+  std::vector<float> sums;
+  // Of products, since the launch of the thread, that add to it: the last.
+  size_t last;
+};
+
 struct Thread {
   Fiber* fiber;
   uint3 index;
+  std::vector<Pending> pending;
+  // For each group of products not yet waited for, the number of products before its end.
+  std::vector<size_t> product_ends;
+  size_t products = 0;
+  bool fenced = false;
   std::vector<Copy> copies;
   // For each group not yet waited for, how many of `copies` lie before its end.
   std::vector<size_t> group_ends;
+};
+
+// What a product under way reads from shared memory: it must stay until the wait.
+struct Factors {
+  uint64_t a, b;
+  bool a_along, b_along;
+  int columns;
+  // Without a left factor in registers.
+  std::vector<uint16_t> values;
+  size_t product;
+};
+
+// Four warps, for their products.
+struct Warpgroup {
+  unsigned came = 0;
+  struct WarpgroupProduct* operands[128];
+  std::vector<Factors> factors;
+  size_t products = 0;
+};
+
+struct NamedBarrier {
+  unsigned came = 0;
+  int threads = 0;
+  std::vector<uint16_t> waiting;
+};
+
+struct PhaseWaiter {
+  uint64_t* barrier;
+  int parity;
+  uint16_t thread;
 };
 
 struct Warp {
@@ -142,6 +187,9 @@ struct State {
 
   Thread all[max_threads];
   Warp warps[max_threads / 32];
+  Warpgroup warpgroups[max_threads / 128];
+  NamedBarrier barriers[16];
+  std::vector<PhaseWaiter> phase_waiters;
   unsigned started = 0;
   unsigned current = 0;
   bool in_thread = false;
@@ -257,6 +305,10 @@ void leave(State& s) {
   Thread& thread = s.all[s.current];
   thread.copies.clear();
   thread.group_ends.clear();
+  if (!thread.pending.empty()) fail("a thread ends before it has waited for its products");
+  thread.product_ends.clear();
+  thread.products = 0;
+  thread.fenced = false;
   Warp& warp = s.warps[s.current / 32];
   warp.live &= ~(1u << s.current % 32);
   --s.live;
@@ -308,6 +360,9 @@ void run_block(State& s) {
     s.warps[w].live = lanes >= 32 ? ~0u : (1u << lanes) - 1;
     s.warps[w].waiting = 0;
   }
+  for (Warpgroup& warpgroup : s.warpgroups) warpgroup = {};
+  for (NamedBarrier& barrier : s.barriers) barrier = {};
+  s.phase_waiters.clear();
   for (;;) {
     if (s.ready_count > 0) {
       const unsigned thread = s.ready[s.ready_first];
@@ -325,7 +380,7 @@ void run_block(State& s) {
     s.in_thread = false;
   }
   if (s.live > 0)
-    fail("deadlock: %zu threads wait at __syncthreads and %zu at an operation of a warp",
+    fail("deadlock: %zu threads wait at __syncthreads and %zu at another barrier or an operation of a warp",
          s.at_barrier.size(), s.live - s.at_barrier.size());
 }
 
@@ -394,6 +449,112 @@ void complete_load(void* const operands[32]) {
       const uint32_t lower = op.transposed ? matrix[2 * t][g] : matrix[g][2 * t];
       const uint32_t upper = op.transposed ? matrix[2 * t + 1][g] : matrix[g][2 * t + 1];
       op.r[i] = lower | upper << 16;
+    }
+  }
+}
+
+struct WarpgroupProduct {
+  float* d;
+  const uint32_t* a;
+  uint64_t a_descriptor, b_descriptor;
+  int columns;
+  bool a_along, b_along, add;
+};
+
+// One value of a factor of `k` 16 that a descriptor names: `outer` is its row in the result, or its column.
+uint16_t factor_value(uint64_t descriptor, bool along, int outer, int k) {
+  const State& s = state();
+  const uint32_t start = uint32_t(descriptor & 0x3fff) << 4;
+  const uint32_t leading = uint32_t(descriptor >> 16 & 0x3fff) << 4, stride = uint32_t(descriptor >> 32 & 0x3fff) << 4;
+  const unsigned mode = unsigned(descriptor >> 62);
+  // Bits of the address that the swizzle changes; a row of an atom has as many 16 byte pieces.
+  const unsigned bits = mode == 0 ? 0 : 4 - mode, pieces = 1u << bits;
+  uint32_t address = start;
+  if (along) {
+    const uint32_t piece = uint32_t(outer) / 8, group = uint32_t(k) / 8;
+    address += outer % 8 * 2 + k % 8 * (16 * pieces);
+    address += mode == 0 ? piece * stride + group * leading
+                         : piece % pieces * 16 + piece / pieces * leading + group * stride;
+  } else {
+    address += outer % 8 * (16 * pieces) + outer / 8 * stride + k % 8 * 2;
+    address += k / 8 * (mode == 0 ? leading : 16);
+  }
+  address ^= (address >> 7 & (pieces - 1)) << 4;
+  if (address < shared_window || address + 2 > shared_window + s.shared_bytes)
+    fail("a matrix reaches out of shared memory, to byte %d", int(address - shared_window));
+  uint16_t value;
+  memcpy(&value, s.shared + (address - shared_window), 2);
+  return value;
+}
+
+void check_descriptor(uint64_t descriptor) {
+  if (descriptor & 0x3fff'c000'c000'c000ull & ~(7ull << 49)) fail("a matrix descriptor has bits set that mean nothing");
+  if (descriptor >> 49 & 7) fail("a matrix descriptor has a base offset, which the emulator does not know");
+  // Where atoms start at multiples of their size, these bits of any operand's start are 0.
+  const unsigned mode = unsigned(descriptor >> 62), bits = mode == 0 ? 0 : 4 - mode;
+  if ((descriptor << 4 >> 7) & ((1u << bits) - 1)) fail("a matrix starts within a pattern of its swizzle");
+}
+
+std::vector<uint16_t> factor_values(const Factors& f, bool with_a) {
+  std::vector<uint16_t> values;
+  values.reserve(size_t(f.columns + 64) * 16);
+  for (int k = 0; k < 16; ++k)
+    for (int j = 0; j < f.columns; ++j) values.push_back(factor_value(f.b, f.b_along, j, k));
+  for (int i = 0; with_a && i < 64; ++i)
+    for (int k = 0; k < 16; ++k) values.push_back(factor_value(f.a, f.a_along, i, k));
+  return values;
+}
+
+// Runs once all threads of the warpgroup came.
+void complete_warpgroup_product(State& s, Warpgroup& warpgroup, unsigned first_thread) {
+  const WarpgroupProduct& all = *warpgroup.operands[0];
+  const int columns = all.columns;
+  const bool in_registers = all.a != nullptr;
+  for (const WarpgroupProduct* op : warpgroup.operands)
+    if (op->columns != columns || (op->a != nullptr) != in_registers || op->a_descriptor != all.a_descriptor ||
+        op->b_descriptor != all.b_descriptor || op->a_along != all.a_along || op->b_along != all.b_along ||
+        op->add != all.add)
+      fail("threads of a warpgroup are at different products");
+  check_descriptor(all.b_descriptor);
+  if (!in_registers) check_descriptor(all.a_descriptor);
+  Factors f{all.a_descriptor, all.b_descriptor, all.a_along, all.b_along, columns, {}, warpgroup.products++};
+  f.values = factor_values(f, !in_registers);
+  static float a[64][16], b[16][256], product[64][256];
+  for (int k = 0; k < 16; ++k)
+    for (int j = 0; j < columns; ++j) b[k][j] = half_as_float(f.values[size_t(k * columns + j)], 0);
+  for (int i = 0; !in_registers && i < 64; ++i)
+    for (int k = 0; k < 16; ++k) a[i][k] = half_as_float(f.values[size_t(16 * columns + i * 16 + k)], 0);
+  for (int thread = 0; in_registers && thread < 128; ++thread) {
+    const int row = thread / 32 * 16 + thread % 32 / 4, t = thread % 4;
+    for (int i = 0; i < 4; ++i)
+      for (int half = 0; half < 2; ++half)
+        a[row + 8 * (i % 2)][2 * t + 8 * (i / 2) + half] = half_as_float(warpgroup.operands[thread]->a[i], half);
+  }
+  memset(product, 0, sizeof product);
+  for (int i = 0; i < 64; ++i)
+    for (int k = 0; k < 16; ++k)
+      for (int j = 0; j < columns; ++j) product[i][j] += a[i][k] * b[k][j];
+  warpgroup.factors.push_back(std::move(f));
+  for (unsigned n = 0; n < 128; ++n) {
+    Thread& thread = s.all[first_thread + n];
+    float* d = warpgroup.operands[n]->d;
+    const size_t values = size_t(columns) / 2;
+    if (!thread.fenced) fail("thread %u starts a product without wgmma_fence", first_thread + n);
+    Pending* pending = nullptr;
+    for (Pending& other : thread.pending)
+      if (other.d == d) pending = &other;
+    if (!pending) {
+      thread.pending.push_back({d, std::vector<float>(d, d + values), 0});
+      pending = &thread.pending.back();
+      // A read before the wait gives NaN.
+      memset(d, 0xff, values * sizeof(float));
+    }
+    if (pending->sums.size() != values) fail("products under way take one result for two sizes");
+    pending->last = ++thread.products;
+    const int row = int(n) / 32 * 16 + int(n) % 32 / 4, t = int(n) % 4;
+    for (size_t i = 0; i < values; ++i) {
+      const float x = product[row + int(i) / 2 % 2 * 8][i / 4 * 8 + size_t(2 * t) + i % 2];
+      pending->sums[i] = all.add ? pending->sums[i] + x : x;
     }
   }
 }
@@ -520,6 +681,125 @@ void cp_async_wait(size_t groups_left) {
   copies.erase(copies.begin(), copies.begin() + ptrdiff_t(done));
   ends.erase(ends.begin(), last);
   for (size_t& end : ends) end -= done;
+}
+
+uint32_t shared_address(const void* p) {
+  return shared_window + uint32_t(static_cast<const char*>(p) - state().shared);
+}
+
+void wgmma(float* d, int columns, const uint32_t* a, uint64_t a_descriptor, bool a_along, uint64_t b_descriptor,
+           bool b_along, bool add) {
+  State& s = state();
+  const unsigned first = s.current / 128 * 128;
+  Warpgroup& warpgroup = s.warpgroups[s.current / 128];
+  WarpgroupProduct operand{d, a, a_descriptor, b_descriptor, columns, a_along, b_along, add};
+  warpgroup.operands[s.current % 128] = &operand;
+  if (++warpgroup.came < 128) return wait(s);
+  warpgroup.came = 0;
+  complete_warpgroup_product(s, warpgroup, first);
+  for (unsigned thread = first; thread < first + 128; ++thread)
+    if (thread != s.current) make_ready(s, thread);
+}
+
+void wgmma_fence() { state().all[state().current].fenced = true; }
+
+void wgmma_commit() {
+  State& s = state();
+  Thread& thread = s.all[s.current];
+  thread.product_ends.push_back(thread.products);
+}
+
+void wgmma_wait(size_t groups_left) {
+  State& s = state();
+  Thread& thread = s.all[s.current];
+  auto& ends = thread.product_ends;
+  if (ends.size() <= groups_left) return;
+  const auto last = ends.end() - ptrdiff_t(groups_left);
+  const size_t done = last[-1];
+  ends.erase(ends.begin(), last);
+  for (size_t i = 0; i < thread.pending.size();) {
+    Pending& pending = thread.pending[i];
+    if (pending.last > done) {
+      ++i;
+      continue;
+    }
+    memcpy(pending.d, pending.sums.data(), pending.sums.size() * sizeof(float));
+    thread.pending.erase(thread.pending.begin() + ptrdiff_t(i));
+  }
+  thread.fenced = false;
+  // The first thread to wait looks whether the factors are still there.
+  auto& factors = s.warpgroups[s.current / 128].factors;
+  while (!factors.empty() && factors.front().product < done) {
+    const Factors& f = factors.front();
+    if (factor_values(f, f.values.size() > size_t(f.columns) * 16) != f.values)
+      fail("shared memory was written while a product read it");
+    factors.erase(factors.begin());
+  }
+}
+
+void named_barrier(int number, int threads, bool waits) {
+  State& s = state();
+  NamedBarrier& barrier = s.barriers[number];
+  if (barrier.came > 0 && barrier.threads != threads) fail("barrier %d has two numbers of threads", number);
+  barrier.threads = threads;
+  if (waits) barrier.waiting.push_back(uint16_t(s.current));
+  if (++barrier.came < unsigned(threads)) {
+    if (waits) wait(s);
+    return;
+  }
+  for (const uint16_t thread : barrier.waiting)
+    if (thread != s.current) make_ready(s, thread);
+  barrier = {};
+}
+
+// Kept in the barrier itself: arrivals of a phase, those still to come, and the number of the phase.
+struct Phase {
+  uint16_t count, left;
+  uint32_t number;
+};
+
+void phase_start(uint64_t* barrier, int count) {
+  check_shared(barrier, 8);
+  const Phase phase{uint16_t(count), uint16_t(count), 0};
+  memcpy(barrier, &phase, 8);
+}
+
+void phase_arrive(uint64_t* barrier) {
+  State& s = state();
+  check_shared(barrier, 8);
+  Phase phase;
+  memcpy(&phase, barrier, 8);
+  if (phase.count == 0xffff) fail("a thread arrives at a barrier that was not started");
+  if (--phase.left == 0) {
+    phase.left = phase.count;
+    ++phase.number;
+    auto& waiters = s.phase_waiters;
+    for (size_t i = 0; i < waiters.size();) {
+      if (waiters[i].barrier != barrier) {
+        ++i;
+        continue;
+      }
+      if (unsigned(waiters[i].parity) == phase.number % 2) fail("a thread waits for a phase long over");
+      make_ready(s, waiters[i].thread);
+      waiters.erase(waiters.begin() + ptrdiff_t(i));
+    }
+  }
+  memcpy(barrier, &phase, 8);
+}
+
+bool phase_over(const uint64_t* barrier, int parity) {
+  check_shared(barrier, 8);
+  Phase phase;
+  memcpy(&phase, barrier, 8);
+  if (phase.count == 0xffff) fail("a thread waits at a barrier that was not started");
+  return phase.number % 2 != unsigned(parity);
+}
+
+void phase_wait(uint64_t* barrier, int parity) {
+  if (phase_over(barrier, parity)) return;
+  State& s = state();
+  s.phase_waiters.push_back({barrier, parity, uint16_t(s.current)});
+  wait(s);
 }
 
 }  // namespace emulator

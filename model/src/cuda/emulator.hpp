@@ -146,6 +146,21 @@ void cp_async_16(void* shared, const void* global, bool valid);
 void cp_async_commit();
 void cp_async_wait(size_t groups_left);
 
+// Where in the window of shared memory, as descriptors of matrices name it.
+uint32_t shared_address(const void* p);
+// `a` is null where the left factor is in shared memory.
+void wgmma(float* d, int columns, const uint32_t* a, uint64_t a_descriptor, bool a_along, uint64_t b_descriptor,
+           bool b_along, bool add);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(size_t groups_left);
+// Counts the threads that came to a barrier of part of a block; waits for the others or goes on.
+void named_barrier(int barrier, int threads, bool wait);
+void phase_start(uint64_t* barrier, int count);
+void phase_arrive(uint64_t* barrier);
+bool phase_over(const uint64_t* barrier, int parity);
+void phase_wait(uint64_t* barrier, int parity);
+
 }  // namespace emulator
 
 #define threadIdx (::emulator::thread_index)

@@ -2,8 +2,8 @@
 #![allow(unsafe_code, reason = "calls C++ and reads memory by its address")]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::{Arg, CudaError, Factor, Grid, Kind, Product, to_bf16};
 
@@ -21,10 +21,13 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Bytes in use, and most at one time.
+/// Memory and kernels of no GPU.
 #[derive(Debug, Default)]
 pub(super) struct Emulator {
+    /// Bytes in use, and most at one time.
     memory: Mutex<(u64, u64)>,
+    /// Bytes that there are; 0 for as many as the machine has.
+    room: AtomicU64,
 }
 
 impl Emulator {
@@ -79,13 +82,25 @@ impl Emulator {
         Ok(())
     }
 
-    pub(super) fn allocate(&self, bytes: usize) -> u64 {
+    /// Has so many bytes from here on.
+    #[cfg(test)]
+    pub(super) fn set_room(&self, bytes: u64) {
+        self.room.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let (used, room) = (memory.0, self.room.load(Ordering::Relaxed));
+        if room > 0 && used + bytes as u64 > room {
+            let free = room.saturating_sub(used) as usize;
+            let (used, total) = (used as usize, room as usize);
+            return Err(CudaError::Memory { asked: bytes, used, free, total });
+        }
         memory.0 += bytes as u64;
         memory.1 = memory.1.max(memory.0);
         // Of 16 bytes, as wide reads need; what nothing has written is no number.
         let values = vec![u128::MAX; bytes.div_ceil(16)].into_boxed_slice();
-        Box::into_raw(values).cast::<u128>() as u64
+        Ok(Box::into_raw(values).cast::<u128>() as u64)
     }
 
     pub(super) fn free(&self, address: u64, bytes: usize) {

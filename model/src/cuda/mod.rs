@@ -146,6 +146,8 @@ type Kept = HashMap<Vec<usize>, Arc<Array>>;
 pub(crate) struct Gpu {
     backend: Backend,
     kind: Kind,
+    /// Whether attention is made of products of warpgroups where it can be.
+    wgmma: bool,
     kept: Mutex<Kept>,
 }
 
@@ -156,7 +158,7 @@ impl std::fmt::Debug for Gpu {
 }
 
 /// GPUs that are in use, each until the program ends.
-static GPUS: Mutex<Vec<(usize, &'static Gpu)>> = Mutex::new(Vec::new());
+static GPUS: Mutex<Vec<((usize, Kind, bool), &'static Gpu)>> = Mutex::new(Vec::new());
 
 /// Most plans that are kept.
 const KEPT_MAX: usize = 1024;
@@ -167,12 +169,31 @@ impl Gpu {
     /// # Errors
     /// When there is no driver, no such GPU, or no library of matrix products.
     pub(crate) fn open(index: usize, kind: Kind) -> Result<&'static Self, CudaError> {
+        Self::open_as(index, kind, false)
+    }
+
+    /// The first GPU if it is a Hopper, with the attention of `attention_hopper.cu`. Models do not run so yet: these
+    /// kernels have passed their tests in the emulator and have run on no GPU.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`], and when the GPU is of another kind.
+    #[cfg(any(test, feature = "ops-bench"))]
+    pub(crate) fn hopper() -> Result<&'static Self, CudaError> {
+        Self::open_as(0, Kind::Bf16, true)
+    }
+
+    fn open_as(index: usize, kind: Kind, wgmma: bool) -> Result<&'static Self, CudaError> {
         let mut all = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, gpu)) = all.iter().find(|(i, gpu)| *i == index && gpu.kind == kind) {
+        if let Some((_, gpu)) = all.iter().find(|(key, _)| *key == (index, kind, wgmma)) {
             return Ok(gpu);
         }
-        let gpu = Self::leaked(Backend::Driver(Box::new(Driver::open(index)?)), kind);
-        all.push((index, gpu));
+        let driver = Driver::open(index)?;
+        if wgmma && driver.capability() != (9, 0) {
+            let (major, minor) = driver.capability();
+            return Err(CudaError::Kernels { name: driver.name().to_owned(), major, minor });
+        }
+        let gpu = Self::leaked(Backend::Driver(Box::new(driver)), kind, wgmma);
+        all.push(((index, kind, wgmma), gpu));
         Ok(gpu)
     }
 
@@ -180,13 +201,34 @@ impl Gpu {
     #[cfg(feature = "cuda-emulator")]
     pub(crate) fn emulated(kind: Kind) -> &'static Self {
         static BOTH: OnceLock<[&'static Gpu; 2]> = OnceLock::new();
-        let make = |kind| Self::leaked(Backend::Emulator(emulator::Emulator::default()), kind);
+        let make =
+            |kind| Self::leaked(Backend::Emulator(emulator::Emulator::default()), kind, false);
         let both = BOTH.get_or_init(|| [make(Kind::F32), make(Kind::Bf16)]);
         both[usize::from(kind == Kind::Bf16)]
     }
 
-    fn leaked(backend: Backend, kind: Kind) -> &'static Self {
-        Box::leak(Box::new(Self { backend, kind, kept: Mutex::default() }))
+    /// Kernels of a Hopper on the CPU.
+    #[cfg(all(test, feature = "cuda-emulator"))]
+    pub(crate) fn emulated_hopper() -> &'static Self {
+        Self::leaked(Backend::Emulator(emulator::Emulator::default()), Kind::Bf16, true)
+    }
+
+    fn leaked(backend: Backend, kind: Kind, wgmma: bool) -> &'static Self {
+        Box::leak(Box::new(Self { backend, kind, wgmma, kept: Mutex::default() }))
+    }
+
+    /// Whether attention is made of products of warpgroups where it can be.
+    pub(crate) fn uses_wgmma(&self) -> bool {
+        self.wgmma
+    }
+
+    /// Number of multiprocessors.
+    pub(crate) fn multiprocessors(&self) -> usize {
+        match &self.backend {
+            Backend::Driver(driver) => driver.multiprocessors(),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(_) => 2,
+        }
     }
 
     /// An array without values.
@@ -442,7 +484,7 @@ impl Gpu {
         match &self.backend {
             Backend::Driver(driver) => driver.allocate(bytes),
             #[cfg(feature = "cuda-emulator")]
-            Backend::Emulator(emulator) => Ok(emulator.allocate(bytes)),
+            Backend::Emulator(emulator) => emulator.allocate(bytes),
         }
     }
 
@@ -477,4 +519,60 @@ pub(crate) fn to_bf16(value: f32) -> u16 {
         return (bits >> 16) as u16 | 0x40;
     }
     ((bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16) as u16
+}
+
+#[cfg(all(test, feature = "cuda-emulator"))]
+mod tests {
+    use super::*;
+    use crate::{
+        Activation, Architecture, Gradients, LanguageConfig, LanguageModel, ModelError, TextBatch,
+        Trainable,
+    };
+
+    #[test]
+    fn a_full_gpu_is_an_error_with_sizes_wherever_it_fills_up_and_keeps_nothing() {
+        let config = LanguageConfig {
+            vocabulary: 16,
+            context: 8,
+            width: 16,
+            layers: 2,
+            heads: 2,
+            activation: Activation::GeluTanh,
+            architecture: Architecture::default(),
+        };
+        let batch = TextBatch {
+            tokens: (0..16).collect(),
+            length: 8,
+            loss_mask: (0..16).map(|i| f32::from(u8::from(i % 8 < 7))).collect(),
+        };
+        let emulator = emulator::Emulator::default();
+        let gpu = Gpu::leaked(Backend::Emulator(emulator), Kind::Bf16, false);
+        let Backend::Emulator(emulator) = &gpu.backend else { unreachable!("it was made so") };
+        let mut model = LanguageModel::new(&config, 1).unwrap();
+        model.params_mut().into_iter().try_for_each(|params| params.place(Some(gpu))).unwrap();
+        // Tables that are kept are made by the first step.
+        drop(model.step(&batch, 1.0, Gradients::default()).unwrap());
+        let (weights, most) = gpu.memory(true).unwrap();
+        let mut failures = 0;
+        for room in (weights + 1..most).step_by(((most - weights) / 40) as usize) {
+            emulator.set_room(room);
+            let error = model.step(&batch, 1.0, Gradients::default()).unwrap_err();
+            let ModelError::Device(crate::DeviceError::Cuda(CudaError::Memory {
+                asked,
+                used,
+                free,
+                total,
+            })) = error
+            else {
+                panic!("{error}")
+            };
+            assert_eq!((total as u64, used + free), (room, total));
+            assert!(asked > free);
+            assert_eq!(gpu.memory(false).unwrap().0, weights, "with room for {room} bytes");
+            failures += 1;
+        }
+        assert!(failures >= 40);
+        emulator.set_room(0);
+        model.step(&batch, 1.0, Gradients::default()).unwrap();
+    }
 }

@@ -45,7 +45,10 @@ impl Rows {
 /// How the kernels of one head size are launched: the sizes that `attention.cu` gives them.
 #[derive(Debug, Clone, Copy)]
 struct Variant {
+    /// Forward, backward for queries, backward for keys and values. A Hopper's second turns sums that the third
+    /// makes into the gradient of queries.
     names: [&'static str; 3],
+    hopper: bool,
     /// Queries of a tile.
     queries: usize,
     /// Keys of a tile of the gradient of keys.
@@ -55,7 +58,8 @@ struct Variant {
 }
 
 impl Variant {
-    fn of(kind: Kind, size: usize, strides_fit: bool) -> Self {
+    fn of(gpu: &Gpu, size: usize, strides_fit: bool) -> Self {
+        let kind = gpu.kind();
         macro_rules! tensor_core {
             ($size:literal) => {
                 Self::tensor_core(
@@ -69,6 +73,22 @@ impl Variant {
             };
         }
         match size {
+            64 if gpu.uses_wgmma() && strides_fit => Self::hopper(
+                [
+                    "attention_forward_wgmma64\0",
+                    "attention_grad_q_wgmma64\0",
+                    "attention_backward_wgmma64\0",
+                ],
+                [144_640, 0, 167_168],
+            ),
+            128 if gpu.uses_wgmma() && strides_fit => Self::hopper(
+                [
+                    "attention_forward_wgmma128\0",
+                    "attention_grad_q_wgmma128\0",
+                    "attention_backward_wgmma128\0",
+                ],
+                [197_888, 0, 166_144],
+            ),
             32 if kind == Kind::Bf16 && strides_fit => tensor_core!("32"),
             64 if kind == Kind::Bf16 && strides_fit => tensor_core!("64"),
             80 if kind == Kind::Bf16 && strides_fit => tensor_core!("80"),
@@ -80,12 +100,18 @@ impl Variant {
                     kernel!("attention_backward_q", kind),
                     kernel!("attention_backward_kv", kind),
                 ],
+                hopper: false,
                 queries: 16,
                 keys: 16,
                 threads: [256; 3],
                 shared: [0; 3],
             },
         }
+    }
+
+    /// As `attention_hopper.cu` has it.
+    fn hopper(names: [&'static str; 3], shared: [usize; 3]) -> Self {
+        Self { names, hopper: true, queries: 128, keys: 128, threads: [384, 256, 384], shared }
     }
 
     /// As `Plan` of `attention.cu` has it.
@@ -98,6 +124,7 @@ impl Variant {
         let whole = size <= 96;
         Self {
             names,
+            hopper: false,
             queries: QUERIES,
             keys: if size <= 64 { 128 } else { 64 },
             threads: [128; 3],
@@ -164,7 +191,7 @@ impl Attention {
         strides: &[usize],
     ) -> Result<Self, CudaError> {
         let fit = strides.iter().all(|stride| stride.is_multiple_of(8));
-        let variant = Variant::of(gpu.kind(), heads.size, fit);
+        let variant = Variant::of(gpu, heads.size, fit);
         let causal = !matches!(visible, Visible::All);
         let slopes = match visible {
             Visible::CausalSloped(slopes) => Some(gpu.constant(slopes)?),
@@ -193,12 +220,17 @@ impl Attention {
     fn forward(&self, q: Rows, k: Rows, v: Rows, out: &Array) -> Result<Array, CudaError> {
         let Heads { queries, keys, size } = self.heads;
         let lse = self.gpu.unset(queries * self.query_rows, Kind::F32)?;
-        let grid = Grid {
-            blocks: [self.tiles.len() / TILE, queries],
-            threads: self.variant.threads[0],
-            shared: self.variant.shared[0],
+        let tiles = self.tiles.len() / TILE;
+        // Blocks of a Hopper stay, and take one tile after the other.
+        let hopper = self.variant.hopper;
+        let blocks = if hopper {
+            [self.gpu.multiprocessors().min(tiles * queries), 1]
+        } else {
+            [tiles, queries]
         };
-        let args = [
+        let grid =
+            Grid { blocks, threads: self.variant.threads[0], shared: self.variant.shared[0] };
+        let mut args = vec![
             Arg::Pointer(q.address),
             Arg::Pointer(k.address),
             Arg::Pointer(v.address),
@@ -215,6 +247,10 @@ impl Attention {
             self.query_rows.into(),
             self.scale().into(),
         ];
+        let taken = hopper.then(|| self.gpu.zeroed(1, Kind::I32)).transpose()?;
+        if let Some(taken) = &taken {
+            args.extend([Arg::from(tiles), taken.into()]);
+        }
         self.gpu.launch(self.variant.names[0], grid, &args)?;
         Ok(lse)
     }
@@ -261,6 +297,9 @@ impl Attention {
         ];
         let ends = [self.query_rows.into(), self.scale().into()];
 
+        // What a Hopper's kernel for keys adds up for queries.
+        let n_sums = queries * self.query_rows * size;
+        let sums = self.variant.hopper.then(|| gpu.zeroed(n_sums, Kind::F32)).transpose()?;
         let of_q = [Arg::Pointer(grad_q.address), (&self.tiles).into()];
         let args = [&inputs[..], &of_q, &sizes, &[grad_q.stride.into()], &ends].concat();
         let grid = |rows: usize, heads, i: usize| Grid {
@@ -268,7 +307,9 @@ impl Attention {
             threads: self.variant.threads[i],
             shared: self.variant.shared[i],
         };
-        gpu.launch(self.variant.names[1], grid(self.tiles.len() / TILE, queries, 1), &args)?;
+        if sums.is_none() {
+            gpu.launch(self.variant.names[1], grid(self.tiles.len() / TILE, queries, 1), &args)?;
+        }
 
         let (rows, causal, at_once) = (self.key_rows, self.causal, self.variant.keys);
         let key = key(1, at_once, causal, &self.runs);
@@ -288,8 +329,23 @@ impl Attention {
             (&tiles).into(),
             (&spans).into(),
         ];
-        let args = [&inputs[..], &of_kv, &sizes, &[grad_k.stride.into()], &ends].concat();
-        gpu.launch(self.variant.names[2], grid(tiles.len() / TILE, keys, 2), &args)
+        let of_sums: Vec<Arg> = sums.iter().map(Arg::from).collect();
+        let strides = [grad_k.stride.into()];
+        let args = [&inputs[..], &of_sums, &of_kv, &sizes, &strides, &ends].concat();
+        gpu.launch(self.variant.names[2], grid(tiles.len() / TILE, keys, 2), &args)?;
+        let Some(sums) = sums else { return Ok(()) };
+        let args = [
+            (&sums).into(),
+            Arg::Pointer(grad_q.address),
+            self.query_rows.into(),
+            queries.into(),
+            size.into(),
+            grad_q.stride.into(),
+            self.query_rows.into(),
+            self.scale().into(),
+        ];
+        let grid = grid((n_sums / 4).div_ceil(self.variant.threads[1]), 1, 1);
+        gpu.launch(self.variant.names[1], grid, &args)
     }
 }
 
@@ -536,6 +592,15 @@ pub(super) fn continue_attention(
 mod tests {
     use super::*;
     use crate::ops::gradient_check::{gpu_equals_cpu, gpus, pseudo_random};
+
+    /// The GPUs that operations are checked on, and a Hopper with kernels of its own: a real one, or with the
+    /// emulator's feature and without a GPU the emulator.
+    fn gpus_and_hopper() -> Vec<&'static Gpu> {
+        let hopper = Gpu::hopper();
+        #[cfg(feature = "cuda-emulator")]
+        let hopper = hopper.or_else(|_| Ok::<_, ()>(Gpu::emulated_hopper()));
+        gpus().into_iter().chain(hopper.ok()).collect()
+    }
     use crate::ops::{attention, media_attention, self_attention};
 
     /// Sizes of heads that have kernels of their own, and one that has not.
@@ -543,7 +608,7 @@ mod tests {
 
     #[test]
     fn every_size_of_heads_equals_the_processor() {
-        for gpu in gpus() {
+        for gpu in gpus_and_hopper() {
             for size in SIZES {
                 for (visible, length, heads) in [
                     (Visible::All, 70, Heads { queries: 2, keys: 2, size }),
@@ -579,7 +644,7 @@ mod tests {
             _ => 0..1,
         });
         let reads = Arc::new(MediaReads::new(images, 24));
-        for gpu in gpus() {
+        for gpu in gpus_and_hopper() {
             for size in [64, 40] {
                 let x = |rows: usize, seed| (pseudo_random(rows * 2 * size, seed), 2 * size);
                 gpu_equals_cpu(

@@ -81,48 +81,30 @@ fn both(
     Ok(())
 }
 
+/// Sequences, heads, rows and width of a head: of long texts, of images in CLIP's ViT-L/14, of a training step.
+const LONG: [usize; 4] = [8, 16, 2048, 128];
+const IMAGES: [usize; 4] = [192, 16, 257, 64];
+const TEXTS: [usize; 4] = [64, 16, 256, 128];
+
 /// All cases, one after the other, so that only one holds memory.
 pub const CASES: &[fn() -> Result<GpuCase, DeviceError>] = &[
     || product("product 8192 x 8192 x 8192", [8192, 8192, 8192]),
     || product("product 16384 x 2048 x 8192", [16384, 2048, 8192]),
     || product("product 16384 x 8192 x 2048", [16384, 8192, 2048]),
     || product("product 49344 x 1024 x 4096", [49344, 1024, 4096]),
-    || {
-        attention_case(
-            "attention 8 x 16 x 2048 x 128 causal, forward",
-            [8, 16, 2048, 128],
-            true,
-            false,
-        )
-    },
-    || {
-        attention_case(
-            "attention 8 x 16 x 2048 x 128 causal, forward and backward",
-            [8, 16, 2048, 128],
-            true,
-            true,
-        )
-    },
-    || attention_case("attention 192 x 16 x 257 x 64, forward", [192, 16, 257, 64], false, false),
-    || {
-        attention_case(
-            "attention 64 x 16 x 256 x 128 causal, forward",
-            [64, 16, 256, 128],
-            true,
-            false,
-        )
-    },
-    || {
-        attention_case(
-            "attention 64 x 16 x 256 x 128 causal, forward and backward",
-            [64, 16, 256, 128],
-            true,
-            true,
-        )
-    },
+    || attention_case("attention 8 x 16 x 2048 x 128 causal", LONG, true, false, false),
+    || attention_case("the same, forward and backward", LONG, true, true, false),
+    || attention_case("attention 192 x 16 x 257 x 64", IMAGES, false, false, false),
+    || attention_case("attention 64 x 16 x 256 x 128 causal", TEXTS, true, false, false),
+    || attention_case("the same, forward and backward", TEXTS, true, true, false),
+    || attention_case("Hopper's attention 8 x 16 x 2048 x 128 causal", LONG, true, false, true),
+    || attention_case("the same, forward and backward", LONG, true, true, true),
+    || attention_case("Hopper's attention 192 x 16 x 257 x 64", IMAGES, false, false, true),
+    || attention_case("Hopper's attention 64 x 16 x 256 x 128 causal", TEXTS, true, false, true),
+    || attention_case("the same, forward and backward", TEXTS, true, true, true),
     || linear_case("linear 16384 x 2048 -> 8192, bias", false),
     || linear_case("linear 16384 x 2048 -> 2048, residual", true),
-    || linear_trained(),
+    linear_trained,
     || norm_case("norm 16384 x 2048, forward", false),
     || norm_case("norm 16384 x 2048 trained, forward and backward", true),
     || activation_case("GELU 16384 x 8192, forward", false),
@@ -167,8 +149,9 @@ fn attention_case(
     [batch, heads, length, size]: [usize; 4],
     causal: bool,
     backward: bool,
+    hopper: bool,
 ) -> Result<GpuCase, DeviceError> {
-    let gpu = gpu()?;
+    let gpu = if hopper { Gpu::hopper()? } else { gpu()? };
     let width = heads * size;
     let qkv = input(gpu, batch * length, 3 * width)?;
     let gradient = Arc::new(noise(gpu, batch * length * width, Kind::Bf16)?);
