@@ -5,7 +5,7 @@ use std::env;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, exit};
+use std::process::Command;
 
 /// Compute capabilities that kernels are compiled for: A100, H100 and H200, B200; the last also as PTX, which
 /// the driver compiles for what comes after.
@@ -124,19 +124,13 @@ fn compile_for_the_processor(sources: &[PathBuf], out: &Path) {
         .compile("kernels");
 }
 
+/// Runs a command; without success the build ends with what it said.
 fn run(command: &mut Command) {
-    match command.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => {
-            eprintln!("{command:?} ended with {status}");
-            exit(1);
-        }
-        Err(error) => {
-            eprintln!("cannot run {:?}: {error}", command.get_program());
-            eprintln!(
-                "feature `cuda` needs nvcc: set NVCC or CUDA_HOME, or build with ./build-cuda.sh"
-            );
-            exit(1);
-        }
-    }
+    let status = command.status().unwrap_or_else(|error| {
+        let program = command.get_program().display();
+        panic!(
+            "cannot run {program}: {error}; set NVCC or CUDA_HOME, or build with ./build-cuda.sh"
+        )
+    });
+    assert!(status.success(), "{command:?} ended with {status}");
 }

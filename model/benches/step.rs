@@ -208,12 +208,12 @@ fn flamingo() -> Result<(), ModelError> {
 
     let latents: Vec<Latents> =
         (0..10).map(|_| model.latents(&noise(pixels), 1)).collect::<Result<_, _>>()?;
-    let latents = Latents::join(&latents).unwrap();
+    let latents = Latents::join(&latents)?;
     let prompts: Vec<Prompt> = (0..100)
         .map(|i| Prompt {
             tokens: tokens(200 + i % 56),
             phi: phi(200 + i % 56, 10).collect(),
-            latents: Latents::join([&latents]).unwrap(),
+            latents: latents.clone(),
         })
         .collect();
     time("generate, 100 prompts x 10 tokens", 0.0, || {

@@ -150,6 +150,7 @@ impl Device {
 
     /// A matrix here that gets a gradient.
     #[cfg(test)]
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unused_self, reason = "GPUs need it"))]
     pub(crate) fn variable(self, values: &[f32], width: usize) -> crate::tensor::Matrix {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = self.gpu {
@@ -161,6 +162,7 @@ impl Device {
 
     /// Sends parameters here.
     #[cfg(test)]
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unused_self, reason = "GPUs need it"))]
     pub(crate) fn with(self, mut params: crate::params::Params) -> crate::params::Params {
         #[cfg(feature = "cuda")]
         params.place(self.gpu).expect("the GPU has room");

@@ -1,6 +1,7 @@
 //! Weights on a GPU, and the gradients there.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cuda::{Arg, Array, CudaError, Gpu, Grid, Kind, PER_THREAD, kernel, long};
@@ -17,8 +18,8 @@ pub(crate) struct DeviceGradients(HashMap<u64, Array>);
 
 impl DeviceGradients {
     /// Moves a gradient out.
-    pub(crate) fn remove(&mut self, id: &u64) -> Option<Array> {
-        self.0.remove(id)
+    pub(crate) fn remove(&mut self, id: u64) -> Option<Array> {
+        self.0.remove(&id)
     }
 
     /// The gradient under this number.
@@ -28,18 +29,14 @@ impl DeviceGradients {
 
     /// Adds to a gradient; the first to give one gives the array itself.
     pub(crate) fn add(&mut self, id: u64, delta: Array) -> Result<(), CudaError> {
-        match self.0.get(&id) {
-            Some(sum) => {
-                let n = sum.len();
-                let name = kernel!("add_to", sum.kind());
-                let args = [sum.into(), (&delta).into(), long(n)];
-                sum.gpu().launch(name, Grid::each(n.div_ceil(PER_THREAD)), &args)
-            }
-            None => {
-                self.0.insert(id, delta);
-                Ok(())
-            }
+        if let Some(sum) = self.0.get(&id) {
+            let n = sum.len();
+            let name = kernel!("add_to", sum.kind());
+            let args = [sum.into(), (&delta).into(), long(n)];
+            return sum.gpu().launch(name, Grid::each(n.div_ceil(PER_THREAD)), &args);
         }
+        self.0.insert(id, delta);
+        Ok(())
     }
 }
 
@@ -177,10 +174,10 @@ impl DeviceWeight {
         &self,
         all: &'a mut DeviceGradients,
     ) -> Result<&'a Array, CudaError> {
-        if !all.0.contains_key(&self.id) {
-            all.0.insert(self.id, self.gpu.zeroed(self.n, Kind::F32)?);
+        match all.0.entry(self.id) {
+            Entry::Occupied(found) => Ok(found.into_mut()),
+            Entry::Vacant(room) => Ok(room.insert(self.gpu.zeroed(self.n, Kind::F32)?)),
         }
-        Ok(&all.0[&self.id])
     }
 }
 

@@ -201,7 +201,9 @@ fn check_gated_cross_attention(case: &Case, activation: Activation, device: Devi
 fn the_resampler_equals_the_papers_figure_and_interpolates_time() {
     for frames in [1, 8, 30] {
         let Some(case) = Case::open(&format!("perceiver-paper/frames{frames}")) else { return };
-        Device::to_compare().into_iter().for_each(|device| check_resampler(&case, frames, device));
+        for device in Device::to_compare() {
+            check_resampler(&case, frames, device);
+        }
     }
 }
 
@@ -241,9 +243,9 @@ fn prefixed(prefix: &str, tensors: Tensors) -> Tensors {
 #[test]
 fn open_flamingos_resampler_is_a_configuration_of_ours() {
     let Some(case) = Case::open("perceiver-openflamingo") else { return };
-    Device::to_compare()
-        .into_iter()
-        .for_each(|device| check_open_flamingos_resampler(&case, device));
+    for device in Device::to_compare() {
+        check_open_flamingos_resampler(&case, device);
+    }
 }
 
 fn check_open_flamingos_resampler(case: &Case, device: Device) {

@@ -640,7 +640,9 @@ mod tests {
     #[test]
     fn the_network_and_its_gradients_equal_timms() {
         let Some(case) = Case::open("nfnet") else { return };
-        Device::to_compare().into_iter().for_each(|device| check_against_timm(&case, device));
+        for device in Device::to_compare() {
+            check_against_timm(&case, device);
+        }
     }
 
     fn check_against_timm(case: &Case, device: Device) {

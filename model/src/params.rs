@@ -151,6 +151,9 @@ impl Params {
     ///
     /// # Errors
     /// When the device fails.
+    ///
+    /// # Panics
+    /// If two parameters have one name.
     pub fn adamw(
         &mut self,
         gradients: &mut Gradients,
@@ -199,6 +202,7 @@ impl Params {
     }
 
     /// Whether a GPU holds the values.
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unused_self, reason = "GPUs need it"))]
     pub(crate) fn is_on_gpu(&self) -> bool {
         #[cfg(feature = "cuda")]
         return self.gpu().is_some();
@@ -207,6 +211,10 @@ impl Params {
     }
 
     /// A matrix of these values, where the parameters are.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "GPUs need it")
+    )]
     pub(crate) fn beside(&self, values: Buffer, width: usize) -> Result<Matrix, DeviceError> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = self.gpu() {

@@ -267,7 +267,7 @@ impl Matrix {
             }
             #[cfg(feature = "cuda")]
             Some(Slot::Cuda(id)) => {
-                let array = store.device.remove(id);
+                let array = store.device.remove(*id);
                 Ok(array.map(|array| array.to_vec()).transpose()?.map(Buffer::from))
             }
         }
@@ -347,6 +347,7 @@ impl<T> Matrix<T> {
     ///
     /// # Errors
     /// When the device fails.
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
     pub(crate) fn to_vec(&self) -> Result<Vec<f32>, DeviceError> {
         match &self.values {
             Values::Host(values) => Ok(values.to_vec()),
@@ -427,6 +428,7 @@ pub(crate) fn record<T: Record>(
 }
 
 /// As [`record`], on a GPU.
+#[expect(clippy::unnecessary_wraps, reason = "as `record` has it")]
 #[cfg(feature = "cuda")]
 pub(crate) fn record_on_gpu<T: Record>(
     values: impl Into<Arc<Array>>,
@@ -439,7 +441,7 @@ pub(crate) fn record_on_gpu<T: Record>(
     let out = Matrix::on_gpu(values.into(), width, wanted);
     if let Some(Slot::Cuda(id)) = out.slot {
         tape.push(move |store| {
-            store.device.remove(&id).map_or(Ok(()), |gradient| backward(gradient, store))
+            store.device.remove(id).map_or(Ok(()), |gradient| backward(gradient, store))
         });
     }
     Ok(out.with(tape))
@@ -570,6 +572,7 @@ impl TrainedWeight {
     }
 
     /// Lets `change` change the values; they are copied if a clone of the model shares them.
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut [f32])) -> Result<(), DeviceError> {
         #[cfg(feature = "cuda")]
         if let Some(device) = &mut self.device {

@@ -203,6 +203,7 @@ impl Vit {
     }
 
     /// The patches of pixels `[M, 3, H, W]`, where the parameters are: `[M * P, 3 p p]`.
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
     fn patches(&self, p: &Params, pixels: &[f32]) -> Result<Matrix, DeviceError> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = p.gpu() {

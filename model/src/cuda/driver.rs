@@ -319,7 +319,8 @@ impl Driver {
         let c_name = CStr::from_bytes_with_nul(name.as_bytes()).expect("names end in 0");
         // SAFETY: modules live as long as the program.
         unsafe {
-            let mut found = Err(sys::CUresult::CUDA_ERROR_NOT_FOUND.result().unwrap_err());
+            let not_found = sys::CUresult::CUDA_ERROR_NOT_FOUND;
+            let mut found = Err(result::DriverError(not_found));
             for module in &self.modules {
                 found = found.or_else(|_| result::module::get_function(*module, c_name.to_owned()));
             }

@@ -61,7 +61,7 @@ impl Emulator {
     }
 
     #[expect(clippy::unused_self, reason = "as the driver has it")]
-    pub(super) fn multiply(&self, p: &Product) -> Result<(), CudaError> {
+    pub(super) fn multiply(&self, p: &Product) {
         // SAFETY: addresses are those of arrays that are long enough.
         unsafe {
             for row in 0..p.rows {
@@ -79,7 +79,6 @@ impl Emulator {
                 }
             }
         }
-        Ok(())
     }
 
     /// Has so many bytes from here on.

@@ -158,7 +158,10 @@ impl std::fmt::Debug for Gpu {
 }
 
 /// GPUs that are in use, each until the program ends.
-static GPUS: Mutex<Vec<((usize, Kind, bool), &'static Gpu)>> = Mutex::new(Vec::new());
+static GPUS: Mutex<Vec<(Opened, &'static Gpu)>> = Mutex::new(Vec::new());
+
+/// A GPU's number, and how it is used: format of activations, products of warpgroups.
+type Opened = (usize, Kind, bool);
 
 /// Most plans that are kept.
 const KEPT_MAX: usize = 1024;
@@ -440,7 +443,10 @@ impl Gpu {
         match &self.backend {
             Backend::Driver(driver) => driver.multiply(product),
             #[cfg(feature = "cuda-emulator")]
-            Backend::Emulator(emulator) => emulator.multiply(product),
+            Backend::Emulator(emulator) => {
+                emulator.multiply(product);
+                Ok(())
+            }
         }
     }
 

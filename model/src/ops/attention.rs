@@ -209,6 +209,7 @@ impl Past {
 ///
 /// # Errors
 /// When the device fails.
+#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
 pub(crate) fn continue_attention(
     qkv: &Matrix,
     pasts: &mut [&mut Past],

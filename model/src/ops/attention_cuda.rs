@@ -638,7 +638,6 @@ mod tests {
         // Rows without images, an image that two runs see, and a run that sees two images.
         let images = (0..130).map(|row| match row {
             0..10 => 0..0,
-            10..60 => 0..1,
             60..90 => 1..3,
             90..110 => 3..3,
             _ => 0..1,

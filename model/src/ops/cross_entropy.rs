@@ -71,6 +71,7 @@ pub(crate) fn cross_entropy<T: Record>(
 ///
 /// # Errors
 /// When the device fails.
+#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
 pub(crate) fn token_losses(
     hidden: &Matrix,
     head: &TokenTable,
@@ -94,6 +95,7 @@ pub(crate) fn token_losses(
 ///
 /// # Errors
 /// When the device fails.
+#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
 pub(crate) fn each_logits(
     hidden: &Matrix,
     head: &TokenTable,

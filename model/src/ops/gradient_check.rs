@@ -105,7 +105,9 @@ pub(crate) fn check(
         compare(format!("weight {k}"), got, k, true);
     }
     #[cfg(feature = "cuda")]
-    gpus().into_iter().for_each(|gpu| gpu_equals_cpu(gpu, inputs, params, &taped, &plain));
+    for gpu in gpus() {
+        gpu_equals_cpu(gpu, inputs, params, &taped, &plain);
+    }
 }
 
 /// The GPUs that kernels are checked on, one for each number format: a real one, or with the emulator's

@@ -40,6 +40,7 @@ pub(crate) fn pick_rows<T: Record>(
 ///
 /// # Errors
 /// When the device fails.
+#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
 pub(crate) fn join_rows(parts: &[Matrix], width: usize) -> Result<Matrix, DeviceError> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = parts.iter().find_map(|part| Some(part.array()?.gpu())) {
