@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the build needs and the machine lacks: FFmpeg's development files, clang, pkg-config,
 # and for libjpeg-turbo, which a crate builds, cmake and nasm.
-# With `--tests` also what the checks compare with: Python and the ffmpeg command. Called by demo.sh and test.sh; safe to run again.
+# With `--tests` also what the checks compare with: Python and the ffmpeg command. With `--cuda` what build-cuda.sh needs:
+# no FFmpeg, and Python where NVCC is empty. Called by demo.sh, test.sh and build-cuda.sh; safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -13,9 +14,11 @@ fi
 # Debian and Ubuntu package, and a command that succeeds when it is there.
 needs=(
   "build-essential|echo '#include <stdio.h>' | cc -E - "
-  "pkg-config|command -v pkg-config"
   "cmake|command -v cmake"
   "nasm|command -v nasm"
+)
+films=(
+  "pkg-config|command -v pkg-config"
   "libclang-dev|ls /usr/lib/llvm-*/lib/libclang*.so*"
   "clang|command -v clang"
   "libavcodec-dev|pkg-config --exists libavcodec"
@@ -23,7 +26,12 @@ needs=(
   "libavutil-dev|pkg-config --exists libavutil"
   "libswscale-dev|pkg-config --exists libswscale"
 )
-[ "${1-}" != --tests ] || needs+=("python3-venv|python3 -c 'import venv, ensurepip'" "ffmpeg|command -v ffmpeg")
+python="python3-venv|python3 -c 'import venv, ensurepip'"
+case ${1-} in
+  --cuda) [ -n "${NVCC-}" ] || needs+=("$python") ;;
+  --tests) needs+=("${films[@]}" "$python" "ffmpeg|command -v ffmpeg") ;;
+  *) needs+=("${films[@]}") ;;
+esac
 missing=()
 for need in "${needs[@]}"; do
   bash -c "${need#*|}" >/dev/null 2>&1 || missing+=("${need%%|*}")

@@ -27,9 +27,10 @@ never_links() {
 }
 never_links flamingo-dataset 'dfdx' 'cudarc' 'ffmpeg-.*' 'flamingo-(ingest|model|train|eval|fixtures)'
 never_links flamingo-ingest 'dfdx' 'cudarc' 'flamingo-(model|train|eval|fixtures)'
-never_links flamingo-model 'arrow(-.*)?' 'parquet' 'tokio' 'hyper' 'reqwest' 'object_store' 'ffmpeg-.*' 'flamingo-(ingest|dataset|train|eval|fixtures)'
-never_links flamingo-train 'ffmpeg-.*' 'flamingo-(ingest|eval|fixtures)'
-never_links flamingo-eval 'ffmpeg-.*' 'flamingo-(ingest|train|fixtures)'
+# Without feature `cuda` nobody links what loads CUDA.
+never_links flamingo-model 'cudarc' 'arrow(-.*)?' 'parquet' 'tokio' 'hyper' 'reqwest' 'object_store' 'ffmpeg-.*' 'flamingo-(ingest|dataset|train|eval|fixtures)'
+never_links flamingo-train 'cudarc' 'ffmpeg-.*' 'flamingo-(ingest|eval|fixtures)'
+never_links flamingo-eval 'cudarc' 'ffmpeg-.*' 'flamingo-(ingest|train|fixtures)'
 never_links flamingo-fixtures 'flamingo-(ingest|dataset|model|train|eval)'
 
 step "lints"
@@ -48,6 +49,9 @@ cargo fetch --locked --quiet
 
 step "tests"
 cargo test --locked --release --workspace
+
+step "the code for GPUs, on an emulator"
+./build-cuda.sh --check
 
 step "the main job on real data, and the corpora in Python"
 ./eval/tests/real_data.sh

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use flamingo_model::{Device, DeviceChoice, Precision};
+
 use crate::annotations::Annotations;
 use crate::bootstrap::RESAMPLES;
 use crate::error::EvalError;
@@ -37,16 +39,23 @@ pub struct Command {
     pub limit: Option<usize>,
     /// Seed of everything random.
     pub seed: u64,
+    /// Where the model computes.
+    pub device: DeviceChoice,
+    /// In which number format, on a GPU.
+    pub precision: Precision,
 }
 
 /// Runs the benchmarks and returns their tables as text.
 ///
 /// # Errors
-/// When the model or a benchmark cannot be read, a benchmark has too few support examples, the
+/// When the device cannot be used, the model or a benchmark cannot be read, a benchmark has too few support examples, the
 /// output folder holds samples made with other
 /// settings, the model fails, or the disk does.
 pub fn run(command: &Command) -> Result<String, EvalError> {
-    let model = LoadedModel::open(&command.model)?;
+    let device = Device::open(command.device, command.precision, |text| eprintln!("{text}"))
+        .map_err(EvalError::Device)?;
+    let model = LoadedModel::open(&command.model, device)?;
+    eprintln!("device: {device}");
     let mut opened = Vec::new();
     for benchmark in &command.benchmarks {
         let annotations = Annotations::open(&benchmark.annotations)?;
@@ -70,7 +79,7 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
     }
     let pairs: Vec<_> =
         evaluations.iter().map(|(evaluation, files)| (evaluation, *files)).collect();
-    let report = report_html(&model.folder, &pairs)?;
+    let report = report_html(&model, &pairs)?;
     let all: Vec<&Evaluation> = pairs.iter().map(|(evaluation, _)| *evaluation).collect();
     write_whole(&command.out.join("report.html"), &report)?;
     write_whole(&command.out.join("results.json"), &results_json(&all, RESAMPLES))?;

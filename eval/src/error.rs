@@ -20,6 +20,9 @@ pub enum EvalError {
     /// The folder given as model names no checkpoint.
     #[error(transparent)]
     NoModel(ModelError),
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(ModelError),
     /// A file could not be read or written.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -173,6 +176,7 @@ impl EvalError {
                 | Self::Setting { .. }
                 | Self::FewExamples { .. }
                 | Self::OtherSettings { .. }
+                | Self::Device(_)
         )
     }
 }

@@ -121,7 +121,7 @@ impl Plan<'_> {
         chosen: &[ShownShots],
     ) -> Result<Evaluation, EvalError> {
         let name = self.task.name();
-        let settings = Settings::new(name, self.annotations, subject.sha256(), self.seed);
+        let settings = Settings::new(name, self.annotations, subject, self.seed);
         settings.claim(&self.out.join(format!("settings_{name}.json")))?;
         let all = self.task.queries(self.annotations);
         let queries = self.asked(&all);

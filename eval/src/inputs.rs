@@ -1,21 +1,24 @@
 //! From a prompt and its images to what the model takes: the only place where the two meet.
 
 use flamingo_dataset::{CorpusError, EncodedImage, ImageConfig, Tokenizer, image_pixels};
-use flamingo_model::{Latents, Prompt as ModelPrompt, TextBatch};
+use flamingo_model::{Latents, ModelError, Prompt as ModelPrompt, TextBatch};
 
 use crate::prompt::Prompt;
 
 /// A prompt with the latents of its images, in the order of their marks.
+///
+/// # Errors
+/// When the device of the latents fails.
 pub fn model_prompt<'a>(
     prompt: &Prompt,
     latents: impl IntoIterator<Item = &'a Latents>,
     tokenizer: &Tokenizer,
-) -> ModelPrompt {
-    ModelPrompt {
+) -> Result<ModelPrompt, ModelError> {
+    Ok(ModelPrompt {
         tokens: prompt.tokens.clone(),
         phi: prompt.phi(tokenizer),
-        latents: Latents::join(latents),
-    }
+        latents: Latents::join(latents)?,
+    })
 }
 
 /// Pixels of a still image, one frame: `[1, 1, 3, H, W]`.

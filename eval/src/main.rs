@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use flamingo_eval::command::{Benchmark, Command, run};
 use flamingo_eval::error::EvalError;
 use flamingo_eval::task::TaskName;
+use flamingo_model::{DeviceChoice, Precision};
 
 /// Evaluates Flamingo models on few-shot benchmarks.
 ///
@@ -64,6 +65,14 @@ struct RunArgs {
     /// Seed of the choice of shots, of the shuffled images and of the intervals.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Where the model runs: `cpu`, `cuda:0`, `cuda:1` and so on, or `auto`: the first GPU, or the CPU
+    /// where there is none or the program was built without CUDA.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceChoice,
+    /// How a GPU keeps activations and frozen weights, and multiplies: `bf16` or `f32`. A CPU computes in
+    /// f32.
+    #[arg(long, value_name = "FORMAT", default_value = "bf16")]
+    precision: Precision,
 }
 
 impl RunArgs {
@@ -86,6 +95,8 @@ impl RunArgs {
             out: self.out,
             limit: self.limit.map(NonZeroUsize::get),
             seed: self.seed,
+            device: self.device,
+            precision: self.precision,
         })
     }
 }

@@ -8,6 +8,7 @@ use crate::annotations::Annotations;
 use crate::error::EvalError;
 use crate::evaluate::{Evaluation, Outcome, Scored};
 use crate::run_folder::{RunFolder, loss_curves};
+use crate::subject::LoadedModel;
 use crate::table::{Table, control_table, score_table};
 
 /// Queries shown per task.
@@ -21,12 +22,12 @@ const IMAGE_BYTES_MAX: usize = 8 << 20;
 /// # Errors
 /// When an image of a shown query cannot be read.
 pub fn report_html(
-    run: &RunFolder,
+    model: &LoadedModel,
     evaluations: &[(&Evaluation, &Annotations)],
 ) -> Result<String, EvalError> {
     let mut report = Report { page: Page::new("Few-shot evaluation"), image_bytes: 0 };
-    report.scores(run, evaluations);
-    report.losses(run);
+    report.scores(model, evaluations);
+    report.losses(&model.folder);
     for (evaluation, annotations) in evaluations {
         report.cards(evaluation, annotations)?;
     }
@@ -39,8 +40,9 @@ struct Report {
 }
 
 impl Report {
-    fn scores(&mut self, run: &RunFolder, evaluations: &[(&Evaluation, &Annotations)]) {
-        self.page.paragraph(&format!("Model: {}", run.checkpoint.display()));
+    fn scores(&mut self, model: &LoadedModel, evaluations: &[(&Evaluation, &Annotations)]) {
+        let (checkpoint, device) = (model.folder.checkpoint.display(), model.device());
+        self.page.paragraph(&format!("Model: {checkpoint}, on {device}"));
         self.page.heading("Scores");
         let all: Vec<&Evaluation> = evaluations.iter().map(|(evaluation, _)| *evaluation).collect();
         self.table(&score_table(&all));

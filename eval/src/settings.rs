@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::annotations::Annotations;
 use crate::error::EvalError;
+use crate::subject::Subject;
 use crate::task_file::TaskConfig;
 
 /// Raised whenever a task's rules change so that its answers or scores do.
@@ -24,6 +25,8 @@ pub struct Settings {
     pub seed: u64,
     /// Digest of the model's weights, config and tokenizer.
     pub model_sha256: String,
+    /// Where the model computes, and in which number format: answers differ in the last bits.
+    pub device: String,
     /// Digest of the support corpus.
     pub support_sha256: String,
     /// Digest of the query corpus.
@@ -35,12 +38,13 @@ pub struct Settings {
 
 impl Settings {
     /// The settings of a task on some annotations.
-    pub fn new(task: &str, annotations: &Annotations, model_sha256: &str, seed: u64) -> Self {
+    pub fn new(task: &str, annotations: &Annotations, subject: &Subject<'_>, seed: u64) -> Self {
         Self {
             task: task.to_owned(),
             task_version: TASK_VERSION,
             seed,
-            model_sha256: model_sha256.to_owned(),
+            model_sha256: subject.sha256().to_owned(),
+            device: subject.device(),
             support_sha256: annotations.support.sha256(),
             query_sha256: annotations.query.sha256(),
             config: annotations.config.clone(),
@@ -96,6 +100,7 @@ mod tests {
             task_version: TASK_VERSION,
             seed: 0,
             model_sha256: "m".into(),
+            device: "CPU (f32)".into(),
             support_sha256: "s".into(),
             query_sha256: "q".into(),
             config: TaskConfig::default(),
@@ -108,6 +113,9 @@ mod tests {
         let other = Settings { task_version: TASK_VERSION + 1, ..settings.clone() };
         let error = other.claim(&path).unwrap_err().to_string();
         assert!(error.contains("`task_version` 1, now 2"), "{error}");
+        let other = Settings { device: "NVIDIA H200 (bf16)".into(), ..settings.clone() };
+        let error = other.claim(&path).unwrap_err().to_string();
+        assert!(error.contains("`device` \"CPU (f32)\", now \"NVIDIA H200 (bf16)\""), "{error}");
         let config = TaskConfig { prompt: "shows:".into(), ..TaskConfig::default() };
         let error = Settings { config, ..settings }.claim(&path).unwrap_err().to_string();
         assert!(error.contains("`prompt` \"Output:\", now \"shows:\""), "{error}");

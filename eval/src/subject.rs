@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use flamingo_dataset::Tokenizer;
-use flamingo_model::{Flamingo, Generation, Latents, ModelError, Prompt as ModelPrompt};
+use flamingo_model::{Device, Flamingo, Generation, Latents, ModelError, Prompt as ModelPrompt};
 
 use crate::annotations::Annotations;
 use crate::error::EvalError;
@@ -23,17 +23,18 @@ pub struct LoadedModel {
     flamingo: Flamingo,
     tokenizer: Tokenizer,
     sha256: String,
+    device: Device,
 }
 
 impl LoadedModel {
-    /// Loads the newest checkpoint of a run, or a checkpoint.
+    /// Loads the newest checkpoint of a run, or a checkpoint, onto a device.
     ///
     /// # Errors
-    /// When the folder is neither, or a part of the model cannot be read.
-    pub fn open(path: &Path) -> Result<Self, EvalError> {
+    /// When the folder is neither, a part of the model cannot be read, or the device has no room for it.
+    pub fn open(path: &Path, device: Device) -> Result<Self, EvalError> {
         let folder = RunFolder::open(path)?;
         let tokenizer = Tokenizer::load(folder.tokenizer())?;
-        let flamingo =
+        let mut flamingo =
             Flamingo::load(&folder.checkpoint).map_err(EvalError::model(&folder.checkpoint))?;
         let vocabulary = flamingo.config().vocabulary();
         if tokenizer.n_tokens() > vocabulary {
@@ -45,8 +46,14 @@ impl LoadedModel {
                 ),
             });
         }
+        device.place(&mut flamingo).map_err(EvalError::model(&folder.checkpoint))?;
         let sha256 = folder.sha256()?;
-        Ok(Self { folder, flamingo, tokenizer, sha256 })
+        Ok(Self { folder, flamingo, tokenizer, sha256, device })
+    }
+
+    /// Where it computes, such as `CPU (f32)`.
+    pub fn device(&self) -> String {
+        self.device.to_string()
     }
 }
 
@@ -102,6 +109,11 @@ impl<'a> Subject<'a> {
     /// Digest of the model.
     pub fn sha256(&self) -> &str {
         &self.model.sha256
+    }
+
+    /// Where the model computes.
+    pub fn device(&self) -> String {
+        self.model.device()
     }
 
     /// The most likely text after each prompt, up to `<EOC>` or `tokens_max` tokens.
@@ -191,9 +203,9 @@ impl<'a> Subject<'a> {
         let known = self.latents.borrow();
         let joined = prompts.iter().map(|prompt| {
             let latents = prompt.images.iter().map(|place| &known[self.image_sha256(*place)]);
-            model_prompt(prompt, latents, self.tokenizer())
+            model_prompt(prompt, latents, self.tokenizer()).map_err(self.failed())
         });
-        Ok(joined.collect())
+        joined.collect()
     }
 
     /// Makes the latents of images that have none yet.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use flamingo_model::{ModelError, Tensors};
 use serde::{Deserialize, Serialize};
 
+use crate::device::Devices;
 use crate::error::TrainError;
 use crate::files;
 use crate::trouble::{RecentLosses, Trouble};
@@ -35,6 +36,9 @@ pub struct State {
     pub tokenizer_sha256: String,
     /// Digest of each corpus's manifest, in the order of the config.
     pub corpora_sha256: Vec<String>,
+    /// Where the updates were made.
+    #[serde(default)]
+    pub devices: Devices,
     /// Steps that went wrong, whose rows are left out.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
@@ -276,6 +280,7 @@ mod tests {
             frozen_sha256: None,
             tokenizer_sha256: String::new(),
             corpora_sha256: Vec::new(),
+            devices: Devices::new(),
             troubles: Vec::new(),
             recent_losses: RecentLosses::default(),
         }

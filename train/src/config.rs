@@ -116,7 +116,8 @@ pub struct DataConfig {
     /// Who wrote it, where it is not a corpus of this project.
     #[serde(default, skip_serializing_if = "Layout::is_own")]
     pub layout: Layout,
-    /// Rows per update.
+    /// Rows per update. May change when a run is continued where memory is short: it goes on at the rows
+    /// that the next step would have had with this number from the start.
     pub batch: usize,
     /// Its lambda. Paper: 1.0 for M3W, 0.2 for ALIGN and LTIP, 0.03 for VTP.
     pub weight: f64,
@@ -189,6 +190,28 @@ impl<M> RunConfig<M> {
         }
     }
 
+    /// What can be done where memory does not suffice for a step.
+    pub fn less_memory(&self) -> String {
+        // As many tokens as the paper's latents of an image.
+        const IMAGE_TOKENS: usize = 64;
+        let size = |entry: &&DataConfig| {
+            entry.batch * (entry.tokens + IMAGE_TOKENS * entry.images * entry.frames)
+        };
+        let halved = self.data.iter().max_by_key(size).filter(|entry| entry.batch > 1);
+        let halved = halved.map(|entry| {
+            let (name, half) = (&entry.name, entry.batch / 2);
+            format!("`--set data.{name}.batch={half}`, half of it")
+        });
+        let again = (self.recompute != Recompute::All).then(|| {
+            "`--set recompute=\"all\"`, which takes time and changes no number".to_owned()
+        });
+        let ways: Vec<_> = halved.into_iter().chain(again).collect();
+        match &*ways {
+            [] => "a GPU with more of it can go on from there with --resume".to_owned(),
+            ways => format!("go on from there with --resume and {}", ways.join(", or ")),
+        }
+    }
+
     /// The datasets as the loader takes them; `locate` says where the path of a corpus leads.
     pub fn mixture_entries(
         &self,
@@ -238,5 +261,48 @@ impl DataConfig {
             skip_rows: self.skip_rows.clone(),
             corrupt_share_max: self.corrupt_share_max,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flamingo_model::{DeviceError, ModelError};
+    use toml::Table;
+
+    use super::*;
+    use crate::error::TrainError;
+
+    fn check(batches: [usize; 2], recompute: &str, expected: &str) {
+        let dataset = |(name, images, batch): (&str, usize, usize)| {
+            format!(
+                "[[data]]\nname = {name:?}\ncorpus = ''\nweight = 1\ntokens = 64\n\
+                 images = {images}\nbatch = {batch}\n"
+            )
+        };
+        let [pages, pairs] = batches;
+        let data: String = [("pages", 5, pages), ("pairs", 1, pairs)].map(dataset).concat();
+        let config: RunConfig<Table> = toml::from_str(&format!(
+            "seed = 0\nsteps = 1\ncheckpoint_every = 1\nkeep_last = 1\nrecompute = {recompute:?}\n\
+             [optimizer]\nlr = 1e-4\nwarmup_steps = 0\nschedule = 'constant'\n[model]\n{data}"
+        ))
+        .unwrap();
+        let source = ModelError::Device(DeviceError::OutOfMemory);
+        let error = TrainError::Model { action: "run", source }.in_step(7, &config.less_memory());
+        let text = error.to_string();
+        let rest =
+            text.strip_prefix("step 7 does not fit into memory; the last checkpoint stands: ");
+        assert_eq!(rest, Some(expected), "{text}");
+    }
+
+    #[test]
+    fn without_memory_the_largest_dataset_is_to_be_halved() {
+        let again = "`--set recompute=\"all\"`, which takes time and changes no number";
+        let go_on = "go on from there with --resume and";
+        let halved =
+            |name: &str, half| format!("{go_on} `--set data.{name}.batch={half}`, half of it");
+        check([9, 12], "frozen", &format!("{}, or {again}", halved("pages", 4)));
+        check([2, 12], "all", &halved("pairs", 6));
+        check([1, 2], "nothing", &format!("{go_on} {again}"));
+        check([1, 1], "all", "a GPU with more of it can go on from there with --resume");
     }
 }

@@ -82,8 +82,9 @@ fn attempt(
         }
     };
     clip.set_recompute(file.config.recompute);
+    let device = command.place(&mut clip)?;
     let mut stage = Contrastive { clip, label_smoothing: model.label_smoothing };
-    let prepared = Prepared { command, file, folder, corpora, tokenizer, troubles };
+    let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
     launch(prepared, &mut stage)
 }
 

@@ -179,6 +179,9 @@ pub enum TrainError {
         /// What the model says.
         source: ModelError,
     },
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(ModelError),
     /// A caption is cut off before its first token.
     #[error("dataset `{name}` row {row}: no token of the caption is left, raise `tokens`")]
     NoCaption {
@@ -196,6 +199,16 @@ pub enum TrainError {
         found: String,
         /// The rows that the step was computed from.
         rows: String,
+    },
+    /// The memory of the device does not suffice for a step. Nothing of it is kept.
+    #[error("step {step} does not fit into memory; the last checkpoint stands: {less_memory}")]
+    Memory {
+        /// The update that was being made, from 1.
+        step: u64,
+        /// What can be done.
+        less_memory: String,
+        /// What the device says.
+        source: Box<ModelError>,
     },
     /// The user stopped the run.
     #[error("interrupted after step {step}, at a checkpoint; --resume goes on from there")]
@@ -241,10 +254,22 @@ impl TrainError {
             | Self::OutName { .. }
             | Self::NoModel
             | Self::NotARun { .. }
-            | Self::ConfigChanged { .. } => 2,
+            | Self::ConfigChanged { .. }
+            | Self::Device(_) => 2,
             // As of a process that the signal ended: a script does not go on.
             Self::Interrupted { .. } => 130,
             _ => 1,
+        }
+    }
+
+    /// This error, or what can be done about it where it is that a step found no memory.
+    pub(crate) fn in_step(self, step: u64, less_memory: &str) -> Self {
+        match self {
+            Self::Model { source, .. } if source.is_out_of_memory() => {
+                let (less_memory, source) = (less_memory.to_owned(), Box::new(source));
+                Self::Memory { step, less_memory, source }
+            }
+            other => other,
         }
     }
 

@@ -111,9 +111,10 @@ fn attempt(
     file.require_vocabulary("model.language", vocabulary, &tokenizer)?;
     let corpora = open_corpora(command, &file.config, image, |_| true, "any")?;
 
+    let device = command.place(&mut flamingo)?;
     let features = file.config.feature_cache.as_ref();
     let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;
-    let prepared = Prepared { command, file, folder, corpora, tokenizer, troubles };
+    let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
     launch(prepared, &mut Joined { flamingo, features: features.map(Mutex::new) })
 }
 

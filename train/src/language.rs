@@ -50,7 +50,8 @@ fn attempt(
         None => LanguageModel::new(model, file.config.seed).map_err(TrainError::model("build"))?,
     };
     language.set_recompute(file.config.recompute);
-    let prepared = Prepared { command, file, folder, corpora, tokenizer, troubles };
+    let device = command.place(&mut language)?;
+    let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
     launch(prepared, &mut Language(language))
 }
 

@@ -28,11 +28,14 @@
 //! - [`metrics`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
 //! - [`masks`]: what a row looks like to the trainer
 //! - [`export`]: models for others, and from them
+//! - [`device`], [`bench`]: where a command runs, and how fast
 
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod config_file;
 pub mod contrastive;
+pub mod device;
 pub mod difference;
 pub mod error;
 pub mod export;

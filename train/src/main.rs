@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flamingo_dataset::{Layout, LossMask};
+use flamingo_train::bench::{self, Bench};
+use flamingo_train::device::DeviceArgs;
 use flamingo_train::export::{self, Export};
 use flamingo_train::limits::{TRAINED_VOCABULARY_MAX, TRAINED_VOCABULARY_MIN};
 use flamingo_train::masks::MasksJob;
@@ -69,6 +71,19 @@ enum Stage {
         flamingo-train export --from-open-flamingo checkpoint.pt --vision clip-vit-large-patch14 \\\n      \
         --language mpt-1b-redpajama-200b --every 1 --format flamingo --out models/of-3b")]
     Export(Export),
+    /// Times training steps of a model with random weights, or answers to prompts.
+    #[command(after_help = "Examples:\n  \
+        flamingo-train bench --preset tiny --batch 8 --tokens 16\n  \
+        flamingo-train bench --preset openflamingo-3b --device cuda:0 --json\n  \
+        flamingo-train bench --preset openflamingo-3b --write-tokens 20 --score")]
+    Bench(Bench),
+}
+
+/// Runs `bench`.
+#[expect(clippy::print_stdout, reason = "the figures are what the user asked for")]
+fn bench(args: &Bench) -> Result<bool, TrainError> {
+    bench::run(args, |line| println!("{line}"))?;
+    Ok(true)
 }
 
 /// Runs `export`.
@@ -248,6 +263,8 @@ struct StageArgs {
     /// Stop after this step, with a checkpoint, although the config asks for more steps.
     #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u64).range(1..))]
     stop_after: Option<u64>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 impl From<StageArgs> for Command {
@@ -259,6 +276,7 @@ impl From<StageArgs> for Command {
             start: if args.resume { Start::Resume } else { Start::New },
             overrides: args.overrides,
             stop_after: args.stop_after,
+            device: args.device,
         }
     }
 }
@@ -271,6 +289,7 @@ fn main() -> ExitCode {
         Stage::Masks(args) => masks(&args),
         Stage::TrainTokenizer(args) => train_tokenizer(&args),
         Stage::Export(args) => export(&args),
+        Stage::Bench(args) => bench(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -8,8 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use flamingo_model::{Gradients, ModelError, Params, Tensors};
-use rayon::prelude::*;
+use flamingo_model::{AdamStep, Gradients, ModelError, Moments, Params, Tensors};
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::Decay;
@@ -61,40 +60,13 @@ fn paper_clip_norm() -> f64 {
     1.0
 }
 
-/// Running means of one parameter's gradients.
-#[derive(Debug, Clone, PartialEq)]
-struct Moments {
-    shape: Vec<usize>,
-    /// Mean of the gradients.
-    first: Vec<f32>,
-    /// Mean of their squares.
-    second: Vec<f32>,
-}
-
-/// The optimizer's state.
-#[derive(Debug, Clone)]
+/// The optimizer's state, which lives where the parameters do.
+#[derive(Debug)]
 pub struct AdamW {
     config: OptimizerConfig,
     moments: BTreeMap<String, Moments>,
 }
 
-/// The numbers of one update, as torch rounds them: each from f64 once.
-#[derive(Debug, Clone, Copy)]
-struct Coefficients {
-    clip: f32,
-    keep: f32,
-    first: f32,
-    second_keep: f32,
-    second: f32,
-    step_size: f32,
-    second_correction_sqrt: f32,
-    epsilon: f32,
-}
-
-/// Parameters of at least this many values are updated on all cores.
-const PARALLEL_VALUES_MIN: usize = 1 << 16;
-/// Values that one core updates at a time.
-const CHUNK_VALUES: usize = 1 << 14;
 /// Torch's guard against dividing by a zero norm.
 const NORM_EPSILON: f64 = 1e-6;
 
@@ -127,40 +99,26 @@ impl AdamW {
         done: u64,
     ) -> Result<(), ModelError> {
         for params in params {
-            params.update(gradients, |name, shape, values, gradient| {
-                self.update_parameter((name, shape), values, gradient, norm, lr, done);
+            params.adamw(gradients, &mut self.moments, |name, shape| {
+                let decay = if decays(name, shape) { self.config.weight_decay } else { 0.0 };
+                numbers(&self.config, norm, lr, decay, done)
             })?;
         }
         Ok(())
     }
 
-    fn update_parameter(
-        &mut self,
-        (name, shape): (&str, &[usize]),
-        values: &mut [f32],
-        gradient: &[f32],
-        norm: f64,
-        lr: f64,
-        done: u64,
-    ) {
-        let decay = if decays(name, shape) { self.config.weight_decay } else { 0.0 };
-        let numbers = coefficients(&self.config, norm, lr, decay, done);
-        let moments = self.moments.entry(name.to_owned()).or_insert_with(|| Moments {
-            shape: shape.to_vec(),
-            first: vec![0.0; values.len()],
-            second: vec![0.0; values.len()],
-        });
-        update_values(values, gradient, moments, numbers);
-    }
-
     /// The moments, for a checkpoint.
-    pub fn to_tensors(&self) -> Tensors {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn to_tensors(&self) -> Result<Tensors, ModelError> {
         let mut tensors = Tensors::default();
         for (name, moments) in &self.moments {
-            tensors.insert(format!("first.{name}"), &moments.shape, moments.first.clone());
-            tensors.insert(format!("second.{name}"), &moments.shape, moments.second.clone());
+            let [first, second] = moments.values()?;
+            tensors.insert(format!("first.{name}"), moments.shape(), first);
+            tensors.insert(format!("second.{name}"), moments.shape(), second);
         }
-        tensors
+        Ok(tensors)
     }
 
     /// Goes on with the moments of a checkpoint; `path` names the file in messages.
@@ -183,7 +141,7 @@ impl AdamW {
             let (name, shape) = (&parameter.name, &parameter.shape);
             let first = tensors.take(&format!("first.{name}"), shape, path)?;
             let second = tensors.take(&format!("second.{name}"), shape, path)?;
-            moments.insert(name.clone(), Moments { shape: shape.clone(), first, second });
+            moments.insert(name.clone(), Moments::new(shape, first, second));
         }
         Ok(Self { config: config.clone(), moments })
     }
@@ -200,17 +158,12 @@ pub fn decays(name: &str, shape: &[usize]) -> bool {
         && !is_place.iter().any(|word| name.contains(word))
 }
 
-fn coefficients(
-    config: &OptimizerConfig,
-    norm: f64,
-    lr: f64,
-    weight_decay: f64,
-    done: u64,
-) -> Coefficients {
+/// The numbers of one update, as torch rounds them: each from f64 once.
+fn numbers(config: &OptimizerConfig, norm: f64, lr: f64, weight_decay: f64, done: u64) -> AdamStep {
     let updates = (done + 1) as f64;
     let first_correction = 1.0 - config.beta1.powf(updates);
     let second_correction = 1.0 - config.beta2.powf(updates);
-    Coefficients {
+    AdamStep {
         clip: (config.clip_norm / (norm + NORM_EPSILON)).min(1.0) as f32,
         keep: (1.0 - lr * weight_decay) as f32,
         first: (1.0 - config.beta1) as f32,
@@ -222,41 +175,12 @@ fn coefficients(
     }
 }
 
-fn update_values(values: &mut [f32], gradient: &[f32], moments: &mut Moments, with: Coefficients) {
-    let (first, second) = (&mut moments.first, &mut moments.second);
-    if values.len() < PARALLEL_VALUES_MIN {
-        return update_chunk(values, gradient, first, second, with);
-    }
-    values
-        .par_chunks_mut(CHUNK_VALUES)
-        .zip(gradient.par_chunks(CHUNK_VALUES))
-        .zip(first.par_chunks_mut(CHUNK_VALUES))
-        .zip(second.par_chunks_mut(CHUNK_VALUES))
-        .for_each(|(((values, gradient), first), second)| {
-            update_chunk(values, gradient, first, second, with);
-        });
-}
-
-fn update_chunk(
-    values: &mut [f32],
-    gradient: &[f32],
-    first: &mut [f32],
-    second: &mut [f32],
-    with: Coefficients,
-) {
-    let moments = first.iter_mut().zip(second);
-    for ((value, gradient), (first, second)) in values.iter_mut().zip(gradient).zip(moments) {
-        let gradient = gradient * with.clip;
-        *value *= with.keep;
-        *first += with.first * (gradient - *first);
-        *second = *second * with.second_keep + with.second * gradient * gradient;
-        let spread = second.sqrt() / with.second_correction_sqrt + with.epsilon;
-        *value -= with.step_size * (*first / spread);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use flamingo_model::Device;
+    #[cfg(feature = "cuda-emulator")]
+    use flamingo_model::Precision;
+
     use super::*;
     use crate::schedule::Schedule;
 
@@ -283,8 +207,7 @@ mod tests {
     }
 
     /// Twenty updates of a decaying matrix `a` and a vector `b` that does not decay.
-    #[test]
-    fn twenty_updates_equal_torch() {
+    fn check_twenty_updates(device: Device) {
         let folder = Path::new(GOLDEN);
         if !folder.exists() {
             eprintln!("skipped: no golden data in {GOLDEN}");
@@ -292,45 +215,68 @@ mod tests {
         }
         let read = |name: &str| Tensors::read(&folder.join(name)).unwrap();
         let (inputs, outputs) = (read("inputs.safetensors"), read("outputs.safetensors"));
-        let mut a = outputs.get("start.a").unwrap().to_vec();
-        let mut b = outputs.get("start.b").unwrap().to_vec();
+        let start = |name: &str, shape: &[usize]| {
+            let values = outputs.get(&format!("start.{name}")).unwrap().to_vec();
+            (name.to_owned(), shape.to_vec(), values)
+        };
+        let mut params = Params::trained([start("a", &[6, 5]), start("b", &[5])]).unwrap();
+        device.place(&mut params).unwrap();
         let schedule =
             Schedule { lr_peak: 1e-2, warmup_steps: 5, steps: 20, decay: Decay::Constant };
         let mut adamw = AdamW::new(&config(1e-2));
-        let gradients = inputs.get("gradients").unwrap();
-        for (done, gradient) in (0..20).zip(gradients.chunks(35)) {
-            let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-            let lr = schedule.lr(done);
+        for (done, gradient) in (0..20).zip(inputs.get("gradients").unwrap().chunks(35)) {
+            let mut gradients = Gradients::default();
             let (of_a, of_b) = gradient.split_at(30);
-            adamw.update_parameter(("a", &[6, 5]), &mut a, of_a, norm, lr, done);
-            adamw.update_parameter(("b", &[5]), &mut b, of_b, norm, lr, done);
+            params.add_to_gradient(&mut gradients, "a", of_a).unwrap();
+            params.add_to_gradient(&mut gradients, "b", of_b).unwrap();
+            let norm = AdamW::norm(&[&params], &mut gradients).unwrap();
+            let lr = schedule.lr(done);
+            adamw.update(&mut [&mut params], &mut gradients, norm, lr, done).unwrap();
             let step = done + 1;
-            if let Some(expected) = outputs.get(&format!("a.step{step}")) {
-                assert_close(&format!("a at step {step}"), &a, expected);
-                assert_close(
-                    "norm",
-                    &[norm as f32],
-                    outputs.get(&format!("norm.step{step}")).unwrap(),
-                );
-                assert_close("b", &b, outputs.get(&format!("b.step{step}")).unwrap());
+            let expected = |name: &str| outputs.get(&format!("{name}.step{step}"));
+            if let Some(norm_expected) = expected("norm") {
+                assert_close("norm", &[norm as f32], norm_expected);
+                for parameter in params.iter() {
+                    let what = format!("{} at step {step}", parameter.name);
+                    let expected = expected(&parameter.name).unwrap();
+                    assert_close(&what, &parameter.weight.values(), expected);
+                }
             }
         }
     }
 
     #[test]
+    fn twenty_updates_equal_torch() {
+        check_twenty_updates(Device::cpu());
+        #[cfg(feature = "cuda-emulator")]
+        check_twenty_updates(Device::emulated(Precision::F32));
+    }
+
+    /// Moments of a parameter with many values, and of the same values as many small parameters.
+    #[test]
     fn many_values_on_all_cores_equal_one_core() {
-        let n = PARALLEL_VALUES_MIN + 77;
-        let gradient: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
-        let start: Vec<f32> = (0..n).map(|i| (i as f32 * 0.11).cos()).collect();
-        let moments = Moments { shape: vec![n], first: start.clone(), second: gradient.clone() };
-        let with = coefficients(&config(1e-2), 3.0, 1e-2, 0.1, 4);
-        let (mut values, mut state) = (start.clone(), moments.clone());
-        let (mut values_one, mut state_one) = (start, moments);
-        update_values(&mut values, &gradient, &mut state, with);
-        update_chunk(&mut values_one, &gradient, &mut state_one.first, &mut state_one.second, with);
-        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&values), bits(&values_one));
-        assert_eq!(bits(&state.second), bits(&state_one.second));
+        const SMALL: usize = 1000;
+        const N: usize = 70 * SMALL;
+        let wave = |rate: f32| (0..N).map(|i| (i as f32 * rate).sin()).collect::<Vec<f32>>();
+        let (start, gradient) = (wave(0.11), wave(0.37));
+        let updated = |size: usize| {
+            let part =
+                |(i, values): (usize, &[f32])| (format!("{i:03}"), vec![size], values.to_vec());
+            let mut params = Params::trained(start.chunks(size).enumerate().map(part)).unwrap();
+            let mut adamw = AdamW::new(&config(1e-2));
+            for done in 0..2 {
+                let mut gradients = Gradients::default();
+                for (i, part) in gradient.chunks(size).enumerate() {
+                    params.add_to_gradient(&mut gradients, &format!("{i:03}"), part).unwrap();
+                }
+                adamw.update(&mut [&mut params], &mut gradients, 3.0, 1e-2, done).unwrap();
+            }
+            let moments = adamw.to_tensors().unwrap();
+            let values = params.iter().flat_map(|p| p.weight.values().into_owned());
+            let moments = moments.names().flat_map(|name| moments.get(name).unwrap().to_vec());
+            values.chain(moments).map(f32::to_bits).collect::<Vec<_>>()
+        };
+        assert_eq!(updated(N), updated(SMALL));
     }
 
     #[test]

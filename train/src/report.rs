@@ -7,6 +7,7 @@ use std::path::Path;
 use flamingo_dataset::CorruptRow;
 use flamingo_dataset::report::Page;
 
+use crate::device::{self, Devices};
 use crate::error::TrainError;
 use crate::files;
 use crate::metrics::{self, StepMetrics};
@@ -21,11 +22,12 @@ const CORRUPT_ROWS_MAX: usize = 100;
 /// A named line of a chart: points `(step, value)`.
 type Series = (String, Vec<(f64, f64)>);
 
-/// Writes the report of a run from its metrics, its config and the steps that went wrong.
+/// Writes the report of a run from its metrics, its config, where it was made and the steps that went
+/// wrong.
 ///
 /// # Errors
 /// When the run's files cannot be read or the report cannot be written.
-pub fn write(run: &Path, troubles: &[Trouble]) -> Result<(), TrainError> {
+pub fn write(run: &Path, devices: &Devices, troubles: &[Trouble]) -> Result<(), TrainError> {
     let steps = metrics::read(run)?;
     let config_path = run.join(run_folder::CONFIG);
     let config =
@@ -33,14 +35,20 @@ pub fn write(run: &Path, troubles: &[Trouble]) -> Result<(), TrainError> {
     let name = run
         .file_name()
         .map_or_else(|| run.display().to_string(), |name| name.to_string_lossy().into_owned());
-    files::replace(&run.join(FILE), page(&name, &steps, troubles, &config).as_bytes())
+    files::replace(&run.join(FILE), page(&name, &steps, devices, troubles, &config).as_bytes())
 }
 
-fn page(name: &str, steps: &[StepMetrics], troubles: &[Trouble], config: &str) -> String {
+fn page(
+    name: &str,
+    steps: &[StepMetrics],
+    devices: &Devices,
+    troubles: &[Trouble],
+    config: &str,
+) -> String {
     let mut page = Page::new(&format!("Training run {name}"));
     if let Some(last) = steps.last() {
         page.heading("At the last step");
-        page.table(&["measure", "value"], &summary(steps, last));
+        page.table(&["measure", "value"], &summary(steps, last, devices));
     }
     page.heading("Loss");
     page.line_chart("Loss of each dataset", "step", &series(steps, |step| &step.losses));
@@ -70,7 +78,7 @@ fn page(name: &str, steps: &[StepMetrics], troubles: &[Trouble], config: &str) -
     page.finish()
 }
 
-fn summary(steps: &[StepMetrics], last: &StepMetrics) -> Vec<Vec<String>> {
+fn summary(steps: &[StepMetrics], last: &StepMetrics, devices: &Devices) -> Vec<Vec<String>> {
     let sum = |value: fn(&StepMetrics) -> f64| steps.iter().map(value).sum::<f64>();
     let seconds = sum(|step| step.seconds);
     let row = |name: &str, value: String| vec![name.to_owned(), value];
@@ -83,6 +91,7 @@ fn summary(steps: &[StepMetrics], last: &StepMetrics) -> Vec<Vec<String>> {
         row("of these, waiting for rows", format!("{:.1}", sum(|step| step.data_wait_seconds))),
         row("tokens per second", format!("{:.0}", sum(|step| step.tokens as f64) / seconds)),
         row("images per second", format!("{:.1}", sum(|step| step.images as f64) / seconds)),
+        row("device", device::text(devices)),
         row("corrupt rows", sum(|step| step.corrupt_rows.len() as f64).to_string()),
     ]);
     rows
@@ -152,7 +161,8 @@ mod tests {
             back_to: Some(4),
             rows: BTreeMap::from([("pairs".to_owned(), vec![8, 1234])]),
         };
-        let html = page("demo", &steps, &[trouble], "seed = 7\n");
+        let devices = Devices::from([(0, "CPU (f32)".to_owned())]);
+        let html = page("demo", &steps, &devices, &[trouble], "seed = 7\n");
         for part in [
             "Training run demo",
             "loss, pairs",
@@ -163,11 +173,12 @@ mod tests {
             "it is cut off",
             "the loss of dataset `pairs` is NaN",
             "back to step 4",
+            "CPU (f32)",
             "pairs 8 1234",
         ] {
             assert!(html.contains(part), "{part} is missing");
         }
-        page("demo", &[], &[], "");
+        page("demo", &[], &devices, &[], "");
     }
 
     #[test]

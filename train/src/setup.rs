@@ -8,12 +8,14 @@ use flamingo_dataset::{
     Corpus, CorpusError, CorpusKind, ImageConfig, Loader, Mixture, MixtureEntry, MixtureMode, Row,
     Slot, Tokenizer, sha256_hex,
 };
+use flamingo_model::{Device, Trainable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
+use crate::device::{self, DeviceArgs};
 use crate::error::TrainError;
 use crate::optimizer::AdamW;
 use crate::overrides::Override;
@@ -36,6 +38,8 @@ pub struct Command {
     pub overrides: Vec<Override>,
     /// Stop after this step although the config asks for more.
     pub stop_after: Option<u64>,
+    /// Where the model runs.
+    pub device: DeviceArgs,
 }
 
 impl Command {
@@ -49,6 +53,13 @@ impl Command {
         &self,
     ) -> Result<ConfigFile<M>, TrainError> {
         ConfigFile::read(&self.config, &self.overrides)
+    }
+
+    /// Sends a model to the device that it is to be trained on.
+    pub(crate) fn place(&self, model: &mut impl Trainable) -> Result<Device, TrainError> {
+        let device = self.device.open()?;
+        device.place(model).map_err(TrainError::model("place"))?;
+        Ok(device)
     }
 
     /// Decides whether the run folder may be used.
@@ -220,6 +231,8 @@ pub(crate) struct Prepared<'run, M> {
     pub(crate) folder: RunFolder,
     pub(crate) corpora: Vec<(MixtureEntry, Corpus)>,
     pub(crate) tokenizer: Tokenizer,
+    /// Where the stage's model is.
+    pub(crate) device: Device,
     /// Steps that went wrong in this process before.
     pub(crate) troubles: Vec<Trouble>,
 }
@@ -243,7 +256,8 @@ pub(crate) fn until_done(
 
 /// Completes the set-up, makes the run folder and trains.
 pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<Ended, TrainError> {
-    let Prepared { command, file, mut folder, mut corpora, tokenizer, mut troubles } = prepared;
+    let Prepared { command, file, mut folder, mut corpora, tokenizer, device, mut troubles } =
+        prepared;
     let config = &file.config;
     let state = folder.checkpoint.as_ref().map(|checkpoint| checkpoint.state.clone());
     if let Some(state) = &state
@@ -254,6 +268,11 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     for (entry, _) in &mut corpora {
         let rows = troubles.iter().filter_map(|trouble| trouble.rows.get(&entry.name));
         entry.skip_rows.extend(rows.flatten());
+    }
+    let stop_after = command.stop_after.map_or(config.steps, |step| step.min(config.steps));
+    let mut devices = state.as_ref().map(|state| state.devices.clone()).unwrap_or_default();
+    if folder.step() < stop_after {
+        device::note(&mut devices, folder.step(), device);
     }
     let sources = config.data.iter().zip(&corpora).map(|(data, (entry, corpus))| Source {
         name: data.name.clone(),
@@ -278,6 +297,8 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     train(Run {
         folder: &folder,
         stage,
+        devices,
+        less_memory: config.less_memory(),
         loader,
         optimizer,
         schedule: config.schedule(),
@@ -295,7 +316,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         ),
         troubles,
         sources,
-        stop_after: command.stop_after.map_or(config.steps, |step| step.min(config.steps)),
+        stop_after,
         tokenizer_sha256: tokenizer_sha256(&folder.tokenizer())?,
         corpora_sha256,
     })

@@ -12,6 +12,7 @@ use flamingo_dataset::{Batch, Loader, MERGED};
 use flamingo_model::{Gradients, ModelError, Parameter, Params, Trainable};
 
 use crate::checkpoint::{self, State};
+use crate::device::Devices;
 use crate::error::TrainError;
 use crate::metrics::{MetricsLog, StepMetrics};
 use crate::optimizer::AdamW;
@@ -102,6 +103,10 @@ pub struct Run<'run> {
     pub stage: &'run mut dyn Stage,
     /// The rows of each step.
     pub loader: Loader,
+    /// Where its updates were made, and are.
+    pub devices: Devices,
+    /// What can be done where memory does not suffice, such as "give it `--set recompute=\"all\"`".
+    pub less_memory: String,
     /// The optimizer, with the moments of the checkpoint.
     pub optimizer: AdamW,
     /// The learning rate of each step.
@@ -134,6 +139,11 @@ impl Run<'_> {
     /// Whether a batch changes the model, or is only watched.
     fn learns_from(&self, batch: &Batch) -> bool {
         self.weights[batch.dataset] > 0.0
+    }
+
+    /// For `map_err` on what is done after `done` updates.
+    fn failed(&self, done: u64) -> impl Fn(TrainError) -> TrainError {
+        move |error| error.in_step(done + 1, &self.less_memory)
     }
 }
 
@@ -182,12 +192,15 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     if done > 0 {
         progress.note(&format!("going on after step {done}"));
     }
+    if let Some((_, device)) = run.devices.last_key_value() {
+        progress.note(&format!("device: {device}"));
+    }
     let frozen_sha256 = run.stage.frozen_sha256();
     note_frozen("start", frozen_sha256.as_deref(), &progress);
 
     if done >= run.stop_after {
         // Killed between its last checkpoint and its report.
-        report::write(&run.folder.path, &run.troubles)?;
+        report::write(&run.folder.path, &run.devices, &run.troubles)?;
         return Ok(Ended::Done);
     }
     let mut events = Events::create(&run.folder.path, done)?;
@@ -197,12 +210,11 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         let data_wait_seconds = clock.elapsed().as_secs_f64();
 
         if done == 0 {
-            check_fresh(run.stage, &batches, &progress)?;
+            check_fresh(run.stage, &batches, &progress).map_err(run.failed(done))?;
         }
 
-        let (losses, mut gradients) = accumulate(&run, &batches)?;
-        let grad_norm = AdamW::norm(&run.stage.model().params(), &mut gradients)
-            .map_err(TrainError::model("run"))?;
+        let (losses, mut gradients, grad_norm) =
+            accumulate(&run, &batches).map_err(run.failed(done))?;
         let by_name: Vec<(&str, f32)> =
             batches.iter().map(|batch| &*batch.name).zip(losses.iter().copied()).collect();
         let learned = |(batch, loss): (&Batch, _)| run.learns_from(batch).then_some(loss);
@@ -223,11 +235,10 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         let mut observed = BTreeMap::new();
         let lr = run.schedule.lr(done);
         if found.is_none() {
-            observed = blindness(&run, &batches, &losses, done)?;
+            observed = blindness(&run, &batches, &losses, done).map_err(run.failed(done))?;
             let params = &mut run.stage.model_mut().params_mut();
-            run.optimizer
-                .update(params, &mut gradients, grad_norm, lr, done)
-                .map_err(TrainError::model("run"))?;
+            let updated = run.optimizer.update(params, &mut gradients, grad_norm, lr, done);
+            updated.map_err(TrainError::model("run")).map_err(run.failed(done))?;
         }
         done += 1;
         observed.extend(run.stage.observe());
@@ -262,7 +273,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
                 let back = (run.guard.action() == Action::RollBack).then_some(run.checkpoint_every);
                 checkpoint::prune(&run.folder.path, done, run.keep_last, back)?;
             }
-            report::write(&run.folder.path, &run.troubles)?;
+            report::write(&run.folder.path, &run.devices, &run.troubles)?;
         }
         if let Some(signal) = signal {
             let name = signal.name();
@@ -302,8 +313,8 @@ fn note_frozen(when: &str, sha256: Option<&str>, progress: &Progress) {
     }
 }
 
-/// Loss of each batch, and the sum of their gradients, each times its lambda.
-fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients), TrainError> {
+/// Loss of each batch, the sum of their gradients, each times its lambda, and the norm of that.
+fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients, f64), TrainError> {
     let mut losses = Vec::with_capacity(batches.len());
     let mut gradients = Gradients::default();
     for batch in batches {
@@ -317,7 +328,8 @@ fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients), Tra
         losses.push(loss);
         gradients = sum;
     }
-    Ok((losses, gradients))
+    let norm = AdamW::norm(&run.stage.model().params(), &mut gradients);
+    Ok((losses, gradients, norm.map_err(TrainError::model("run"))?))
 }
 
 /// How much more each dataset loses with other images than its own, in nats per token: above 0 if the
@@ -415,10 +427,11 @@ fn save(run: &Run, step: u64, frozen_sha256: Option<String>) -> Result<(), Train
         frozen_sha256,
         tokenizer_sha256: run.tokenizer_sha256.clone(),
         corpora_sha256: run.corpora_sha256.clone(),
+        devices: run.devices.clone(),
         troubles: run.troubles.clone(),
         recent_losses: run.guard.recent().clone(),
     };
-    let moments = run.optimizer.to_tensors();
+    let moments = run.optimizer.to_tensors().map_err(TrainError::model("save"))?;
     let save_model = |folder: &Path| run.stage.save(folder);
     checkpoint::write(&run.folder.path, &state, &moments, save_model)
 }

@@ -5,6 +5,7 @@ use crate::world::World;
 use flamingo_eval::annotations::Annotations;
 use flamingo_eval::prompt::{ImagePlace, Prompt, Template};
 use flamingo_eval::subject::{LoadedModel, Reading, Subject, Taught};
+use flamingo_model::Device;
 
 struct Scene {
     /// Keeps the files.
@@ -26,7 +27,7 @@ impl Scene {
     }
 
     fn of(world: World) -> Self {
-        let model = LoadedModel::open(&world.path("run")).unwrap();
+        let model = LoadedModel::open(&world.path("run"), Device::cpu()).unwrap();
         let annotations = Annotations::open(world.path("caption").to_str().unwrap()).unwrap();
         Self { _world: world, model, annotations }
     }

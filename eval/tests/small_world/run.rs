@@ -13,7 +13,7 @@ const SIGKILL: i32 = 9;
 
 fn command(world: &World, out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
-    command.arg("run").arg("--model").arg(world.path("run"));
+    command.arg("run").arg("--model").arg(world.path("run")).args(["--device", "cpu"]);
     for task in ["caption", "label"] {
         command.args(["--task", task, "--annotations"]).arg(world.path(task));
     }
@@ -70,6 +70,7 @@ fn one_command_scores_both_tasks_and_reports() {
         assert_eq!(file["n-samples"][name]["effective"], 16, "{name}");
     }
     assert_eq!(file["n-shot"]["label_3shot"], 3);
+    assert_eq!(file["configs"]["label_3shot"]["device"], "CPU (f32)");
     assert_eq!(file["group_subtasks"]["label"][2], "label_3shot");
     let controls = &file["results"]["caption_controls"];
     for name in ["nll_right", "nll_no_image", "nll_closed_gates", "words_right_minus_shuffled"] {
@@ -77,7 +78,7 @@ fn one_command_scores_both_tasks_and_reports() {
     }
     let report = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(report.contains("gain over 0 shots") && report.contains("loss, this model"));
-    assert!(report.contains("data:image/bmp;base64,"));
+    assert!(report.contains("data:image/bmp;base64,") && report.contains(", on CPU (f32)"));
 
     let label = lines(&out.join("samples_label_3shot.jsonl"));
     assert_eq!(label.len(), 20);
@@ -172,7 +173,7 @@ fn check_failure(command: &mut Command, code: i32, expected: &[&str]) {
 fn single(model: &Path, annotations: &Path, out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
     command.arg("run").arg("--model").arg(model).args(["--task", "label", "--annotations"]);
-    command.arg(annotations).args(["--shots", "1", "--out"]).arg(out);
+    command.arg(annotations).args(["--shots", "1", "--device", "cpu", "--out"]).arg(out);
     command
 }
 
@@ -245,6 +246,21 @@ fn bad_usage_exits_with_two() {
     assert_eq!(code(single(&run, &label, &out).args(["--task", "caption"])), Some(2));
     assert_eq!(code(single(&run, &label, &out).args(["--shots", "1,1"])), Some(2));
     assert_eq!(code(single(&run, &label, &out).args(["--limit", "0"])), Some(2));
+    let device = |name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.args(["run", "--task", "label", "--device", name]);
+        command.arg("--annotations").arg(&label).arg("--model").arg(&run).arg("--out").arg(&out);
+        let output = command.output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, stderr) = device("gpu");
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("`gpu` is none of cpu, cuda:0"), "{stderr}");
+    if !cfg!(feature = "cuda") {
+        let (code, stderr) = device("cuda:0");
+        assert_eq!(code, Some(2));
+        assert!(stderr.starts_with("error: this program was built without CUDA"), "{stderr}");
+    }
     assert!(!out.exists());
     let tasks = succeed(Command::new(env!("CARGO_BIN_EXE_flamingo-eval")).arg("tasks"));
     assert!(text(&tasks.stdout).starts_with("caption   describe"), "{}", text(&tasks.stdout));

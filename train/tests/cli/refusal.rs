@@ -155,6 +155,22 @@ fn bad_overrides_name_the_argument() {
 }
 
 #[test]
+fn devices_that_are_not_there_are_refused_by_name() {
+    let world = World::new();
+    let finished = world.train("language", LANGUAGE, "refused", &["--device", "gpu"]);
+    assert_eq!(finished.code(), Some(2));
+    let words = "`gpu` is none of cpu, cuda:0, cuda:1, ..., auto";
+    assert!(finished.stderr().contains(words), "{}", finished.stderr());
+    let finished = world.train("language", LANGUAGE, "refused", &["--precision", "f16"]);
+    assert!(finished.stderr().contains("`f16` is neither bf16 nor f32"), "{}", finished.stderr());
+    #[cfg(not(feature = "cuda"))]
+    for (stage, config) in [("language", LANGUAGE), ("contrastive", CONTRASTIVE)] {
+        let words = ["built without CUDA", "build-cuda.sh"];
+        check(&world, stage, config, &["--device", "cuda:0"], 2, &words);
+    }
+}
+
+#[test]
 fn bad_inputs_are_named() {
     let world = World::new();
     std::fs::create_dir(world.path("empty")).unwrap();
@@ -259,6 +275,8 @@ fn a_run_folder_is_never_overwritten_and_never_continued_with_other_numbers() {
     world.train("language", LANGUAGE, "run", &without).expect_success();
     let config = std::fs::read_to_string(world.path("run/config.toml")).unwrap();
     assert!(config.contains("skip_rows = [1, 4]"), "{config}");
+    let smaller = ["--resume", "--stop-after", "3", "--set", "data.pairs.batch=1"];
+    world.train("language", LANGUAGE, "run", &smaller).expect_success();
     expect(
         &["--resume", "--set", "data.pairs.weight=0.5"],
         2,

@@ -1,0 +1,80 @@
+//! Runs on an emulated GPU follow those on the CPU, and go on where the others stopped.
+
+use std::path::Path;
+
+use flamingo_model::{Device, Precision};
+use flamingo_train::device::DeviceArgs;
+use flamingo_train::run_folder::Start;
+use flamingo_train::{Command, TrainError, contrastive, flamingo, language};
+
+use crate::world::{STAGES, World, latest, metrics};
+
+/// Trains on a device, up to a step.
+fn train(world: &World, stage: &str, run: &str, device: Device, stop_after: u64) {
+    let (_, config) = STAGES.iter().find(|(name, _)| *name == stage).unwrap();
+    let path = world.path(&format!("{stage}.toml"));
+    std::fs::write(&path, config).unwrap();
+    let command = Command {
+        config: path,
+        root: Some(world.path("")),
+        out: world.path(run),
+        start: Start::Resume,
+        overrides: Vec::new(),
+        stop_after: Some(stop_after),
+        device: DeviceArgs { ready: Some(device), ..DeviceArgs::default() },
+    };
+    let run: fn(&Command) -> Result<(), TrainError> = match stage {
+        "contrastive" => contrastive::run,
+        "language" => language::run,
+        _ => flamingo::run,
+    };
+    run(&command).unwrap();
+}
+
+/// The objective and the norm of the gradient of each step.
+fn curve(run: &Path) -> Vec<f64> {
+    let both =
+        |line: &serde_json::Value| ["loss", "grad_norm"].map(|key| line[key].as_f64().unwrap());
+    metrics(run).iter().flat_map(both).collect()
+}
+
+fn assert_close(expected: &Path, found: &Path, tolerance: f64) {
+    let (expected, found) = (curve(expected), curve(found));
+    assert_eq!(expected.len(), found.len());
+    for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
+        let error = (expected - found).abs() / expected.abs().max(1.0);
+        assert!(error < tolerance, "number {number}: {found}, the CPU has {expected}");
+    }
+}
+
+#[test]
+fn every_stage_follows_the_cpu_and_goes_on_there_and_back() {
+    let world = World::with_towers();
+    let (cpu, gpu) = (Device::cpu(), Device::emulated(Precision::F32));
+    for (stage, _) in STAGES {
+        let name = |run: &str| format!("{stage}-{run}");
+        train(&world, stage, &name("cpu"), cpu, 6);
+        train(&world, stage, &name("away"), gpu, 3);
+        train(&world, stage, &name("away"), cpu, 5);
+        train(&world, stage, &name("away"), gpu, 6);
+        assert_close(&world.path(&name("cpu")), &world.path(&name("away")), 1e-4);
+        let run = world.path(&name("away"));
+        let state = std::fs::read(latest(&run).join("state.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+        let devices = serde_json::json!({
+            "0": "emulated (f32)", "3": "CPU (f32)", "5": "emulated (f32)"
+        });
+        assert_eq!(state["devices"], devices);
+        let report = std::fs::read_to_string(run.join("report.html")).unwrap();
+        assert!(report.contains("emulated (f32), after step 3 CPU (f32), after step 5 emulated"));
+    }
+}
+
+/// That a fresh model equals its language model to the last bit is checked at the first step.
+#[test]
+fn a_flamingo_in_bf16_follows_the_cpu_from_afar() {
+    let world = World::with_towers();
+    train(&world, "flamingo", "cpu", Device::cpu(), 3);
+    train(&world, "flamingo", "bf16", Device::emulated(Precision::Bf16), 3);
+    assert_close(&world.path("cpu"), &world.path("bf16"), 3e-2);
+}
