@@ -44,7 +44,10 @@ new_enough() { [ -n "$1" ] && printf '12.8\n%s\n' "$1" | sort -VC; }
 
 if [ -n "${NVCC-}" ]; then
   found=$(release "$NVCC")
-  new_enough "$found" || { echo "build-cuda.sh: NVCC=$NVCC is ${found:-no compiler that runs}; 12.8 or later is needed" >&2; exit 1; }
+  new_enough "$found" || {
+    echo "build-cuda.sh: NVCC=$NVCC is ${found:-no compiler that runs}; 12.8 or later is needed" >&2
+    exit 1
+  }
 else
   for nvcc in ${CUDA_HOME:+"$CUDA_HOME/bin/nvcc"} ${CUDA_PATH:+"$CUDA_PATH/bin/nvcc"} /usr/local/cuda/bin/nvcc "$(command -v nvcc || true)"; do
     [ -x "$nvcc" ] || continue

@@ -65,24 +65,65 @@ __device__ void activate_backward(const T* x, T* grad, long long n, int kind, fl
   g.store(grad + i, n - i);
 }
 
-// Rows [a, b] of x to activation(a) * b.
-template <class T>
-__device__ void activate_gate(const T* x, T* out, long long n, int hidden, int kind) {
+// Calls visit(row, column, count) for the eight values of this thread, or fewer, of rows of `hidden`.
+template <class Visit>
+__device__ __forceinline__ void eight_of_rows(int rows, int hidden, Visit visit) {
+  const int pieces = (hidden + 7) / 8;
   const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= n) return;
-  const T* row = x + i / hidden * 2 * hidden + i % hidden;
-  out[i] = from_float<T>(activated(kind, to_float(row[0])) * to_float(row[hidden]));
+  if (i >= static_cast<long long>(rows) * pieces) return;
+  const int column = static_cast<int>(i % pieces) * 8;
+  visit(i / pieces, column, hidden - column);
+}
+
+// Eight values from `p` on, by wide loads if the rows are whole ones of eight.
+template <class T>
+__device__ __forceinline__ Eight eight(const T* p, int count, bool wide) {
+  if (wide) return Eight::load(p, 8);
+  Eight out;
+#pragma unroll
+  for (int k = 0; k < 8; ++k) out.v[k] = k < count ? to_float(p[k]) : 0.0f;
+  return out;
 }
 
 template <class T>
-__device__ void activate_gate_backward(const T* x, const T* grad_out, T* grad, long long n,
-                                       int hidden, int kind) {
-  const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= n) return;
-  const long long at = i / hidden * 2 * hidden + i % hidden;
-  const float a = to_float(x[at]), b = to_float(x[at + hidden]), g = to_float(grad_out[i]);
-  grad[at] = from_float<T>(g * b * slope(kind, a));
-  grad[at + hidden] = from_float<T>(g * activated(kind, a));
+__device__ __forceinline__ void put_eight(const Eight& x, T* p, int count, bool wide) {
+  if (wide) return x.store(p, 8);
+#pragma unroll
+  for (int k = 0; k < 8; ++k)
+    if (k < count) p[k] = from_float<T>(x.v[k]);
+}
+
+// Rows [a, b] of x to activation(a) * b.
+template <class T>
+__device__ void activate_gate(const T* x, T* out, int rows, int hidden, int kind) {
+  const bool wide = hidden % 8 == 0;
+  eight_of_rows(rows, hidden, [&](long long row, int column, int count) {
+    const T* from = x + row * 2 * hidden + column;
+    Eight a = eight(from, count, wide);
+    const Eight b = eight(from + hidden, count, wide);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) a.v[k] = activated(kind, a.v[k]) * b.v[k];
+    put_eight(a, out + row * hidden + column, count, wide);
+  });
+}
+
+template <class T>
+__device__ void activate_gate_backward(const T* x, const T* grad_out, T* grad, int rows, int hidden,
+                                       int kind) {
+  const bool wide = hidden % 8 == 0;
+  eight_of_rows(rows, hidden, [&](long long row, int column, int count) {
+    const long long at = row * 2 * hidden + column;
+    Eight a = eight(x + at, count, wide), b = eight(x + at + hidden, count, wide);
+    const Eight g = eight(grad_out + row * hidden + column, count, wide);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const float of_a = g.v[k] * b.v[k] * slope(kind, a.v[k]);
+      b.v[k] = g.v[k] * activated(kind, a.v[k]);
+      a.v[k] = of_a;
+    }
+    put_eight(a, grad + at, count, wide);
+    put_eight(b, grad + at + hidden, count, wide);
+  });
 }
 
 #define BOTH(T, S)                                                                              \
@@ -94,13 +135,13 @@ __device__ void activate_gate_backward(const T* x, const T* grad_out, T* grad, l
     activate_backward(x, grad, n, kind, factor);                                                \
   }                                                                                             \
   REGISTER(activate_backward_##S)                                                               \
-  KERNEL activate_gate_##S(const T* x, T* out, long long n, int hidden, int kind) {             \
-    activate_gate(x, out, n, hidden, kind);                                                     \
+  KERNEL activate_gate_##S(const T* x, T* out, int rows, int hidden, int kind) {                \
+    activate_gate(x, out, rows, hidden, kind);                                                     \
   }                                                                                             \
   REGISTER(activate_gate_##S)                                                                   \
-  KERNEL activate_gate_backward_##S(const T* x, const T* grad_out, T* grad, long long n,        \
+  KERNEL activate_gate_backward_##S(const T* x, const T* grad_out, T* grad, int rows,           \
                                     int hidden, int kind) {                                     \
-    activate_gate_backward(x, grad_out, grad, n, hidden, kind);                                 \
+    activate_gate_backward(x, grad_out, grad, rows, hidden, kind);                                 \
   }                                                                                             \
   REGISTER(activate_gate_backward_##S)
 BOTH(float, f32)

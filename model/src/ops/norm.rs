@@ -248,6 +248,15 @@ mod tests {
     #[test]
     fn gradients_equal_finite_differences() {
         for centred in [true, false] {
+            // Rows of 16 bytes' multiples on a GPU.
+            let weights = [2, 3].map(|seed| pseudo_random(16, seed));
+            check(
+                &[(pseudo_random(48, 1), 16)],
+                &weights,
+                3e-3,
+                |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
+                |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
+            );
             for n_weights in [1, 2] {
                 let weights: Vec<_> = (0..n_weights).map(|i| pseudo_random(7, 2 + i)).collect();
                 check(

@@ -276,13 +276,16 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        check(
-            &[(pseudo_random(12, 1), 3)],
-            &[],
-            2e-3,
-            |t, x, _| pick_rows(x[0].clone().with(t), vec![2, 0]).unwrap(),
-            |t, x, _| pick_rows(x[0].clone().with(t), vec![2, 0]).unwrap(),
-        );
+        // Rows of 16 bytes' multiples, and others.
+        for width in [3, 16] {
+            check(
+                &[(pseudo_random(4 * width, 1), width)],
+                &[],
+                2e-3,
+                |t, x, _| pick_rows(x[0].clone().with(t), vec![2, 0]).unwrap(),
+                |t, x, _| pick_rows(x[0].clone().with(t), vec![2, 0]).unwrap(),
+            );
+        }
         check(
             &[(pseudo_random(15, 1), 3)],
             &[],
