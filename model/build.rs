@@ -50,15 +50,19 @@ fn compile_for_gpus(sources: &[PathBuf], out: &Path) {
         .iter()
         .filter_map(|header| newest(&[&Path::new("src/ops").join(header)]))
         .max();
+    let version = Command::new(&nvcc).arg("--version").output().map(|output| output.stdout);
+    let version = String::from_utf8_lossy(&version.unwrap_or_default()).into_owned();
+    let made_with = format!("{} {version} {}", nvcc.display(), capabilities.join(","));
     let mut list = String::from("&[\n");
     for source in sources {
         let name = source.file_stem().expect("a source has a name").to_string_lossy().into_owned();
         let to = out.join(format!("{name}.fatbin"));
-        let stamp = out.join(format!("{name}.capabilities"));
-        let made_for = capabilities.join(",");
+        let stamp = out.join(format!("{name}.made-with"));
         let current = newest(&[&to]) > newest(&[source]).max(headers)
-            && fs::read_to_string(&stamp).is_ok_and(|text| text == made_for);
+            && fs::read_to_string(&stamp).is_ok_and(|text| text == made_with);
         if !current {
+            // Without it, what is half written counts for nothing.
+            let _ = fs::remove_file(&stamp);
             let mut command = Command::new(&nvcc);
             command.args([
                 "-fatbin",
@@ -79,7 +83,7 @@ fn compile_for_gpus(sources: &[PathBuf], out: &Path) {
                 command.arg(format!("-gencode=arch=compute_{last},code=compute_{last}"));
             }
             run(command.arg("-o").arg(&to).arg(source));
-            fs::write(&stamp, made_for).expect("OUT_DIR can be written");
+            fs::write(&stamp, &made_with).expect("OUT_DIR can be written");
         }
         writeln!(list, "    include_bytes!({:?}),", to.display().to_string())
             .expect("a string takes all that is written");

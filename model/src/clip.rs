@@ -190,7 +190,7 @@ impl Clip {
     /// When the pairs do not fit the model.
     pub fn contrastive_loss(&self, pairs: &Pairs, smoothing: f32) -> Result<f32, ModelError> {
         self.check_pairs(pairs)?;
-        ops::on_pool(|| Ok(value_of(&self.loss(pairs, smoothing, NotRecording::default())?)))
+        ops::on_pool(|| Ok(value_of(&self.loss(pairs, smoothing, NotRecording::default())?)?))
     }
 
     fn loss<T: Record>(

@@ -48,8 +48,8 @@ impl Display for DeviceChoice {
     }
 }
 
-/// How a GPU stores activations and frozen weights, and multiplies. Sums, trained weights, their gradients
-/// and moments are f32 in either. A processor computes in f32.
+/// How a GPU stores activations and frozen weights, and multiplies. Sums within an operation, trained weights,
+/// their gradients and moments are f32 in either. A processor computes in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// As fast as the GPU can.

@@ -379,7 +379,7 @@ impl Flamingo {
         let (targets, n) = inputs.check(&self.config)?;
         ops::on_pool(|| {
             let tape = NotRecording::default();
-            Ok(value_of(&self.loss(inputs, &targets, 1.0 / n as f32, tape)?))
+            Ok(value_of(&self.loss(inputs, &targets, 1.0 / n as f32, tape)?)?)
         })
     }
 
@@ -412,7 +412,8 @@ impl Flamingo {
     }
 
     /// What the frozen vision tower makes of `pixels` `[M, 3, H, W]`, for [`Inputs::features`]: `[M, P, V]`.
-    /// The part of each image depends on that image alone, to the last bit.
+    /// The part of each image depends on that image alone, to the last bit; on a GPU the last bits also depend on how
+    /// many images there are, since its library chooses by that how to multiply.
     ///
     /// # Errors
     /// When the pixels are not whole images of the model's size.

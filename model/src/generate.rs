@@ -591,6 +591,7 @@ impl Flamingo {
         let parts: Vec<Matrix> =
             distinct.into_iter().map(|(latents, _)| latents.matrix.clone()).collect();
         let media = ops::join_rows(&parts, self.config.media_width())?;
+        let media = self.params.bring(media)?;
         let (keys, _) = self.media_keys(media.with(NotRecording::default()))?;
         let (decoder, params) = self.language.parts();
         let config = &self.config.language;

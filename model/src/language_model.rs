@@ -147,7 +147,7 @@ impl LanguageModel {
         let (targets, n) = batch.targets(&self.config)?;
         ops::on_pool(|| {
             let tape = NotRecording::default();
-            Ok(value_of(&self.loss(batch, &targets, 1.0 / n as f32, tape)?))
+            Ok(value_of(&self.loss(batch, &targets, 1.0 / n as f32, tape)?)?)
         })
     }
 

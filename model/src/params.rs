@@ -210,6 +210,26 @@ impl Params {
         false
     }
 
+    /// A matrix, brought to where the parameters are and into the format that is used there. It is not
+    /// differentiated.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "GPUs need it")
+    )]
+    pub(crate) fn bring(&self, x: Matrix) -> Result<Matrix, DeviceError> {
+        #[cfg(feature = "cuda")]
+        match (self.gpu(), x.array()) {
+            (Some(gpu), None) => return crate::tensor::to_gpu(x, gpu),
+            (Some(gpu), Some(array)) if array.kind() != gpu.kind() => {
+                let array = gpu.copy(array, gpu.kind())?;
+                return Ok(Matrix::on_gpu(array.into(), x.width(), false));
+            }
+            (None, Some(_)) => return Ok(Matrix::constant(x.to_vec()?.into(), x.width())),
+            _ => {}
+        }
+        Ok(x)
+    }
+
     /// A matrix of these values, where the parameters are.
     #[cfg_attr(
         not(feature = "cuda"),

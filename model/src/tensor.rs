@@ -135,10 +135,26 @@ impl Record for Recording {
     }
 }
 
+/// The value of a loss.
+#[derive(Debug)]
+pub(crate) enum LossValue {
+    /// Known.
+    Host(f32),
+    /// One f64 on a GPU, which is known once it is read, times a factor.
+    #[cfg(feature = "cuda")]
+    Cuda(Array, f32),
+}
+
+impl From<f32> for LossValue {
+    fn from(value: f32) -> Self {
+        Self::Host(value)
+    }
+}
+
 /// A loss.
 #[derive(Debug)]
 pub(crate) struct Loss<T = NotRecording> {
-    value: f32,
+    value: LossValue,
     key: Key,
     tape: T,
 }
@@ -474,11 +490,11 @@ pub(crate) fn to_gpu<T: Record>(x: Matrix<T>, gpu: &'static Gpu) -> Result<Matri
 
 /// As [`record`], for a loss. `backward` gets the loss's own gradient.
 pub(crate) fn record_loss<T: Record>(
-    value: f32,
+    value: impl Into<LossValue>,
     mut tape: T,
     backward: impl FnOnce(f32, &mut Store) -> Result<(), DeviceError> + 'static,
 ) -> Result<Loss<T>, DeviceError> {
-    let key = scalar(value)?;
+    let key = scalar(0.0)?;
     if T::OWNS_TAPE {
         let key = key.clone();
         tape.push(move |store| {
@@ -486,7 +502,7 @@ pub(crate) fn record_loss<T: Record>(
             backward(gradient, store)
         });
     }
-    Ok(Loss { value, key, tape })
+    Ok(Loss { value: value.into(), key, tape })
 }
 
 /// Runs the tape of `scale * loss` backwards: the loss's own value and the gradients.
@@ -495,13 +511,14 @@ pub(crate) fn differentiate(
     scale: f32,
 ) -> Result<(f32, Gradients), DeviceError> {
     let Loss { value, key, tape } = loss;
+    // The value comes last: it is there long before a GPU has made the gradients, but who asks waits.
     let host = key.put_tape(tape.tape).try_mul(scale)?.try_backward()?;
     let store = Store {
         host,
         #[cfg(feature = "cuda")]
         device: tape.device.take(),
     };
-    Ok((value, Gradients(store)))
+    Ok((read(&value)?, Gradients(store)))
 }
 
 /// Adds to `store` the gradients of everything behind what `forward` makes, given the gradient of
@@ -539,8 +556,20 @@ pub(crate) fn differentiate_from_array(
 }
 
 /// The value of a loss.
-pub(crate) fn value_of<T>(loss: &Loss<T>) -> f32 {
-    loss.value
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn value_of<T>(loss: &Loss<T>) -> Result<f32, DeviceError> {
+    read(&loss.value)
+}
+
+#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
+fn read(value: &LossValue) -> Result<f32, DeviceError> {
+    match value {
+        LossValue::Host(value) => Ok(*value),
+        #[cfg(feature = "cuda")]
+        LossValue::Cuda(sum, factor) => Ok(sum.gpu().download_f64(sum)?[0] as f32 * factor),
+    }
 }
 
 /// A trained weight: values of our own under a key of dfdx's, as with a [`Matrix`], so that operations

@@ -6,10 +6,10 @@
 //! the pixels, loss, gradients, their norm, `AdamW`. Operations of a step, `N` being the parameters of a
 //! part:
 //!
-//! - frozen language model: 4 `N` a token, its table counting as the head
+//! - frozen language model: 4 `N` a token; of its tables, the head alone
 //! - cross-attention and rows of added tokens: 6 `N` a token
 //! - resampler: 6 `N` a latent
-//! - frozen vision encoder: 2 `N` a visual token, the class token too
+//! - frozen vision encoder, if it is a transformer: 2 `N` a visual token, the class token too; an `NFNet` is not counted
 //!
 //! Attention itself, and what is made a second time for the backward pass, are not counted.
 
@@ -89,10 +89,10 @@ pub struct Bench {
     /// Seed of weights and data.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Operations that the device can do at most, in 10^12 a second; by default those of an H100 or
-    /// H200 in bf16.
-    #[arg(long, value_name = "TFLOPS", default_value_t = 989.0)]
-    peak_tflops: f64,
+    /// Operations that the device can do at most, in 10^12 a second, for the share of them that are done (MFU);
+    /// 989 by default on an H100 or H200 in bf16.
+    #[arg(long, value_name = "TFLOPS")]
+    peak_tflops: Option<f64>,
     /// Times every kernel of one more training step on a GPU.
     #[arg(long)]
     profile: bool,
@@ -119,6 +119,8 @@ enum Blocks {
 
 /// Runs, timed or not.
 const RUNS_MAX: usize = 1_000_000;
+/// What an H100 or H200 can do in bf16, in 10^12 operations a second.
+const HOPPER_TFLOPS: f64 = 989.0;
 /// Tokens that `--score` scores.
 const SCORED_TOKENS: usize = 10;
 /// `tanh` of it is what gates let through: fresh ones let nothing, and products with zeros need less
@@ -262,14 +264,17 @@ impl Parts {
         tokens: usize,
         images: usize,
     ) -> [(&'static str, f64); 4] {
-        let class = usize::from(matches!(config.vision, VisionConfig::Vit(_)));
-        let visual = images * (config.vision.n_feature_rows() + class);
+        // An NFNet's pixels become fewer on the way, its parameters more.
+        let is_vit = matches!(config.vision, VisionConfig::Vit(_));
+        let visual = if is_vit { images * (config.vision.n_feature_rows() + 1) } else { 0 };
+        let table = config.language.vocabulary * config.language.width;
+        let looked_up = if config.language.architecture.tied { 0 } else { table };
         let latents = images * config.resampler.latents;
         let product = |each: usize, parameters: usize, rows: usize| {
             each as f64 * parameters as f64 * rows as f64
         };
         [
-            ("language", product(4, self.language, tokens)),
+            ("language", product(4, self.language - looked_up, tokens)),
             ("cross_attention", product(6, self.cross_attention + self.added_rows, tokens)),
             ("resampler", product(6, self.resampler, latents)),
             ("vision", product(2, self.vision, visual)),
@@ -341,6 +346,16 @@ impl Job<'_> {
         self.model.config()
     }
 
+    /// Operations that the device can do at most, in 10^12 a second, where they can be compared: those of an NFNet
+    /// are not counted.
+    fn peak_tflops(&self) -> Option<f64> {
+        let device = self.device.to_string();
+        let is_hopper = ["H100", "H200"].iter().any(|name| device.contains(name));
+        let known = (is_hopper && device.contains("bf16")).then_some(HOPPER_TFLOPS);
+        let counted = matches!(self.config().vision, VisionConfig::Vit(_));
+        self.bench.peak_tflops.or(known).filter(|_| counted)
+    }
+
     /// Sequences of `length` tokens, and the image that each token sees: the last one up to it.
     fn texts(&self, n: usize, length: usize, images: usize) -> (Vec<u32>, Vec<i32>, u32) {
         let (vocabulary, added) = (self.config().vocabulary(), self.config().added_tokens);
@@ -395,13 +410,19 @@ impl Job<'_> {
         });
         let mut last = (0.0, 0.0);
         let model = &mut self.model;
-        let weights = self.device.memory()?.map(|memory| memory.used);
+        let device = self.device;
+        let used = || Ok::<_, ModelError>(device.memory()?.map_or(0, |memory| memory.used));
+        let weights = used()?;
+        let (mut moments, mut gradients_held) = (0, 0);
         let mut step = |run| {
             let (loss, mut gradients) = model.step(&inputs, 1.0, Gradients::default())?;
+            gradients_held = used()? - weights - moments;
             let norm = AdamW::norm(&model.params(), &mut gradients)?;
             let params = &mut model.params_mut();
             adamw.update(params, &mut gradients, norm, LEARNING_RATE, run)?;
             last = (loss, norm);
+            drop(gradients);
+            moments = used()? - weights;
             Ok(())
         };
         let timed = time(self.bench, self.device, &mut step)?;
@@ -411,12 +432,11 @@ impl Job<'_> {
             step(self.bench.warm + self.bench.steps)?;
             kernels = self.device.end_timing()?;
         }
-        let Bench { batch, tokens, images, peak_tflops, .. } = *self.bench;
+        let Bench { batch, tokens, images, .. } = *self.bench;
         let n_tokens = (batch * tokens) as usize;
         let parts = self.parts.flop(self.config(), n_tokens, (batch * images) as usize);
         let flop: f64 = parts.iter().map(|(_, flop)| flop).sum();
         let (tflops, per_second) = (flop / timed.median() / 1e12, 1.0 / timed.median());
-        let mfu = tflops / peak_tflops;
         let mut figures = self.figures("step", &timed);
         figures.add(
             "batch",
@@ -433,19 +453,20 @@ impl Job<'_> {
         figures.rate("samples_per_second", "samples/s", batch as f64 * per_second);
         figures.rate("tokens_per_second", "tokens/s", n_tokens as f64 * per_second);
         figures.rate("tflops", "TFLOP/s", tflops);
-        figures.add("mfu", mfu, format!("MFU {mfu:.4} of {peak_tflops} TFLOP/s"));
-        figures.put("of_peak", mfu);
+        if let Some(peak) = self.peak_tflops() {
+            let mfu = tflops / peak;
+            figures.add("mfu", mfu, format!("MFU {mfu:.4} of {peak} TFLOP/s"));
+            figures.put("of_peak", mfu);
+        }
         figures.put("flop", flop);
         let by_part = parts.map(|(part, flop)| (part.to_owned(), json!(flop)));
         figures.put("flop_parts", Map::from_iter(by_part));
-        if let (Some(weights), Some(peak)) = (weights, timed.peak_bytes) {
-            let (gradients, moments) = (4 * self.parts.trained(), 8 * self.parts.trained());
-            let rest = peak.saturating_sub(weights + (gradients + moments) as u64);
+        if let Some(peak) = timed.peak_bytes {
             let by_kind = [
                 ("weights", weights),
-                ("gradients", gradients as u64),
-                ("moments", moments as u64),
-                ("activations", rest),
+                ("moments", moments),
+                ("gradients after the backward pass", gradients_held),
+                ("activations and gradients at the peak", peak.saturating_sub(weights + moments)),
             ];
             let gibibytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
             let text = by_kind.map(|(kind, bytes)| format!("{kind} {:.2}", gibibytes(bytes)));

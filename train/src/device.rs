@@ -16,7 +16,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub device: DeviceChoice,
     /// How a GPU keeps activations and frozen weights, and multiplies: `bf16` or `f32`. Trained weights,
-    /// their gradients and all sums are f32 in either; a CPU computes in f32.
+    /// their gradients, and sums within an operation, are f32 in either; a CPU computes in f32.
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     pub precision: Precision,
     /// A device that is ready, in place of the choice.

@@ -201,7 +201,9 @@ pub enum TrainError {
         rows: String,
     },
     /// The memory of the device does not suffice for a step. Nothing of it is kept.
-    #[error("step {step} does not fit into memory; the last checkpoint stands: {less_memory}")]
+    #[error(
+        "step {step} does not fit into memory; the last checkpoint, if there is one, stands: {less_memory}"
+    )]
     Memory {
         /// The update that was being made, from 1.
         step: u64,

@@ -18,6 +18,8 @@ static KERNELS: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Bytes that products may use while they run: what the library's documentation asks for on these GPUs.
 const WORKSPACE: usize = 64 << 20;
+/// Most shapes of products whose plans are kept: a loss has as many rows as its batch has targets.
+const PLANS_MAX: usize = 4096;
 /// Bytes of a pinned buffer.
 const STAGE: usize = 16 << 20;
 /// So many bytes are worth the way through pinned buffers.
@@ -31,6 +33,8 @@ pub(super) struct Driver {
     /// Compute capability.
     capability: (i32, i32),
     multiprocessors: usize,
+    /// Most bytes that the threads of a block can share.
+    shared_max: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
     pool: sys::CUmemoryPool,
@@ -91,6 +95,18 @@ struct Plan {
     algo: lt_sys::cublasLtMatmulAlgo_t,
 }
 
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `Driver::plan`, and not used any more: the library has read them when a call returns.
+        unsafe {
+            let _ = lt::destroy_matmul_desc(self.desc);
+            for layout in self.layouts {
+                let _ = lt::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
 thread_local! {
     /// The context that this thread uses, by address.
     static BOUND: Cell<usize> = const { Cell::new(0) };
@@ -135,17 +151,22 @@ impl Driver {
             let context = result::primary_ctx::retain(device)
                 .map_err(driver_error("cuDevicePrimaryCtxRetain"))?;
             result::ctx::set_current(context).map_err(driver_error("cuCtxSetCurrent"))?;
+            BOUND.set(context as usize);
             let attribute = |what| result::device::get_attribute(device, what).unwrap_or(0);
             let major =
                 attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
             let minor =
                 attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
             let load = |image: &&[u8]| result::module::load_data(image.as_ptr().cast());
-            let modules = KERNELS
-                .iter()
-                .map(load)
-                .collect::<Result<_, _>>()
-                .map_err(|_| CudaError::Kernels { name: name.clone(), major, minor })?;
+            let modules = KERNELS.iter().map(load).collect::<Result<_, _>>().map_err(
+                |error: result::DriverError| match error.0 {
+                    sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+                    | sys::CUresult::CUDA_ERROR_INVALID_PTX => {
+                        CudaError::Kernels { name: name.clone(), major, minor }
+                    }
+                    _ => driver_error("cuModuleLoadData")(error),
+                },
+            )?;
             let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
                 .map_err(driver_error("cuStreamCreate"))?;
             let pool = result::device::get_default_mem_pool(device)
@@ -159,26 +180,29 @@ impl Driver {
             )
             .map_err(driver_error("cuMemPoolSetAttribute"))?;
             let products = lt::create_handle().map_err(product_error("cublasLtCreate"))?;
-            let workspace =
-                result::malloc_async(stream, WORKSPACE).map_err(driver_error("cuMemAllocAsync"))?;
-            BOUND.set(context as usize);
             let multiprocessors =
                 attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
-            Ok(Self {
+            let shared_max = attribute(
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            );
+            let mut driver = Self {
                 name,
                 capability: (major, minor),
                 multiprocessors: multiprocessors as usize,
+                shared_max: shared_max as usize,
                 context,
                 stream,
                 pool,
                 modules,
                 functions: Mutex::default(),
                 products,
-                workspace,
+                workspace: 0,
                 plans: Mutex::default(),
                 stages: Mutex::default(),
                 timed: Mutex::default(),
-            })
+            };
+            driver.workspace = driver.allocate(WORKSPACE)?;
+            Ok(driver)
         }
     }
 
@@ -188,6 +212,10 @@ impl Driver {
 
     pub(super) fn capability(&self) -> (i32, i32) {
         self.capability
+    }
+
+    pub(super) fn shared_max(&self) -> usize {
+        self.shared_max
     }
 
     pub(super) fn multiprocessors(&self) -> usize {
@@ -250,9 +278,11 @@ impl Driver {
             return unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
                 .map_err(driver_error("cuMemcpyHtoDAsync"));
         }
-        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
-        if stages.is_empty() {
-            *stages = vec![Stage::new()?, Stage::new()?];
+        // Not under the lock, since threads of the pool help, which may have uploads of their own.
+        let lock = || self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stages = std::mem::take(&mut *lock());
+        while stages.len() < 2 {
+            stages.push(Stage::new()?);
         }
         for (i, part) in bytes.chunks(STAGE).enumerate() {
             let stage = &stages[i % 2];
@@ -272,6 +302,7 @@ impl Driver {
                     .map_err(driver_error("cuEventRecord"))?;
             }
         }
+        lock().append(&mut stages);
         Ok(())
     }
 
@@ -423,6 +454,9 @@ impl Driver {
             alignments: alignments(p),
         };
         if !plans.contains_key(&shape) {
+            if plans.len() >= PLANS_MAX {
+                plans.clear();
+            }
             let plan = self.plan(p)?;
             plans.insert(shape.clone(), plan);
         }

@@ -1,6 +1,7 @@
 //! The GPU as operations see it: arrays, launches of our kernels, matrix products.
 //!
-//! Everything runs in the order of one stream; nothing waits for the GPU but [`Gpu::download`].
+//! Everything runs in the order of one stream. What waits for the GPU: [`Gpu::download`] and its kin,
+//! [`Gpu::wait`], the end of timing, and an upload while both pinned buffers are on their way.
 //! Behind it is the driver of NVIDIA, loaded when a GPU is asked for, so that the same program starts where
 //! there is none; or, for tests, an emulator that runs the kernels on the CPU.
 
@@ -139,7 +140,7 @@ enum Backend {
     Emulator(emulator::Emulator),
 }
 
-/// What a plan of tiles is made of: see [`Gpu::kept`].
+/// Tables that are used again, by what they are made of: see [`Gpu::kept`].
 type Kept = HashMap<Vec<usize>, Arc<Array>>;
 
 /// One GPU, with the number format of its activations.
@@ -223,6 +224,15 @@ impl Gpu {
     /// Whether attention is made of products of warpgroups where it can be.
     pub(crate) fn uses_wgmma(&self) -> bool {
         self.wgmma
+    }
+
+    /// Most bytes that the threads of a block can share.
+    pub(crate) fn shared_max(&self) -> usize {
+        match &self.backend {
+            Backend::Driver(driver) => driver.shared_max(),
+            #[cfg(feature = "cuda-emulator")]
+            Backend::Emulator(_) => 227 << 10,
+        }
     }
 
     /// Number of multiprocessors.
@@ -399,14 +409,16 @@ impl Gpu {
         key: Vec<usize>,
         make: impl FnOnce() -> Vec<i32>,
     ) -> Result<Arc<Array>, CudaError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = kept.get(&key) {
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = lock().get(&key) {
             return Ok(Arc::clone(found));
         }
+        // Not under the lock: threads of the pool help to send much.
+        let made = Arc::new(self.upload_i32(&make())?);
+        let mut kept = lock();
         if kept.len() >= KEPT_MAX {
             kept.clear();
         }
-        let made = Arc::new(self.upload_i32(&make())?);
         kept.insert(key, Arc::clone(&made));
         Ok(made)
     }

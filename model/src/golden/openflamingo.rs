@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::families::Family;
 use crate::flamingo::{Flamingo, FlamingoConfig, Towers};
 use crate::gated_xattn::CrossAttentionConfig;
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, Latents};
 use crate::openflamingo::{openflamingo_export, openflamingo_names};
 use crate::params::{Source, Training};
 use crate::resampler::ResamplerConfig;
@@ -41,8 +41,11 @@ const CASES: [(&str, &str, usize); 5] = [
 fn open_flamingo_on_every_language_model_is_a_configuration_of_ours() {
     for (name, layers, every) in CASES {
         let Some(case) = Case::open(&format!("openflamingo/{name}")) else { return };
+        let mut without_images = None;
         for device in Device::to_compare() {
-            check_model(&case, name, every, device);
+            let nll = check_model(&case, name, every, device);
+            // A prompt that has no image is read alike everywhere.
+            compare("a text alone", &nll, without_images.get_or_insert(nll.clone()));
         }
         let theirs = case.tensors("weights");
         let (ours, _) = openflamingo_names(theirs.clone());
@@ -61,7 +64,8 @@ fn open_flamingo_on_every_language_model_is_a_configuration_of_ours() {
     }
 }
 
-fn check_model(case: &Case, name: &str, every: usize, device: Device) {
+/// Returns the losses of a text without images.
+fn check_model(case: &Case, name: &str, every: usize, device: Device) -> Vec<f32> {
     let (ours, rest) = openflamingo_names(case.tensors("weights"));
     let mut model = open(case, every, ours, rest);
     device.place(&mut model).unwrap();
@@ -87,6 +91,15 @@ fn check_model(case: &Case, name: &str, every: usize, device: Device) {
     eprintln!("OpenFlamingo, {name}, {device}: logits {logits:.1e}, {n} gradients {gradients:.1e}");
 
     check_generation(&model, &inputs, &features, &expected("greedy"), &expected("beam3"));
+
+    let tokens = inputs.tokens[..PROMPT].to_vec();
+    let text = Prompt { phi: vec![-1; PROMPT], latents: Latents::none(), tokens };
+    // Beside latents that were made elsewhere.
+    let elsewhere = Latents::join([&latents, &Latents::none()]).unwrap();
+    let other = Prompt { latents: elsewhere, ..text.clone() };
+    let scores = model.score(&[text, other]).unwrap();
+    compare("the same beside images", &scores[0].nll, &scores[1].nll);
+    scores[0].nll.clone()
 }
 
 fn open(case: &Case, every: usize, ours: Tensors, mut rest: Tensors) -> Flamingo {

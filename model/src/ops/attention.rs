@@ -137,8 +137,12 @@ pub(crate) fn attention<T: Record>(
     visible: &Visible,
 ) -> Result<Matrix<T>, DeviceError> {
     #[cfg(feature = "cuda")]
-    if q.array().is_some() {
-        return super::attention_cuda::attention(q, k, v, shape, visible);
+    if let Some(gpu) = q.array().map(|array| array.gpu()) {
+        if q.width() / shape.heads <= super::attention_cuda::SIZE_MAX {
+            return super::attention_cuda::attention(q, k, v, shape, visible);
+        }
+        let (q, k, v) = super::attention_cuda::all_to_host(q, k, v)?;
+        return crate::tensor::to_gpu(attention(q, k, v, shape, visible)?, gpu);
     }
     let (q, tape) = q.split();
     let width = q.width();
@@ -195,7 +199,8 @@ pub(crate) struct Past {
 }
 
 impl Past {
-    /// Makes all rows so far common to this past and to those that are cloned from it.
+    /// Makes all rows so far common to this past and to those that are cloned from it. On a GPU, those copy them
+    /// before they add their own.
     pub(crate) fn share(&mut self) {
         let mut rows = self.shared.take().map_or_else(Vec::new, |rows| rows.to_vec());
         rows.append(&mut self.own);
@@ -218,7 +223,12 @@ pub(crate) fn continue_attention(
     visible: &Visible,
 ) -> Result<Matrix, DeviceError> {
     #[cfg(feature = "cuda")]
-    if qkv.array().is_some() {
+    if let Some(gpu) = qkv.array().map(|array| array.gpu()) {
+        if heads.size > super::attention_cuda::SIZE_MAX {
+            let qkv = Matrix::constant(qkv.to_vec()?.into(), qkv.width());
+            let out = continue_attention(&qkv, pasts, counts, heads, visible)?;
+            return crate::tensor::to_gpu(out, gpu);
+        }
         let mut pasts: Vec<_> = pasts.iter_mut().map(|past| &mut past.device).collect();
         return super::attention_cuda::continue_attention(qkv, &mut pasts, counts, heads, visible);
     }

@@ -135,7 +135,10 @@ mod tests {
             let matrix = |v: &[f32]| Matrix::constant(v.to_vec().into(), 3);
             let log_beta = Weight::Frozen(vec![log_beta].into());
             let images = matrix(images).with(NotRecording::default());
-            f64::from(value_of(&contrastive_loss(images, matrix(texts), &log_beta, 0.1).unwrap()))
+            f64::from(
+                value_of(&contrastive_loss(images, matrix(texts), &log_beta, 0.1).unwrap())
+                    .unwrap(),
+            )
         };
         let i = Matrix::variable(images.clone().into(), 3).unwrap();
         let t = Matrix::variable(texts.clone().into(), 3).unwrap();

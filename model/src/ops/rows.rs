@@ -8,7 +8,7 @@ use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, Weight, record};
 
-/// Rows `picked` of `x` `[N, D]`, each at most once: `[n, D]`.
+/// Rows `picked` of `x` `[N, D]`: `[n, D]`. Where `x` is differentiated, each is picked at most once.
 ///
 /// # Errors
 /// When the device fails.
@@ -35,8 +35,8 @@ pub(crate) fn pick_rows<T: Record>(
     })
 }
 
-/// The rows of some matrices `[_, D]`, one after the other: `[n, D]`. None of them is differentiated. All lie
-/// on one device, but for those without rows.
+/// The rows of some matrices `[_, D]`, one after the other: `[n, D]`; on a GPU if any of them is. None of them is
+/// differentiated.
 ///
 /// # Errors
 /// When the device fails.
@@ -44,11 +44,15 @@ pub(crate) fn pick_rows<T: Record>(
 pub(crate) fn join_rows(parts: &[Matrix], width: usize) -> Result<Matrix, DeviceError> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = parts.iter().find_map(|part| Some(part.array()?.gpu())) {
-        let arrays: Vec<_> = parts.iter().filter_map(Matrix::array).collect();
-        let n = arrays.iter().map(|array| array.len()).sum();
+        let n = parts.iter().map(|part| part.rows() * part.width()).sum();
         let (out, mut first) = (gpu.unset(n, gpu.kind())?, 0);
-        for array in arrays {
-            gpu.put_part(&out, first, array)?;
+        for part in parts {
+            let array = match part.array() {
+                Some(array) if array.kind() == gpu.kind() => array.part(0, array.len()),
+                Some(array) => gpu.copy(array, gpu.kind())?,
+                None => gpu.upload(part.values())?,
+            };
+            gpu.put_part(&out, first, &array)?;
             first += array.len();
         }
         return Ok(Matrix::on_gpu(out.into(), width, false));
