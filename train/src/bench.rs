@@ -346,7 +346,7 @@ impl Job<'_> {
         self.model.config()
     }
 
-    /// Operations that the device can do at most, in 10^12 a second, where they can be compared: those of an NFNet
+    /// Operations that the device can do at most, in 10^12 a second, where they can be compared: those of an `NFNet`
     /// are not counted.
     fn peak_tflops(&self) -> Option<f64> {
         let device = self.device.to_string();
