@@ -5,6 +5,8 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use rayon::prelude::*;
+
 use super::{Arg, CudaError, Factor, Grid, Kind, Product, to_bf16};
 
 unsafe extern "C" {
@@ -62,10 +64,10 @@ impl Emulator {
 
     #[expect(clippy::unused_self, reason = "as the driver has it")]
     pub(super) fn multiply(&self, p: &Product) {
-        // SAFETY: addresses are those of arrays that are long enough.
-        unsafe {
-            for row in 0..p.rows {
-                for column in 0..p.columns {
+        (0..p.rows).into_par_iter().with_min_len(16).for_each(|row| {
+            for column in 0..p.columns {
+                // SAFETY: addresses are those of arrays that are long enough, and each value is written once.
+                unsafe {
                     let mut sum = 0.0_f64;
                     for i in 0..p.inner {
                         let a = value_at(&p.left, row, i);
@@ -78,7 +80,7 @@ impl Emulator {
                     write(p.out, place, p.out_kind, value);
                 }
             }
-        }
+        });
     }
 
     /// Has so many bytes from here on.
