@@ -34,12 +34,13 @@ const LATEST_FILE: &str = "latest";
 /// disk and renamed.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// When a file cannot be written, or a GPU that holds the parameters has failed.
 pub(crate) fn save_folder(
     folder: &Path,
     config: &impl serde::Serialize,
     params: &[&Params],
 ) -> Result<(), ModelError> {
+    params.iter().try_for_each(|params| params.ready())?;
     let all = params.iter().flat_map(|params| params.iter());
     let tensors = all.map(|parameter| (&parameter.name, parameter));
     save_parts(folder, config, |part| write_tensors(part, tensors, &[]))

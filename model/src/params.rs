@@ -210,6 +210,22 @@ impl Params {
         false
     }
 
+    /// Waits for a GPU that holds the values: one that has failed is told of here, and not by reading them.
+    ///
+    /// # Errors
+    /// When it has failed.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "GPUs need it")
+    )]
+    pub(crate) fn ready(&self) -> Result<(), DeviceError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu() {
+            gpu.wait()?;
+        }
+        Ok(())
+    }
+
     /// A matrix, brought to where the parameters are and into the format that is used there. It is not
     /// differentiated.
     #[cfg_attr(
