@@ -6,13 +6,14 @@ bench of the model crate) and copied here; PyTorch's side needs torch alone. Fir
 operation is compared with the processor; then our operations; then the jobs, ours and PyTorch's in turn, each for
 itself in memory. One table comes last.
 
-Example, on one machine with everything:
+Example, on one machine with everything (NVCC as build-cuda.sh prints it; cargo prints the names of the programs):
 
+    ./build-cuda.sh
+    export NVCC=/usr/local/cuda/bin/nvcc
     cargo test --release -p flamingo-model --features cuda --lib --no-run
     cargo bench -p flamingo-model --bench gpu --features cuda,ops-bench --no-run
-    ./build-cuda.sh
-    python3 model/benches/gpu.py --unit target/release/deps/flamingo_model-* \\
-        --ops target/release/deps/gpu-* --train target/gpu/release/flamingo-train --out gpu.log
+    python3 model/benches/gpu.py --unit target/release/deps/flamingo_model-0123456789abcdef \\
+        --ops target/release/deps/gpu-0123456789abcdef --train target/gpu/flamingo-train --out gpu.log
 """
 
 import argparse
@@ -62,7 +63,9 @@ def run(command, seconds, log):
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         text, code = done.stdout, done.returncode
     except subprocess.TimeoutExpired as late:
-        text, code = (late.stdout or b"").decode(errors="replace"), "time"
+        text, code = late.stdout or "", "time"
+        if isinstance(text, bytes):
+            text = text.decode(errors="replace")
     took = time.monotonic() - start
     log.write(f"\n$ {' '.join(command)}\n{text}\n-> {code}, {took:.1f} s\n")
     log.flush()

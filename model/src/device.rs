@@ -59,6 +59,15 @@ pub enum Precision {
     F32,
 }
 
+impl Display for Precision {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        })
+    }
+}
+
 impl FromStr for Precision {
     type Err = String;
 
@@ -178,6 +187,15 @@ impl Device {
         false
     }
 
+    /// How it stores activations.
+    pub fn precision(&self) -> Precision {
+        #[cfg(feature = "cuda")]
+        if self.gpu.is_some_and(|gpu| gpu.kind() == Kind::Bf16) {
+            return Precision::Bf16;
+        }
+        Precision::F32
+    }
+
     /// Sends all weights of a model here. Gradients, and moments of an optimizer, from before are of no
     /// more use.
     ///
@@ -265,8 +283,7 @@ impl Display for Device {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = self.gpu {
-            let kind = if gpu.kind() == Kind::Bf16 { "bf16" } else { "f32" };
-            return write!(f, "{} ({kind})", gpu.name());
+            return write!(f, "{} ({})", gpu.name(), self.precision());
         }
         f.write_str("CPU (f32)")
     }

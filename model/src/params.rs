@@ -247,16 +247,8 @@ impl Params {
     }
 
     /// A matrix of these values, where the parameters are.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "GPUs need it")
-    )]
     pub(crate) fn beside(&self, values: Buffer, width: usize) -> Result<Matrix, DeviceError> {
-        #[cfg(feature = "cuda")]
-        if let Some(gpu) = self.gpu() {
-            return Ok(Matrix::on_gpu(Arc::new(gpu.upload(&values)?), width, false));
-        }
-        Ok(Matrix::constant(values, width))
+        self.bring(Matrix::constant(values, width))
     }
 
     /// Sum of squares of the gradients of all trained parameters, in f64.

@@ -359,6 +359,15 @@ impl<T> Matrix<T> {
         }
     }
 
+    /// The values of a matrix that is on a GPU.
+    ///
+    /// # Panics
+    /// If it is not: an operation chooses its part by its first matrix, and all others lie beside that one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn gpu_array(&self) -> &Arc<Array> {
+        self.array().expect("all matrices of an operation are on one device")
+    }
+
     /// A copy of the values, wherever they are.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args, ValueEnum};
 use flamingo_model::{
     Device, Flamingo, FlamingoConfig, Generation, Gradients, Inputs, Latents, ModelError,
-    Positions, Prompt, Recompute, Tower, Trainable, VisionConfig,
+    Positions, Precision, Prompt, Recompute, Tower, Trainable, VisionConfig,
 };
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -351,7 +351,8 @@ impl Job<'_> {
     fn peak_tflops(&self) -> Option<f64> {
         let device = self.device.to_string();
         let is_hopper = ["H100", "H200"].iter().any(|name| device.contains(name));
-        let known = (is_hopper && device.contains("bf16")).then_some(HOPPER_TFLOPS);
+        let known =
+            (is_hopper && self.device.precision() == Precision::Bf16).then_some(HOPPER_TFLOPS);
         let counted = matches!(self.config().vision, VisionConfig::Vit(_));
         self.bench.peak_tflops.or(known).filter(|_| counted)
     }
@@ -565,8 +566,7 @@ impl Job<'_> {
         figures.put("bench", job);
         figures.add("preset", self.name(), self.name());
         figures.add("device", self.device.to_string(), self.device.to_string());
-        let is_bf16 = self.device.to_string().contains("bf16");
-        figures.put("dtype", if is_bf16 { "bf16" } else { "f32" });
+        figures.put("dtype", self.device.precision().to_string());
         figures.put("alibi", self.config().language.architecture.positions == Positions::Alibi);
         let runs = timed.seconds.len();
         let text =

@@ -422,7 +422,7 @@ impl Driver {
         let function = self.function(name, grid.shared)?;
         let mut pointers: [*mut c_void; 32] = [std::ptr::null_mut(); 32];
         for (pointer, arg) in pointers.iter_mut().zip(args) {
-            *pointer = value_pointer(arg);
+            *pointer = arg.pointer();
         }
         let [x, y] = grid.blocks.map(|n| n as u32);
         // SAFETY: the kernel takes these arguments (the emulated tests run each one so).
@@ -576,13 +576,4 @@ impl Driver {
 fn alignments(p: &Product) -> [u32; 3] {
     let of = |address: u64| 1 << address.trailing_zeros().min(8);
     [of(p.left.address), of(p.right.address), of(p.out | p.add.unwrap_or(0))]
-}
-
-fn value_pointer(arg: &Arg) -> *mut c_void {
-    match arg {
-        Arg::Pointer(v) => std::ptr::from_ref(v).cast_mut().cast(),
-        Arg::I32(v) => std::ptr::from_ref(v).cast_mut().cast(),
-        Arg::I64(v) => std::ptr::from_ref(v).cast_mut().cast(),
-        Arg::F32(v) => std::ptr::from_ref(v).cast_mut().cast(),
-    }
 }

@@ -40,7 +40,7 @@ impl Emulator {
         grid: Grid,
         args: &[Arg],
     ) -> Result<(), CudaError> {
-        let mut pointers: Vec<*mut c_void> = args.iter().map(value_pointer).collect();
+        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::pointer).collect();
         let [x, y] = grid.blocks.map(|n| n as c_uint);
         // SAFETY: the name ends in 0; the kernel takes these arguments, as on a GPU.
         let answer = unsafe {
@@ -144,15 +144,6 @@ impl Emulator {
         unsafe {
             std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len());
         }
-    }
-}
-
-pub(super) fn value_pointer(arg: &Arg) -> *mut c_void {
-    match arg {
-        Arg::Pointer(v) => std::ptr::from_ref(v).cast_mut().cast(),
-        Arg::I32(v) => std::ptr::from_ref(v).cast_mut().cast(),
-        Arg::I64(v) => std::ptr::from_ref(v).cast_mut().cast(),
-        Arg::F32(v) => std::ptr::from_ref(v).cast_mut().cast(),
     }
 }
 

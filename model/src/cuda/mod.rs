@@ -13,6 +13,7 @@ mod failure;
 mod product;
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 #[cfg(feature = "cuda-emulator")]
 use std::sync::OnceLock;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,6 +66,18 @@ pub(crate) enum Arg {
     I32(i32),
     I64(i64),
     F32(f32),
+}
+
+impl Arg {
+    /// Where the value lies, as launches take it.
+    fn pointer(&self) -> *mut c_void {
+        match self {
+            Self::Pointer(v) => std::ptr::from_ref(v).cast_mut().cast(),
+            Self::I32(v) => std::ptr::from_ref(v).cast_mut().cast(),
+            Self::I64(v) => std::ptr::from_ref(v).cast_mut().cast(),
+            Self::F32(v) => std::ptr::from_ref(v).cast_mut().cast(),
+        }
+    }
 }
 
 impl From<&Array> for Arg {

@@ -68,11 +68,12 @@ fn open_flamingo_on_every_language_model_is_a_configuration_of_ours() {
 fn check_model(case: &Case, name: &str, every: usize, device: Device) -> Vec<f32> {
     let (ours, rest) = openflamingo_names(case.tensors("weights"));
     let mut model = open(case, every, ours, rest);
+    let features = case.input("vision_x");
+    let made_at_home = model.latents_of(&features, 1).unwrap();
     device.place(&mut model).unwrap();
     let outputs = case.tensors("outputs");
     let expected = |name: &str| outputs.get(name).unwrap().to_vec();
 
-    let features = case.input("vision_x");
     let latents = model.latents_of(&features, 1).unwrap();
     compare("latents", &values(&latents.matrix), &expected("resampled"));
     let inputs = inputs(case);
@@ -94,12 +95,15 @@ fn check_model(case: &Case, name: &str, every: usize, device: Device) -> Vec<f32
 
     let tokens = inputs.tokens[..PROMPT].to_vec();
     let text = Prompt { phi: vec![-1; PROMPT], latents: Latents::none(), tokens };
-    // Beside latents that were made elsewhere.
-    let elsewhere = Latents::join([&latents, &Latents::none()]).unwrap();
-    let other = Prompt { latents: elsewhere, ..text.clone() };
-    let scores = model.score(&[text, other]).unwrap();
-    compare("the same beside images", &scores[0].nll, &scores[1].nll);
-    scores[0].nll.clone()
+    // Together with latents that were made here, and before the model came here.
+    let latents = Latents::join([&latents, &Latents::none()]).unwrap();
+    let here = Prompt { phi: inputs.phi[..PROMPT].to_vec(), latents, ..text.clone() };
+    let from_home = Prompt { latents: made_at_home, ..here.clone() };
+    let scores = model.score(&[here, text.clone(), from_home]).unwrap();
+    compare("with latents from elsewhere", &scores[2].nll, &scores[0].nll);
+    let alone = model.score(&[text]).unwrap().swap_remove(0).nll;
+    compare("a text beside texts with images", &scores[1].nll, &alone);
+    alone
 }
 
 fn open(case: &Case, every: usize, ours: Tensors, mut rest: Tensors) -> Flamingo {

@@ -161,14 +161,14 @@ mod cuda {
         factor: f32,
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let input = x.array().expect("on a GPU");
+        let input = x.gpu_array();
         let (gpu, n) = (input.gpu(), input.len());
         let out = gpu.unset(n, gpu.kind())?;
         let grid = Grid::each(n.div_ceil(PER_THREAD));
         let args = [input.into(), (&out).into(), long(n), kind.into(), factor.into()];
         gpu.launch(kernel!("activate", gpu.kind()), grid, &args)?;
         record_on_gpu(out, x.width(), tape, x.wants_gradient(), move |grad, store| {
-            let input = x.array().expect("on a GPU");
+            let input = x.gpu_array();
             let args = [input.into(), (&grad).into(), long(n), kind.into(), factor.into()];
             gpu.launch(kernel!("activate_backward", gpu.kind()), grid, &args)?;
             x.give_array(store, grad)

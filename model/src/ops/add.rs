@@ -173,7 +173,7 @@ pub(super) mod cuda {
         gate: &Weight,
     ) -> Result<Matrix<T>, DeviceError> {
         let (y, tape) = y.split();
-        let (of_x, of_y) = (x.array().expect("on a GPU"), y.array().expect("on a GPU"));
+        let (of_x, of_y) = (x.gpu_array(), y.gpu_array());
         let (gpu, n, width) = (of_x.gpu(), of_x.len(), x.width());
         let out = gpu.unset(n, gpu.kind())?;
         let opening = on_gpu(gate);
@@ -190,7 +190,7 @@ pub(super) mod cuda {
             let grad_y = y.wants_gradient().then(|| gpu.unset(n, gpu.kind())).transpose()?;
             let args = [
                 (&grad_out).into(),
-                y.array().expect("on a GPU").into(),
+                y.gpu_array().into(),
                 opening.full().into(),
                 grad_y.as_ref().into(),
                 (&partial).into(),

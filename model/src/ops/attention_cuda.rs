@@ -442,7 +442,7 @@ pub(super) fn self_attention<T: Record>(
     visible: &Visible,
 ) -> Result<Matrix<T>, DeviceError> {
     let (qkv, tape) = qkv.split();
-    let input = Arc::clone(qkv.array().expect("on a GPU"));
+    let input = Arc::clone(qkv.gpu_array());
     let (gpu, rows, stride) = (input.gpu(), qkv.rows(), qkv.width());
     let runs = (0..rows / length)
         .map(|b| b * length..(b + 1) * length)
@@ -518,7 +518,7 @@ fn across<T: Record>(
     runs: Vec<Run>,
 ) -> Result<Matrix<T>, DeviceError> {
     let (q, tape) = q.split();
-    let [of_q, of_k, of_v] = [&q, &k, &v].map(|x| x.array().expect("on a GPU"));
+    let [of_q, of_k, of_v] = [&q, &k, &v].map(Matrix::gpu_array);
     let (gpu, width) = (of_q.gpu(), q.width());
     let heads = Heads { queries: heads, keys: heads, size: width / heads };
     let rows = (q.rows(), k.rows());
@@ -586,7 +586,7 @@ pub(super) fn continue_attention(
     heads: Heads,
     visible: &Visible,
 ) -> Result<Matrix, DeviceError> {
-    let new = qkv.array().expect("on a GPU");
+    let new = qkv.gpu_array();
     let (gpu, stride, width) = (new.gpu(), qkv.width(), heads.query_width());
     let (key_width, row) = (heads.key_width(), 2 * heads.key_width());
     for (past, count) in pasts.iter_mut().zip(counts) {

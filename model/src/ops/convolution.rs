@@ -555,7 +555,7 @@ mod cuda {
 
     impl Images {
         fn of(x: &Matrix, kernel: &Matrix, shape: Convolution) -> Self {
-            let gpu = x.array().expect("on a GPU").gpu();
+            let gpu = x.gpu_array().gpu();
             let (n, width) = (x.rows() / shape.grid.n_pixels(), x.width());
             Self { gpu, shape, n, width, inputs: width / shape.groups, outputs: kernel.width() }
         }
@@ -637,7 +637,7 @@ mod cuda {
 
         fn forward(&self, x: &Matrix, kernel: &Matrix, bias: &Weight) -> Result<Array, CudaError> {
             let (gpu, kind, width) = (self.gpu, self.gpu.kind(), self.out_width());
-            let [x, kernel] = [x, kernel].map(|m| m.array().expect("on a GPU"));
+            let [x, kernel] = [x, kernel].map(Matrix::gpu_array);
             let out = gpu.unset(self.n * self.positions() * width, kind)?;
             let room = self.room()?;
             for (first, n) in self.pieces() {
@@ -664,7 +664,7 @@ mod cuda {
 
         fn input_gradient(&self, kernel: &Matrix, grad_out: &Array) -> Result<Array, CudaError> {
             let (gpu, kind, width) = (self.gpu, self.gpu.kind(), self.out_width());
-            let kernel = kernel.array().expect("on a GPU");
+            let kernel = kernel.gpu_array();
             let pixels = self.shape.grid.n_pixels();
             let grad = gpu.unset(self.n * pixels * self.width, kind)?;
             let room = self.room()?;
@@ -706,7 +706,7 @@ mod cuda {
 
         fn kernel_gradient(&self, x: &Matrix, grad_out: &Array) -> Result<Array, CudaError> {
             let (gpu, width) = (self.gpu, self.out_width());
-            let x = x.array().expect("on a GPU");
+            let x = x.gpu_array();
             let part = self.fan_in() * self.outputs;
             let grad = gpu.unset(self.shape.groups * part, Kind::F32)?;
             let room = self.room()?;

@@ -260,6 +260,8 @@ mod cuda {
     /// Rows that are scored together, each with its target.
     struct Block<'a> {
         rows: &'a [(usize, u32)],
+        /// The numbers of the rows.
+        places: &'a Array,
         /// `[rows, D]`.
         gathered: &'a Array,
         /// `[rows, V]` in f32.
@@ -273,7 +275,7 @@ mod cuda {
         rows: &[(usize, u32)],
         mut visit: impl FnMut(Block) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        let input = hidden.array().expect("on a GPU");
+        let input = hidden.gpu_array();
         let (gpu, kind, width) = (input.gpu(), input.kind(), hidden.width());
         let vocabulary = n_tokens(head, width);
         let at_once = (LOGITS_PER_BLOCK / vocabulary).max(1).min(rows.len());
@@ -304,7 +306,7 @@ mod cuda {
                 })?;
                 first += tokens;
             }
-            visit(Block { rows: block, gathered: &gathered, logits: &logits })?;
+            visit(Block { rows: block, places: &places, gathered: &gathered, logits: &logits })?;
         }
         Ok(())
     }
@@ -349,7 +351,7 @@ mod cuda {
         scale: f32,
     ) -> Result<Loss<T>, DeviceError> {
         let (hidden, tape) = hidden.split();
-        let input = hidden.array().expect("on a GPU");
+        let input = hidden.gpu_array();
         let (gpu, kind, width) = (input.gpu(), input.kind(), hidden.width());
         let vocabulary = n_tokens(head, width);
         let rows = rows_with_target(targets);
@@ -407,9 +409,7 @@ mod cuda {
                 }
                 first += tokens;
             }
-            let places: Vec<i32> = block.rows.iter().map(|(row, _)| *row as i32).collect();
-            let places = gpu.upload_i32(&places)?;
-            let args = [(&grad).into(), (&places).into(), grad_hidden.into(), width.into()];
+            let args = [(&grad).into(), block.places.into(), grad_hidden.into(), width.into()];
             gpu.launch(kernel!("put_rows", kind), Grid::rows(n, width), &args)
         })?;
         let head = head.clone();

@@ -66,14 +66,14 @@ mod cuda {
         kind: Activation,
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let input = x.array().expect("on a GPU");
+        let input = x.gpu_array();
         let (gpu, hidden, rows) = (input.gpu(), x.width() / 2, x.rows());
         let out = gpu.unset(rows * hidden, gpu.kind())?;
         let grid = Grid::each(rows * hidden.div_ceil(PER_THREAD));
         let args = [input.into(), (&out).into(), rows.into(), hidden.into(), kind.into()];
         gpu.launch(kernel!("activate_gate", gpu.kind()), grid, &args)?;
         record_on_gpu(out, hidden, tape, x.wants_gradient(), move |grad_out, store| {
-            let input = x.array().expect("on a GPU");
+            let input = x.gpu_array();
             let grad = gpu.unset(input.len(), gpu.kind())?;
             let args = [
                 input.into(),

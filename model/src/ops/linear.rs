@@ -182,7 +182,7 @@ mod cuda {
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
         let (rows, inputs, outputs) = (x.rows(), x.width(), kernel.outputs);
-        let input = x.array().expect("on a GPU");
+        let input = x.gpu_array();
         let (gpu, kind) = (input.gpu(), input.kind());
         let rows_of = move |address, stride| Factor { address, stride, transposed: false, kind };
         let out = gpu.unset(rows * outputs, kind)?;
@@ -231,7 +231,7 @@ mod cuda {
             if kernel.weight.is_trained() {
                 let weight = on_gpu(&kernel.weight);
                 let (sum, adds) = weight.gradient_to_write(store.device())?;
-                let input = x.array().expect("on a GPU").address();
+                let input = x.gpu_array().address();
                 gpu.multiply(&Product {
                     rows: outputs,
                     inner: rows,

@@ -161,7 +161,7 @@ mod cuda {
         tokens: usize,
     ) -> Result<Matrix<T>, DeviceError> {
         let (features, tape) = features.split();
-        let input = features.array().expect("on a GPU");
+        let input = features.gpu_array();
         let (gpu, kind, width) = (input.gpu(), input.kind(), features.width());
         let trained = time.len() / width;
         let mixes: Vec<(usize, f32)> =
@@ -236,8 +236,7 @@ mod cuda {
         latents_per_image: usize,
     ) -> Result<Matrix<T>, DeviceError> {
         let (features, tape) = features.split();
-        let (of_features, of_latents) =
-            (features.array().expect("on a GPU"), latents.array().expect("on a GPU"));
+        let (of_features, of_latents) = (features.gpu_array(), latents.gpu_array());
         let (gpu, kind, width) = (of_features.gpu(), of_features.kind(), features.width());
         let (f, l) = (features_per_image, latents_per_image);
         let rows = features.rows() + latents.rows();

@@ -167,7 +167,7 @@ mod cuda {
         norm: Norm,
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let input = x.array().expect("on a GPU");
+        let input = x.gpu_array();
         let (gpu, kind) = (input.gpu(), input.kind());
         let (rows, width, first, n) = (x.rows(), x.width(), columns.start, columns.len());
         let out = if n == width { gpu.unset(input.len(), kind)? } else { gpu.copy(input, kind)? };
@@ -195,7 +195,7 @@ mod cuda {
             ],
         )?;
         record_on_gpu(out, width, tape, wanted, move |grad, store| {
-            let (input, stats) = (x.array().expect("on a GPU"), stats.expect("a recorded norm"));
+            let (input, stats) = (x.gpu_array(), stats.expect("a recorded norm"));
             if norm.scale.is_trained() {
                 let (each, blocks) = parts(rows);
                 let partial = gpu.unset(blocks * 2 * n, Kind::F32)?;

@@ -70,7 +70,7 @@ mod cuda {
         grid: ImageGrid,
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let input = x.array().expect("on a GPU");
+        let input = x.gpu_array();
         let (gpu, kind, width, rows) = (input.gpu(), input.kind(), x.width(), x.rows());
         let small = rows / grid.n_pixels() * grid.strided(SIDE).n_pixels();
         let out = gpu.unset(small * width, kind)?;

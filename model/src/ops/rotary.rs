@@ -88,7 +88,7 @@ mod cuda {
         rotation: &Rotation,
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let input = x.array().expect("on a GPU");
+        let input = x.gpu_array();
         let (gpu, width) = (input.gpu(), x.width());
         let places = gpu
             .kept([usize::MAX].into_iter().chain(positions.iter().copied()).collect(), || {

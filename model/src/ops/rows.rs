@@ -173,7 +173,7 @@ pub(super) mod cuda {
         picked: &[usize],
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let input = x.array().expect("on a GPU");
+        let input = x.gpu_array();
         let (gpu, kind, width, n) = (input.gpu(), input.kind(), x.width(), input.len());
         let places: Vec<i32> = picked.iter().map(|row| *row as i32).collect();
         let places = gpu.upload_i32(&places)?;
@@ -195,7 +195,7 @@ pub(super) mod cuda {
         spans: &[Range<usize>],
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let input = x.array().expect("on a GPU");
+        let input = x.gpu_array();
         let (gpu, kind, width, rows) = (input.gpu(), input.kind(), x.width(), x.rows());
         let ends: Vec<i32> =
             spans.iter().flat_map(|span| [span.start as i32, span.end as i32]).collect();
@@ -237,7 +237,7 @@ pub(super) mod cuda {
         positions: &Weight,
     ) -> Result<Matrix<T>, DeviceError> {
         let (patches, tape) = patches.split();
-        let input = patches.array().expect("on a GPU");
+        let input = patches.gpu_array();
         let (gpu, kind, width, n) = (input.gpu(), input.kind(), patches.width(), input.len());
         let per_image = positions.len() / width;
         let rows = patches.rows() / (per_image - 1) * per_image;

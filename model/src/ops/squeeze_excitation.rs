@@ -276,8 +276,7 @@ mod cuda {
         factor: f32,
     ) -> Result<Matrix<T>, DeviceError> {
         let (logits, tape) = logits.split();
-        let [of_x, of_residual, of_logits] =
-            [&x, &residual, &logits].map(|m| m.array().expect("on a GPU"));
+        let [of_x, of_residual, of_logits] = [&x, &residual, &logits].map(Matrix::gpu_array);
         let (gpu, kind, rows, width) = (of_x.gpu(), of_x.kind(), x.rows(), x.width());
         let out = gpu.unset(rows * width, kind)?;
         let sizes = [n_pixels.into(), width.into(), factor.into()];
@@ -291,7 +290,7 @@ mod cuda {
             || gain.is_trained();
         let residual = residual.without_values();
         record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
-            let [of_x, of_logits] = [&x, &logits].map(|m| m.array().expect("on a GPU"));
+            let [of_x, of_logits] = [&x, &logits].map(Matrix::gpu_array);
             let gain_of = on_gpu(&gain).full().into();
             let grad_logits = gpu.unset(of_logits.len(), kind)?;
             let along = gpu.unset(of_logits.len(), Kind::F32)?;
