@@ -50,6 +50,18 @@ pub fn pairs(batch: &Batch) -> Result<Pairs, TrainError> {
     })
 }
 
+/// All pixels of a batch with the padding, `[B, N, F, 3, H, W]`, and `H`; none where there are no images.
+pub(crate) fn padded_pixels(batch: &Batch) -> Option<(usize, Vec<f32>)> {
+    let frames = batch.size * batch.n_images * batch.n_frames;
+    if frames == 0 || batch.pixels.is_empty() {
+        return None;
+    }
+    let plane = batch.pixels.len() / (3 * frames);
+    let mut pixels = Vec::with_capacity(batch.pixels.len());
+    batch.pixels.append_to(&mut pixels, 0..batch.pixels.len(), plane);
+    Some((plane.isqrt(), pixels))
+}
+
 /// The pixels of the images that are there, without the padding: `[M, F, 3, H, W]` from
 /// `[B, N, F, 3, H, W]`.
 fn packed_pixels(batch: &Batch) -> Vec<f32> {

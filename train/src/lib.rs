@@ -26,10 +26,11 @@
 //! - [`trouble`], [`stop`]: steps that go wrong, and signals to stop
 //! - [`checkpoint`], [`run_folder`], [`files`]: what is on disk, whatever happens
 //! - [`metrics`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
-//! - [`masks`]: what a row looks like to the trainer
+//! - [`masks`], [`batches`]: what a row and a step look like to the trainer
 //! - [`export`]: models for others, and from them
 //! - [`device`], [`bench`]: where a command runs, and how fast
 
+pub mod batches;
 pub mod bench;
 pub mod checkpoint;
 pub mod config;

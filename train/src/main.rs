@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flamingo_dataset::{Layout, LossMask};
+use flamingo_train::batches::{self, Batches};
 use flamingo_train::bench::{self, Bench};
 use flamingo_train::device::DeviceArgs;
 use flamingo_train::export::{self, Export};
@@ -57,6 +58,11 @@ enum Stage {
         flamingo-train masks --config configs/flamingo.toml --root runs/demo --data webpages \\\n      \
         --row 7 --tokenizer runs/demo/language/tokenizer.json")]
     Masks(MasksArgs),
+    /// Writes the batches of a run's steps as safetensors, such as for another trainer to learn the same.
+    #[command(after_help = "Example:\n  \
+        flamingo-train batches --config configs/flamingo.toml --root runs/demo --steps 100 \\\n      \
+        --tokenizer runs/demo/language/tokenizer.json --out batches")]
+    Batches(Batches),
     /// Trains a byte-level BPE tokenizer on the texts of corpora, as GPT-2's was.
     #[command(after_help = "Example:\n  \
         flamingo-train train-tokenizer --corpus corpora/webpages --corpus corpora/pairs \\\n      \
@@ -83,6 +89,13 @@ enum Stage {
 #[expect(clippy::print_stdout, reason = "the figures are what the user asked for")]
 fn bench(args: &Bench) -> Result<bool, TrainError> {
     bench::run(args, |line| println!("{line}"))?;
+    Ok(true)
+}
+
+/// Runs `batches`.
+#[expect(clippy::print_stdout, reason = "the user is told what was made")]
+fn batches(args: &Batches) -> Result<bool, TrainError> {
+    println!("{}", batches::run(args)?);
     Ok(true)
 }
 
@@ -287,6 +300,7 @@ fn main() -> ExitCode {
         Stage::Language(args) => language::run(&args.into()).map(|()| true),
         Stage::Flamingo(args) => flamingo::run(&args.into()).map(|()| true),
         Stage::Masks(args) => masks(&args),
+        Stage::Batches(args) => batches(&args),
         Stage::TrainTokenizer(args) => train_tokenizer(&args),
         Stage::Export(args) => export(&args),
         Stage::Bench(args) => bench(&args),

@@ -174,7 +174,7 @@ impl MasksJob {
 }
 
 /// Pixels are not looked at; they must only be there.
-fn unseen() -> ImageConfig {
+pub(crate) fn unseen() -> ImageConfig {
     ImageConfig { size: 8, fit: Fit::Squash, mean: [0.0; 3], std: [1.0; 3] }
 }
 

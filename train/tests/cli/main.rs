@@ -1,6 +1,7 @@
 //! The promises of `flamingo-train`, checked by running the real binary on tiny corpora.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod batches;
 mod bench;
 #[cfg(feature = "cuda-emulator")]
 mod emulated;
