@@ -3,15 +3,7 @@
 //!
 //! Sizes, random data and counts of operations are those of `model/benches/torch_flamingo.py`, whose
 //! lines of JSON have the same keys. A training step is all that a run does for one batch: features of
-//! the pixels, loss, gradients, their norm, `AdamW`. Operations of a step, `N` being the parameters of a
-//! part:
-//!
-//! - frozen language model: 4 `N` a token; of its tables, the head alone
-//! - cross-attention and rows of added tokens: 6 `N` a token
-//! - resampler: 6 `N` a latent
-//! - frozen vision encoder, if it is a transformer: 2 `N` a visual token, the class token too; an `NFNet` is not counted
-//!
-//! Attention itself, and what is made a second time for the backward pass, are not counted.
+//! the pixels, loss, gradients, their norm, `AdamW`. [`flop`](crate::flop) says what operations are counted.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -20,13 +12,14 @@ use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args, ValueEnum};
 use flamingo_model::{
     Device, Flamingo, FlamingoConfig, Generation, Gradients, Inputs, Latents, ModelError,
-    Positions, Precision, Prompt, Recompute, Tower, Trainable, VisionConfig,
+    Positions, Prompt, Recompute, Tower, Trainable, TrainedTowers,
 };
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::device::DeviceArgs;
 use crate::error::TrainError;
+use crate::flop::{self, Parts, StepRows};
 use crate::limits::{BATCH_MAX, IMAGES_MAX, TOKENS_MAX};
 use crate::optimizer::{AdamW, OptimizerConfig};
 use crate::schedule::Decay;
@@ -119,8 +112,6 @@ enum Blocks {
 
 /// Runs, timed or not.
 const RUNS_MAX: usize = 1_000_000;
-/// What an H100 or H200 can do in bf16, in 10^12 operations a second.
-const HOPPER_TFLOPS: f64 = 989.0;
 /// Tokens that `--score` scores.
 const SCORED_TOKENS: usize = 10;
 /// `tanh` of it is what gates let through: fresh ones let nothing, and products with zeros need less
@@ -215,73 +206,6 @@ fn fresh(config: &FlamingoConfig, bench: &Bench, device: Device) -> Result<Flami
     Ok(model)
 }
 
-/// How many parameters the parts of a model have.
-#[derive(Debug, Clone, Copy)]
-struct Parts {
-    vision: usize,
-    resampler: usize,
-    cross_attention: usize,
-    language: usize,
-    added_rows: usize,
-}
-
-impl Parts {
-    fn of(config: &FlamingoConfig) -> Result<Self, TrainError> {
-        let table = config.parameter_table().map_err(TrainError::model("count"))?;
-        Ok(Self {
-            vision: table.n_values("vision encoder"),
-            resampler: table.n_values("resampler"),
-            cross_attention: table.n_values("cross-attention"),
-            language: table.n_values("language model"),
-            added_rows: table.n_values("rows of added tokens"),
-        })
-    }
-
-    fn trained(&self) -> usize {
-        self.resampler + self.cross_attention + self.added_rows
-    }
-
-    fn total(&self) -> usize {
-        self.vision + self.language + self.trained()
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "vision": self.vision,
-            "resampler": self.resampler,
-            "cross_attention": self.cross_attention,
-            "language": self.language,
-            "added_rows": self.added_rows,
-            "trained": self.trained(),
-            "total": self.total(),
-        })
-    }
-
-    /// Operations of a training step, by part: see the head of this file.
-    fn flop(
-        &self,
-        config: &FlamingoConfig,
-        tokens: usize,
-        images: usize,
-    ) -> [(&'static str, f64); 4] {
-        // An NFNet's pixels become fewer on the way, its parameters more.
-        let is_vit = matches!(config.vision, VisionConfig::Vit(_));
-        let visual = if is_vit { images * (config.vision.n_feature_rows() + 1) } else { 0 };
-        let table = config.language.vocabulary * config.language.width;
-        let looked_up = if config.language.architecture.tied { 0 } else { table };
-        let latents = images * config.resampler.latents;
-        let product = |each: usize, parameters: usize, rows: usize| {
-            each as f64 * parameters as f64 * rows as f64
-        };
-        [
-            ("language", product(4, self.language - looked_up, tokens)),
-            ("cross_attention", product(6, self.cross_attention + self.added_rows, tokens)),
-            ("resampler", product(6, self.resampler, latents)),
-            ("vision", product(2, self.vision, visual)),
-        ]
-    }
-}
-
 /// A model that is timed.
 struct Job<'a> {
     bench: &'a Bench,
@@ -344,17 +268,6 @@ impl Job<'_> {
 
     fn config(&self) -> &FlamingoConfig {
         self.model.config()
-    }
-
-    /// Operations that the device can do at most, in 10^12 a second, where they can be compared: those of an `NFNet`
-    /// are not counted.
-    fn peak_tflops(&self) -> Option<f64> {
-        let device = self.device.to_string();
-        let is_hopper = ["H100", "H200"].iter().any(|name| device.contains(name));
-        let known =
-            (is_hopper && self.device.precision() == Precision::Bf16).then_some(HOPPER_TFLOPS);
-        let counted = matches!(self.config().vision, VisionConfig::Vit(_));
-        self.bench.peak_tflops.or(known).filter(|_| counted)
     }
 
     /// Sequences of `length` tokens, and the image that each token sees: the last one up to it.
@@ -435,7 +348,8 @@ impl Job<'_> {
         }
         let Bench { batch, tokens, images, .. } = *self.bench;
         let n_tokens = (batch * tokens) as usize;
-        let parts = self.parts.flop(self.config(), n_tokens, (batch * images) as usize);
+        let rows = StepRows { tokens: n_tokens, images: (batch * images) as usize, frames: 1 };
+        let parts = self.parts.flop(self.config(), TrainedTowers::default(), rows);
         let flop: f64 = parts.iter().map(|(_, flop)| flop).sum();
         let (tflops, per_second) = (flop / timed.median() / 1e12, 1.0 / timed.median());
         let mut figures = self.figures("step", &timed);
@@ -454,7 +368,9 @@ impl Job<'_> {
         figures.rate("samples_per_second", "samples/s", batch as f64 * per_second);
         figures.rate("tokens_per_second", "tokens/s", n_tokens as f64 * per_second);
         figures.rate("tflops", "TFLOP/s", tflops);
-        if let Some(peak) = self.peak_tflops() {
+        let comparable = flop::all_is_counted(self.config());
+        let peak = self.bench.peak_tflops.or_else(|| flop::peak_tflops(self.device));
+        if let Some(peak) = peak.filter(|_| comparable) {
             let mfu = tflops / peak;
             figures.add("mfu", mfu, format!("MFU {mfu:.4} of {peak} TFLOP/s"));
             figures.put("of_peak", mfu);

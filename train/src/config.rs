@@ -15,6 +15,7 @@ use flamingo_dataset::{
 use flamingo_model::Recompute;
 use serde::{Deserialize, Serialize};
 
+use crate::machine::HardwareConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
 use crate::trouble::GuardConfig;
@@ -48,6 +49,9 @@ pub struct RunConfig<M> {
     /// May change when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blindness_every: Option<u64>,
+    /// What is known of the machine, in the Flamingo stage. May change when a run is continued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<HardwareConfig>,
     /// The optimizer and its learning rate.
     pub optimizer: OptimizerConfig,
     /// Where the tokenizer comes from, in stages that do not build on another run's.

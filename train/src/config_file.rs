@@ -64,6 +64,10 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         if let Some(every) = config.blindness_every {
             self.require(every > 0, "blindness_every", &every, "at least 1")?;
         }
+        if let Some(peak) = config.hardware.and_then(|hardware| hardware.peak_tflops) {
+            let fits = peak > 0.0 && peak.is_finite();
+            self.require(fits, "hardware.peak_tflops", &peak, "above 0")?;
+        }
         config.image.iter().try_for_each(|image| self.check_image(image))?;
         config.tokenizer.iter().try_for_each(|tokenizer| self.check_tokenizer(tokenizer))?;
         self.require(!config.data.is_empty(), "data", &"empty", "at least one dataset")?;
@@ -270,14 +274,20 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         self.require(none, "feature_cache", &"given", "nothing: no frozen vision encoder here")
     }
 
-    /// Fails where blindness is to be measured: the stage's texts do not depend on images.
+    /// Fails where something is to be measured that only the Flamingo stage has: how its model looks at
+    /// images, and how much of the machine it uses.
     ///
     /// # Errors
-    /// When there is a key `blindness_every`.
-    pub fn require_no_blindness(&self) -> Result<(), TrainError> {
-        self.config.blindness_every.map_or(Ok(()), |every| {
-            self.require(false, "blindness_every", &every, "nothing: only in the Flamingo stage")
-        })
+    /// When there is a key `blindness_every` or `hardware`.
+    pub fn require_nothing_of_flamingo(&self) -> Result<(), TrainError> {
+        let RunConfig { blindness_every, hardware, .. } = &self.config;
+        let given = [
+            ("blindness_every", blindness_every.map(|every| every.to_string())),
+            ("hardware", hardware.map(|_| "given".to_owned())),
+        ];
+        given.into_iter().filter_map(|(key, value)| Some((key, value?))).try_for_each(
+            |(key, value)| self.require(false, key, &value, "nothing: only in the Flamingo stage"),
+        )
     }
 
     /// The `[tokenizer]` section.

@@ -56,7 +56,7 @@ fn attempt(
     troubles: Vec<Trouble>,
 ) -> Result<Ended, TrainError> {
     file.require_no_feature_cache()?;
-    file.require_no_blindness()?;
+    file.require_nothing_of_flamingo()?;
     file.require_images(|images| images == 1, "1")?;
     for entry in &file.config.data {
         let key = format!("data.{}.pack", entry.name);

@@ -19,6 +19,7 @@ use crate::config::FeatureCacheConfig;
 use crate::config_file::{ConfigFile, parse_error};
 use crate::difference::first_difference;
 use crate::error::TrainError;
+use crate::flop::{self, Parts, StepRows};
 use crate::inputs;
 use crate::run_folder::{self, run_of};
 use crate::setup::{
@@ -74,6 +75,8 @@ impl FlamingoModel {
 struct Joined {
     flamingo: Flamingo,
     features: Option<Mutex<FeatureCache>>,
+    parts: Parts,
+    trained: TrainedTowers,
 }
 
 /// Trains, or goes on.
@@ -114,8 +117,10 @@ fn attempt(
     let device = command.place(&mut flamingo)?;
     let features = file.config.feature_cache.as_ref();
     let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;
+    let parts = Parts::of(flamingo.config())?;
     let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
-    launch(prepared, &mut Joined { flamingo, features: features.map(Mutex::new) })
+    let features = features.map(Mutex::new);
+    launch(prepared, &mut Joined { flamingo, features, parts, trained })
 }
 
 /// The features of the model's vision encoder.
@@ -327,6 +332,20 @@ impl Stage for Joined {
     fn at_checkpoint(&self) -> Result<(), TrainError> {
         let Some(cache) = &self.features else { return Ok(()) };
         cache.lock().unwrap_or_else(PoisonError::into_inner).flush().map_err(TrainError::loader)
+    }
+
+    /// Without the vision encoder where its features are kept: they may not be made again. Nothing where
+    /// the vision encoder is made and cannot be counted.
+    fn flop(&self, batch: &Batch) -> Option<f64> {
+        let config = self.flamingo.config();
+        let kept = self.features.is_some();
+        if !kept && !flop::all_is_counted(config) {
+            return None;
+        }
+        let images = batch.image_count.iter().sum();
+        let rows = StepRows { tokens: batch.tokens.len(), images, frames: batch.n_frames };
+        let by_part = self.parts.flop(config, self.trained, rows).into_iter();
+        Some(by_part.filter(|(part, _)| !kept || *part != "vision").map(|(_, flop)| flop).sum())
     }
 
     /// How far each gate is open, `|tanh|` (paper, figure 6).

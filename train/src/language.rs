@@ -32,7 +32,7 @@ fn attempt(
     troubles: Vec<Trouble>,
 ) -> Result<Ended, TrainError> {
     file.require_no_feature_cache()?;
-    file.require_no_blindness()?;
+    file.require_nothing_of_flamingo()?;
     file.require_images(|images| images == 0, "0")?;
     let model = &file.config.model;
     file.require_context(model.context)?;

@@ -28,7 +28,7 @@
 //! - [`metrics`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
 //! - [`export`]: models for others, and from them
-//! - [`device`], [`bench`]: where a command runs, and how fast
+//! - [`device`], [`machine`], [`flop`], [`bench`]: where a command runs, and how fast
 
 pub mod batches;
 pub mod bench;
@@ -42,9 +42,11 @@ pub mod error;
 pub mod export;
 pub mod files;
 pub mod flamingo;
+pub mod flop;
 pub mod inputs;
 pub mod language;
 pub mod limits;
+pub mod machine;
 pub mod masks;
 pub mod metrics;
 pub mod optimizer;

@@ -9,6 +9,7 @@ use flamingo_dataset::CorruptRow;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::TrainError;
+use crate::machine::Machine;
 
 /// Name of the file in a run folder.
 pub const FILE: &str = "metrics.jsonl";
@@ -33,10 +34,16 @@ pub struct StepMetrics {
     pub tokens: u64,
     /// Images or clips that were looked at.
     pub images: u64,
+    /// Sequences of all batches.
+    #[serde(default)]
+    pub samples: u64,
     /// Seconds of the whole update, waiting for rows included.
     pub seconds: f64,
     /// Seconds spent waiting for rows.
     pub data_wait_seconds: f64,
+    /// What the step asked of the machine.
+    #[serde(default)]
+    pub machine: Machine,
     /// Rows that could not be used and were replaced by the next ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub corrupt_rows: Vec<CorruptRow>,
@@ -45,6 +52,23 @@ pub struct StepMetrics {
     pub skipped: Option<String>,
     /// What the stage observes about its model, such as the gates of each layer.
     pub observed: BTreeMap<String, f64>,
+}
+
+impl StepMetrics {
+    /// How many of something there were a second.
+    pub fn per_second(&self, n: u64) -> f64 {
+        n as f64 / self.seconds
+    }
+
+    /// Share of the step that was spent waiting for rows, 0 to 1.
+    pub fn data_wait_share(&self) -> f64 {
+        self.data_wait_seconds / self.seconds
+    }
+
+    /// Images or clips for each token that was predicted.
+    pub fn images_per_token(&self) -> f64 {
+        self.images as f64 / self.tokens as f64
+    }
 }
 
 fn number_or_null<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
@@ -137,8 +161,10 @@ pub(crate) mod tests {
             grad_norm: 0.5,
             tokens: 12,
             images: 3,
+            samples: 4,
             seconds: 0.25,
             data_wait_seconds: 0.05,
+            machine: Machine::default(),
             corrupt_rows: Vec::new(),
             skipped: None,
             observed: BTreeMap::from([("gate.0.attention".to_owned(), 0.125)]),

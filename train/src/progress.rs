@@ -63,14 +63,18 @@ impl Progress {
 fn describe(metrics: &StepMetrics) -> String {
     let losses: Vec<String> =
         metrics.losses.iter().map(|(name, loss)| format!("{name} {loss:.3}")).collect();
+    let mfu = metrics.machine.mfu.map(|mfu| format!(" MFU {mfu:.3}")).unwrap_or_default();
     format!(
-        "loss {:.3} ({}) lr {:.1e} {:.2} s/step {:.0} tokens/s {:.1} images/s",
+        "loss {:.3} ({}) lr {:.1e} {:.2} s/step ({:.0} % waiting for rows) {:.1} samples/s \
+         {:.0} tokens/s {:.1} images/s{mfu}",
         metrics.loss,
         losses.join(", "),
         metrics.lr,
         metrics.seconds,
-        metrics.tokens as f64 / metrics.seconds,
-        metrics.images as f64 / metrics.seconds,
+        100.0 * metrics.data_wait_share(),
+        metrics.per_second(metrics.samples),
+        metrics.per_second(metrics.tokens),
+        metrics.per_second(metrics.images),
     )
 }
 
@@ -80,10 +84,11 @@ mod tests {
 
     #[test]
     fn a_line_names_losses_and_throughput() {
-        let line = describe(&crate::metrics::tests::metrics(1, 2.5));
-        assert_eq!(
-            line,
-            "loss 2.500 (pairs 2.500) lr 1.0e-3 0.25 s/step 48 tokens/s 12.0 images/s"
-        );
+        let mut metrics = crate::metrics::tests::metrics(1, 2.5);
+        let line = "loss 2.500 (pairs 2.500) lr 1.0e-3 0.25 s/step (20 % waiting for rows) \
+                    16.0 samples/s 48 tokens/s 12.0 images/s";
+        assert_eq!(describe(&metrics), line);
+        metrics.machine.mfu = Some(0.4167);
+        assert_eq!(describe(&metrics), format!("{line} MFU 0.417"));
     }
 }

@@ -10,6 +10,7 @@ use flamingo_dataset::report::Page;
 use crate::device::{self, Devices};
 use crate::error::TrainError;
 use crate::files;
+use crate::machine::Machine;
 use crate::metrics::{self, StepMetrics};
 use crate::run_folder;
 use crate::trouble::Trouble;
@@ -64,6 +65,7 @@ fn page(
     let seconds = single("whole step", steps, |step| step.seconds);
     let waiting = single("waiting for rows", steps, |step| step.data_wait_seconds);
     page.line_chart("Seconds per step", "step", &[seconds, waiting]);
+    draw_machine(&mut page, steps);
     let corrupt = corrupt_rows(steps);
     if !corrupt.is_empty() {
         page.heading("Corrupt rows, which the next ones stood in for");
@@ -78,6 +80,39 @@ fn page(
     page.finish()
 }
 
+/// Samples a second, and of the machine what is known of it.
+fn draw_machine(page: &mut Page, steps: &[StepMetrics]) {
+    let samples = single("samples", steps, |step| step.per_second(step.samples));
+    page.line_chart("Samples per second", "step", &[samples]);
+    let images = single("images", steps, |step| 1000.0 * step.images_per_token());
+    page.line_chart("Images for 1,000 predicted tokens", "step", &[images]);
+    let gibibytes = |bytes: Option<u64>| bytes.map_or(f64::NAN, |n| n as f64 / f64::from(1 << 30));
+    let of_machine = |name: &str, value: fn(&Machine) -> Option<f64>| {
+        single(name, steps, |step| value(&step.machine).unwrap_or(f64::NAN))
+    };
+    let memory = |name: &str, bytes: fn(&Machine) -> Option<u64>| {
+        single(name, steps, |step| gibibytes(bytes(&step.machine)))
+    };
+    for (title, lines) in [
+        ("Operations in 10^12 a second", vec![of_machine("counted", |m| m.tflops)]),
+        ("Share of the device's operations (MFU)", vec![of_machine("mfu", |m| m.mfu)]),
+        (
+            "Memory in GiB",
+            vec![
+                memory("process", |m| m.memory_bytes),
+                memory("process, at most", |m| m.memory_peak_bytes),
+                memory("GPU", |m| m.gpu_memory_bytes),
+                memory("GPU, at most", |m| m.gpu_memory_peak_bytes),
+            ],
+        ),
+    ] {
+        let known: Vec<Series> = lines.into_iter().filter(|(_, line)| !line.is_empty()).collect();
+        if !known.is_empty() {
+            page.line_chart(title, "step", &known);
+        }
+    }
+}
+
 fn summary(steps: &[StepMetrics], last: &StepMetrics, devices: &Devices) -> Vec<Vec<String>> {
     let sum = |value: fn(&StepMetrics) -> f64| steps.iter().map(value).sum::<f64>();
     let seconds = sum(|step| step.seconds);
@@ -90,6 +125,7 @@ fn summary(steps: &[StepMetrics], last: &StepMetrics, devices: &Devices) -> Vec<
         row("seconds in all steps", format!("{seconds:.1}")),
         row("of these, waiting for rows", format!("{:.1}", sum(|step| step.data_wait_seconds))),
         row("tokens per second", format!("{:.0}", sum(|step| step.tokens as f64) / seconds)),
+        row("samples per second", format!("{:.1}", sum(|step| step.samples as f64) / seconds)),
         row("images per second", format!("{:.1}", sum(|step| step.images as f64) / seconds)),
         row("device", device::text(devices)),
         row("corrupt rows", sum(|step| step.corrupt_rows.len() as f64).to_string()),

@@ -27,12 +27,13 @@ const LOCK: &str = "lock";
 
 /// Keys that may change when a run is continued: they say what is kept or looked at, not what comes
 /// out; or what is done about steps that go wrong from then on.
-const MAY_CHANGE: [&str; 7] = [
+const MAY_CHANGE: [&str; 8] = [
     "blindness_every",
     "checkpoint_every",
     "disk_cache",
     "feature_cache",
     "guard",
+    "hardware",
     "keep_last",
     "recompute",
 ];

@@ -17,6 +17,7 @@ use crate::config::{RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
 use crate::device::{self, DeviceArgs};
 use crate::error::TrainError;
+use crate::machine::Gauge;
 use crate::optimizer::AdamW;
 use crate::overrides::Override;
 use crate::run_folder::{RunFolder, Start};
@@ -310,6 +311,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
             MixtureMode::RoundRobin => config.data.len() as u64,
             MixtureMode::Accumulate | MixtureMode::Merged => 1,
         },
+        gauge: Gauge::new(device, &config.hardware.unwrap_or_default()),
         guard: Guard::new(
             &config.guard,
             state.map(|state| state.recent_losses).unwrap_or_default(),

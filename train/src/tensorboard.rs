@@ -63,16 +63,28 @@ fn wall_time() -> f64 {
 
 /// What is shown of a step. Tags with the same first part share a section.
 fn numbers(metrics: &StepMetrics) -> Vec<(String, f64)> {
-    let seconds = metrics.seconds;
     let mut numbers = vec![
         ("loss".to_owned(), metrics.loss),
         ("optimizer/lr".to_owned(), metrics.lr),
         ("optimizer/grad_norm".to_owned(), metrics.grad_norm),
-        ("speed/steps_per_second".to_owned(), 1.0 / seconds),
-        ("speed/tokens_per_second".to_owned(), metrics.tokens as f64 / seconds),
-        ("speed/images_per_second".to_owned(), metrics.images as f64 / seconds),
-        ("speed/data_wait_share".to_owned(), metrics.data_wait_seconds / seconds),
+        ("speed/steps_per_second".to_owned(), metrics.per_second(1)),
+        ("speed/tokens_per_second".to_owned(), metrics.per_second(metrics.tokens)),
+        ("speed/images_per_second".to_owned(), metrics.per_second(metrics.images)),
+        ("speed/data_wait_share".to_owned(), metrics.data_wait_share()),
+        ("speed/samples_per_second".to_owned(), metrics.per_second(metrics.samples)),
+        ("speed/images_per_token".to_owned(), metrics.images_per_token()),
     ];
+    let machine = metrics.machine;
+    let bytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
+    let known = [
+        ("speed/tflops", machine.tflops),
+        ("speed/mfu", machine.mfu),
+        ("memory/process", bytes(machine.memory_bytes)),
+        ("memory/process_peak", bytes(machine.memory_peak_bytes)),
+        ("memory/gpu", bytes(machine.gpu_memory_bytes)),
+        ("memory/gpu_peak", bytes(machine.gpu_memory_peak_bytes)),
+    ];
+    numbers.extend(known.into_iter().filter_map(|(tag, value)| Some((tag.to_owned(), value?))));
     numbers.extend(metrics.losses.iter().map(|(name, loss)| (format!("loss/{name}"), *loss)));
     let observed = metrics.observed.iter();
     numbers.extend(observed.map(|(name, value)| (name.replacen('.', "/", 1), *value)));

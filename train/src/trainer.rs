@@ -14,6 +14,7 @@ use flamingo_model::{Gradients, ModelError, Parameter, Params, Trainable};
 use crate::checkpoint::{self, State};
 use crate::device::Devices;
 use crate::error::TrainError;
+use crate::machine::Gauge;
 use crate::metrics::{MetricsLog, StepMetrics};
 use crate::optimizer::AdamW;
 use crate::progress::Progress;
@@ -66,6 +67,11 @@ pub trait Stage {
     /// Images and clips of a batch that the stage looks at.
     fn n_images(&self, batch: &Batch) -> u64 {
         batch.image_count.iter().sum::<usize>() as u64
+    }
+
+    /// Operations of a training step on a batch, where they are counted.
+    fn flop(&self, _batch: &Batch) -> Option<f64> {
+        None
     }
 
     /// Mean losses of a batch with other images than its own, each with what they are.
@@ -123,6 +129,8 @@ pub struct Run<'run> {
     pub blindness_every: Option<u64>,
     /// Steps in which every dataset has its turn.
     pub turns: u64,
+    /// Reads what the machine does.
+    pub gauge: Gauge,
     /// Looks for steps that go wrong.
     pub guard: Guard,
     /// Those that did so far.
@@ -242,22 +250,17 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         }
         done += 1;
         observed.extend(run.stage.observe());
-        observed.retain(|_, value| value.is_finite());
-
-        let metrics = StepMetrics {
+        let update = Update {
             step: done,
-            loss: objective(&run, &batches, &losses),
-            losses: finite_losses(&by_name),
+            losses,
             lr,
             grad_norm,
-            tokens: batches.iter().map(n_predicted).sum(),
-            images: batches.iter().map(|batch| run.stage.n_images(batch)).sum(),
-            seconds: clock.elapsed().as_secs_f64(),
+            clock,
             data_wait_seconds,
-            corrupt_rows: batches.iter().flat_map(|batch| batch.corrupt.clone()).collect(),
             skipped: found.map(|found| found.text),
             observed,
         };
+        let metrics = measured(&run, &batches, update)?;
         log.append(&metrics)?;
         events.append(&metrics)?;
         progress.show(&metrics);
@@ -359,9 +362,44 @@ fn objective(run: &Run, batches: &[Batch], losses: &[f32]) -> f64 {
     learned.map(|(batch, loss)| run.weights[batch.dataset] * f64::from(*loss)).sum()
 }
 
-fn finite_losses(losses: &[(&str, f32)]) -> BTreeMap<String, f64> {
-    let finite = losses.iter().filter(|(_, loss)| loss.is_finite());
-    finite.map(|(name, loss)| ((*name).to_owned(), f64::from(*loss))).collect()
+/// What the loop knows of an update.
+struct Update {
+    /// Updates done, this one included.
+    step: u64,
+    losses: Vec<f32>,
+    lr: f64,
+    grad_norm: f64,
+    /// Since the update began.
+    clock: Instant,
+    data_wait_seconds: f64,
+    /// Why it changed nothing.
+    skipped: Option<String>,
+    observed: BTreeMap<String, f64>,
+}
+
+fn measured(run: &Run, batches: &[Batch], update: Update) -> Result<StepMetrics, TrainError> {
+    let Update { losses, mut observed, .. } = update;
+    observed.retain(|_, value| value.is_finite());
+    let finite = batches.iter().zip(&losses).filter(|(_, loss)| loss.is_finite());
+    let learned = batches.iter().filter(|batch| run.learns_from(batch));
+    let flop = learned.map(|batch| run.stage.flop(batch)).sum();
+    let seconds = update.clock.elapsed().as_secs_f64();
+    Ok(StepMetrics {
+        step: update.step,
+        loss: objective(run, batches, &losses),
+        losses: finite.map(|(batch, loss)| (batch.name.clone(), f64::from(*loss))).collect(),
+        lr: update.lr,
+        grad_norm: update.grad_norm,
+        tokens: batches.iter().map(n_predicted).sum(),
+        images: batches.iter().map(|batch| run.stage.n_images(batch)).sum(),
+        samples: batches.iter().map(|batch| batch.size as u64).sum(),
+        seconds,
+        data_wait_seconds: update.data_wait_seconds,
+        machine: run.gauge.read(flop, seconds)?,
+        corrupt_rows: batches.iter().flat_map(|batch| batch.corrupt.clone()).collect(),
+        skipped: update.skipped,
+        observed,
+    })
 }
 
 /// What follows where the guard found something in the step after `done`. To go back, `latest` is moved.

@@ -10,4 +10,5 @@ mod learning;
 mod masks;
 mod refusal;
 mod resume;
+mod seeing;
 mod world;

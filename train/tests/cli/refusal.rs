@@ -89,6 +89,11 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     for stage in ["language", "contrastive"] {
         change(stage, "keep_last = 2\n", blindness, &["`blindness_every` is 3, expected nothing"]);
     }
+    let hardware = "keep_last = 2\n[hardware]\npeak_tflops = 0.0\n";
+    let words = ["`hardware.peak_tflops` is 0, expected above 0"];
+    change("flamingo", "keep_last = 2\n", hardware, &words);
+    let hardware = hardware.replace("0.0", "1.0");
+    change("language", "keep_last = 2\n", &hardware, &["`hardware` is given, expected nothing"]);
     change("flamingo", "heads = 2", "heads = 0", &["`model.resampler.heads` is 0"]);
     change("flamingo", "every = 1", "every = 0", &["`model.cross_attention.every` is 0"]);
     let merged = "seed = 3\nmixture = \"merged\"";

@@ -1,0 +1,163 @@
+//! How many operations a training step of the Flamingo stage is, and how many a device can do.
+//!
+//! Counted are products with weights, `N` being the parameters of a part:
+//!
+//! - language model: 4 `N` a token where it is frozen, else 6 `N`; of its tables, the head alone
+//! - cross-attention and rows of added tokens: 6 `N` a token
+//! - resampler: 6 `N` a latent
+//! - vision encoder, if it is a transformer: 2 `N` a visual token where it is frozen, else 6 `N`, the class token too;
+//!   an `NFNet` is not counted
+//!
+//! Attention itself, and what is made a second time for the backward pass, are not counted. Positions of
+//! padding are: they are multiplied as others are.
+
+use flamingo_model::{Device, FlamingoConfig, Precision, TrainedTowers, VisionConfig};
+use serde_json::{Value, json};
+
+use crate::error::TrainError;
+
+/// What an H100 or H200 can do in bf16 without sparsity, in 10^12 operations a second (NVIDIA's data
+/// sheet).
+const HOPPER_TFLOPS: f64 = 989.0;
+
+/// Operations that a device can do at most, in 10^12 a second, where that is known.
+pub fn peak_tflops(device: Device) -> Option<f64> {
+    let name = device.to_string();
+    let is_hopper = ["H100", "H200"].iter().any(|hopper| name.contains(hopper));
+    (is_hopper && device.precision() == Precision::Bf16).then_some(HOPPER_TFLOPS)
+}
+
+/// Whether all parts of a model are counted, so that a share of the peak means something.
+pub fn all_is_counted(config: &FlamingoConfig) -> bool {
+    // An NFNet's pixels become fewer on the way, its parameters more.
+    matches!(config.vision, VisionConfig::Vit(_))
+}
+
+/// How many parameters the parts of a model have.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts {
+    /// Vision encoder.
+    pub vision: usize,
+    /// Resampler.
+    pub resampler: usize,
+    /// Cross-attention blocks.
+    pub cross_attention: usize,
+    /// Language model.
+    pub language: usize,
+    /// Rows of added tokens.
+    pub added_rows: usize,
+}
+
+impl Parts {
+    /// Those of a model.
+    ///
+    /// # Errors
+    /// When the configuration cannot work.
+    pub fn of(config: &FlamingoConfig) -> Result<Self, TrainError> {
+        let table = config.parameter_table().map_err(TrainError::model("count"))?;
+        Ok(Self {
+            vision: table.n_values("vision encoder"),
+            resampler: table.n_values("resampler"),
+            cross_attention: table.n_values("cross-attention"),
+            language: table.n_values("language model"),
+            added_rows: table.n_values("rows of added tokens"),
+        })
+    }
+
+    /// Parameters that are trained where both towers are frozen.
+    pub fn trained(&self) -> usize {
+        self.resampler + self.cross_attention + self.added_rows
+    }
+
+    /// All of them.
+    pub fn total(&self) -> usize {
+        self.vision + self.language + self.trained()
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "vision": self.vision,
+            "resampler": self.resampler,
+            "cross_attention": self.cross_attention,
+            "language": self.language,
+            "added_rows": self.added_rows,
+            "trained": self.trained(),
+            "total": self.total(),
+        })
+    }
+
+    /// Operations of a training step, by part: see the head of this file.
+    pub fn flop(
+        &self,
+        config: &FlamingoConfig,
+        trained: TrainedTowers,
+        rows: StepRows,
+    ) -> [(&'static str, f64); 4] {
+        let StepRows { tokens, images, frames } = rows;
+        let of_image = frames * (config.vision.n_feature_rows() + 1);
+        let visual = if all_is_counted(config) { images * of_image } else { 0 };
+        let table = config.language.vocabulary * config.language.width;
+        let looked_up = if config.language.architecture.tied { 0 } else { table };
+        let latents = images * config.resampler.latents;
+        let language = if trained.language { 6 } else { 4 };
+        let vision = if trained.vision { 6 } else { 2 };
+        let product = |each: usize, parameters: usize, rows: usize| {
+            each as f64 * parameters as f64 * rows as f64
+        };
+        [
+            ("language", product(language, self.language - looked_up, tokens)),
+            ("cross_attention", product(6, self.cross_attention + self.added_rows, tokens)),
+            ("resampler", product(6, self.resampler, latents)),
+            ("vision", product(vision, self.vision, visual)),
+        ]
+    }
+}
+
+/// What a step looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct StepRows {
+    /// Tokens of all sequences, padding included.
+    pub tokens: usize,
+    /// Images or clips of all sequences.
+    pub images: usize,
+    /// Frames of each.
+    pub frames: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand, from round numbers of parameters.
+    #[test]
+    fn a_step_is_counted_by_part() {
+        let config = FlamingoConfig::preset("openflamingo-3b").unwrap();
+        let parts = Parts { vision: 300, resampler: 60, cross_attention: 70, ..NOTHING };
+        let table = config.language.vocabulary * config.language.width;
+        let head = if config.language.architecture.tied { 0 } else { table };
+        let parts = Parts { language: head + 1000, added_rows: 5, ..parts };
+        let rows = StepRows { tokens: 10, images: 3, frames: 2 };
+        let visual = 3 * 2 * (config.vision.n_feature_rows() + 1);
+        let frozen = parts.flop(&config, TrainedTowers::default(), rows);
+        let expected =
+            [4 * 1000 * 10, 6 * 75 * 10, 6 * 60 * 3 * config.resampler.latents, 2 * 300 * visual];
+        assert_eq!(frozen.map(|(_, flop)| flop as usize), expected);
+        let both = TrainedTowers { vision: true, language: true };
+        let trained = parts.flop(&config, both, rows).map(|(_, flop)| flop as usize);
+        assert_eq!(trained, [6 * 1000 * 10, expected[1], expected[2], 6 * 300 * visual]);
+    }
+
+    const NOTHING: Parts =
+        Parts { vision: 0, resampler: 0, cross_attention: 0, language: 0, added_rows: 0 };
+
+    #[test]
+    fn an_nfnet_is_not_counted() {
+        let config = FlamingoConfig::preset("flamingo-3b").unwrap();
+        assert!(!all_is_counted(&config));
+        let parts = Parts { vision: 435, ..NOTHING };
+        let parts = Parts { language: config.language.vocabulary * config.language.width, ..parts };
+        let rows = StepRows { tokens: 1, images: 1, frames: 1 };
+        assert_eq!(parts.flop(&config, TrainedTowers::default(), rows)[3], ("vision", 0.0));
+    }
+}
