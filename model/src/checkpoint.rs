@@ -4,8 +4,12 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use crate::error::ModelError;
-use crate::params::{Params, Source};
+use crate::flamingo::sha256;
+use crate::params::{Parameter, Params, Source};
+use crate::tensor::DeviceError;
 use crate::weights_file::{Tensors, write_tensors};
 
 /// Reads a JSON file.
@@ -43,7 +47,63 @@ pub(crate) fn save_folder(
     params.iter().try_for_each(|params| params.ready())?;
     let all = params.iter().flat_map(|params| params.iter());
     let tensors = all.map(|parameter| (&parameter.name, parameter));
-    save_parts(folder, config, |part| write_tensors(part, tensors, &[]))
+    save_parts(folder, &config_text(folder, config)?, |part| write_tensors(part, tensors, &[]))
+}
+
+/// A model as it was at one moment, on the host: what a checkpoint is written from while the model goes on
+/// learning. Trained weights are copies; frozen ones are those of the model itself, and take no memory.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The text of `config.json`.
+    config: String,
+    parameters: Vec<Parameter>,
+    /// Whether each is one that is not trained.
+    is_frozen: Vec<bool>,
+}
+
+impl Snapshot {
+    /// Copies what may change of a model's parameters, on all cores.
+    ///
+    /// # Errors
+    /// When memory cannot hold the copies, or a GPU that holds the parameters has failed.
+    pub(crate) fn take(
+        config: &impl serde::Serialize,
+        params: &[&Params],
+    ) -> Result<Self, ModelError> {
+        params.iter().try_for_each(|params| params.ready())?;
+        let all: Vec<&Parameter> = params.iter().flat_map(|params| params.iter()).collect();
+        let at_rest = |parameter: &&Parameter| {
+            let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
+            Ok(Parameter { name, shape, weight: parameter.weight.at_rest()? })
+        };
+        let parameters: Result<_, DeviceError> = all.par_iter().map(at_rest).collect();
+        Ok(Self {
+            config: config_text(Path::new(""), config)?,
+            parameters: parameters?,
+            is_frozen: all.iter().map(|parameter| !parameter.weight.is_trained()).collect(),
+        })
+    }
+
+    /// Writes a model folder, which must exist, of the same bytes as the model would have written.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        let tensors = self.parameters.iter().map(|parameter| (&parameter.name, parameter));
+        save_parts(folder, &self.config, |part| write_tensors(part, tensors, &[]))
+    }
+
+    /// SHA-256 over names, shapes and values of the frozen parameters, in hexadecimal, as
+    /// [`Flamingo::frozen_sha256`](crate::Flamingo::frozen_sha256).
+    pub fn frozen_sha256(&self) -> String {
+        let all = self.parameters.iter().zip(&self.is_frozen);
+        sha256(all.filter(|(_, is_frozen)| **is_frozen).map(|(parameter, _)| parameter))
+    }
+}
+
+fn config_text(folder: &Path, config: &impl serde::Serialize) -> Result<String, ModelError> {
+    serde_json::to_string_pretty(config)
+        .map_err(|source| ModelError::ConfigFile { path: folder.join(CONFIG_FILE), source })
 }
 
 /// As [`save_folder`], with tensors under any names.
@@ -55,12 +115,13 @@ pub(crate) fn save_tensors(
     config: &impl serde::Serialize,
     tensors: &Tensors,
 ) -> Result<(), ModelError> {
-    save_parts(folder, config, |part| tensors.write_with(part, &[("format", "pt")]))
+    let write = |part: &Path| tensors.write_with(part, &[("format", "pt")]);
+    save_parts(folder, &config_text(folder, config)?, write)
 }
 
 fn save_parts(
     folder: &Path,
-    config: &impl serde::Serialize,
+    config: &str,
     write: impl FnOnce(&Path) -> Result<(), ModelError>,
 ) -> Result<(), ModelError> {
     let part = folder.join(format!("{WEIGHTS_FILE}.part"));
@@ -68,10 +129,8 @@ fn save_parts(
     rename(&part, &folder.join(WEIGHTS_FILE))?;
 
     let path = folder.join(CONFIG_FILE);
-    let text = serde_json::to_string_pretty(config)
-        .map_err(|source| ModelError::ConfigFile { path: path.clone(), source })?;
     let part = folder.join(format!("{CONFIG_FILE}.part"));
-    write_synced(&part, text.as_bytes())?;
+    write_synced(&part, config.as_bytes())?;
     rename(&part, &path)?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| ModelError::File {
         action: "write",
@@ -223,6 +282,52 @@ mod tests {
             std::fs::write(run.join("latest"), name).unwrap();
             let expected = format!("latest holds `{name}`, expected `step-N`");
             assert!(error().contains(&expected), "{}", error());
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_the_model_as_it_was_byte_by_byte() {
+        let config: crate::LanguageConfig = serde_json::from_str(
+            r#"{"vocabulary": 9, "context": 4, "width": 8, "layers": 1, "heads": 2,
+                "activation": "gelu"}"#,
+        )
+        .unwrap();
+        let mut model = crate::LanguageModel::new(&config, 5).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let [then, snapshot, now] = ["then", "snapshot", "now"].map(|name| {
+            let folder = folder.path().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            folder
+        });
+        model.save(&then).unwrap();
+        let taken = model.snapshot().unwrap();
+        for params in crate::Trainable::params_mut(&mut model) {
+            let change = |_: &str, _: &[usize], values: &mut [f32], _: &[f32]| values.fill(1.0);
+            params.update(&mut crate::Gradients::default(), change).unwrap();
+        }
+        taken.save(&snapshot).unwrap();
+        model.save(&now).unwrap();
+        for file in [WEIGHTS_FILE, CONFIG_FILE] {
+            let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
+            assert!(read(&then) == read(&snapshot), "{file} is not what the model would write");
+            assert_eq!(read(&then) == read(&now), file == CONFIG_FILE);
+        }
+    }
+
+    #[test]
+    fn frozen_weights_are_shared_with_a_snapshot_and_trained_ones_are_not() {
+        let config = crate::FlamingoConfig::preset("tiny").unwrap();
+        let tower = crate::Tower { from: None, trained: false };
+        let model = crate::Flamingo::on_towers(&config, tower, tower, 3).unwrap();
+        let taken = model.snapshot().unwrap();
+        assert_eq!(taken.frozen_sha256(), model.frozen_sha256());
+        let all = crate::Trainable::params(&model);
+        let all = all.iter().flat_map(|params| params.iter());
+        for (parameter, copy) in all.zip(&taken.parameters) {
+            let (values, copied) = (parameter.weight.values(), copy.weight.values());
+            let (name, is_trained) = (&parameter.name, parameter.weight.is_trained());
+            assert_eq!(values, copied, "{name}");
+            assert_eq!(values.as_ptr() != copied.as_ptr(), is_trained, "{name}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Folder, open_folder, save_folder};
+use crate::checkpoint::{Folder, Snapshot, open_folder, save_folder};
 use crate::clip_checkpoint::Writer;
 use crate::decoder::{Decoder, LanguageConfig, Pass};
 use crate::error::ModelError;
@@ -153,6 +153,14 @@ impl Clip {
     /// When the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
         save_folder(folder, &self.config, &self.params())
+    }
+
+    /// What [`save`](Self::save) writes, as it is now.
+    ///
+    /// # Errors
+    /// As those of [`Snapshot::take`].
+    pub fn snapshot(&self) -> Result<Snapshot, ModelError> {
+        Snapshot::take(&self.config, &self.params())
     }
 
     /// Which blocks of the towers keep only their inputs in training steps.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::buffer::Buffer;
-use crate::checkpoint::{read_folder, save_folder};
+use crate::checkpoint::{Snapshot, read_folder, save_folder};
 use crate::clip::VISION_PREFIX;
 use crate::clip_checkpoint::Writer;
 use crate::decoder::{AddedTokens, EMBEDDING_DEVIATION, LanguageConfig, Pass, Place};
@@ -312,6 +312,14 @@ impl Flamingo {
     /// When the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
         save_folder(folder, &self.config, &self.params())
+    }
+
+    /// What [`save`](Self::save) writes, as it is now.
+    ///
+    /// # Errors
+    /// As those of [`Snapshot::take`].
+    pub fn snapshot(&self) -> Result<Snapshot, ModelError> {
+        Snapshot::take(&self.config, &self.params())
     }
 
     /// The configuration.
@@ -642,7 +650,7 @@ impl Stage for Crossing {
     }
 }
 
-fn sha256<'a>(parameters: impl Iterator<Item = &'a Parameter>) -> String {
+pub(crate) fn sha256<'a>(parameters: impl Iterator<Item = &'a Parameter>) -> String {
     let mut digest = Sha256::new();
     for parameter in parameters {
         digest.update(format!("{} {:?}\n", parameter.name, parameter.shape));

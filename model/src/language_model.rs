@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::checkpoint::{Folder, open_folder, save_folder, save_tensors};
+use crate::checkpoint::{Folder, Snapshot, open_folder, save_folder, save_tensors};
 #[cfg(test)]
 use crate::decoder::Place;
 use crate::decoder::{Decoder, LanguageConfig, Pass};
@@ -89,6 +89,14 @@ impl LanguageModel {
     /// When the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
         save_folder(folder, &self.config, &[&self.params])
+    }
+
+    /// What [`save`](Self::save) writes, as it is now.
+    ///
+    /// # Errors
+    /// As those of [`Snapshot::take`].
+    pub fn snapshot(&self) -> Result<Snapshot, ModelError> {
+        Snapshot::take(&self.config, &[&self.params])
     }
 
     /// Which blocks keep only their inputs in training steps.

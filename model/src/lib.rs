@@ -93,7 +93,7 @@ mod vit;
 mod weights_file;
 
 pub use architecture::{Architecture, Positions, Rotary, RotaryScaling};
-pub use checkpoint::{model_folder, read_config};
+pub use checkpoint::{Snapshot, model_folder, read_config};
 pub use clip::{Clip, ClipConfig, Pairs, Pool};
 #[cfg(feature = "cuda")]
 pub use cuda::CudaError;

@@ -648,6 +648,14 @@ fn zeros(n: usize) -> Result<Vec<f32>, DeviceError> {
     Ok(values)
 }
 
+/// The same values in memory of their own; an error where it cannot hold them.
+pub(crate) fn copied(values: &[f32]) -> Result<Vec<f32>, DeviceError> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(values.len()).map_err(|_| DeviceError::OutOfMemory)?;
+    copy.extend_from_slice(values);
+    Ok(copy)
+}
+
 /// A frozen weight.
 #[derive(Debug, Clone)]
 pub struct FrozenWeight {
@@ -702,6 +710,27 @@ impl Weight {
         let (Self::Trained(TrainedWeight { values, .. })
         | Self::Frozen(FrozenWeight { values, .. })) = self;
         Cow::Borrowed(values)
+    }
+
+    /// The same values at rest, on the host: a copy of those that are trained, the very ones of those that
+    /// are not.
+    ///
+    /// # Errors
+    /// When memory cannot hold the copy, or a GPU fails.
+    pub(crate) fn at_rest(&self) -> Result<Self, DeviceError> {
+        let values = match self {
+            #[cfg(feature = "cuda")]
+            Self::Trained(TrainedWeight { device: Some(device), .. }) => device.values()?,
+            Self::Trained(TrainedWeight { values, .. }) => copied(values)?,
+            Self::Frozen(FrozenWeight { values, .. }) => {
+                return Ok(Self::Frozen(FrozenWeight {
+                    values: Arc::clone(values),
+                    #[cfg(feature = "cuda")]
+                    device: None,
+                }));
+            }
+        };
+        Ok(Self::Frozen(values.into()))
     }
 
     /// Number of values.

@@ -207,23 +207,30 @@ fn sync_files(folder: &Path) -> Result<(), TrainError> {
     files::sync(folder)
 }
 
-/// Removes the checkpoints older than the newest `keep_last` of those up to `step`; of steps that are
-/// multiples of `every`, if it is given, the newest stays in any case.
+/// Which checkpoints stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// So many of the newest.
+    pub last: usize,
+    /// All of steps that are multiples of it.
+    pub every: Option<u64>,
+    /// The newest of a step that is a multiple of it, to go back to.
+    pub back: Option<u64>,
+}
+
+/// Removes the checkpoints of steps up to `step` that need not stay.
 ///
 /// # Errors
 /// When the disk cannot be read or written.
-pub fn prune(
-    run: &Path,
-    step: u64,
-    keep_last: usize,
-    every: Option<u64>,
-) -> Result<(), TrainError> {
+pub fn prune(run: &Path, step: u64, keep: &Keep) -> Result<(), TrainError> {
     let parent = run.join(FOLDER);
     let steps = steps_up_to(&parent, step)?;
-    let n_old = steps.len().saturating_sub(keep_last);
+    let n_old = steps.len().saturating_sub(keep.last);
+    let back =
+        keep.back.and_then(|every| steps.iter().rfind(|step| step.is_multiple_of(every)).copied());
     let stays =
-        every.and_then(|every| steps.iter().rfind(|step| step.is_multiple_of(every)).copied());
-    let mut old = steps[..n_old].iter().filter(|step| Some(**step) != stays);
+        |step: u64| Some(step) == back || keep.every.is_some_and(|e| step.is_multiple_of(e));
+    let mut old = steps[..n_old].iter().filter(|step| !stays(**step));
     old.try_for_each(|step| discard(&parent, *step))
 }
 
@@ -293,7 +300,7 @@ mod tests {
             Ok(())
         };
         write(run, &state(step), &moments, save_model).unwrap();
-        prune(run, step, 2, Some(5)).unwrap();
+        prune(run, step, &Keep { last: 2, every: Some(20), back: Some(5) }).unwrap();
     }
 
     fn sorted_names(run: &Path) -> Vec<String> {
@@ -359,6 +366,13 @@ mod tests {
         assert_eq!(sorted_names(run.path()), ["step-5", "step-7", "step-8"]);
         assert_eq!((go_back(run.path(), 8, 5).unwrap(), latest()), (5, Some(5)));
         assert_eq!((go_back(run.path(), 4, 5).unwrap(), latest()), (0, None));
+    }
+
+    #[test]
+    fn steps_that_are_multiples_of_a_number_stay_for_ever() {
+        let run = tempfile::tempdir().unwrap();
+        (10..=70).step_by(10).for_each(|step| write_step(run.path(), step));
+        assert_eq!(sorted_names(run.path()), ["step-20", "step-40", "step-60", "step-70"]);
     }
 
     #[test]

@@ -15,10 +15,11 @@ use flamingo_dataset::{
 use flamingo_model::Recompute;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Keep;
 use crate::machine::HardwareConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
-use crate::trouble::GuardConfig;
+use crate::trouble::{Action, GuardConfig};
 
 /// All numbers of a run. `M` is the stage's `[model]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +35,10 @@ pub struct RunConfig<M> {
     pub checkpoint_every: u64,
     /// How many of the newest checkpoints stay. May change when a run is continued.
     pub keep_last: usize,
+    /// Checkpoints of steps that are multiples of it stay for ever beside those. May change when a run is
+    /// continued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
     /// How the datasets meet. Paper: gradients of all of them make one update (appendix B.1.2).
     #[serde(default = "paper_mixture")]
     pub mixture: MixtureMode,
@@ -191,6 +196,16 @@ impl<M> RunConfig<M> {
             warmup_steps: self.optimizer.warmup_steps,
             steps: self.steps,
             decay: self.optimizer.schedule,
+        }
+    }
+
+    /// Which checkpoints stay.
+    pub fn keep(&self) -> Keep {
+        let goes_back = self.guard.action == Action::RollBack;
+        Keep {
+            last: self.keep_last,
+            every: self.keep_every,
+            back: goes_back.then_some(self.checkpoint_every),
         }
     }
 

@@ -59,6 +59,12 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         ] {
             self.require(value > 0, key, &value, "at least 1")?;
         }
+        if let Some(every) = config.keep_every {
+            let checkpoint_every = config.checkpoint_every;
+            let fits = every > 0 && every.is_multiple_of(checkpoint_every);
+            let expected = format!("a multiple of checkpoint_every, {checkpoint_every}");
+            self.require(fits, "keep_every", &every, &expected)?;
+        }
         self.check_optimizer(&config.optimizer)?;
         self.check_guard(&config.guard)?;
         if let Some(every) = config.blindness_every {

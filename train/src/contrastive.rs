@@ -6,7 +6,8 @@ use std::path::Path;
 
 use flamingo_dataset::{Batch, CorpusKind};
 use flamingo_model::{
-    Clip, ClipConfig, Gradients, LanguageConfig, ModelError, Pool, Trainable, VisionConfig,
+    Clip, ClipConfig, Gradients, LanguageConfig, ModelError, Pool, Snapshot, Trainable,
+    VisionConfig,
 };
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +125,10 @@ impl Stage for Contrastive {
 
     fn model_mut(&mut self) -> &mut dyn Trainable {
         &mut self.clip
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, ModelError> {
+        self.clip.snapshot()
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {

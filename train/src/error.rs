@@ -218,6 +218,23 @@ pub enum TrainError {
         /// Updates done.
         step: u64,
     },
+    /// The disk has no room for a checkpoint. Nothing of it is written.
+    #[error(
+        "{}: {free} bytes free on its disk, but a checkpoint takes {needed}; the last checkpoint, if there \
+         is one, stands",
+        folder.display()
+    )]
+    NoRoom {
+        /// The run folder.
+        folder: PathBuf,
+        /// Bytes of a checkpoint.
+        needed: u64,
+        /// Bytes that may be written.
+        free: u64,
+    },
+    /// The system has no thread left.
+    #[error("cannot start the thread that writes checkpoints")]
+    Thread(#[source] std::io::Error),
     /// The system does not let the process hear signals.
     #[error("cannot listen to signals")]
     Signals(#[source] std::io::Error),

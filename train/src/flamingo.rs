@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use flamingo_dataset::{Batch, FeatureCache, ImageConfig, Tokenizer};
 use flamingo_model::{
     CrossAttentionConfig, Flamingo, FlamingoConfig, GateKind, Gradients, Inputs, MediaAttention,
-    ModelError, Params, ResamplerConfig, Tower, Trainable, TrainedTowers,
+    ModelError, Params, ResamplerConfig, Snapshot, Tower, Trainable, TrainedTowers,
 };
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -323,6 +323,10 @@ impl Stage for Joined {
 
     fn model_mut(&mut self) -> &mut dyn Trainable {
         &mut self.flamingo
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, ModelError> {
+        self.flamingo.snapshot()
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use flamingo_dataset::{Batch, Fit, ImageConfig};
-use flamingo_model::{Gradients, LanguageConfig, LanguageModel, ModelError, Trainable};
+use flamingo_model::{Gradients, LanguageConfig, LanguageModel, ModelError, Snapshot, Trainable};
 
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
@@ -84,6 +84,10 @@ impl Stage for Language {
 
     fn model_mut(&mut self) -> &mut dyn Trainable {
         &mut self.0
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, ModelError> {
+        self.0.snapshot()
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {

@@ -24,7 +24,8 @@
 //! - [`limits`], [`difference`]: how large numbers may be, and which of them changed
 //! - [`optimizer`], [`schedule`]: one update, and how far it goes
 //! - [`trouble`], [`stop`]: steps that go wrong, and signals to stop
-//! - [`checkpoint`], [`run_folder`], [`files`]: what is on disk, whatever happens
+//! - [`checkpoint`], [`checkpoint_writer`], [`room`], [`run_folder`], [`files`]: what is on disk, whatever
+//!   happens
 //! - [`metrics`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
 //! - [`export`]: models for others, and from them
@@ -33,6 +34,7 @@
 pub mod batches;
 pub mod bench;
 pub mod checkpoint;
+pub mod checkpoint_writer;
 pub mod config;
 pub mod config_file;
 pub mod contrastive;
@@ -53,6 +55,7 @@ pub mod optimizer;
 pub mod overrides;
 pub mod progress;
 pub mod report;
+pub mod room;
 pub mod run_folder;
 pub mod schedule;
 pub mod setup;

@@ -112,6 +112,15 @@ impl MetricsLog {
         self.file.write_all(&line).map_err(TrainError::file("write", &self.path))
     }
 
+    /// The same file, for another thread.
+    ///
+    /// # Errors
+    /// When the system has no more handles.
+    pub fn shared(&self) -> Result<Self, TrainError> {
+        let file = self.file.try_clone().map_err(TrainError::file("open", &self.path))?;
+        Ok(Self { file, path: self.path.clone() })
+    }
+
     /// Waits until all lines are on disk, so that a checkpoint never knows more than its log.
     ///
     /// # Errors

@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use flamingo_model::{AdamStep, Gradients, ModelError, Moments, Params, Tensors};
+use flamingo_model::{AdamStep, DeviceError, Gradients, ModelError, Moments, Params, Tensors};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::Decay;
@@ -107,14 +108,18 @@ impl AdamW {
         Ok(())
     }
 
-    /// The moments, for a checkpoint.
+    /// A copy of the moments, for a checkpoint, made on all cores.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When the device fails, or memory cannot hold the copy.
     pub fn to_tensors(&self) -> Result<Tensors, ModelError> {
+        let copied = self.moments.par_iter().map(|(name, moments)| {
+            let values: Result<_, DeviceError> = moments.values();
+            Ok((name, moments, values?))
+        });
+        let copied: Vec<_> = copied.collect::<Result<_, DeviceError>>()?;
         let mut tensors = Tensors::default();
-        for (name, moments) in &self.moments {
-            let [first, second] = moments.values()?;
+        for (name, moments, [first, second]) in copied {
             tensors.insert(format!("first.{name}"), moments.shape(), first);
             tensors.insert(format!("second.{name}"), moments.shape(), second);
         }

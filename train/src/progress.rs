@@ -10,6 +10,9 @@ use crate::metrics::StepMetrics;
 /// Time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// Waits that are told of.
+const WAIT_TOLD_SECONDS: f64 = 1.0;
+
 /// Shows the steps of one run.
 #[derive(Debug)]
 pub struct Progress {
@@ -49,6 +52,13 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{text}")),
             None => eprintln!("{text}"),
+        }
+    }
+
+    /// Says how long training waited for a checkpoint, where that is long.
+    pub fn note_wait(&self, step: u64, seconds: f64) {
+        if seconds >= WAIT_TOLD_SECONDS {
+            self.note(&format!("training waited {seconds:.1} s for the checkpoint of step {step}"));
         }
     }
 

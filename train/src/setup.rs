@@ -20,6 +20,7 @@ use crate::error::TrainError;
 use crate::machine::Gauge;
 use crate::optimizer::AdamW;
 use crate::overrides::Override;
+use crate::room::{self, Size};
 use crate::run_folder::{RunFolder, Start};
 use crate::trainer::{Ended, Run, Source, Stage, train};
 use crate::trouble::{Guard, Trouble};
@@ -284,6 +285,9 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     let sources = sources.collect();
     let corpora_sha256 = same_corpora(config, &folder, &corpora)?;
     let optimizer = optimizer(config, &folder, stage)?;
+    if folder.step() < stop_after {
+        Size::of(&stage.model().params()).require_disk(&folder.path, room::disk_bytes)?;
+    }
     let tokenizer = Arc::new(tokenizer);
     let mixture =
         Mixture::with_corpora(corpora, Arc::clone(&tokenizer), config.mixture, config.seed)
@@ -305,7 +309,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         schedule: config.schedule(),
         weights: weights(config),
         checkpoint_every: config.checkpoint_every,
-        keep_last: config.keep_last,
+        keep: config.keep(),
         blindness_every: config.blindness_every,
         turns: match config.mixture {
             MixtureMode::RoundRobin => config.data.len() as u64,

@@ -9,9 +9,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use flamingo_dataset::{Batch, Loader, MERGED};
-use flamingo_model::{Gradients, ModelError, Parameter, Params, Trainable};
+use flamingo_model::{Gradients, ModelError, Parameter, Params, Snapshot, Trainable};
 
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, Keep, State};
+use crate::checkpoint_writer::{CheckpointWriter, Job};
 use crate::device::Devices;
 use crate::error::TrainError;
 use crate::machine::Gauge;
@@ -49,6 +50,12 @@ pub trait Stage {
 
     /// The model's parameters, for updating.
     fn model_mut(&mut self) -> &mut dyn Trainable;
+
+    /// A copy of the model, to be written while it goes on learning.
+    ///
+    /// # Errors
+    /// When memory cannot hold it, or the device fails.
+    fn snapshot(&self) -> Result<Snapshot, ModelError>;
 
     /// Writes a loadable model into a folder.
     ///
@@ -122,7 +129,7 @@ pub struct Run<'run> {
     /// Updates between checkpoints.
     pub checkpoint_every: u64,
     /// Checkpoints that stay.
-    pub keep_last: usize,
+    pub keep: Keep,
     /// Updates after which the run stops.
     pub stop_after: u64,
     /// Steps between looks at how much the model looks at its images.
@@ -212,7 +219,9 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         return Ok(Ended::Done);
     }
     let mut events = Events::create(&run.folder.path, done)?;
+    let mut checkpoints = CheckpointWriter::default();
     while done < run.stop_after {
+        checkpoints.check()?;
         let clock = Instant::now();
         let batches = run.loader.next_step().map_err(TrainError::loader)?;
         let data_wait_seconds = clock.elapsed().as_secs_f64();
@@ -230,6 +239,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             batches.iter().zip(by_name.iter().copied()).filter_map(learned).collect();
         let found = run.guard.look(&of_learned, grad_norm);
         if let Some(found) = &found {
+            checkpoints.wait()?;
             let trouble = trouble(&run, &batches, done, found)?;
             progress.note(&trouble.to_string());
             let goes_back = trouble.back_to.is_some();
@@ -267,18 +277,17 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         let signal = signals.came();
         let is_due = done.is_multiple_of(run.checkpoint_every) || done == run.stop_after;
         if is_due || signal.is_some() || metrics.skipped.is_some() {
-            log.sync()?;
-            require_frozen(frozen_sha256.as_deref(), run.stage)?;
             run.stage.at_checkpoint()?;
-            save(&run, done, frozen_sha256.clone())?;
-            if is_due {
-                // Others are taken in need; they must not push out what came before it.
-                let back = (run.guard.action() == Action::RollBack).then_some(run.checkpoint_every);
-                checkpoint::prune(&run.folder.path, done, run.keep_last, back)?;
-            }
-            report::write(&run.folder.path, &run.devices, &run.troubles)?;
+            let log = log.shared()?;
+            // Others are taken in need; they must not push out what came before it.
+            let keep = is_due.then_some(run.keep);
+            let state = state(&run, done, frozen_sha256.clone());
+            let job = Job { run: run.folder.path.clone(), state, log, keep };
+            let seconds = checkpoints.write(job, run.stage, &run.optimizer)?;
+            progress.note_wait(done, seconds);
         }
         if let Some(signal) = signal {
+            checkpoints.wait()?;
             let name = signal.name();
             progress.note(&format!("{name} after step {done}; --resume goes on from there"));
             progress.finish();
@@ -288,10 +297,12 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             };
         }
         if metrics.skipped.is_some() && done < run.stop_after {
+            checkpoints.wait()?;
             progress.finish();
             return Ok(Ended::GoesOn(run.troubles));
         }
     }
+    checkpoints.wait()?;
     note_frozen("end", run.stage.frozen_sha256().as_deref(), &progress);
     progress.finish();
     Ok(Ended::Done)
@@ -450,17 +461,8 @@ fn rows_by_dataset(batch: &Batch, sources: &[Source]) -> Vec<(String, Vec<u64>)>
     sources.iter().map(of_one).collect()
 }
 
-fn require_frozen(was: Option<&str>, stage: &dyn Stage) -> Result<(), TrainError> {
-    let now = stage.frozen_sha256();
-    if now.as_deref() == was {
-        return Ok(());
-    }
-    let text = |digest: Option<&str>| digest.unwrap_or("none").to_owned();
-    Err(TrainError::FrozenChanged { was: text(was), now: text(now.as_deref()) })
-}
-
-fn save(run: &Run, step: u64, frozen_sha256: Option<String>) -> Result<(), TrainError> {
-    let state = State {
+fn state(run: &Run, step: u64, frozen_sha256: Option<String>) -> State {
+    State {
         step,
         frozen_sha256,
         tokenizer_sha256: run.tokenizer_sha256.clone(),
@@ -468,10 +470,7 @@ fn save(run: &Run, step: u64, frozen_sha256: Option<String>) -> Result<(), Train
         devices: run.devices.clone(),
         troubles: run.troubles.clone(),
         recent_losses: run.guard.recent().clone(),
-    };
-    let moments = run.optimizer.to_tensors().map_err(TrainError::model("save"))?;
-    let save_model = |folder: &Path| run.stage.save(folder);
-    checkpoint::write(&run.folder.path, &state, &moments, save_model)
+    }
 }
 
 fn n_predicted(batch: &Batch) -> u64 {

@@ -107,11 +107,6 @@ impl Guard {
         Self { config: config.clone(), recent }
     }
 
-    /// What follows a step that goes wrong, as long as they are few.
-    pub fn action(&self) -> Action {
-        self.config.action
-    }
-
     /// What follows a step that goes wrong after `n` others did.
     pub fn action_after(&self, n: usize) -> Action {
         if n < self.config.most { self.config.action } else { Action::Stop }

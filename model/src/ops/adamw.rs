@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use crate::cuda::Array;
-use crate::tensor::{DeviceError, Gradients, TrainedWeight};
+use crate::tensor::{DeviceError, Gradients, TrainedWeight, copied};
 
 /// Running means of one parameter's gradients, which live where the parameter does.
 #[derive(Debug)]
@@ -78,10 +78,10 @@ impl Moments {
     /// The mean of the gradients and that of their squares.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When the device fails, or memory cannot hold the copy.
     pub fn values(&self) -> Result<[Vec<f32>; 2], DeviceError> {
         match &self.means {
-            Means::Host { first, second } => Ok([first.clone(), second.clone()]),
+            Means::Host { first, second } => Ok([copied(first)?, copied(second)?]),
             #[cfg(feature = "cuda")]
             Means::Cuda { first, second } => Ok([first.to_vec()?, second.to_vec()?]),
         }

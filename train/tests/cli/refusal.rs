@@ -85,6 +85,11 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     ] {
         change("language", "keep_last = 2\n", &guard(key), &words);
     }
+    for every in ["4", "0"] {
+        let words = [&format!("`keep_every` is {every}")[..], "a multiple of checkpoint_every, 3"];
+        let keep = format!("keep_last = 2\nkeep_every = {every}\n");
+        change("language", "keep_last = 2\n", &keep, &words);
+    }
     let blindness = "keep_last = 2\nblindness_every = 3\n";
     for stage in ["language", "contrastive"] {
         change(stage, "keep_last = 2\n", blindness, &["`blindness_every` is 3, expected nothing"]);

@@ -192,6 +192,99 @@ fn a_first_checkpoint_without_room_leaves_a_run_that_can_go_on() {
     assert_same_outcome(&world.path("whole"), &run);
 }
 
+#[test]
+fn a_later_checkpoint_without_room_ends_the_run_and_the_last_one_stands() {
+    let world = World::new();
+    let run = world.path("run");
+    world.train("language", LANGUAGE, "run", &["--stop-after", "3"]).expect_success();
+    let before = outcome(&run);
+    let command = world.command("language", LANGUAGE, "run", &["--resume"]);
+    let output = on_a_full_disk(&command).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot save the model: cannot write"), "{stderr}");
+    assert!(before.0 == outcome(&run).0, "the last checkpoint does not stand");
+    assert!(metrics(&run).len() >= 6, "the run did not come to its next checkpoint");
+    assert_eq!(std::fs::read_dir(run.join("checkpoints")).unwrap().count(), 1);
+
+    world.train("language", LANGUAGE, "run", &["--resume"]).expect_success();
+    world.train("language", LANGUAGE, "whole", &[]).expect_success();
+    assert_same_outcome(&world.path("whole"), &run);
+}
+
+#[test]
+fn steps_that_are_multiples_of_keep_every_stay_for_ever() {
+    let world = World::new();
+    let few = ["--set", "checkpoint_every=1", "--set", "keep_last=1"];
+    let keep = |every: &'static str| [&few[..], &["--set", every]].concat();
+    let names = || {
+        let found = std::fs::read_dir(world.path("run/checkpoints")).unwrap();
+        let names = found.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    };
+    let args = [&keep("keep_every=2")[..], &["--stop-after", "5"]].concat();
+    world.train("language", LANGUAGE, "run", &args).expect_success();
+    assert_eq!(names(), ["step-2", "step-4", "step-5"]);
+    // Another number is heeded from then on.
+    let args = [&keep("keep_every=4")[..], &["--resume"]].concat();
+    world.train("language", LANGUAGE, "run", &args).expect_success();
+    assert_eq!(names(), ["step-4", "step-8"]);
+    world.train("language", LANGUAGE, "whole", &few).expect_success();
+    assert_same_outcome(&world.path("whole"), &world.path("run"));
+}
+
+/// A file system of its own in memory.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// None where the tests may not mount.
+    fn mount(at: std::path::PathBuf, bytes: u64) -> Option<Self> {
+        std::fs::create_dir(&at).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"]).arg(&at);
+        let mounted = mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        mounted.then(|| Self(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_without_room_for_a_checkpoint_is_told_of_before_anything_is_written() {
+    let world = World::new();
+    let Some(_disk) = SmallDisk::mount(world.path("full"), 1 << 20) else {
+        eprintln!("skipped: not allowed to mount a file system");
+        return;
+    };
+    let refused = world.train("language", LANGUAGE, "full/run", &[]);
+    assert_eq!(refused.code(), Some(1), "{}", refused.stderr());
+    let stderr = refused.stderr();
+    assert!(stderr.contains("full/run: 1048576 bytes free on its disk"), "{stderr}");
+    assert!(!world.path("full/run").exists(), "something was written");
+    let needed = stderr.split_once("a checkpoint takes ").unwrap().1;
+    let needed: u64 = needed.split_once(';').unwrap().0.parse().unwrap();
+
+    // Room for a first one, but not for a second one beside it.
+    let _disk = SmallDisk::mount(world.path("small"), needed + (64 << 10)).unwrap();
+    let stopped = world.train("language", LANGUAGE, "small/run", &[]);
+    let stderr = stopped.stderr();
+    assert_eq!(stopped.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("bytes free on its disk, but a checkpoint takes"), "{stderr}");
+    let run = world.path("small/run");
+    assert!(latest(&run).ends_with("step-3"));
+    assert_eq!(outcome(&run).1, [1, 2, 3, 4, 5, 6]);
+    let names: Vec<_> = std::fs::read_dir(run.join("checkpoints")).unwrap().collect();
+    assert_eq!(names.len(), 1, "something of the second checkpoint was written");
+    world.train("language", LANGUAGE, "other", &["--stop-after", "3"]).expect_success();
+    assert!(outcome(&world.path("other")).0 == outcome(&run).0, "the last checkpoint is another");
+}
+
 /// What schedulers send before they take a machine away.
 const TERM: &str = "TERM";
 /// What Ctrl-C sends.

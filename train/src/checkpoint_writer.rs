@@ -1,0 +1,142 @@
+//! Checkpoints that are written while training goes on.
+//!
+//! Training waits as long as it takes to copy what changes: trained weights and their moments. A thread
+//! writes the copy, brings it to disk and moves `latest`, as [`checkpoint::write`] does, then removes old
+//! checkpoints. One is written at a time. Where memory cannot hold the copy, training waits for the
+//! disk.
+
+use std::path::{Path, PathBuf};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use flamingo_model::{ModelError, Snapshot, Tensors};
+
+use crate::checkpoint::{self, Keep, State};
+use crate::error::TrainError;
+use crate::metrics::MetricsLog;
+use crate::optimizer::AdamW;
+use crate::report;
+use crate::room::{self, Size};
+use crate::trainer::Stage;
+
+/// What a checkpoint is made of besides the model and its moments.
+#[derive(Debug)]
+pub struct Job {
+    /// The run folder.
+    pub run: PathBuf,
+    /// What the checkpoint knows.
+    pub state: State,
+    /// The log, which must be on disk before `latest` moves.
+    pub log: MetricsLog,
+    /// Which old checkpoints stay; none if all do.
+    pub keep: Option<Keep>,
+}
+
+/// The checkpoint that is being written, if there is one. Dropping it waits for its end.
+#[derive(Debug, Default)]
+pub struct CheckpointWriter {
+    writing: Option<JoinHandle<Result<(), TrainError>>>,
+}
+
+/// The model and its moments, by themselves.
+struct Copied {
+    model: Snapshot,
+    moments: Tensors,
+}
+
+impl CheckpointWriter {
+    /// Begins to write a checkpoint, after the one before it is written. Says how many seconds that and
+    /// the copy took.
+    ///
+    /// # Errors
+    /// When the one before it could not be written, the disk has no room, or the device fails; and when
+    /// this one cannot be written, where memory does not suffice for a copy.
+    pub fn write(
+        &mut self,
+        job: Job,
+        stage: &dyn Stage,
+        optimizer: &AdamW,
+    ) -> Result<f64, TrainError> {
+        let clock = Instant::now();
+        self.wait()?;
+        let size = Size::of(&stage.model().params());
+        size.require_disk(&job.run, room::disk_bytes)?;
+        if size.fits_memory() {
+            match Copied::take(stage, optimizer) {
+                Ok(copied) => {
+                    let write = move || job.write_copied(&copied);
+                    let thread = Builder::new().name("checkpoint".to_owned()).spawn(write);
+                    self.writing = Some(thread.map_err(TrainError::Thread)?);
+                    return Ok(clock.elapsed().as_secs_f64());
+                }
+                Err(error) if error.is_out_of_memory() => {}
+                Err(error) => return Err(TrainError::model("save")(error)),
+            }
+        }
+        let moments = optimizer.to_tensors().map_err(TrainError::model("save"))?;
+        job.write(&moments, stage.frozen_sha256(), |folder| stage.save(folder))?;
+        Ok(clock.elapsed().as_secs_f64())
+    }
+
+    /// Fails if the checkpoint that was being written could not be. Does not wait.
+    ///
+    /// # Errors
+    /// When it could not be written; the one before it stands.
+    pub fn check(&mut self) -> Result<(), TrainError> {
+        if self.writing.as_ref().is_some_and(JoinHandle::is_finished) {
+            return self.wait();
+        }
+        Ok(())
+    }
+
+    /// Waits until the checkpoint is written and `latest` names it.
+    ///
+    /// # Errors
+    /// When it could not be written; the one before it stands.
+    pub fn wait(&mut self) -> Result<(), TrainError> {
+        let Some(thread) = self.writing.take() else { return Ok(()) };
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for CheckpointWriter {
+    fn drop(&mut self) {
+        if let Some(thread) = self.writing.take() {
+            // The run ends with another error, which is the one to report.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Copied {
+    fn take(stage: &dyn Stage, optimizer: &AdamW) -> Result<Self, ModelError> {
+        Ok(Self { model: stage.snapshot()?, moments: optimizer.to_tensors()? })
+    }
+}
+
+impl Job {
+    fn write_copied(&self, copied: &Copied) -> Result<(), TrainError> {
+        let frozen = self.state.frozen_sha256.as_ref().map(|_| copied.model.frozen_sha256());
+        self.write(&copied.moments, frozen, |folder| copied.model.save(folder))
+    }
+
+    /// `frozen` is the digest of the weights that must be what they were.
+    fn write(
+        &self,
+        moments: &Tensors,
+        frozen: Option<String>,
+        save_model: impl FnOnce(&Path) -> Result<(), ModelError>,
+    ) -> Result<(), TrainError> {
+        if frozen != self.state.frozen_sha256 {
+            let text = |digest: Option<String>| digest.unwrap_or_else(|| "none".to_owned());
+            let was = text(self.state.frozen_sha256.clone());
+            return Err(TrainError::FrozenChanged { was, now: text(frozen) });
+        }
+        self.log.sync()?;
+        checkpoint::write(&self.run, &self.state, moments, save_model)?;
+        if let Some(keep) = &self.keep {
+            checkpoint::prune(&self.run, self.state.step, keep)?;
+        }
+        report::write(&self.run, &self.state.devices, &self.state.troubles)
+    }
+}
