@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::error::ModelError;
 use crate::flamingo::sha256;
 use crate::params::{Parameter, Params, Source};
+use crate::spare::Spare;
 use crate::tensor::DeviceError;
 use crate::weights_file::{Tensors, write_tensors};
 
@@ -67,6 +68,7 @@ impl Snapshot {
     /// # Errors
     /// When memory cannot hold the copies, or a GPU that holds the parameters has failed.
     pub(crate) fn take(
+        spare: &Spare,
         config: &impl serde::Serialize,
         params: &[&Params],
     ) -> Result<Self, ModelError> {
@@ -74,7 +76,7 @@ impl Snapshot {
         let all: Vec<&Parameter> = params.iter().flat_map(|params| params.iter()).collect();
         let at_rest = |parameter: &&Parameter| {
             let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
-            Ok(Parameter { name, shape, weight: parameter.weight.at_rest()? })
+            Ok(Parameter { name, shape, weight: parameter.weight.at_rest(spare)? })
         };
         let parameters: Result<_, DeviceError> = all.par_iter().map(at_rest).collect();
         Ok(Self {
@@ -91,6 +93,13 @@ impl Snapshot {
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
         let tensors = self.parameters.iter().map(|parameter| (&parameter.name, parameter));
         save_parts(folder, &self.config, |part| write_tensors(part, tensors, &[]))
+    }
+
+    /// Gives the memory of the copies back.
+    pub fn into_spare(self, spare: &Spare) {
+        let trained = self.parameters.into_iter().zip(self.is_frozen).filter(|(_, frozen)| !frozen);
+        let buffers = trained.filter_map(|(parameter, _)| parameter.weight.into_values());
+        buffers.for_each(|buffer| spare.put(buffer));
     }
 
     /// SHA-256 over names, shapes and values of the frozen parameters, in hexadecimal, as
@@ -300,7 +309,7 @@ mod tests {
             folder
         });
         model.save(&then).unwrap();
-        let taken = model.snapshot().unwrap();
+        let taken = model.snapshot(&Spare::default()).unwrap();
         for params in crate::Trainable::params_mut(&mut model) {
             let change = |_: &str, _: &[usize], values: &mut [f32], _: &[f32]| values.fill(1.0);
             params.update(&mut crate::Gradients::default(), change).unwrap();
@@ -319,7 +328,7 @@ mod tests {
         let config = crate::FlamingoConfig::preset("tiny").unwrap();
         let tower = crate::Tower { from: None, trained: false };
         let model = crate::Flamingo::on_towers(&config, tower, tower, 3).unwrap();
-        let taken = model.snapshot().unwrap();
+        let taken = model.snapshot(&Spare::default()).unwrap();
         assert_eq!(taken.frozen_sha256(), model.frozen_sha256());
         let all = crate::Trainable::params(&model);
         let all = all.iter().flat_map(|params| params.iter());

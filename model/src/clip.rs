@@ -13,6 +13,7 @@ use crate::layers::Linear;
 use crate::limits::{WIDTH_MAX, check_size};
 use crate::ops::{self, Recompute};
 use crate::params::{Declare, ParamId, Params, Source, Start, Trainable, Training};
+use crate::spare::Spare;
 use crate::tensor::{
     DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate, value_of,
 };
@@ -155,12 +156,12 @@ impl Clip {
         save_folder(folder, &self.config, &self.params())
     }
 
-    /// What [`save`](Self::save) writes, as it is now.
+    /// What [`save`](Self::save) writes, as it is now, copied into `spare`.
     ///
     /// # Errors
     /// As those of [`Snapshot::take`].
-    pub fn snapshot(&self) -> Result<Snapshot, ModelError> {
-        Snapshot::take(&self.config, &self.params())
+    pub fn snapshot(&self, spare: &Spare) -> Result<Snapshot, ModelError> {
+        Snapshot::take(spare, &self.config, &self.params())
     }
 
     /// Which blocks of the towers keep only their inputs in training steps.

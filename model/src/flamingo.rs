@@ -27,6 +27,7 @@ use crate::limits::{VOCABULARY_MAX, check_at_most};
 use crate::ops::{self, Heads, MediaReads, Recompute, Stage, Visible};
 use crate::params::{Declare, ParamId, Parameter, Params, Source, Start, Trainable, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
+use crate::spare::Spare;
 use crate::tensor::{
     DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate, value_of,
 };
@@ -314,12 +315,12 @@ impl Flamingo {
         save_folder(folder, &self.config, &self.params())
     }
 
-    /// What [`save`](Self::save) writes, as it is now.
+    /// What [`save`](Self::save) writes, as it is now, copied into `spare`.
     ///
     /// # Errors
     /// As those of [`Snapshot::take`].
-    pub fn snapshot(&self) -> Result<Snapshot, ModelError> {
-        Snapshot::take(&self.config, &self.params())
+    pub fn snapshot(&self, spare: &Spare) -> Result<Snapshot, ModelError> {
+        Snapshot::take(spare, &self.config, &self.params())
     }
 
     /// The configuration.

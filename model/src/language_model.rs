@@ -10,6 +10,7 @@ use crate::error::ModelError;
 use crate::families::Family;
 use crate::ops::{self, Recompute};
 use crate::params::{Declare, Params, Source, Trainable, Training};
+use crate::spare::Spare;
 use crate::tensor::{
     DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate, value_of,
 };
@@ -91,12 +92,12 @@ impl LanguageModel {
         save_folder(folder, &self.config, &[&self.params])
     }
 
-    /// What [`save`](Self::save) writes, as it is now.
+    /// What [`save`](Self::save) writes, as it is now, copied into `spare`.
     ///
     /// # Errors
     /// As those of [`Snapshot::take`].
-    pub fn snapshot(&self) -> Result<Snapshot, ModelError> {
-        Snapshot::take(&self.config, &[&self.params])
+    pub fn snapshot(&self, spare: &Spare) -> Result<Snapshot, ModelError> {
+        Snapshot::take(spare, &self.config, &[&self.params])
     }
 
     /// Which blocks keep only their inputs in training steps.

@@ -24,6 +24,7 @@ use crate::buffer::Buffer;
 use crate::cuda::{Array, CudaError, Gpu};
 #[cfg(feature = "cuda")]
 use crate::device_weight::{Activations, DeviceGradients, DeviceWeight};
+use crate::spare::Spare;
 
 /// Where keys of gradients live, and all values that are not on a GPU.
 pub(crate) type HostDevice = dfdx::tensor::Cpu;
@@ -641,19 +642,11 @@ impl TrainedWeight {
 }
 
 /// `n` zeros; an error where memory cannot hold them.
-fn zeros(n: usize) -> Result<Vec<f32>, DeviceError> {
+pub(crate) fn zeros(n: usize) -> Result<Vec<f32>, DeviceError> {
     let mut values = Vec::new();
     values.try_reserve_exact(n).map_err(|_| DeviceError::OutOfMemory)?;
     values.resize(n, 0.0);
     Ok(values)
-}
-
-/// The same values in memory of their own; an error where it cannot hold them.
-pub(crate) fn copied(values: &[f32]) -> Result<Vec<f32>, DeviceError> {
-    let mut copy = Vec::new();
-    copy.try_reserve_exact(values.len()).map_err(|_| DeviceError::OutOfMemory)?;
-    copy.extend_from_slice(values);
-    Ok(copy)
 }
 
 /// A frozen weight.
@@ -717,11 +710,11 @@ impl Weight {
     ///
     /// # Errors
     /// When memory cannot hold the copy, or a GPU fails.
-    pub(crate) fn at_rest(&self) -> Result<Self, DeviceError> {
+    pub(crate) fn at_rest(&self, spare: &Spare) -> Result<Self, DeviceError> {
         let values = match self {
             #[cfg(feature = "cuda")]
             Self::Trained(TrainedWeight { device: Some(device), .. }) => device.values()?,
-            Self::Trained(TrainedWeight { values, .. }) => copied(values)?,
+            Self::Trained(TrainedWeight { values, .. }) => spare.copy(values)?,
             Self::Frozen(FrozenWeight { values, .. }) => {
                 return Ok(Self::Frozen(FrozenWeight {
                     values: Arc::clone(values),
@@ -731,6 +724,13 @@ impl Weight {
             }
         };
         Ok(Self::Frozen(values.into()))
+    }
+
+    /// The values, where nothing else shares them.
+    pub(crate) fn into_values(self) -> Option<Vec<f32>> {
+        let (Self::Trained(TrainedWeight { values, .. })
+        | Self::Frozen(FrozenWeight { values, .. })) = self;
+        Arc::into_inner(values)
     }
 
     /// Number of values.

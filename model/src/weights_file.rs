@@ -21,6 +21,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use crate::checkpoint::read_json;
 use crate::error::{Mismatches, ModelError};
 use crate::pickle;
+use crate::spare::Spare;
 use crate::tensor::DeviceError;
 
 /// Files that a folder of weights may hold, in the order in which they are looked for.
@@ -353,6 +354,15 @@ impl Tensors {
             return Ok(());
         }
         Err(ModelError::Tensors { path: path.into(), problems: Box::new(problems) })
+    }
+
+    /// Gives the memory of tensors that were made back.
+    pub fn into_spare(self, spare: &Spare) {
+        for tensor in self.0.into_values() {
+            if let Values::Made(buffer) = tensor.values {
+                spare.put(buffer);
+            }
+        }
     }
 
     /// Writes the tensors to a file, as f32, and waits until they are on disk. The file may be the

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use flamingo_dataset::Batch;
-use flamingo_model::{Gradients, LanguageConfig, LanguageModel, ModelError, Snapshot, Trainable};
+use flamingo_model::{
+    Gradients, LanguageConfig, LanguageModel, ModelError, Snapshot, Spare, Trainable,
+};
 use flamingo_train::TrainError;
 use flamingo_train::checkpoint::{Keep, State};
 use flamingo_train::checkpoint_writer::{CheckpointWriter, Job};
@@ -45,8 +47,8 @@ impl Stage for Resting {
         &mut self.0
     }
 
-    fn snapshot(&self) -> Result<Snapshot, ModelError> {
-        self.0.snapshot()
+    fn snapshot(&self, spare: &Spare) -> Result<Snapshot, ModelError> {
+        self.0.snapshot(spare)
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {
@@ -71,7 +73,8 @@ fn main() {
     let log = MetricsLog::open(run, 0).unwrap();
     println!("{:.3} GB of trained weights and moments", size.copied_bytes as f64 / 1e9);
 
-    let mut writer = CheckpointWriter::default();
+    let mut writer = CheckpointWriter::start(&stage).unwrap();
+    writer.wait().unwrap();
     for step in 1..=CHECKPOINTS {
         let state: State = serde_json::from_value(serde_json::json!({
             "step": step, "frozen_sha256": null, "tokenizer_sha256": "", "corpora_sha256": [],

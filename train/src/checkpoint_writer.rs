@@ -2,14 +2,14 @@
 //!
 //! Training waits as long as it takes to copy what changes: trained weights and their moments. A thread
 //! writes the copy, brings it to disk and moves `latest`, as [`checkpoint::write`] does, then removes old
-//! checkpoints. One is written at a time. Where memory cannot hold the copy, training waits for the
-//! disk.
+//! checkpoints. One is written at a time. The memory of the copy is got at the start, beside the first
+//! steps, and kept; where there is too little of it, training waits for the disk.
 
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use flamingo_model::{ModelError, Snapshot, Tensors};
+use flamingo_model::{ModelError, Snapshot, Spare, Tensors};
 
 use crate::checkpoint::{self, Keep, State};
 use crate::error::TrainError;
@@ -33,9 +33,12 @@ pub struct Job {
 }
 
 /// The checkpoint that is being written, if there is one. Dropping it waits for its end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CheckpointWriter {
-    writing: Option<JoinHandle<Result<(), TrainError>>>,
+    size: Size,
+    /// Memory for the copy, while no thread uses it.
+    spare: Spare,
+    writing: Option<JoinHandle<Result<Spare, TrainError>>>,
 }
 
 /// The model and its moments, by themselves.
@@ -45,6 +48,24 @@ struct Copied {
 }
 
 impl CheckpointWriter {
+    /// Begins to get memory for the copies of a stage's model.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn start(stage: &dyn Stage) -> Result<Self, TrainError> {
+        let params = stage.model().params();
+        let size = Size::of(&params);
+        let mut writer = Self { size, spare: Spare::of(&params), writing: None };
+        if size.fits_memory(0) {
+            // What it fails to get is asked for again by the first checkpoint.
+            writer.spawn(|spare| {
+                let _ = spare.fill();
+                Ok(())
+            })?;
+        }
+        Ok(writer)
+    }
+
     /// Begins to write a checkpoint, after the one before it is written. Says how many seconds that and
     /// the copy took.
     ///
@@ -59,23 +80,36 @@ impl CheckpointWriter {
     ) -> Result<f64, TrainError> {
         let clock = Instant::now();
         self.wait()?;
-        let size = Size::of(&stage.model().params());
-        size.require_disk(&job.run, room::disk_bytes)?;
-        if size.fits_memory() {
-            match Copied::take(stage, optimizer) {
-                Ok(copied) => {
-                    let write = move || job.write_copied(&copied);
-                    let thread = Builder::new().name("checkpoint".to_owned()).spawn(write);
-                    self.writing = Some(thread.map_err(TrainError::Thread)?);
-                    return Ok(clock.elapsed().as_secs_f64());
-                }
-                Err(error) if error.is_out_of_memory() => {}
-                Err(error) => return Err(TrainError::model("save")(error)),
+        self.size.require_disk(&job.run, room::disk_bytes)?;
+        let fits = self.size.fits_memory(self.spare.bytes());
+        match fits.then(|| Copied::take(stage, optimizer, &self.spare)) {
+            Some(Ok(copied)) => self.spawn(move |spare| {
+                job.write_copied(&copied)?;
+                copied.model.into_spare(spare);
+                copied.moments.into_spare(spare);
+                Ok(())
+            })?,
+            Some(Err(error)) if !error.is_out_of_memory() => {
+                return Err(TrainError::model("save")(error));
+            }
+            _ => {
+                let moments = optimizer.to_tensors(&self.spare);
+                let moments = moments.map_err(TrainError::model("save"))?;
+                job.write(&moments, stage.frozen_sha256(), |folder| stage.save(folder))?;
             }
         }
-        let moments = optimizer.to_tensors().map_err(TrainError::model("save"))?;
-        job.write(&moments, stage.frozen_sha256(), |folder| stage.save(folder))?;
         Ok(clock.elapsed().as_secs_f64())
+    }
+
+    fn spawn(
+        &mut self,
+        work: impl FnOnce(&Spare) -> Result<(), TrainError> + Send + 'static,
+    ) -> Result<(), TrainError> {
+        let spare = std::mem::take(&mut self.spare);
+        let work = move || work(&spare).map(|()| spare);
+        let thread = Builder::new().name("checkpoint".to_owned()).spawn(work);
+        self.writing = Some(thread.map_err(TrainError::Thread)?);
+        Ok(())
     }
 
     /// Fails if the checkpoint that was being written could not be. Does not wait.
@@ -95,7 +129,9 @@ impl CheckpointWriter {
     /// When it could not be written; the one before it stands.
     pub fn wait(&mut self) -> Result<(), TrainError> {
         let Some(thread) = self.writing.take() else { return Ok(()) };
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let ended = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        self.spare = ended?;
+        Ok(())
     }
 }
 
@@ -109,8 +145,8 @@ impl Drop for CheckpointWriter {
 }
 
 impl Copied {
-    fn take(stage: &dyn Stage, optimizer: &AdamW) -> Result<Self, ModelError> {
-        Ok(Self { model: stage.snapshot()?, moments: optimizer.to_tensors()? })
+    fn take(stage: &dyn Stage, optimizer: &AdamW, spare: &Spare) -> Result<Self, ModelError> {
+        Ok(Self { model: stage.snapshot(spare)?, moments: optimizer.to_tensors(spare)? })
     }
 }
 

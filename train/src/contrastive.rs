@@ -6,7 +6,7 @@ use std::path::Path;
 
 use flamingo_dataset::{Batch, CorpusKind};
 use flamingo_model::{
-    Clip, ClipConfig, Gradients, LanguageConfig, ModelError, Pool, Snapshot, Trainable,
+    Clip, ClipConfig, Gradients, LanguageConfig, ModelError, Pool, Snapshot, Spare, Trainable,
     VisionConfig,
 };
 use serde::{Deserialize, Serialize};
@@ -127,8 +127,8 @@ impl Stage for Contrastive {
         &mut self.clip
     }
 
-    fn snapshot(&self) -> Result<Snapshot, ModelError> {
-        self.clip.snapshot()
+    fn snapshot(&self, spare: &Spare) -> Result<Snapshot, ModelError> {
+        self.clip.snapshot(spare)
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use flamingo_dataset::{Batch, FeatureCache, ImageConfig, Tokenizer};
 use flamingo_model::{
     CrossAttentionConfig, Flamingo, FlamingoConfig, GateKind, Gradients, Inputs, MediaAttention,
-    ModelError, Params, ResamplerConfig, Snapshot, Tower, Trainable, TrainedTowers,
+    ModelError, Params, ResamplerConfig, Snapshot, Spare, Tower, Trainable, TrainedTowers,
 };
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -325,8 +325,8 @@ impl Stage for Joined {
         &mut self.flamingo
     }
 
-    fn snapshot(&self) -> Result<Snapshot, ModelError> {
-        self.flamingo.snapshot()
+    fn snapshot(&self, spare: &Spare) -> Result<Snapshot, ModelError> {
+        self.flamingo.snapshot(spare)
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {

@@ -4,7 +4,9 @@
 use std::path::Path;
 
 use flamingo_dataset::{Batch, Fit, ImageConfig};
-use flamingo_model::{Gradients, LanguageConfig, LanguageModel, ModelError, Snapshot, Trainable};
+use flamingo_model::{
+    Gradients, LanguageConfig, LanguageModel, ModelError, Snapshot, Spare, Trainable,
+};
 
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
@@ -86,8 +88,8 @@ impl Stage for Language {
         &mut self.0
     }
 
-    fn snapshot(&self) -> Result<Snapshot, ModelError> {
-        self.0.snapshot()
+    fn snapshot(&self, spare: &Spare) -> Result<Snapshot, ModelError> {
+        self.0.snapshot(spare)
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {

@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use flamingo_model::{AdamStep, DeviceError, Gradients, ModelError, Moments, Params, Tensors};
+use flamingo_model::{
+    AdamStep, DeviceError, Gradients, ModelError, Moments, Params, Spare, Tensors,
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -108,13 +110,13 @@ impl AdamW {
         Ok(())
     }
 
-    /// A copy of the moments, for a checkpoint, made on all cores.
+    /// A copy of the moments, for a checkpoint, made on all cores into `spare`.
     ///
     /// # Errors
     /// When the device fails, or memory cannot hold the copy.
-    pub fn to_tensors(&self) -> Result<Tensors, ModelError> {
+    pub fn to_tensors(&self, spare: &Spare) -> Result<Tensors, ModelError> {
         let copied = self.moments.par_iter().map(|(name, moments)| {
-            let values: Result<_, DeviceError> = moments.values();
+            let values: Result<_, DeviceError> = moments.values(spare);
             Ok((name, moments, values?))
         });
         let copied: Vec<_> = copied.collect::<Result<_, DeviceError>>()?;
@@ -276,7 +278,7 @@ mod tests {
                 }
                 adamw.update(&mut [&mut params], &mut gradients, 3.0, 1e-2, done).unwrap();
             }
-            let moments = adamw.to_tensors().unwrap();
+            let moments = adamw.to_tensors(&Spare::default()).unwrap();
             let values = params.iter().flat_map(|p| p.weight.values().into_owned());
             let moments = moments.names().flat_map(|name| moments.get(name).unwrap().to_vec());
             values.chain(moments).map(f32::to_bits).collect::<Vec<_>>()

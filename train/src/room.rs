@@ -61,10 +61,11 @@ impl Size {
         }
     }
 
-    /// Whether the copies fit into the memory that is left. What the system does not tell is taken for
+    /// Whether the copies fit into the memory that is left beside `held_bytes` that are there for them. What the system does not tell is taken for
     /// enough.
-    pub fn fits_memory(&self) -> bool {
-        memory_bytes().is_none_or(|free| self.copied_bytes < free)
+    pub fn fits_memory(&self, held_bytes: u64) -> bool {
+        let needed = self.copied_bytes.saturating_sub(held_bytes);
+        memory_bytes().is_none_or(|free| needed < free)
     }
 }
 
@@ -141,7 +142,8 @@ mod tests {
         assert_eq!(number("", "MemAvailable:"), None);
         assert!(memory_bytes().unwrap() > 0);
         let size = |copied_bytes| Size { copied_bytes, file_bytes: 0 };
-        assert!(size(1).fits_memory());
-        assert!(!size(1 << 60).fits_memory());
+        assert!(size(1).fits_memory(0));
+        assert!(!size(1 << 60).fits_memory(0));
+        assert!(size(1 << 60).fits_memory(1 << 60));
     }
 }

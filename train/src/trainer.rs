@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use flamingo_dataset::{Batch, Loader, MERGED};
-use flamingo_model::{Gradients, ModelError, Parameter, Params, Snapshot, Trainable};
+use flamingo_model::{Gradients, ModelError, Parameter, Params, Snapshot, Spare, Trainable};
 
 use crate::checkpoint::{self, Keep, State};
 use crate::checkpoint_writer::{CheckpointWriter, Job};
@@ -51,11 +51,11 @@ pub trait Stage {
     /// The model's parameters, for updating.
     fn model_mut(&mut self) -> &mut dyn Trainable;
 
-    /// A copy of the model, to be written while it goes on learning.
+    /// A copy of the model in `spare`, to be written while it goes on learning.
     ///
     /// # Errors
     /// When memory cannot hold it, or the device fails.
-    fn snapshot(&self) -> Result<Snapshot, ModelError>;
+    fn snapshot(&self, spare: &Spare) -> Result<Snapshot, ModelError>;
 
     /// Writes a loadable model into a folder.
     ///
@@ -219,7 +219,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         return Ok(Ended::Done);
     }
     let mut events = Events::create(&run.folder.path, done)?;
-    let mut checkpoints = CheckpointWriter::default();
+    let mut checkpoints = CheckpointWriter::start(run.stage)?;
     while done < run.stop_after {
         checkpoints.check()?;
         let clock = Instant::now();

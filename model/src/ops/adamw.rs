@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use crate::cuda::Array;
-use crate::tensor::{DeviceError, Gradients, TrainedWeight, copied};
+use crate::spare::Spare;
+use crate::tensor::{DeviceError, Gradients, TrainedWeight};
 
 /// Running means of one parameter's gradients, which live where the parameter does.
 #[derive(Debug)]
@@ -75,13 +76,13 @@ impl Moments {
         &self.shape
     }
 
-    /// The mean of the gradients and that of their squares.
+    /// A copy of the mean of the gradients and of that of their squares.
     ///
     /// # Errors
     /// When the device fails, or memory cannot hold the copy.
-    pub fn values(&self) -> Result<[Vec<f32>; 2], DeviceError> {
+    pub fn values(&self, spare: &Spare) -> Result<[Vec<f32>; 2], DeviceError> {
         match &self.means {
-            Means::Host { first, second } => Ok([copied(first)?, copied(second)?]),
+            Means::Host { first, second } => Ok([spare.copy(first)?, spare.copy(second)?]),
             #[cfg(feature = "cuda")]
             Means::Cuda { first, second } => Ok([first.to_vec()?, second.to_vec()?]),
         }
@@ -150,6 +151,7 @@ fn update_chunk(
 pub(super) mod cuda {
     use super::{Means, Update};
     use crate::cuda::{Array, CudaError, Gpu, Grid, Kind, THREADS, kernel};
+    use crate::spare::Spare;
     use crate::tensor::{DeviceError, Gradients};
 
     /// Values that one block takes.
