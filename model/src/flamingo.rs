@@ -4,6 +4,7 @@
 //! Letters: `B` sequences, `L` tokens, `M` images or videos, `F` frames, `P` patches, `R` latents,
 //! `V` visual width.
 
+use std::cell::RefCell;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::clip::VISION_PREFIX;
 use crate::clip_checkpoint::Writer;
 use crate::decoder::{AddedTokens, EMBEDDING_DEVIATION, LanguageConfig, Pass, Place};
 use crate::error::ModelError;
+use crate::gate_sums::GateSums;
 use crate::gated_xattn::{
     Conditioning, CrossAttentionConfig, FirstBlock, GatedCrossAttention, GraftedSelfAttention,
     MediaKeys,
@@ -497,41 +499,67 @@ impl Flamingo {
         media: &[MediaKeys],
         reads: &Arc<MediaReads>,
     ) -> Result<Matrix<T>, DeviceError> {
+        match self.block_at(place) {
+            Some(i) => self.cross(i, y, &media[i], reads),
+            None => Ok(y),
+        }
+    }
+
+    /// The cross-attention block that stands at a place inside the language model, if any.
+    fn block_at(&self, place: Place) -> Option<usize> {
         let config = &self.config.cross_attention;
-        let block = match (config.conditioning, place) {
+        match (config.conditioning, place) {
             (Conditioning::Dense, Place::Before(layer))
             | (Conditioning::Vanilla, Place::Middle(layer)) => {
                 config.block_at(layer, self.config.language.layers)
             }
             _ => None,
-        };
-        match block {
-            Some(i) if T::OWNS_TAPE && self.recompute.covers(true) => ops::recomputed(
-                y,
-                Crossing {
-                    block: self.cross_attention[i].clone(),
-                    params: self.params.clone(),
-                    media: media[i].clone(),
-                    reads: Arc::clone(reads),
-                },
-            ),
-            Some(i) => self.cross_attention[i].forward(&self.params, y, &media[i], reads),
-            None => Ok(y),
         }
+    }
+
+    /// Sends states `y` `[N, D]` through block `i`.
+    pub(crate) fn cross<T: Record>(
+        &self,
+        i: usize,
+        y: Matrix<T>,
+        media: &MediaKeys,
+        reads: &Arc<MediaReads>,
+    ) -> Result<Matrix<T>, DeviceError> {
+        let block = &self.cross_attention[i];
+        if !(T::OWNS_TAPE && self.recompute.covers(true)) {
+            return block.forward(&self.params, y, media, reads);
+        }
+        let crossing = Crossing {
+            block: block.clone(),
+            params: self.params.clone(),
+            media: media.clone(),
+            reads: Arc::clone(reads),
+        };
+        ops::recomputed(y, crossing)
     }
 
     /// Sends the states `y` `[N, D]` of the language model's last layer through the grafted layers,
     /// if any. `attend(i, qkv, heads)` is the attention of graft `i` within sequences.
     pub(crate) fn graft<T: Record>(
         &self,
-        mut y: Matrix<T>,
+        y: Matrix<T>,
         media: &[MediaKeys],
         reads: &Arc<MediaReads>,
-        mut attend: impl FnMut(usize, Matrix<T>, Heads) -> Result<Matrix<T>, DeviceError>,
+        attend: impl FnMut(usize, Matrix<T>, Heads) -> Result<Matrix<T>, DeviceError>,
     ) -> Result<Matrix<T>, DeviceError> {
-        for (i, (graft, block)) in self.grafts.iter().zip(&self.cross_attention).enumerate() {
+        self.graft_by(y, attend, |i, y| self.cross(i, y, &media[i], reads))
+    }
+
+    /// As [`Flamingo::graft`], with `cross(i, y)` for the cross-attention of graft `i`.
+    fn graft_by<T: Record>(
+        &self,
+        mut y: Matrix<T>,
+        mut attend: impl FnMut(usize, Matrix<T>, Heads) -> Result<Matrix<T>, DeviceError>,
+        cross: impl Fn(usize, Matrix<T>) -> Result<Matrix<T>, DeviceError>,
+    ) -> Result<Matrix<T>, DeviceError> {
+        for (i, graft) in self.grafts.iter().enumerate() {
             y = graft.forward(&self.params, y, |qkv, heads| attend(i, qkv, heads))?;
-            y = block.forward(&self.params, y, &media[i], reads)?;
+            y = cross(i, y)?;
         }
         Ok(y)
     }
@@ -581,6 +609,16 @@ impl Flamingo {
         inputs: &Inputs,
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
+        self.hidden_by(inputs, tape, |i, y, media, reads| self.cross(i, y, media, reads))
+    }
+
+    /// As [`Flamingo::hidden`], with `cross(i, y, media, reads)` for the cross-attention block `i`.
+    pub(crate) fn hidden_by<T: Record>(
+        &self,
+        inputs: &Inputs,
+        tape: T,
+        cross: impl Fn(usize, Matrix<T>, &MediaKeys, &Arc<MediaReads>) -> Crossed<T>,
+    ) -> Result<Matrix<T>, DeviceError> {
         let media = self.media(inputs, tape)?;
         let (keys, tape) = self.media_keys(media)?;
         let seen = inputs.images_seen(self.config.cross_attention.attend);
@@ -592,11 +630,17 @@ impl Flamingo {
             recompute: self.recompute,
             split: self.splits_blocks(),
         };
+        let cross = |i, y| cross(i, y, &keys[i], &reads);
         decoder.forward(params, &inputs.tokens, length, tape, &pass, |place, y| match place {
-            Place::End => self.graft(y, &keys, &reads, |_, qkv, heads| {
-                ops::self_attention(qkv, length, heads, &Visible::Causal)
-            }),
-            _ => self.condition(place, y, &keys, &reads),
+            Place::End => self.graft_by(
+                y,
+                |_, qkv, heads| ops::self_attention(qkv, length, heads, &Visible::Causal),
+                cross,
+            ),
+            _ => match self.block_at(place) {
+                Some(i) => cross(i, y),
+                None => Ok(y),
+            },
         })
     }
 
@@ -613,6 +657,28 @@ impl Flamingo {
             all.push(keys);
         }
         Ok((all, tape))
+    }
+
+    /// How much each cross-attention block adds, as sums of squares over the tokens of a batch that see
+    /// an image and predict the next token: in the order of the blocks.
+    ///
+    /// # Errors
+    /// When the inputs do not fit the model or each other.
+    pub fn gate_sums(&self, inputs: &Inputs) -> Result<Vec<GateSums>, ModelError> {
+        let (targets, _) = inputs.check(&self.config)?;
+        let tokens = inputs.phi.iter().zip(&targets);
+        let counted: Vec<bool> =
+            tokens.map(|(phi, target)| *phi >= 0 && target.is_some()).collect();
+        ops::on_pool(|| {
+            let all = RefCell::new(vec![GateSums::default(); self.cross_attention.len()]);
+            self.hidden_by(inputs, NotRecording::default(), |i, y, media, reads| {
+                let block = &self.cross_attention[i];
+                let (y, sums) = block.measured(&self.params, y, (media, reads), &counted)?;
+                all.borrow_mut()[i] = sums;
+                Ok(y)
+            })?;
+            Ok(all.into_inner())
+        })
     }
 
     fn loss<T: Record>(
@@ -632,6 +698,9 @@ impl Flamingo {
         )
     }
 }
+
+/// Text states after a cross-attention block.
+type Crossed<T> = Result<Matrix<T>, DeviceError>;
 
 /// A cross-attention block of a training step, which can run again.
 struct Crossing {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
+use crate::gate_sums::{Addition, GateSums};
 use crate::layers::{FeedForward, LayerNorm, Linear, NORM_EPSILON};
 use crate::limits::{LAYERS_MAX, check_free_heads, check_size};
 use crate::ops::{self, Activation, Heads, MediaReads};
@@ -206,6 +207,14 @@ impl Gate {
         }
     }
 
+    /// What a result is multiplied by.
+    fn factor(self, p: &Params) -> f64 {
+        match self {
+            Self::Tanh(gate) => f64::from(p.get(gate).values()[0]).tanh(),
+            Self::None => 1.0,
+        }
+    }
+
     /// `y + gate * to_out(x)`. The tape comes with `x`.
     fn add<T: Record>(
         self,
@@ -307,6 +316,32 @@ impl GatedCrossAttention {
         let (y, tape) = y.split();
         let hidden = feed_forward.hidden(p, y.clone().with(tape))?; // [B * L, 4 D]
         gate.add(p, &feed_forward.down, hidden, y)
+    }
+
+    /// As [`GatedCrossAttention::forward`] over `media` and what is read of it, bit by bit; and what it
+    /// adds in the `counted` rows.
+    ///
+    /// A branch is measured before its gate and its sum multiplied by the gate afterwards: the difference
+    /// of the states before and after would drown in their rounding while a gate is nearly closed.
+    pub(crate) fn measured(
+        &self,
+        p: &Params,
+        y: Matrix,
+        (media, reads): (&MediaKeys, &Arc<MediaReads>),
+        counted: &[bool],
+    ) -> Result<(Matrix, GateSums), DeviceError> {
+        let read = self.read_media(p, y.clone(), media, reads)?; // [B * L, H K]
+        let branch = self.to_out.forward(p, read.clone())?; // [B * L, D]
+        let attention = Addition::of(&branch, self.attention_gate.factor(p), &y, counted)?;
+        let y = self.attention_gate.add(p, &self.to_out, read, y)?; // [B * L, D]
+        let Some((inside, gate)) = &self.feed_forward else {
+            return Ok((y, GateSums { attention, feed_forward: None }));
+        };
+        let hidden = inside.hidden(p, y.clone())?; // [B * L, 4 D]
+        let branch = inside.down.forward(p, hidden.clone())?; // [B * L, D]
+        let feed_forward = Some(Addition::of(&branch, gate.factor(p), &y, counted)?);
+        let y = gate.add(p, &inside.down, hidden, y)?; // [B * L, D]
+        Ok((y, GateSums { attention, feed_forward }))
     }
 
     /// What the heads read: `[B * L, H K]`, exactly zero where a token sees no image.

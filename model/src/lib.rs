@@ -44,7 +44,7 @@
 //! `checkpoint` model folders | `layers` affine map, norm, feed-forward | `block` transformer block |
 //! `vision` tower: `vit` CLIP's or `nfnet` the paper's | `architecture` and `decoder` of language models | `families` of them |
 //! `clip` contrastive model | `language_model` | `self_attention` of trained parts | `resampler` |
-//! `gated_xattn` | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
+//! `gated_xattn` and `gate_sums` how much it adds | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
 //! and scoring | `openflamingo` names of its checkpoints | `openflamingo_checkpoint` whole models from and
 //! to them | `torch_file` checkpoints written for PyTorch | `presets` named models and their
 //! numbers of parameters.
@@ -66,6 +66,7 @@ mod device_weight;
 mod error;
 mod families;
 mod flamingo;
+mod gate_sums;
 mod gated_xattn;
 mod generate;
 #[cfg(test)]
@@ -102,6 +103,7 @@ pub use decoder::LanguageConfig;
 pub use device::{Device, DeviceChoice, DeviceMemory, Precision};
 pub use error::{Mismatches, ModelError};
 pub use flamingo::{Flamingo, FlamingoConfig, Tower, TrainedTowers};
+pub use gate_sums::{Addition, GateSums};
 pub use gated_xattn::{Conditioning, CrossAttentionConfig, FirstBlock, GateKind, MediaAttention};
 pub use generate::{Generation, Prompt, Scores, Search};
 pub use inputs::{Inputs, Latents};

@@ -1,12 +1,14 @@
 //! What every variant of the trained parts promises, on models small enough for finite differences.
 
+use std::cell::RefCell;
+
 use crate::flamingo::Towers;
 use crate::gated_xattn::{Conditioning, FirstBlock, GateKind, MediaAttention};
 use crate::ops::Recompute;
 use crate::ops::gradient_check::{gradients_of_ramp, pseudo_random, weighted_sum};
 use crate::params::{Source, Training};
 use crate::resampler::ResamplerKind;
-use crate::tensor::{NotRecording, Recording};
+use crate::tensor::{Matrix, NotRecording, Recording};
 use crate::{
     Activation, CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients, Inputs, LanguageConfig,
     LanguageModel, Latents, NfnetConfig, Params, Prompt, ResamplerConfig, Tensors, Tower,
@@ -261,6 +263,80 @@ fn all_previous_images_are_read_and_with_one_only_the_last() {
         let mut changed = batch.clone();
         changed.pixels[..2 * PIXELS].fill(-0.3);
         assert_eq!(read(&batch) == read(&changed), attend == MediaAttention::One);
+    }
+}
+
+/// A model with these gates in all blocks.
+fn with_gates(config: &FlamingoConfig, alpha: f32, beta: f32) -> Flamingo {
+    let mut model = fresh(config);
+    change(&mut model, |name, values| match name.rsplit('.').next() {
+        Some("attn_gate") => values.fill(alpha),
+        Some("ffw_gate") => values.fill(beta),
+        _ => {}
+    });
+    model
+}
+
+/// States before and after the first block: `[12, 16]` each.
+fn around_the_first_block(model: &Flamingo, batch: &Inputs) -> [Vec<f32>; 2] {
+    let seen = RefCell::new(Vec::new());
+    let pass = |i, y: Matrix, media: &_, reads: &_| {
+        let after = model.cross(i, y.clone(), media, reads)?;
+        seen.borrow_mut().push([y.to_vec()?, after.to_vec()?]);
+        Ok(after)
+    };
+    model.hidden_by(batch, NotRecording::default(), pass).unwrap();
+    seen.into_inner().swap_remove(0)
+}
+
+/// By another way: from the states before and after, with the second half open and closed.
+#[test]
+fn what_a_block_adds_is_the_difference_of_the_states() {
+    let (config, batch) = (paper(), inputs(&paper()));
+    // Those that see an image and predict the next token.
+    let rows = |values: &[f32]| -> Vec<f64> {
+        let row = |l: usize| values[l * 16..(l + 1) * 16].iter().map(|v| f64::from(*v));
+        [1, 3, 4, 8, 9].into_iter().flat_map(row).collect()
+    };
+    let square = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>();
+    let change = |after: &[f32], before: &[f32]| {
+        let both = rows(after).into_iter().zip(rows(before));
+        square(&both.map(|(after, before)| after - before).collect::<Vec<_>>())
+    };
+    let close = |found: f64, expected: f64| {
+        assert!((found / expected - 1.0).abs() < 1e-4, "{found}, expected {expected}");
+    };
+    let [before, between] = around_the_first_block(&with_gates(&config, 0.7, 0.0), &batch);
+    let open = with_gates(&config, 0.7, -0.4);
+    let [_, after] = around_the_first_block(&open, &batch);
+    let sums = open.gate_sums(&batch).unwrap();
+    let (attention, feed_forward) = (sums[0].attention, sums[0].feed_forward.unwrap());
+    close(attention.onto, square(&rows(&before)));
+    close(attention.added, change(&between, &before));
+    close(attention.ratio(), (change(&between, &before) / square(&rows(&before))).sqrt());
+    close(feed_forward.onto, square(&rows(&between)));
+    close(feed_forward.added, change(&after, &between));
+}
+
+#[test]
+fn closed_gates_add_exactly_nothing_and_open_ones_something() {
+    for (name, config) in variants() {
+        let (batch, crossing) = (inputs(&config), &config.cross_attention);
+        let blind = Inputs { phi: vec![-1; 12], ..batch.clone() };
+        let is_gated = crossing.gate == GateKind::Tanh;
+        let is_vanilla = crossing.conditioning == Conditioning::Vanilla;
+        for (model, is_closed) in [(fresh(&config), is_gated), (opened(&config), false)] {
+            let sums = model.gate_sums(&batch).unwrap();
+            assert_eq!(sums.len(), crossing.n_blocks(config.language.layers), "{name}");
+            for block in sums {
+                assert_eq!(block.feed_forward.is_none(), is_vanilla, "{name}");
+                for half in [Some(block.attention), block.feed_forward].into_iter().flatten() {
+                    assert!(half.ratio().is_finite(), "{name}: {half:?}");
+                    assert_eq!(half.ratio() == 0.0, is_closed, "{name}: {half:?}");
+                }
+            }
+            assert!(model.gate_sums(&blind).unwrap()[0].attention.ratio().is_nan(), "{name}");
+        }
     }
 }
 

@@ -54,6 +54,11 @@ pub struct RunConfig<M> {
     /// May change when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blindness_every: Option<u64>,
+    /// Steps between two looks at what the Flamingo stage's cross-attention adds to the text: the ratio of
+    /// `tanh(alpha) * xattn(y)`, and of `tanh(beta) * ffw(y)`, to `y` itself, by layer. May change when
+    /// a run is continued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gates_every: Option<u64>,
     /// What is known of the machine, in the Flamingo stage. May change when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<HardwareConfig>,

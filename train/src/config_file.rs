@@ -67,8 +67,10 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         }
         self.check_optimizer(&config.optimizer)?;
         self.check_guard(&config.guard)?;
-        if let Some(every) = config.blindness_every {
-            self.require(every > 0, "blindness_every", &every, "at least 1")?;
+        for (key, every) in
+            [("blindness_every", config.blindness_every), ("gates_every", config.gates_every)]
+        {
+            self.require(every != Some(0), key, &0, "at least 1")?;
         }
         if let Some(peak) = config.hardware.and_then(|hardware| hardware.peak_tflops) {
             let fits = peak > 0.0 && peak.is_finite();
@@ -284,11 +286,12 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     /// images, and how much of the machine it uses.
     ///
     /// # Errors
-    /// When there is a key `blindness_every` or `hardware`.
+    /// When there is a key `blindness_every`, `gates_every` or `hardware`.
     pub fn require_nothing_of_flamingo(&self) -> Result<(), TrainError> {
-        let RunConfig { blindness_every, hardware, .. } = &self.config;
+        let RunConfig { blindness_every, gates_every, hardware, .. } = &self.config;
         let given = [
             ("blindness_every", blindness_every.map(|every| every.to_string())),
+            ("gates_every", gates_every.map(|every| every.to_string())),
             ("hardware", hardware.map(|_| "given".to_owned())),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key, value?))).try_for_each(

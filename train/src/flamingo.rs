@@ -8,8 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use flamingo_dataset::{Batch, FeatureCache, ImageConfig, Tokenizer};
 use flamingo_model::{
-    CrossAttentionConfig, Flamingo, FlamingoConfig, GateKind, Gradients, Inputs, MediaAttention,
-    ModelError, Params, ResamplerConfig, Snapshot, Spare, Tower, Trainable, TrainedTowers,
+    CrossAttentionConfig, Flamingo, FlamingoConfig, GateKind, GateSums, Gradients, Inputs,
+    MediaAttention, ModelError, Params, ResamplerConfig, Snapshot, Spare, Tower, Trainable,
+    TrainedTowers,
 };
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -315,6 +316,25 @@ impl Stage for Joined {
             losses.push(("blank", loss(&inputs)?));
         }
         Ok(losses)
+    }
+
+    /// Root mean square of what a block adds over that of what it is added to, over the tokens of all
+    /// batches that see an image and predict the next token.
+    fn gate_ratios(&self, batches: &[Batch]) -> Result<BTreeMap<String, f64>, TrainError> {
+        let mut all: Vec<GateSums> = Vec::new();
+        for batch in batches {
+            let sums = self.flamingo.gate_sums(&self.inputs(batch)?);
+            let sums = sums.map_err(TrainError::model("run"))?;
+            all.resize(sums.len(), GateSums::default());
+            all.iter_mut().zip(sums).for_each(|(all, sums)| *all += sums);
+        }
+        let mut ratios = BTreeMap::new();
+        for (block, GateSums { attention, feed_forward }) in all.into_iter().enumerate() {
+            ratios.insert(format!("gate_ratio.{block}.attention"), attention.ratio());
+            let feed_forward = feed_forward.map(|sums| sums.ratio());
+            ratios.extend(feed_forward.map(|r| (format!("gate_ratio.{block}.feed_forward"), r)));
+        }
+        Ok(ratios)
     }
 
     fn model(&self) -> &dyn Trainable {

@@ -27,6 +27,7 @@
 //! - [`checkpoint`], [`checkpoint_writer`], [`room`], [`run_folder`], [`files`]: what is on disk, whatever
 //!   happens
 //! - [`metrics`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
+//! - [`looks`]: whether the model reads its images
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
 //! - [`export`]: models for others, and from them
 //! - [`device`], [`machine`], [`flop`], [`bench`]: where a command runs, and how fast
@@ -48,6 +49,7 @@ pub mod flop;
 pub mod inputs;
 pub mod language;
 pub mod limits;
+pub mod looks;
 pub mod machine;
 pub mod masks;
 pub mod metrics;

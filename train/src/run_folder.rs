@@ -27,11 +27,12 @@ const LOCK: &str = "lock";
 
 /// Keys that may change when a run is continued: they say what is kept or looked at, not what comes
 /// out; or what is done about steps that go wrong from then on.
-const MAY_CHANGE: [&str; 9] = [
+const MAY_CHANGE: &[&str] = &[
     "blindness_every",
     "checkpoint_every",
     "disk_cache",
     "feature_cache",
+    "gates_every",
     "guard",
     "hardware",
     "keep_every",

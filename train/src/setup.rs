@@ -17,6 +17,7 @@ use crate::config::{RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
 use crate::device::{self, DeviceArgs};
 use crate::error::TrainError;
+use crate::looks::Looks;
 use crate::machine::Gauge;
 use crate::optimizer::AdamW;
 use crate::overrides::Override;
@@ -310,10 +311,13 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         weights: weights(config),
         checkpoint_every: config.checkpoint_every,
         keep: config.keep(),
-        blindness_every: config.blindness_every,
-        turns: match config.mixture {
-            MixtureMode::RoundRobin => config.data.len() as u64,
-            MixtureMode::Accumulate | MixtureMode::Merged => 1,
+        looks: Looks {
+            blindness_every: config.blindness_every,
+            gates_every: config.gates_every,
+            turns: match config.mixture {
+                MixtureMode::RoundRobin => config.data.len() as u64,
+                MixtureMode::Accumulate | MixtureMode::Merged => 1,
+            },
         },
         gauge: Gauge::new(device, &config.hardware.unwrap_or_default()),
         guard: Guard::new(

@@ -15,6 +15,7 @@ use crate::checkpoint::{self, Keep, State};
 use crate::checkpoint_writer::{CheckpointWriter, Job};
 use crate::device::Devices;
 use crate::error::TrainError;
+use crate::looks::Looks;
 use crate::machine::Gauge;
 use crate::metrics::{MetricsLog, StepMetrics};
 use crate::optimizer::AdamW;
@@ -89,6 +90,14 @@ pub trait Stage {
         Ok(Vec::new())
     }
 
+    /// What each cross-attention block adds to the text states of these batches, as a share of them.
+    ///
+    /// # Errors
+    /// As those of [`loss`](Self::loss).
+    fn gate_ratios(&self, _batches: &[Batch]) -> Result<BTreeMap<String, f64>, TrainError> {
+        Ok(BTreeMap::new())
+    }
+
     /// What a run logs about the model besides its loss.
     fn observe(&self) -> BTreeMap<String, f64> {
         BTreeMap::new()
@@ -132,10 +141,8 @@ pub struct Run<'run> {
     pub keep: Keep,
     /// Updates after which the run stops.
     pub stop_after: u64,
-    /// Steps between looks at how much the model looks at its images.
-    pub blindness_every: Option<u64>,
-    /// Steps in which every dataset has its turn.
-    pub turns: u64,
+    /// Looks at the model between updates.
+    pub looks: Looks,
     /// Reads what the machine does.
     pub gauge: Gauge,
     /// Looks for steps that go wrong.
@@ -232,12 +239,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
 
         let (losses, mut gradients, grad_norm) =
             accumulate(&run, &batches).map_err(run.failed(done))?;
-        let by_name: Vec<(&str, f32)> =
-            batches.iter().map(|batch| &*batch.name).zip(losses.iter().copied()).collect();
-        let learned = |(batch, loss): (&Batch, _)| run.learns_from(batch).then_some(loss);
-        let of_learned: Vec<_> =
-            batches.iter().zip(by_name.iter().copied()).filter_map(learned).collect();
-        let found = run.guard.look(&of_learned, grad_norm);
+        let found = run.guard.look(&learned_losses(&run, &batches, &losses), grad_norm);
         if let Some(found) = &found {
             checkpoints.wait()?;
             let trouble = trouble(&run, &batches, done, found)?;
@@ -253,7 +255,8 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         let mut observed = BTreeMap::new();
         let lr = run.schedule.lr(done);
         if found.is_none() {
-            observed = blindness(&run, &batches, &losses, done).map_err(run.failed(done))?;
+            let seen = run.looks.look(run.stage, &batches, &losses, done);
+            observed = seen.map_err(run.failed(done))?;
             let params = &mut run.stage.model_mut().params_mut();
             let updated = run.optimizer.update(params, &mut gradients, grad_norm, lr, done);
             updated.map_err(TrainError::model("run")).map_err(run.failed(done))?;
@@ -346,25 +349,10 @@ fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients, f64)
     Ok((losses, gradients, norm.map_err(TrainError::model("run"))?))
 }
 
-/// How much more each dataset loses with other images than its own, in nats per token: above 0 if the
-/// model looks at them. It has not seen these rows yet, at least not in this epoch.
-fn blindness(
-    run: &Run,
-    batches: &[Batch],
-    losses: &[f32],
-    done: u64,
-) -> Result<BTreeMap<String, f64>, TrainError> {
-    let mut all = BTreeMap::new();
-    if run.blindness_every.is_none_or(|every| !(done / run.turns).is_multiple_of(every)) {
-        return Ok(all);
-    }
-    for (batch, loss) in batches.iter().zip(losses) {
-        for (images, blind) in run.stage.blind_losses(batch)? {
-            let more = f64::from(blind) - f64::from(*loss);
-            all.insert(format!("blindness.{}, images {images}", batch.name), more);
-        }
-    }
-    Ok(all)
+/// The losses that are learned from, by dataset.
+fn learned_losses<'a>(run: &Run, batches: &'a [Batch], losses: &[f32]) -> Vec<(&'a str, f32)> {
+    let learned = batches.iter().zip(losses).filter(|(batch, _)| run.learns_from(batch));
+    learned.map(|(batch, loss)| (&*batch.name, *loss)).collect()
 }
 
 /// The sum of the losses that are learned from, each times its lambda.

@@ -99,6 +99,10 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     change("flamingo", "keep_last = 2\n", hardware, &words);
     let hardware = hardware.replace("0.0", "1.0");
     change("language", "keep_last = 2\n", &hardware, &["`hardware` is given, expected nothing"]);
+    let gates = "keep_last = 2\ngates_every = 3\n";
+    change("language", "keep_last = 2\n", gates, &["`gates_every` is 3, expected nothing"]);
+    let gates = gates.replace('3', "0");
+    change("flamingo", "keep_last = 2\n", &gates, &["`gates_every` is 0, expected at least 1"]);
     change("flamingo", "heads = 2", "heads = 0", &["`model.resampler.heads` is 0"]);
     change("flamingo", "every = 1", "every = 0", &["`model.cross_attention.every` is 0"]);
     let merged = "seed = 3\nmixture = \"merged\"";

@@ -58,3 +58,27 @@ fn a_step_tells_its_samples_operations_and_memory() {
     assert!(weights(&world.path("run")) == weights(&world.path("whole")), "other weights");
     assert!(metrics(&world.path("whole"))[0]["machine"].get("mfu").is_none());
 }
+
+#[test]
+fn what_cross_attention_adds_is_measured_and_changes_nothing() {
+    let world = World::with_towers();
+    let run = world.path("run");
+    let train = |more: &[&str]| world.train("flamingo", FLAMINGO, "run", more).expect_success();
+    train(&["--set", "gates_every=3", "--stop-after", "5"]);
+    train(&["--resume", "--set", "gates_every=2"]);
+    world.train("flamingo", FLAMINGO, "whole", &[]).expect_success();
+    assert!(weights(&run) == weights(&world.path("whole")), "other weights");
+    let of_step = |line: &serde_json::Value| -> Vec<f64> {
+        let names = ["0.attention", "0.feed_forward", "1.attention", "1.feed_forward"];
+        let ratio = |name: &&str| line["observed"][format!("gate_ratio.{name}")].as_f64();
+        names.iter().filter_map(ratio).collect()
+    };
+    let lines = metrics(&run);
+    let looked: Vec<usize> = (1..=8).filter(|step| !of_step(&lines[step - 1]).is_empty()).collect();
+    assert_eq!(looked, [1, 4, 7]);
+    assert_eq!(of_step(&lines[0]), [0.0; 4], "gates are closed before the first update");
+    let opened = of_step(&lines[6]);
+    assert!(opened.len() == 4 && opened.iter().all(|ratio| *ratio > 0.0), "{opened:?}");
+    let html = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(html.contains("Observed: gate_ratio"), "no chart");
+}
