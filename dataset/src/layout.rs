@@ -5,10 +5,12 @@
 //! place. Rows that the other program marks as failed have no number.
 
 mod image_source;
+mod lines;
 mod mmc4;
 mod obelics;
 mod pairs;
 mod parquet_file;
+mod texts;
 mod webdataset;
 
 use std::fmt;
@@ -16,6 +18,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::sha256_hex;
+use crate::layout::lines::LineFiles;
 use crate::{CorpusError, CorpusKind, CorpusStore, DiskCacheConfig, Manifest, Row, ShardEntry};
 
 /// Who wrote a corpus, and what must be known to read it.
@@ -64,6 +67,27 @@ pub enum Layout {
         #[serde(default)]
         missing: MissingImage,
     },
+    /// Plain text files, `.txt`.
+    TextFiles {
+        /// The line that stands between documents, without white space around it; a blank line by default.
+        #[serde(default)]
+        separator: String,
+    },
+    /// JSON lines, `.jsonl`, with a text each.
+    JsonLines {
+        /// Its key.
+        #[serde(default = "text_column")]
+        text: String,
+    },
+    /// Parquet files with a column of texts.
+    TextColumn {
+        /// Name of the column; the first of a list of texts is taken.
+        #[serde(default = "text_column")]
+        text: String,
+        /// How the names of the files begin that are read; all where it is empty.
+        #[serde(default)]
+        files: String,
+    },
 }
 
 /// What becomes of a page one of whose images could not be fetched.
@@ -103,15 +127,18 @@ impl Layout {
     fn extension(&self) -> &'static str {
         match self {
             Self::Webdataset {} => "tar",
-            Self::Mmc4 { .. } => "jsonl",
+            Self::Mmc4 { .. } | Self::JsonLines { .. } => "jsonl",
+            Self::TextFiles { .. } => "txt",
             _ => "parquet",
         }
     }
 
     fn kind(&self) -> CorpusKind {
         match self {
-            Self::Obelics { .. } | Self::Mmc4 { .. } => CorpusKind::Interleaved,
-            _ => CorpusKind::ImageText,
+            Self::Img2dataset {} | Self::Webdataset {} | Self::HuggingFace { .. } => {
+                CorpusKind::ImageText
+            }
+            _ => CorpusKind::Interleaved,
         }
     }
 }
@@ -125,6 +152,9 @@ impl fmt::Display for Layout {
             Self::HuggingFace { .. } => "Hugging Face datasets",
             Self::Obelics { .. } => "OBELICS",
             Self::Mmc4 { .. } => "mmc4",
+            Self::TextFiles { .. } | Self::JsonLines { .. } | Self::TextColumn { .. } => {
+                "a writer of texts"
+            }
         })
     }
 }
@@ -172,7 +202,10 @@ pub(crate) fn open(
 ) -> Result<(Box<dyn ForeignRows>, Manifest), CorpusError> {
     let suffix = format!(".{}", layout.extension());
     let mut files = store.list("")?;
-    let prefix = if let Layout::HuggingFace { files, .. } = layout { files } else { "" };
+    let prefix = match layout {
+        Layout::HuggingFace { files, .. } | Layout::TextColumn { files, .. } => files,
+        _ => "",
+    };
     files.retain(|file| file.starts_with(prefix) && file.ends_with(&suffix));
     if files.is_empty() {
         let problem = format!("no file {prefix}*{suffix}, as {layout} writes them");
@@ -210,14 +243,29 @@ pub(crate) fn open(
         }
         Layout::Mmc4 { images, similarity_min, missing } => {
             let images = open_images(images)?;
-            let indexed = index_all(store, &files, &mut shards, |file| mmc4::index(store, file))?;
-            let files = mmc4::LineFiles { store: store.clone(), files, lines: indexed };
+            let lines = index_all(store, &files, &mut shards, |file| lines::index(store, file))?;
+            let files = LineFiles { store: store.clone(), files, lines };
             Box::new(mmc4::Pages {
                 files,
                 images,
                 similarity_min: *similarity_min,
                 missing: *missing,
             })
+        }
+        Layout::TextFiles { separator } => {
+            let find = |file: &str| lines::index_documents(store, file, separator);
+            let lines = index_all(store, &files, &mut shards, find)?;
+            Box::new(texts::PlainTexts(LineFiles { store: store.clone(), files, lines }))
+        }
+        Layout::JsonLines { text } => {
+            let lines = index_all(store, &files, &mut shards, |file| lines::index(store, file))?;
+            let files = LineFiles { store: store.clone(), files, lines };
+            Box::new(texts::JsonTexts { files, key: text.clone() })
+        }
+        Layout::TextColumn { text, .. } => {
+            let find = |file: &str| texts::index_column(store, file, text);
+            let indexed = index_all(store, &files, &mut shards, find)?;
+            Box::new(texts::ColumnTexts::new(indexed, text))
         }
     };
     // Not where the images are, but which.

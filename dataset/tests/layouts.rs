@@ -281,3 +281,59 @@ fn broken_files_and_rows_are_named() {
         assert!(error.is_about_one_row() && error.to_string().contains(word), "{error}");
     }
 }
+
+#[test]
+fn texts_are_read_from_files_lines_and_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path();
+    let open = |name: &str, layout: &Layout| {
+        Corpus::open_as(place.join(name).to_str().unwrap(), layout, None)
+    };
+    let texts = |corpus: &Corpus| -> Vec<Result<String, String>> {
+        let text = |row| match corpus.read_texts(row) {
+            Ok(Row::Interleaved(page)) => match &page.slots[..] {
+                [Slot::Text(text)] => Ok(text.clone()),
+                slots => Err(format!("{slots:?}")),
+            },
+            other => Err(other.err().map_or_else(String::new, |error| error.to_string())),
+        };
+        (0..corpus.n_rows()).map(text).collect()
+    };
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::create_dir_all(place.join(name).parent().unwrap()).unwrap();
+        std::fs::write(place.join(name), bytes).unwrap();
+    };
+    let ok = |texts: &[&str]| texts.iter().map(|text| Ok((*text).to_owned())).collect::<Vec<_>>();
+
+    write("plain/a.txt", b"\n\n one\n two\n \n\nthree\r\n\r\nfour");
+    write("plain/b.txt", b"five\n");
+    write("plain/other.md", b"no text file");
+    let plain = |separator: &str| Layout::TextFiles { separator: separator.to_owned() };
+    let corpus = open("plain", &plain("")).unwrap();
+    assert_eq!(texts(&corpus), ok(&["one\n two", "three", "four", "five"]));
+    assert_eq!(corpus.kind(), CorpusKind::Interleaved);
+
+    write("marked/a.txt", b"one\n\ntwo\n<end>\n<end>\n three \n <end> \n\xff\n");
+    let marked = texts(&open("marked", &plain("<end>")).unwrap());
+    assert_eq!(marked[..2], ok(&["one\n\ntwo", "three"]));
+    assert!(marked[2].as_ref().unwrap_err().contains("not UTF-8"), "{marked:?}");
+
+    write("lines/a.jsonl", b"{\"body\": \"one\\ntwo\"}\n\n{\"body\": 3}\n{\"body\"\n");
+    let lines = texts(&open("lines", &Layout::JsonLines { text: "body".to_owned() }).unwrap());
+    assert_eq!(lines[0], Ok("one\ntwo".to_owned()));
+    for (line, word) in lines[1..].iter().zip(["`body`", "line"]) {
+        assert!(line.as_ref().unwrap_err().contains(word), "{line:?}");
+    }
+
+    // A corpus of this project has a column of texts, too.
+    write_corpus(&place.join("own"), CorpusKind::ImageText, &[&[pair(1), pair(2)]]);
+    let column = |text: &str| Layout::TextColumn { text: text.to_owned(), files: "shard".into() };
+    assert_eq!(
+        texts(&open("own", &column("caption")).unwrap()),
+        ok(&["a red circle, number 1", "a red circle, number 2"])
+    );
+    let error = open("own", &column("words")).err().unwrap().to_string();
+    assert!(error.contains("no column `words` among `"), "{error}");
+    let error = open("marked", &column("text")).err().unwrap().to_string();
+    assert!(error.contains("no file shard*.parquet, as a writer of texts writes them"), "{error}");
+}
