@@ -15,7 +15,6 @@ use crate::checkpoint::{self, Keep, State};
 use crate::error::TrainError;
 use crate::metrics::MetricsLog;
 use crate::optimizer::AdamW;
-use crate::report;
 use crate::room::{self, Size};
 use crate::trainer::Stage;
 
@@ -170,9 +169,9 @@ impl Job {
         }
         self.log.sync()?;
         checkpoint::write(&self.run, &self.state, moments, save_model)?;
-        if let Some(keep) = &self.keep {
-            checkpoint::prune(&self.run, self.state.step, keep)?;
+        match &self.keep {
+            Some(keep) => checkpoint::prune(&self.run, self.state.step, keep),
+            None => Ok(()),
         }
-        report::write(&self.run, &self.state.devices, &self.state.troubles)
     }
 }

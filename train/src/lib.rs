@@ -26,7 +26,7 @@
 //! - [`trouble`], [`stop`]: steps that go wrong, and signals to stop
 //! - [`checkpoint`], [`checkpoint_writer`], [`room`], [`run_folder`], [`files`]: what is on disk, whatever
 //!   happens
-//! - [`metrics`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
+//! - [`metrics`], [`history`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
 //! - [`looks`]: whether the model reads its images
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
 //! - [`export`]: models for others, and from them
@@ -46,6 +46,7 @@ pub mod export;
 pub mod files;
 pub mod flamingo;
 pub mod flop;
+pub mod history;
 pub mod inputs;
 pub mod language;
 pub mod limits;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use flamingo_dataset::CorruptRow;
@@ -130,22 +130,26 @@ impl MetricsLog {
     }
 }
 
-/// All metrics of a run.
+/// Gives `take` the metrics of each step of a run, one at a time: those of a long run together would fill
+/// the memory.
 ///
 /// # Errors
 /// When the file cannot be read or holds a line that is not metrics.
-pub fn read(run: &Path) -> Result<Vec<StepMetrics>, TrainError> {
+pub fn each(run: &Path, mut take: impl FnMut(StepMetrics)) -> Result<(), TrainError> {
     let path = run.join(FILE);
-    let text = std::fs::read(&path).map_err(TrainError::file("read", &path))?;
-    whole_lines(&text)
-        .map(|line| {
-            serde_json::from_slice(line).map_err(|source| TrainError::Broken {
+    let file = File::open(&path).map_err(TrainError::file("open", &path))?;
+    let (mut lines, mut line) = (BufReader::new(file), Vec::new());
+    while lines.read_until(b'\n', &mut line).map_err(TrainError::file("read", &path))? > 0 {
+        for whole in whole_lines(&line) {
+            take(serde_json::from_slice(whole).map_err(|source| TrainError::Broken {
                 path: path.clone(),
                 expected: "a list of metrics, one JSON object a line",
                 source,
-            })
-        })
-        .collect()
+            })?);
+        }
+        line.clear();
+    }
+    Ok(())
 }
 
 /// Lines with their ends; a last line without one was cut by a crash and is left out.
@@ -190,7 +194,8 @@ pub(crate) mod tests {
 
         let mut log = MetricsLog::open(run.path(), 3).unwrap();
         log.append(&metrics(4, 0.5)).unwrap();
-        let back = read(run.path()).unwrap();
+        let mut back = Vec::new();
+        each(run.path(), |step| back.push(step)).unwrap();
         assert_eq!(back.iter().map(|m| m.step).collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert_eq!(back[3], metrics(4, 0.5));
     }
@@ -199,7 +204,7 @@ pub(crate) mod tests {
     fn a_line_that_is_not_metrics_is_an_error_that_names_the_file() {
         let run = tempfile::tempdir().unwrap();
         std::fs::write(run.path().join(FILE), "{}\n").unwrap();
-        let error = read(run.path()).unwrap_err().to_string();
+        let error = each(run.path(), |_| ()).unwrap_err().to_string();
         assert!(error.contains("metrics.jsonl is not a list of metrics"), "{error}");
     }
 }

@@ -1,72 +1,138 @@
-//! `report.html`: loss curves, what the stage observed, throughput and the config, in one
-//! self-contained page.
+//! `report.html`: curves of losses, of what was observed, of speed, and the config, in one
+//! self-contained page, drawn again while the run goes on.
+//!
+//! The loop hands over each step and never waits for a drawing: a thread makes it, from a copy of what
+//! the history keeps, which has a bound.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
-use flamingo_dataset::CorruptRow;
 use flamingo_dataset::report::Page;
 
 use crate::device::{self, Devices};
 use crate::error::TrainError;
 use crate::files;
-use crate::machine::Machine;
+use crate::history::{Chart, History, Section};
 use crate::metrics::{self, StepMetrics};
+use crate::progress::Progress;
 use crate::run_folder;
 use crate::trouble::Trouble;
 
 const FILE: &str = "report.html";
 
-/// Corrupt rows that the page names.
-const CORRUPT_ROWS_MAX: usize = 100;
+/// Time between two drawings, and a step.
+const REDRAWN_EVERY: Duration = Duration::from_secs(30);
 
-/// A named line of a chart: points `(step, value)`.
-type Series = (String, Vec<(f64, f64)>);
+/// Points of all curves together, so that the page stays below two megabytes.
+const POINTS_MAX: usize = 120_000;
 
-/// Writes the report of a run from its metrics, its config, where it was made and the steps that went
-/// wrong.
-///
-/// # Errors
-/// When the run's files cannot be read or the report cannot be written.
-pub fn write(run: &Path, devices: &Devices, troubles: &[Trouble]) -> Result<(), TrainError> {
-    let steps = metrics::read(run)?;
+/// Points of a curve, at most: about two for each unit of a chart's width.
+const CURVE_POINTS_MAX: usize = 1600;
+
+/// The report of a run that goes on.
+#[derive(Debug)]
+pub struct Report {
+    run: PathBuf,
+    history: History,
+    every: Duration,
+    drawn: Instant,
+    drawing: Option<JoinHandle<Result<(), TrainError>>>,
+}
+
+impl Report {
+    /// Begins with the steps that the metrics of a run have already.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn open(run: &Path) -> Result<Self, TrainError> {
+        let mut history = History::default();
+        metrics::each(run, |step| history.add(&step))?;
+        let (run, drawn) = (run.to_path_buf(), Instant::now());
+        Ok(Self { run, history, every: REDRAWN_EVERY, drawn, drawing: None })
+    }
+
+    /// Takes in the next step.
+    pub fn add(&mut self, step: &StepMetrics) {
+        self.history.add(step);
+    }
+
+    /// Draws the page beside the loop where the last one is half a minute old and none is being drawn.
+    /// That one could not be written is said, and no reason to stop.
+    pub fn draw_if_due(&mut self, devices: &Devices, troubles: &[Trouble], progress: &Progress) {
+        let is_busy = self.drawing.as_ref().is_some_and(|drawing| !drawing.is_finished());
+        if is_busy || self.drawn.elapsed() < self.every {
+            return;
+        }
+        if let Err(error) = self.wait() {
+            progress.note(&format!("no report: {error}"));
+        }
+        self.drawn = Instant::now();
+        let (run, history) = (self.run.clone(), self.history.clone());
+        let (devices, troubles) = (devices.clone(), troubles.to_vec());
+        let draw = move || write(&run, &history, &devices, &troubles);
+        match Builder::new().name("report".to_owned()).spawn(draw) {
+            Ok(drawing) => self.drawing = Some(drawing),
+            Err(error) => progress.note(&format!("no report: {error}")),
+        }
+    }
+
+    /// Draws the page, and waits for it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn draw(&mut self, devices: &Devices, troubles: &[Trouble]) -> Result<(), TrainError> {
+        // If that one failed, so will this one, or it stands in for it.
+        let _ = self.wait();
+        write(&self.run, &self.history, devices, troubles)
+    }
+
+    /// Waits for the page that is being drawn.
+    fn wait(&mut self) -> Result<(), TrainError> {
+        let Some(drawing) = self.drawing.take() else { return Ok(()) };
+        drawing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Report {
+    /// The next attempt at the run draws into the same file.
+    fn drop(&mut self) {
+        if let Some(drawing) = self.drawing.take() {
+            // A run that ends otherwise has said why.
+            let _ = drawing.join();
+        }
+    }
+}
+
+fn write(
+    run: &Path,
+    history: &History,
+    devices: &Devices,
+    troubles: &[Trouble],
+) -> Result<(), TrainError> {
     let config_path = run.join(run_folder::CONFIG);
     let config =
         std::fs::read_to_string(&config_path).map_err(TrainError::file("read", &config_path))?;
     let name = run
         .file_name()
         .map_or_else(|| run.display().to_string(), |name| name.to_string_lossy().into_owned());
-    files::replace(&run.join(FILE), page(&name, &steps, devices, troubles, &config).as_bytes())
+    files::replace(&run.join(FILE), page(&name, history, devices, troubles, &config).as_bytes())
 }
 
 fn page(
     name: &str,
-    steps: &[StepMetrics],
+    history: &History,
     devices: &Devices,
     troubles: &[Trouble],
     config: &str,
 ) -> String {
     let mut page = Page::new(&format!("Training run {name}"));
-    if let Some(last) = steps.last() {
+    if let Some(last) = &history.last {
         page.heading("At the last step");
-        page.table(&["measure", "value"], &summary(steps, last, devices));
+        page.table(&["measure", "value"], &summary(history, last, devices));
     }
-    page.heading("Loss");
-    page.line_chart("Loss of each dataset", "step", &series(steps, |step| &step.losses));
-    page.line_chart("Objective", "step", &[single("loss", steps, |step| step.loss)]);
-    for (group, lines) in groups(series(steps, |step| &step.observed)) {
-        page.line_chart(&format!("Observed: {group}"), "step", &lines);
-    }
-    page.heading("Optimizer");
-    page.line_chart("Learning rate", "step", &[single("lr", steps, |step| step.lr)]);
-    let norm = single("norm", steps, |step| step.grad_norm);
-    page.line_chart("Norm of the gradient before clipping", "step", &[norm]);
-    page.heading("Speed");
-    let seconds = single("whole step", steps, |step| step.seconds);
-    let waiting = single("waiting for rows", steps, |step| step.data_wait_seconds);
-    page.line_chart("Seconds per step", "step", &[seconds, waiting]);
-    draw_machine(&mut page, steps);
-    let corrupt = corrupt_rows(steps);
+    draw_charts(&mut page, history);
+    let corrupt = corrupt_rows(history);
     if !corrupt.is_empty() {
         page.heading("Corrupt rows, which the next ones stood in for");
         page.table(&["step", "dataset", "row", "problem"], &corrupt);
@@ -80,67 +146,49 @@ fn page(
     page.finish()
 }
 
-/// Samples a second, and of the machine what is known of it.
-fn draw_machine(page: &mut Page, steps: &[StepMetrics]) {
-    let samples = single("samples", steps, |step| step.per_second(step.samples));
-    page.line_chart("Samples per second", "step", &[samples]);
-    let images = single("images", steps, |step| 1000.0 * step.images_per_token());
-    page.line_chart("Images for 1,000 predicted tokens", "step", &[images]);
-    let gibibytes = |bytes: Option<u64>| bytes.map_or(f64::NAN, |n| n as f64 / f64::from(1 << 30));
-    let of_machine = |name: &str, value: fn(&Machine) -> Option<f64>| {
-        single(name, steps, |step| value(&step.machine).unwrap_or(f64::NAN))
-    };
-    let memory = |name: &str, bytes: fn(&Machine) -> Option<u64>| {
-        single(name, steps, |step| gibibytes(bytes(&step.machine)))
-    };
-    for (title, lines) in [
-        ("Operations in 10^12 a second", vec![of_machine("counted", |m| m.tflops)]),
-        ("Share of the device's operations (MFU)", vec![of_machine("mfu", |m| m.mfu)]),
-        (
-            "Memory in GiB",
-            vec![
-                memory("process", |m| m.memory_bytes),
-                memory("process, at most", |m| m.memory_peak_bytes),
-                memory("GPU", |m| m.gpu_memory_bytes),
-                memory("GPU, at most", |m| m.gpu_memory_peak_bytes),
-            ],
-        ),
-    ] {
-        let known: Vec<Series> = lines.into_iter().filter(|(_, line)| !line.is_empty()).collect();
-        if !known.is_empty() {
-            page.line_chart(title, "step", &known);
+fn draw_charts(page: &mut Page, history: &History) {
+    let n_curves: usize = history.charts.values().map(Chart::len).sum();
+    let most = (POINTS_MAX / n_curves.max(1)).min(CURVE_POINTS_MAX);
+    let mut within = None;
+    for ((section, title), chart) in &history.charts {
+        if within != Some(section) {
+            page.heading(&section.to_string());
+            within = Some(section);
         }
+        let title = match section {
+            Section::Observed => format!("Observed: {title}"),
+            _ => title.clone(),
+        };
+        let lines = chart.iter().map(|(name, curve)| (name.clone(), curve.points(most)));
+        page.line_chart(&title, "step", &lines.collect::<Vec<_>>());
     }
 }
 
-fn summary(steps: &[StepMetrics], last: &StepMetrics, devices: &Devices) -> Vec<Vec<String>> {
-    let sum = |value: fn(&StepMetrics) -> f64| steps.iter().map(value).sum::<f64>();
-    let seconds = sum(|step| step.seconds);
+fn summary(history: &History, last: &StepMetrics, devices: &Devices) -> Vec<Vec<String>> {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let mut rows = vec![row("step", last.step.to_string())];
     rows.extend(
         last.losses.iter().map(|(name, loss)| row(&format!("loss, {name}"), format!("{loss:.4}"))),
     );
+    let History { seconds, data_wait_seconds, .. } = history;
+    let per_second = |n: u64| n as f64 / seconds;
     rows.extend([
         row("seconds in all steps", format!("{seconds:.1}")),
-        row("of these, waiting for rows", format!("{:.1}", sum(|step| step.data_wait_seconds))),
-        row("tokens per second", format!("{:.0}", sum(|step| step.tokens as f64) / seconds)),
-        row("samples per second", format!("{:.1}", sum(|step| step.samples as f64) / seconds)),
-        row("images per second", format!("{:.1}", sum(|step| step.images as f64) / seconds)),
+        row("of these, waiting for rows", format!("{data_wait_seconds:.1}")),
+        row("samples per second", format!("{:.1}", per_second(history.samples))),
+        row("tokens per second", format!("{:.0}", per_second(history.tokens))),
+        row("images per second", format!("{:.1}", per_second(history.images))),
         row("device", device::text(devices)),
-        row("corrupt rows", sum(|step| step.corrupt_rows.len() as f64).to_string()),
+        row("corrupt rows", history.n_corrupt.to_string()),
     ]);
     rows
 }
 
-/// The first [`CORRUPT_ROWS_MAX`] of them; the metrics have all.
-fn corrupt_rows(steps: &[StepMetrics]) -> Vec<Vec<String>> {
-    let rows = steps.iter().flat_map(|step| step.corrupt_rows.iter().map(move |row| (step, row)));
-    let line = |(step, found): (&StepMetrics, &CorruptRow)| {
-        let (step, row) = (step.step.to_string(), found.row.to_string());
-        vec![step, found.dataset.clone(), row, found.problem.clone()]
-    };
-    rows.take(CORRUPT_ROWS_MAX).map(line).collect()
+fn corrupt_rows(history: &History) -> Vec<Vec<String>> {
+    let rows = history.corrupt.iter().map(|(step, found)| {
+        vec![step.to_string(), found.dataset.clone(), found.row.to_string(), found.problem.clone()]
+    });
+    rows.collect()
 }
 
 fn trouble_rows(troubles: &[Trouble]) -> Vec<Vec<String>> {
@@ -153,38 +201,22 @@ fn trouble_rows(troubles: &[Trouble]) -> Vec<Vec<String>> {
     troubles.iter().map(line).collect()
 }
 
-fn single(name: &str, steps: &[StepMetrics], value: impl Fn(&StepMetrics) -> f64) -> Series {
-    let points = steps.iter().map(|step| (step.step as f64, value(step)));
-    (name.to_owned(), points.filter(|(_, value)| value.is_finite()).collect())
-}
-
-/// One line for each name in the maps.
-fn series(
-    steps: &[StepMetrics],
-    values: impl Fn(&StepMetrics) -> &BTreeMap<String, f64>,
-) -> Vec<Series> {
-    let names: BTreeSet<&String> = steps.iter().flat_map(|step| values(step).keys()).collect();
-    let points = |name: &String| {
-        let point = |step: &StepMetrics| Some((step.step as f64, *values(step).get(name)?));
-        steps.iter().filter_map(point).collect()
-    };
-    names.into_iter().map(|name| (name.clone(), points(name))).collect()
-}
-
-/// Lines with the same first word before a dot go into one chart.
-fn groups(lines: Vec<Series>) -> BTreeMap<String, Vec<Series>> {
-    let mut groups: BTreeMap<String, Vec<Series>> = BTreeMap::new();
-    for (name, points) in lines {
-        let (group, rest) = name.split_once('.').unwrap_or((&name, &name));
-        groups.entry(group.to_owned()).or_default().push((rest.to_owned(), points));
-    }
-    groups
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use flamingo_dataset::CorruptRow;
+
     use super::*;
     use crate::metrics::tests::metrics;
+
+    fn history(steps: &[StepMetrics]) -> History {
+        let mut history = History::default();
+        for step in steps {
+            history.add(step);
+        }
+        history
+    }
 
     #[test]
     fn the_page_shows_losses_observations_and_config() {
@@ -198,7 +230,7 @@ mod tests {
             rows: BTreeMap::from([("pairs".to_owned(), vec![8, 1234])]),
         };
         let devices = Devices::from([(0, "CPU (f32)".to_owned())]);
-        let html = page("demo", &steps, &devices, &[trouble], "seed = 7\n");
+        let html = page("demo", &history(&steps), &devices, &[trouble], "seed = 7\n");
         for part in [
             "Training run demo",
             "loss, pairs",
@@ -214,15 +246,61 @@ mod tests {
         ] {
             assert!(html.contains(part), "{part} is missing");
         }
-        page("demo", &[], &devices, &[], "");
+        page("demo", &History::default(), &devices, &[], "");
+    }
+
+    /// As many curves as a model of 24 blocks has, over more steps than a curve keeps.
+    #[test]
+    fn a_long_run_makes_a_page_below_two_megabytes() {
+        let mut history = History::default();
+        for step in 1..=6_000 {
+            let mut metrics = metrics(step, 3.0 + (step as f64).sin() / step as f64);
+            for block in 0..24 {
+                for half in ["attention", "feed_forward"] {
+                    for group in ["gate", "gate_ratio"] {
+                        let name = format!("{group}.{block}.{half}");
+                        metrics.observed.insert(name, (step as f64 / 7.0).cos());
+                    }
+                }
+            }
+            history.add(&metrics);
+        }
+        let html = page("long", &history, &Devices::new(), &[], "");
+        assert!((500_000..2_000_000).contains(&html.len()), "{} bytes", html.len());
     }
 
     #[test]
-    fn a_dataset_that_came_later_has_a_shorter_line() {
-        let mut steps = [metrics(1, 3.0), metrics(2, 2.0)];
-        steps[1].losses.insert("clips".to_owned(), 5.0);
-        let lines = series(&steps, |step| &step.losses);
-        assert_eq!(lines[0], ("clips".to_owned(), vec![(2.0, 5.0)]));
-        assert_eq!(lines[1], ("pairs".to_owned(), vec![(1.0, 3.0), (2.0, 2.0)]));
+    fn a_page_is_drawn_beside_the_loop_when_it_is_due() {
+        let run = tempfile::tempdir().unwrap();
+        std::fs::write(run.path().join(run_folder::CONFIG), "seed = 7\n").unwrap();
+        let mut log = metrics::MetricsLog::open(run.path(), 0).unwrap();
+        log.append(&metrics(1, 3.0)).unwrap();
+        let mut report = Report::open(run.path()).unwrap();
+        let (devices, progress) = (Devices::new(), Progress::start(0, 9));
+        let page = || std::fs::read_to_string(run.path().join(FILE)).unwrap_or_default();
+
+        report.every = Duration::MAX;
+        report.draw_if_due(&devices, &[], &progress);
+        assert!(report.drawing.is_none(), "it was drawn before its time");
+        report.every = Duration::ZERO;
+        report.add(&metrics(2, 1.25));
+        report.draw_if_due(&devices, &[], &progress);
+        report.wait().unwrap();
+        assert!(page().contains("1.2500"), "{}", page());
+
+        report.add(&metrics(3, 0.75));
+        report.draw(&devices, &[]).unwrap();
+        let complete = page();
+        assert!(complete.contains("0.7500"), "{complete}");
+        // One that cannot be written leaves the last one, and the run goes on.
+        let config = run.path().join(run_folder::CONFIG);
+        std::fs::remove_file(&config).unwrap();
+        report.draw_if_due(&devices, &[], &progress);
+        while !report.drawing.as_ref().unwrap().is_finished() {
+            std::thread::yield_now();
+        }
+        report.draw_if_due(&devices, &[], &progress);
+        let error = report.draw(&devices, &[]).unwrap_err().to_string();
+        assert!(error.contains("config.toml") && page() == complete, "{error}");
     }
 }

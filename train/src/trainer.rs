@@ -20,7 +20,7 @@ use crate::machine::Gauge;
 use crate::metrics::{MetricsLog, StepMetrics};
 use crate::optimizer::AdamW;
 use crate::progress::Progress;
-use crate::report;
+use crate::report::Report;
 use crate::run_folder::RunFolder;
 use crate::schedule::Schedule;
 use crate::stop::{StopSignal, StopSignals};
@@ -211,18 +211,14 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     let mut done = run.folder.step();
     let mut log = MetricsLog::open(&run.folder.path, done)?;
     let mut progress = Progress::start(done, run.stop_after);
-    if done > 0 {
-        progress.note(&format!("going on after step {done}"));
-    }
-    if let Some((_, device)) = run.devices.last_key_value() {
-        progress.note(&format!("device: {device}"));
-    }
+    note_start(&run, done, &progress);
     let frozen_sha256 = run.stage.frozen_sha256();
     note_frozen("start", frozen_sha256.as_deref(), &progress);
 
+    let mut report = Report::open(&run.folder.path)?;
     if done >= run.stop_after {
         // Killed between its last checkpoint and its report.
-        report::write(&run.folder.path, &run.devices, &run.troubles)?;
+        report.draw(&run.devices, &run.troubles)?;
         return Ok(Ended::Done);
     }
     let mut events = Events::create(&run.folder.path, done)?;
@@ -276,6 +272,8 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         let metrics = measured(&run, &batches, update)?;
         log.append(&metrics)?;
         events.append(&metrics)?;
+        report.add(&metrics);
+        report.draw_if_due(&run.devices, &run.troubles, &progress);
         progress.show(&metrics);
         let signal = signals.came();
         let is_due = done.is_multiple_of(run.checkpoint_every) || done == run.stop_after;
@@ -291,6 +289,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         }
         if let Some(signal) = signal {
             checkpoints.wait()?;
+            report.draw(&run.devices, &run.troubles)?;
             let name = signal.name();
             progress.note(&format!("{name} after step {done}; --resume goes on from there"));
             progress.finish();
@@ -306,9 +305,19 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         }
     }
     checkpoints.wait()?;
+    report.draw(&run.devices, &run.troubles)?;
     note_frozen("end", run.stage.frozen_sha256().as_deref(), &progress);
     progress.finish();
     Ok(Ended::Done)
+}
+
+fn note_start(run: &Run, done: u64, progress: &Progress) {
+    if done > 0 {
+        progress.note(&format!("going on after step {done}"));
+    }
+    if let Some((_, device)) = run.devices.last_key_value() {
+        progress.note(&format!("device: {device}"));
+    }
 }
 
 fn check_fresh(

@@ -249,7 +249,7 @@ mod tests {
                 Moments::new(&[n], vec![0.25; n], (0..n).map(|i| i as f32 * 1e-3).collect());
             let Weight::Trained(trained) = &mut weight else { unreachable!("it is trained") };
             adamw(vec![(trained, &mut moments, step)], &mut gradients).unwrap();
-            let [first, second] = moments.values().unwrap();
+            let [first, second] = moments.values(&crate::spare::Spare::default()).unwrap();
             for (i, got) in weight.values().iter().enumerate() {
                 let g = f64::from(gradient[i]) * 0.5;
                 let m = 0.25 + 0.1 * (g - 0.25);
