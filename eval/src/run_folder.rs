@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use flamingo_dataset::{ImageConfig, sha256_hex};
-use flamingo_model::model_folder;
+use flamingo_model::{base_weights, model_folder};
 use serde::Deserialize;
 
 use crate::error::EvalError;
@@ -52,8 +52,10 @@ impl RunFolder {
         }
         let checkpoint = model_folder(path).map_err(EvalError::NoModel)?;
         let whole = checkpoint.canonicalize().map_err(EvalError::file("read", &checkpoint))?;
-        // A checkpoint is RUN/checkpoints/step-N.
-        let run = if checkpoint == path { whole.ancestors().nth(2) } else { Some(path) };
+        // A checkpoint is RUN/checkpoints/step-N, and its averaged model RUN/checkpoints/step-N/ema.
+        let is_run = |folder: &&Path| folder.join("config.toml").is_file();
+        let above = || whole.ancestors().skip(2).take(2).find(is_run).or(whole.ancestors().nth(2));
+        let run = if checkpoint == path { above() } else { Some(path) };
         let run = run.unwrap_or(path).to_path_buf();
         for file in
             [run.join("tokenizer.json"), run.join("config.toml"), checkpoint.join("config.json")]
@@ -88,10 +90,13 @@ impl RunFolder {
         let mut files = vec![self.tokenizer()];
         for entry in folder {
             let entry = entry.map_err(EvalError::file("read", &self.checkpoint))?;
-            if !NOT_THE_MODEL.iter().any(|name| entry.file_name() == *name) {
+            // A folder is a model of its own, such as the averaged one.
+            let is_part = !NOT_THE_MODEL.iter().any(|name| entry.file_name() == *name);
+            if is_part && entry.path().is_file() {
                 files.push(entry.path());
             }
         }
+        files.extend(base_weights(&self.checkpoint));
         files.sort();
         let mut lines = vec![serde_json::to_string(&self.image).expect("numbers and names")];
         for file in files {

@@ -1,7 +1,7 @@
 //! Model folders: `config.json` and `model.safetensors`, by themselves or as checkpoints of a run.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -32,6 +32,10 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
 const CONFIG_FILE: &str = "config.json";
 /// Name of the weights in a model folder.
 const WEIGHTS_FILE: &str = "model.safetensors";
+/// Name of the file in a model folder that says where the weights are that its own file lacks.
+const BASE_FILE: &str = "base";
+/// What it says: the folder around it, so that it cannot lead elsewhere.
+const BASE: &str = "..";
 /// Name of the file in a run's folder that names its newest checkpoint.
 const LATEST_FILE: &str = "latest";
 
@@ -165,6 +169,46 @@ fn rename(from: &Path, to: &Path) -> Result<(), ModelError> {
     })
 }
 
+/// Writes a model into a new folder inside that of another one, from which it differs in the values of
+/// `tensors` alone. What is the same in both is not written again: the file `base` says where it is.
+///
+/// # Errors
+/// When `model` is not the folder of a model or cannot be written.
+pub fn save_variant(model: &Path, name: &str, tensors: &Tensors) -> Result<(), ModelError> {
+    let folder = model.join(name);
+    let made = std::fs::create_dir(&folder);
+    made.map_err(|source| ModelError::File { action: "create", path: folder.clone(), source })?;
+    write_synced(&folder.join(BASE_FILE), format!("{BASE}\n").as_bytes())?;
+    let path = model.join(CONFIG_FILE);
+    let config = std::fs::read_to_string(&path);
+    let config = config.map_err(|source| ModelError::File { action: "read", path, source })?;
+    save_parts(&folder, &config, |part| tensors.write(part))
+}
+
+/// The weights of a model folder, with those of its base where it has one, and the path of the file.
+fn read_weights(folder: &Path) -> Result<(Tensors, PathBuf), ModelError> {
+    let path = folder.join(WEIGHTS_FILE);
+    let tensors = Tensors::read(&path)?;
+    let base = folder.join(BASE_FILE);
+    let text = match std::fs::read_to_string(&base) {
+        Ok(text) => text,
+        Err(source) if source.kind() == ErrorKind::NotFound => return Ok((tensors, path)),
+        Err(source) => return Err(ModelError::File { action: "read", path: base, source }),
+    };
+    if text.trim() != BASE {
+        return Err(ModelError::Base { path: base, found: text.trim().to_owned() });
+    }
+    let mut all = Tensors::read(&folder.join(BASE).join(WEIGHTS_FILE))?;
+    all.replace(tensors);
+    Ok((all, path))
+}
+
+/// The file with the weights that the model in a folder shares with the one in the folder around it, if
+/// it does.
+pub fn base_weights(folder: &Path) -> Option<PathBuf> {
+    folder.join(BASE_FILE).is_file().then(|| folder.join(BASE).join(WEIGHTS_FILE))
+}
+
 /// The configuration and weights in a model folder, or in the newest checkpoint of a run's folder.
 ///
 /// # Errors
@@ -219,8 +263,8 @@ pub(crate) fn read_folder<T: serde::de::DeserializeOwned>(
 ) -> Result<(T, Tensors, PathBuf), ModelError> {
     let folder = model_folder(folder)?;
     let config = read_json(&folder.join(CONFIG_FILE))?;
-    let path = folder.join(WEIGHTS_FILE);
-    Ok((config, Tensors::read(&path)?, path))
+    let (tensors, path) = read_weights(&folder)?;
+    Ok((config, tensors, path))
 }
 
 /// The configuration in a model folder, or in the newest checkpoint of a run's folder.

@@ -198,6 +198,14 @@ pub enum ModelError {
         /// What it holds.
         found: String,
     },
+    /// The file in a model folder that names the folder with the rest of its weights names another.
+    #[error("{} holds `{found}`, expected `..`", path.display())]
+    Base {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+    },
     /// The model gives numbers that cannot be compared, as diverged weights do.
     #[error("the {what} of the model are not finite")]
     NotFinite {

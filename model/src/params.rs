@@ -14,7 +14,7 @@ use safetensors::{Dtype, View};
 
 use crate::buffer::Buffer;
 use crate::error::ModelError;
-use crate::ops::{self, AdamStep, Moments};
+use crate::ops::{self, AdamStep, Average, Moments};
 use crate::tensor::{DeviceError, Gradients, Matrix, Weight};
 use crate::translate::Rules;
 use crate::weights_file::{Tensors, le_bytes};
@@ -251,27 +251,73 @@ impl Params {
         self.bring(Matrix::constant(values, width))
     }
 
-    /// Sum of squares of the gradients of all trained parameters, in f64.
+    /// The name and the sum of squares of the gradient of each trained parameter, in f64.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub fn gradient_square_sum(&self, gradients: &mut Gradients) -> Result<f64, ModelError> {
+    pub fn gradient_squares<'a>(
+        &'a self,
+        gradients: &mut Gradients,
+    ) -> Result<Vec<(&'a str, f64)>, ModelError> {
+        let trained = self.list.iter().filter(|parameter| parameter.weight.is_trained());
         #[cfg(feature = "cuda")]
         if let Some(gpu) = self.gpu() {
-            let of_weight =
-                |p: &Parameter| p.weight.is_trained().then(|| p.weight.device().cloned());
-            let weights: Vec<_> = self.list.iter().filter_map(of_weight).flatten().collect();
-            let arrays: Vec<_> =
-                weights.iter().filter_map(|w| w.gradient_array(gradients.0.device_ref())).collect();
-            return Ok(ops::square_sum(gpu, &arrays)?);
+            let store = gradients.0.device_ref();
+            let gradient = |p: &'a Parameter| p.weight.device()?.gradient_array(store);
+            let (names, arrays): (Vec<&str>, Vec<_>) =
+                trained.map(|p| (p.name.as_str(), gradient(p))).unzip();
+            let there: Vec<_> = arrays.iter().copied().flatten().collect();
+            let mut sums = ops::square_sums(gpu, &there)?.into_iter();
+            let sums = arrays.iter().map(|array| array.and_then(|_| sums.next()).unwrap_or(0.0));
+            return Ok(names.into_iter().zip(sums).collect());
         }
-        let mut sum = 0.0;
-        for parameter in &*self.list {
+        let mut all = Vec::new();
+        for parameter in trained {
             let Weight::Trained(weight) = &parameter.weight else { continue };
             let gradient = weight.gradient(&mut gradients.0)?;
-            sum += gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
+            let squares = gradient.iter().map(|g| f64::from(*g) * f64::from(*g));
+            all.push((parameter.name.as_str(), squares.sum()));
         }
-        Ok(sum)
+        Ok(all)
+    }
+
+    /// Clips the gradient of each unit of the trained parameters for which `share` says to which share of
+    /// the norm of the unit's weights (adaptive gradient clipping).
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn clip_units(
+        &self,
+        gradients: &mut Gradients,
+        share: impl Fn(&str) -> Option<f64>,
+    ) -> Result<(), ModelError> {
+        let clips = self.list.iter().filter_map(|parameter| {
+            let Weight::Trained(weight) = &parameter.weight else { return None };
+            Some((weight, &*parameter.shape, share(&parameter.name)?))
+        });
+        let clips: Vec<_> = clips.collect();
+        Ok(ops::clip_units(&clips, gradients)?)
+    }
+
+    /// Moves the running averages by `rate` of the way to the trained parameters of their names.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn average(
+        &self,
+        averages: &mut BTreeMap<String, Average>,
+        rate: f32,
+    ) -> Result<(), ModelError> {
+        let mut moved = Vec::new();
+        let mut all: BTreeMap<&str, &mut Average> =
+            averages.iter_mut().map(|(name, average)| (name.as_str(), average)).collect();
+        for parameter in &*self.list {
+            let Weight::Trained(weight) = &parameter.weight else { continue };
+            if let Some(average) = all.remove(parameter.name.as_str()) {
+                moved.push((weight, average));
+            }
+        }
+        Ok(ops::average(moved, rate)?)
     }
 
     /// Gradient of the parameter called `name`, zeros if no loss reached it.

@@ -1,4 +1,4 @@
-//! Memory for copies of trained weights and their moments, which is used again for the next copy.
+//! Memory for copies of trained weights, their moments and averages, which is used again for the next copy.
 //!
 //! Copying a gigabyte takes a tenth of a second; getting the memory for it from the system takes several
 //! times that, and is done while something else goes on.
@@ -8,9 +8,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::params::Params;
 use crate::tensor::{DeviceError, zeros};
-
-/// Values of a trained parameter that are copied: its own, and two moments of each.
-const COPIES: usize = 3;
 
 /// Buffers for the copies of one model; none for a model on a GPU, whose values come into buffers of their
 /// own.
@@ -26,13 +23,13 @@ struct Buffers {
 }
 
 impl Spare {
-    /// Place for the buffers of a model, without memory for them yet.
-    pub fn of(params: &[&Params]) -> Self {
+    /// Place for so many copies of each trained parameter of a model, without memory for them yet.
+    pub fn of(params: &[&Params], copies: usize) -> Self {
         let mut by_length: BTreeMap<usize, Buffers> = BTreeMap::new();
         let on_host = params.iter().filter(|params| !params.is_on_gpu());
         let all = on_host.flat_map(|params| params.iter());
         for parameter in all.filter(|parameter| parameter.weight.is_trained()) {
-            by_length.entry(parameter.n_values()).or_default().most += COPIES;
+            by_length.entry(parameter.n_values()).or_default().most += copies;
         }
         Self(Mutex::new(by_length))
     }
@@ -90,7 +87,7 @@ mod tests {
     #[test]
     fn buffers_are_used_again_and_no_more_are_kept_than_a_model_needs() {
         let params = Params::trained([("a".to_owned(), vec![5], vec![0.0; 5])]).unwrap();
-        let spare = Spare::of(&[&params]);
+        let spare = Spare::of(&[&params], 3);
         assert_eq!(spare.bytes(), 0);
         spare.fill().unwrap();
         assert_eq!(spare.bytes(), 60);
@@ -98,7 +95,9 @@ mod tests {
         assert_eq!((&copy[..], spare.bytes()), (&[1.0, 2.0, 3.0, 4.0, 5.0][..], 40));
         let place = copy.as_ptr();
         spare.put(copy);
-        assert_eq!(spare.copy(&[9.0; 5]).unwrap().as_ptr(), place);
+        let again = spare.copy(&[9.0; 5]).unwrap();
+        assert_eq!(again.as_ptr(), place);
+        drop(again);
         (0..9).for_each(|_| spare.put(vec![0.0; 5]));
         spare.put(vec![0.0; 6]);
         assert_eq!(spare.bytes(), 60);

@@ -624,6 +624,17 @@ impl TrainedWeight {
         Ok(())
     }
 
+    /// The values of a weight that is not on a GPU.
+    pub(crate) fn host_values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Where the weight is on a GPU, if it is.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self) -> Option<&DeviceWeight> {
+        self.device.as_deref()
+    }
+
     /// Whether the values are on a GPU.
     #[cfg(feature = "cuda")]
     pub(crate) fn is_on_gpu(&self) -> bool {

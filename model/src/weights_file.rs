@@ -203,6 +203,11 @@ impl Tensors {
         self.0.insert(name.into(), tensor);
     }
 
+    /// Adds tensors, in the place of those of their names.
+    pub(crate) fn replace(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
     /// All names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "the figures are what the bench is for")]
 #![expect(clippy::unwrap_used, reason = "a bench stops at the first surprise")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -12,10 +13,11 @@ use flamingo_model::{
 };
 use flamingo_train::TrainError;
 use flamingo_train::checkpoint::{Keep, State};
-use flamingo_train::checkpoint_writer::{CheckpointWriter, Job};
+use flamingo_train::checkpoint_writer::{CheckpointWriter, Job, Learned};
+use flamingo_train::groups::Norms;
 use flamingo_train::metrics::MetricsLog;
 use flamingo_train::optimizer::{AdamW, OptimizerConfig};
-use flamingo_train::room::Size;
+use flamingo_train::room::{Size, copies};
 use flamingo_train::trainer::Stage;
 
 /// Checkpoints that are written.
@@ -63,17 +65,19 @@ fn main() {
     let mut adamw = AdamW::new(&optimizer);
     let mut update = |stage: &mut Resting, done| {
         let params = &mut stage.model_mut().params_mut();
-        adamw.update(params, &mut Gradients::default(), 1.0, 1e-4, done).unwrap();
+        let norms = Norms { all: 1.0, together: 1.0, by_group: BTreeMap::new() };
+        adamw.update(params, &mut Gradients::default(), &norms, 1e-4, done).unwrap();
     };
     update(&mut stage, 0);
-    let size = Size::of(&stage.model().params());
+    let size = Size::of(&stage.model().params(), copies(None));
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path();
     std::fs::write(run.join("config.toml"), "").unwrap();
     let log = MetricsLog::open(run, 0).unwrap();
     println!("{:.3} GB of trained weights and moments", size.copied_bytes as f64 / 1e9);
 
-    let mut writer = CheckpointWriter::start(&stage).unwrap();
+    let learned = Learned { stage: &stage, optimizer: &adamw, ema: None };
+    let mut writer = CheckpointWriter::start(learned).unwrap();
     writer.wait().unwrap();
     for step in 1..=CHECKPOINTS {
         let state: State = serde_json::from_value(serde_json::json!({
@@ -83,7 +87,7 @@ fn main() {
         let keep = Some(Keep { last: 1, every: None, back: None });
         let job = Job { run: run.to_path_buf(), state, log: log.shared().unwrap(), keep };
         let clock = Instant::now();
-        let waited = writer.write(job, &stage, &adamw).unwrap();
+        let waited = writer.write(job, learned).unwrap();
         writer.wait().unwrap();
         let whole = clock.elapsed().as_secs_f64();
         println!("checkpoint {step}: training waits {waited:.3} s, on disk after {whole:.3} s");

@@ -321,6 +321,7 @@ impl Job<'_> {
             beta2: 0.999,
             epsilon: 1e-8,
             clip_norm: 1.0,
+            groups: Vec::new(),
         });
         let mut last = (0.0, 0.0);
         let model = &mut self.model;
@@ -331,10 +332,10 @@ impl Job<'_> {
         let mut step = |run| {
             let (loss, mut gradients) = model.step(&inputs, 1.0, Gradients::default())?;
             gradients_held = used()? - weights - moments;
-            let norm = AdamW::norm(&model.params(), &mut gradients)?;
+            let norms = adamw.norms(&model.params(), &mut gradients)?;
             let params = &mut model.params_mut();
-            adamw.update(params, &mut gradients, norm, LEARNING_RATE, run)?;
-            last = (loss, norm);
+            adamw.update(params, &mut gradients, &norms, LEARNING_RATE, run)?;
+            last = (loss, norms.all);
             drop(gradients);
             moments = used()? - weights;
             Ok(())

@@ -1,6 +1,6 @@
 //! Checkpoints that are written while training goes on.
 //!
-//! Training waits as long as it takes to copy what changes: trained weights and their moments. A thread
+//! Training waits as long as it takes to copy what changes: trained weights, their moments and averages. A thread
 //! writes the copy, brings it to disk and moves `latest`, as [`checkpoint::write`] does, then removes old
 //! checkpoints. One is written at a time. The memory of the copy is got at the start, beside the first
 //! steps, and kept; where there is too little of it, training waits for the disk.
@@ -12,6 +12,7 @@ use std::time::Instant;
 use flamingo_model::{ModelError, Snapshot, Spare, Tensors};
 
 use crate::checkpoint::{self, Keep, State};
+use crate::ema::{self, Ema};
 use crate::error::TrainError;
 use crate::metrics::MetricsLog;
 use crate::optimizer::AdamW;
@@ -40,21 +41,34 @@ pub struct CheckpointWriter {
     writing: Option<JoinHandle<Result<Spare, TrainError>>>,
 }
 
-/// The model and its moments, by themselves.
+/// What has learned, and what its updates go by.
+#[derive(Clone, Copy)]
+pub struct Learned<'a> {
+    /// The model.
+    pub stage: &'a dyn Stage,
+    /// Its moments.
+    pub optimizer: &'a AdamW,
+    /// The running average of its weights, if one is kept.
+    pub ema: Option<&'a Ema>,
+}
+
+/// The same at one moment, by itself.
 struct Copied {
     model: Snapshot,
     moments: Tensors,
+    averages: Option<Tensors>,
 }
 
 impl CheckpointWriter {
-    /// Begins to get memory for the copies of a stage's model.
+    /// Begins to get memory for the copies.
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn start(stage: &dyn Stage) -> Result<Self, TrainError> {
-        let params = stage.model().params();
-        let size = Size::of(&params);
-        let mut writer = Self { size, spare: Spare::of(&params), writing: None };
+    pub fn start(learned: Learned) -> Result<Self, TrainError> {
+        let params = learned.stage.model().params();
+        let copies = room::copies(learned.ema);
+        let (size, spare) = (Size::of(&params, copies), Spare::of(&params, copies));
+        let mut writer = Self { size, spare, writing: None };
         if size.fits_memory(0) {
             // What it fails to get is asked for again by the first checkpoint.
             writer.spawn(|spare| {
@@ -71,30 +85,29 @@ impl CheckpointWriter {
     /// # Errors
     /// When the one before it could not be written, the disk has no room, or the device fails; and when
     /// this one cannot be written, where memory does not suffice for a copy.
-    pub fn write(
-        &mut self,
-        job: Job,
-        stage: &dyn Stage,
-        optimizer: &AdamW,
-    ) -> Result<f64, TrainError> {
+    pub fn write(&mut self, job: Job, learned: Learned) -> Result<f64, TrainError> {
         let clock = Instant::now();
         self.wait()?;
         self.size.require_disk(&job.run, room::disk_bytes)?;
         let fits = self.size.fits_memory(self.spare.bytes());
-        match fits.then(|| Copied::take(stage, optimizer, &self.spare)) {
+        match fits.then(|| Copied::take(learned, &self.spare)) {
             Some(Ok(copied)) => self.spawn(move |spare| {
                 job.write_copied(&copied)?;
-                copied.model.into_spare(spare);
-                copied.moments.into_spare(spare);
+                copied.into_spare(spare);
                 Ok(())
             })?,
             Some(Err(error)) if !error.is_out_of_memory() => {
                 return Err(TrainError::model("save")(error));
             }
             _ => {
-                let moments = optimizer.to_tensors(&self.spare);
+                let moments = learned.optimizer.to_tensors(&self.spare);
                 let moments = moments.map_err(TrainError::model("save"))?;
-                job.write(&moments, stage.frozen_sha256(), |folder| stage.save(folder))?;
+                job.write(&moments, learned.stage.frozen_sha256(), |folder| {
+                    learned.stage.save(folder)?;
+                    let averages =
+                        learned.ema.map(|ema| ema.to_tensors(&self.spare)).transpose()?;
+                    averages.map_or(Ok(()), |averages| ema::save(&averages, folder))
+                })?;
             }
         }
         Ok(clock.elapsed().as_secs_f64())
@@ -144,15 +157,31 @@ impl Drop for CheckpointWriter {
 }
 
 impl Copied {
-    fn take(stage: &dyn Stage, optimizer: &AdamW, spare: &Spare) -> Result<Self, ModelError> {
-        Ok(Self { model: stage.snapshot(spare)?, moments: optimizer.to_tensors(spare)? })
+    fn take(learned: Learned, spare: &Spare) -> Result<Self, ModelError> {
+        Ok(Self {
+            model: learned.stage.snapshot(spare)?,
+            moments: learned.optimizer.to_tensors(spare)?,
+            averages: learned.ema.map(|ema| ema.to_tensors(spare)).transpose()?,
+        })
+    }
+
+    /// Gives the memory back.
+    fn into_spare(self, spare: &Spare) {
+        self.model.into_spare(spare);
+        self.moments.into_spare(spare);
+        if let Some(averages) = self.averages {
+            averages.into_spare(spare);
+        }
     }
 }
 
 impl Job {
     fn write_copied(&self, copied: &Copied) -> Result<(), TrainError> {
         let frozen = self.state.frozen_sha256.as_ref().map(|_| copied.model.frozen_sha256());
-        self.write(&copied.moments, frozen, |folder| copied.model.save(folder))
+        self.write(&copied.moments, frozen, |folder| {
+            copied.model.save(folder)?;
+            copied.averages.as_ref().map_or(Ok(()), |averages| ema::save(averages, folder))
+        })
     }
 
     /// `frozen` is the digest of the weights that must be what they were.

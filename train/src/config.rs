@@ -16,6 +16,7 @@ use flamingo_model::Recompute;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Keep;
+use crate::ema::EmaConfig;
 use crate::machine::HardwareConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
@@ -64,6 +65,9 @@ pub struct RunConfig<M> {
     pub hardware: Option<HardwareConfig>,
     /// The optimizer and its learning rate.
     pub optimizer: OptimizerConfig,
+    /// The running average of the trained weights, if one is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<EmaConfig>,
     /// Where the tokenizer comes from, in stages that do not build on another run's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerConfig>,

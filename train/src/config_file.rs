@@ -11,6 +11,7 @@ use toml::Table;
 
 use crate::config::{DataConfig, RunConfig, TokenizerConfig};
 use crate::error::TrainError;
+use crate::groups::GroupConfig;
 use crate::limits::{self, Size};
 use crate::optimizer::OptimizerConfig;
 use crate::overrides::Override;
@@ -66,6 +67,11 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             self.require(fits, "keep_every", &every, &expected)?;
         }
         self.check_optimizer(&config.optimizer)?;
+        self.check_groups(&config.optimizer.groups)?;
+        if let Some(ema) = &config.ema {
+            let fits = (0.0..1.0).contains(&ema.decay);
+            self.require(fits, "ema.decay", &ema.decay, "0 to below 1")?;
+        }
         self.check_guard(&config.guard)?;
         for (key, every) in
             [("blindness_every", config.blindness_every), ("gates_every", config.gates_every)]
@@ -103,6 +109,42 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         let decay = optimizer.weight_decay;
         let fits = decay >= 0.0 && decay.is_finite();
         self.require(fits, "optimizer.weight_decay", &decay, "0 or more")
+    }
+
+    /// What can be known of groups without a model.
+    fn check_groups(&self, groups: &[GroupConfig]) -> Result<(), TrainError> {
+        let expected = format!("at most {} groups", limits::GROUPS_MAX);
+        let fits = groups.len() <= limits::GROUPS_MAX;
+        self.require(fits, "optimizer.group", &groups.len(), &expected)?;
+        for (index, group) in groups.iter().enumerate() {
+            let is_new = groups[..index].iter().all(|other| other.name != group.name);
+            let key = format!("optimizer.group.{index}.name");
+            let named = is_new && !group.name.is_empty();
+            self.require(named, key, &group.name, "a name of its own")?;
+            let key = |field: &str| format!("optimizer.group.{}.{field}", group.name);
+            let (n, most) = (group.parts.len(), limits::GROUPS_MAX);
+            let whole = |part: &String| part.split('.').all(|part| !part.is_empty());
+            let fits = (1..=most).contains(&n) && group.parts.iter().all(whole);
+            let expected = format!("1 to {most} parts of names, such as \"vision.stem\"");
+            self.require(fits, key("match"), &format!("{:?}", group.parts), &expected)?;
+            for (field, value) in [
+                ("lr_scale", Some(group.lr_scale)),
+                ("clip_norm", group.clip_norm),
+                ("agc", group.agc),
+            ] {
+                let Some(value) = value else { continue };
+                let fits = value > 0.0 && value.is_finite();
+                self.require(fits, key(field), &value, "above 0")?;
+            }
+            let decay = group.weight_decay.unwrap_or_default();
+            let fits = decay >= 0.0 && decay.is_finite();
+            self.require(fits, key("weight_decay"), &decay, "0 or more")?;
+            if let (Some(agc), Some(_)) = (group.agc, group.clip_norm) {
+                let expected = "nothing beside `clip_norm`: a group is clipped in one way";
+                self.require(false, key("agc"), &agc, expected)?;
+            }
+        }
+        Ok(())
     }
 
     fn check_guard(&self, guard: &GuardConfig) -> Result<(), TrainError> {

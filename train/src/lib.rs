@@ -22,7 +22,8 @@
 //! - [`inputs`]: from the loader's batch to the models' inputs
 //! - [`config`], [`config_file`], [`overrides`]: every number of a run
 //! - [`limits`], [`difference`]: how large numbers may be, and which of them changed
-//! - [`optimizer`], [`schedule`]: one update, and how far it goes
+//! - [`optimizer`], [`groups`], [`schedule`]: one update, for which weights it differs, and how far it goes
+//! - [`ema`]: the running average of the weights
 //! - [`trouble`], [`stop`]: steps that go wrong, and signals to stop
 //! - [`checkpoint`], [`checkpoint_writer`], [`room`], [`run_folder`], [`files`]: what is on disk, whatever
 //!   happens
@@ -41,11 +42,13 @@ pub mod config_file;
 pub mod contrastive;
 pub mod device;
 pub mod difference;
+pub mod ema;
 pub mod error;
 pub mod export;
 pub mod files;
 pub mod flamingo;
 pub mod flop;
+pub mod groups;
 pub mod history;
 pub mod inputs;
 pub mod language;

@@ -35,5 +35,8 @@ pub const GUARD_WINDOW_MAX: usize = 10_000;
 /// Steps that may go wrong in a run: all of them stand in every checkpoint.
 pub const TROUBLES_MAX: usize = 1000;
 
+/// Groups of weights that are updated in ways of their own, and parts of names in one.
+pub const GROUPS_MAX: usize = 64;
+
 /// Tokens of the smallest tokenizer that can be trained: the five marks and the 256 bytes.
 pub const TRAINED_VOCABULARY_MIN: usize = 5 + 256;

@@ -1,5 +1,6 @@
 //! `AdamW` with decoupled weight decay, after clipping the gradient to a global norm (paper,
-//! appendix B.1.2).
+//! appendix B.1.2), or group by group where the config has groups (B.1.3). Clipping is once per update,
+//! of the sum of all gradients.
 //!
 //! Moments and updates are f32, in torch's order of operations; the golden case in the tests pins
 //! them to torch. The number of updates is not stored here: it is the step of the run. Skipped steps
@@ -14,6 +15,7 @@ use flamingo_model::{
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::groups::{GroupConfig, Norms, group_of};
 use crate::schedule::Decay;
 
 /// Read from `[optimizer]`. Defaults are the paper's where it gives a number.
@@ -38,9 +40,13 @@ pub struct OptimizerConfig {
     /// Keeps the division finite. The paper gives none; torch's and IDEFICS': 1e-8.
     #[serde(default = "torch_epsilon")]
     pub epsilon: f64,
-    /// Largest norm of the gradient over all weights together. Paper: 1.
+    /// Largest norm of the gradient over all weights together, but for those of groups with clipping of
+    /// their own. Paper: 1.
     #[serde(default = "paper_clip_norm")]
     pub clip_norm: f64,
+    /// Weights that are updated in ways of their own.
+    #[serde(default, rename = "group", skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupConfig>,
 }
 
 fn paper_weight_decay() -> f64 {
@@ -79,17 +85,22 @@ impl AdamW {
         Self { config: config.clone(), moments: BTreeMap::new() }
     }
 
-    /// Norm of the gradient of all trained parameters together.
+    /// Norms of the gradient of all trained parameters together, and by group.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub fn norm(params: &[&Params], gradients: &mut Gradients) -> Result<f64, ModelError> {
-        let squares = params.iter().map(|params| params.gradient_square_sum(gradients));
-        Ok(squares.sum::<Result<f64, ModelError>>()?.sqrt())
+    pub fn norms(
+        &self,
+        params: &[&Params],
+        gradients: &mut Gradients,
+    ) -> Result<Norms, ModelError> {
+        let squares = params.iter().map(|params| params.gradient_squares(gradients));
+        let squares = squares.collect::<Result<Vec<_>, _>>()?;
+        Ok(Norms::of(&self.config.groups, &squares))
     }
 
     /// Makes one update of all trained parameters: the one after `done` updates, with learning rate
-    /// `lr`, of gradients whose norm is `norm`.
+    /// `lr`, of gradients whose norms are `norms`.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -97,14 +108,18 @@ impl AdamW {
         &mut self,
         params: &mut [&mut Params],
         gradients: &mut Gradients,
-        norm: f64,
+        norms: &Norms,
         lr: f64,
         done: u64,
     ) -> Result<(), ModelError> {
+        let config = &self.config;
         for params in params {
+            let agc = |name: &str| group_of(&config.groups, name)?.agc;
+            if config.groups.iter().any(|group| group.agc.is_some()) {
+                params.clip_units(gradients, agc)?;
+            }
             params.adamw(gradients, &mut self.moments, |name, shape| {
-                let decay = if decays(name, shape) { self.config.weight_decay } else { 0.0 };
-                numbers(&self.config, norm, lr, decay, done)
+                numbers(config, &Update::of(config, norms, (name, shape), lr), done)
             })?;
         }
         Ok(())
@@ -165,18 +180,55 @@ pub fn decays(name: &str, shape: &[usize]) -> bool {
         && !is_place.iter().any(|word| name.contains(word))
 }
 
+/// What an update does to one parameter.
+struct Update {
+    /// What its gradient is multiplied by.
+    clip: f64,
+    /// Decoupled weight decay.
+    weight_decay: f64,
+    /// Learning rate.
+    lr: f64,
+}
+
+impl Update {
+    /// That of a parameter, with learning rate `lr` for those of no group.
+    fn of(
+        config: &OptimizerConfig,
+        norms: &Norms,
+        (name, shape): (&str, &[usize]),
+        lr: f64,
+    ) -> Self {
+        let clipped = |most: f64, norm: f64| (most / (norm + NORM_EPSILON)).min(1.0);
+        let by_rule = if decays(name, shape) { config.weight_decay } else { 0.0 };
+        let together = clipped(config.clip_norm, norms.together);
+        let Some(group) = group_of(&config.groups, name) else {
+            return Self { clip: together, weight_decay: by_rule, lr };
+        };
+        let clip = match (group.clip_norm, group.agc) {
+            (Some(most), _) => {
+                clipped(most, norms.by_group.get(&group.name).copied().unwrap_or_default())
+            }
+            // Its units are clipped already.
+            (None, Some(_)) => 1.0,
+            (None, None) => together,
+        };
+        let weight_decay = group.weight_decay.unwrap_or(by_rule);
+        Self { clip, weight_decay, lr: group.lr_scale * lr }
+    }
+}
+
 /// The numbers of one update, as torch rounds them: each from f64 once.
-fn numbers(config: &OptimizerConfig, norm: f64, lr: f64, weight_decay: f64, done: u64) -> AdamStep {
+fn numbers(config: &OptimizerConfig, update: &Update, done: u64) -> AdamStep {
     let updates = (done + 1) as f64;
     let first_correction = 1.0 - config.beta1.powf(updates);
     let second_correction = 1.0 - config.beta2.powf(updates);
     AdamStep {
-        clip: (config.clip_norm / (norm + NORM_EPSILON)).min(1.0) as f32,
-        keep: (1.0 - lr * weight_decay) as f32,
+        clip: update.clip as f32,
+        keep: (1.0 - update.lr * update.weight_decay) as f32,
         first: (1.0 - config.beta1) as f32,
         second_keep: config.beta2 as f32,
         second: (1.0 - config.beta2) as f32,
-        step_size: (lr / first_correction) as f32,
+        step_size: (update.lr / first_correction) as f32,
         second_correction_sqrt: second_correction.sqrt() as f32,
         epsilon: config.epsilon as f32,
     }
@@ -203,6 +255,7 @@ mod tests {
             beta2: 0.999,
             epsilon: 1e-8,
             clip_norm: 1.0,
+            groups: Vec::new(),
         }
     }
 
@@ -236,13 +289,13 @@ mod tests {
             let (of_a, of_b) = gradient.split_at(30);
             params.add_to_gradient(&mut gradients, "a", of_a).unwrap();
             params.add_to_gradient(&mut gradients, "b", of_b).unwrap();
-            let norm = AdamW::norm(&[&params], &mut gradients).unwrap();
+            let norms = adamw.norms(&[&params], &mut gradients).unwrap();
             let lr = schedule.lr(done);
-            adamw.update(&mut [&mut params], &mut gradients, norm, lr, done).unwrap();
+            adamw.update(&mut [&mut params], &mut gradients, &norms, lr, done).unwrap();
             let step = done + 1;
             let expected = |name: &str| outputs.get(&format!("{name}.step{step}"));
             if let Some(norm_expected) = expected("norm") {
-                assert_close("norm", &[norm as f32], norm_expected);
+                assert_close("norm", &[norms.all as f32], norm_expected);
                 for parameter in params.iter() {
                     let what = format!("{} at step {step}", parameter.name);
                     let expected = expected(&parameter.name).unwrap();
@@ -257,6 +310,67 @@ mod tests {
         check_twenty_updates(Device::cpu());
         #[cfg(feature = "cuda-emulator")]
         check_twenty_updates(Device::emulated(Precision::F32));
+    }
+
+    /// The first update of a parameter whose gradient is multiplied by `clip`, in f64.
+    fn first_update(value: f32, gradient: f32, clip: f64, lr: f64, weight_decay: f64) -> f64 {
+        let g = clip * f64::from(gradient);
+        f64::from(value) * (1.0 - lr * weight_decay) - lr * g / ((g * g).sqrt() + 1e-3)
+    }
+
+    #[test]
+    fn groups_are_updated_by_the_formula_in_double_precision() {
+        let toml = r#"
+            lr = 1e-2
+            warmup_steps = 0
+            schedule = "constant"
+            epsilon = 1e-3
+            clip_norm = 0.5
+            [[group]]
+            name = "units"
+            match = ["vision"]
+            agc = 0.1
+            lr_scale = 2.0
+            [[group]]
+            name = "own"
+            match = ["text.a", "text.c"]
+            clip_norm = 1.5
+            weight_decay = 0.3
+        "#;
+        let config: OptimizerConfig = toml::from_str(toml).unwrap();
+        let shape = [2, 3];
+        let values = [0.5_f32, -1.0, 2.0, 1e-5, 0.0, -1e-5];
+        let gradient = [1.0_f32, -0.25, 0.5, -2.0, 0.01, 0.75];
+        let names = ["vision.a.weight", "text.a.weight", "text.b.weight", "text.c.bias"];
+        let all = names.map(|name| (name.to_owned(), shape.to_vec(), values.to_vec()));
+        let mut params = Params::trained(all).unwrap();
+        let mut gradients = Gradients::default();
+        for name in names {
+            params.add_to_gradient(&mut gradients, name, &gradient).unwrap();
+        }
+        let mut adamw = AdamW::new(&config);
+        let norms = adamw.norms(&[&params], &mut gradients).unwrap();
+        adamw.update(&mut [&mut params], &mut gradients, &norms, config.lr, 0).unwrap();
+
+        let norm =
+            |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        let of_one = norm(&gradient);
+        assert!((norms.all - 2.0 * of_one).abs() < 1e-12);
+        for parameter in params.iter() {
+            for (i, found) in parameter.weight.values().iter().enumerate() {
+                let row = i / 3 * 3..i / 3 * 3 + 3;
+                let units = 0.1 * norm(&values[row.clone()]).max(1e-3) / norm(&gradient[row]);
+                let (clip, lr, decay) = match &*parameter.name {
+                    "vision.a.weight" => (units.min(1.0), 2e-2, 0.1),
+                    "text.b.weight" => (0.5 / of_one, 1e-2, 0.1),
+                    // Two of the same gradient are clipped together.
+                    _ => (1.5 / (2_f64.sqrt() * of_one), 1e-2, 0.3),
+                };
+                let expected = first_update(values[i], gradient[i], clip, lr, decay);
+                let error = (f64::from(*found) - expected).abs();
+                assert!(error < 1e-6, "{} {i}: {found} {expected}", parameter.name);
+            }
+        }
     }
 
     /// Moments of a parameter with many values, and of the same values as many small parameters.
@@ -276,7 +390,8 @@ mod tests {
                 for (i, part) in gradient.chunks(size).enumerate() {
                     params.add_to_gradient(&mut gradients, &format!("{i:03}"), part).unwrap();
                 }
-                adamw.update(&mut [&mut params], &mut gradients, 3.0, 1e-2, done).unwrap();
+                let norms = Norms::of(&[], &[vec![("all", 9.0)]]);
+                adamw.update(&mut [&mut params], &mut gradients, &norms, 1e-2, done).unwrap();
             }
             let moments = adamw.to_tensors(&Spare::default()).unwrap();
             let values = params.iter().flat_map(|p| p.weight.values().into_owned());

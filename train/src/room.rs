@@ -4,13 +4,17 @@ use std::path::Path;
 
 use flamingo_model::{Parameter, Params};
 
+use crate::ema::Ema;
 use crate::error::TrainError;
 
 /// Bytes of a value: all are f32.
 const VALUE_BYTES: u64 = size_of::<f32>() as u64;
 
 /// Values that a trained parameter has in a checkpoint: its own, and two moments of each.
-const TRAINED_COPIES: u64 = 3;
+const TRAINED_COPIES: usize = 3;
+
+/// Values of its running average, if one is kept.
+const AVERAGE_COPIES: usize = 1;
 
 /// Bytes that a parameter takes beside its values: names and shapes in three places.
 const ENTRY_BYTES: u64 = 1 << 10;
@@ -18,25 +22,30 @@ const ENTRY_BYTES: u64 = 1 << 10;
 /// Bytes of all that does not depend on the model: the state, the report, a line of metrics.
 const REST_BYTES: u64 = 1 << 20;
 
+/// Values of each trained parameter that are copied for a checkpoint and stand in it.
+pub fn copies(ema: Option<&Ema>) -> usize {
+    TRAINED_COPIES + ema.map_or(0, |_| AVERAGE_COPIES)
+}
+
 /// How large a checkpoint is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// Trained weights and their moments, which are copied while a checkpoint is written.
+    /// Trained weights, their moments and averages, which are copied while a checkpoint is written.
     pub copied_bytes: u64,
     /// All files.
     pub file_bytes: u64,
 }
 
 impl Size {
-    /// The size of the checkpoints of a model.
-    pub fn of(params: &[&Params]) -> Self {
+    /// The size of the checkpoints of a model with so many values of each trained parameter.
+    pub fn of(params: &[&Params], copies: usize) -> Self {
         let all = params.iter().flat_map(|params| params.iter());
         let bytes = |parameter: &Parameter| VALUE_BYTES * parameter.n_values() as u64;
         let (mut copied_bytes, mut file_bytes) = (0, REST_BYTES);
         for parameter in all {
             file_bytes += ENTRY_BYTES;
             if parameter.weight.is_trained() {
-                copied_bytes += TRAINED_COPIES * bytes(parameter);
+                copied_bytes += copies as u64 * bytes(parameter);
             } else {
                 file_bytes += bytes(parameter);
             }
@@ -111,11 +120,15 @@ fn number(text: &str, key: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ema::{EmaConfig, Warmup};
 
     #[test]
     fn a_disk_must_have_room_for_weights_and_two_moments() {
         let params = Params::trained([("a".to_owned(), vec![1000, 1000], vec![0.0; 1_000_000])]);
-        let size = Size::of(&[&params.unwrap()]);
+        let params = params.unwrap();
+        let ema = Ema::new(&EmaConfig { decay: 0.9, warmup: Warmup::None }, &[&params]);
+        assert_eq!(Size::of(&[&params], copies(Some(&ema))).copied_bytes, 16_000_000);
+        let size = Size::of(&[&params], copies(None));
         assert_eq!(size.copied_bytes, 12_000_000);
         let run = Path::new("runs/mine");
         let require = |free| size.require_disk(run, |_| free);

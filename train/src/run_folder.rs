@@ -130,8 +130,9 @@ pub fn tokenizer(run: &Path) -> PathBuf {
 
 /// The run that a path leads to: itself, or the run that it is a checkpoint of.
 pub fn run_of(path: &Path) -> PathBuf {
-    // A checkpoint is RUN/checkpoints/step-N.
-    let mut candidates = [Some(path), path.ancestors().nth(2)].into_iter().flatten();
+    // A checkpoint is RUN/checkpoints/step-N, and its averaged model RUN/checkpoints/step-N/ema.
+    let mut candidates =
+        [Some(path), path.ancestors().nth(2), path.ancestors().nth(3)].into_iter().flatten();
     let run = candidates.find(|run| run.join(CONFIG).is_file());
     run.unwrap_or(path).to_path_buf()
 }

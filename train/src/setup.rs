@@ -16,7 +16,9 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
 use crate::device::{self, DeviceArgs};
+use crate::ema::Ema;
 use crate::error::TrainError;
+use crate::groups;
 use crate::looks::Looks;
 use crate::machine::Gauge;
 use crate::optimizer::AdamW;
@@ -285,9 +287,12 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     });
     let sources = sources.collect();
     let corpora_sha256 = same_corpora(config, &folder, &corpora)?;
+    check_groups(file, stage)?;
     let optimizer = optimizer(config, &folder, stage)?;
+    let ema = ema(config, &folder, stage)?;
     if folder.step() < stop_after {
-        Size::of(&stage.model().params()).require_disk(&folder.path, room::disk_bytes)?;
+        let size = Size::of(&stage.model().params(), room::copies(ema.as_ref()));
+        size.require_disk(&folder.path, room::disk_bytes)?;
     }
     let tokenizer = Arc::new(tokenizer);
     let mixture =
@@ -307,6 +312,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         less_memory: config.less_memory(),
         loader,
         optimizer,
+        ema,
         schedule: config.schedule(),
         weights: weights(config),
         checkpoint_every: config.checkpoint_every,
@@ -358,6 +364,30 @@ fn same_corpora<M>(
         checkpoint.require_same(what, was, now)?;
     }
     Ok(now)
+}
+
+fn check_groups<M>(file: &ConfigFile<M>, stage: &dyn Stage) -> Result<(), TrainError> {
+    let refuse = |key, value, expected| TrainError::ConfigValue {
+        path: file.path.clone(),
+        key,
+        value,
+        expected,
+    };
+    groups::check(&file.config.optimizer.groups, &stage.model().params(), refuse)
+}
+
+/// The running average of the weights: the checkpoint's, or one that begins now.
+fn ema<M>(
+    config: &RunConfig<M>,
+    folder: &RunFolder,
+    stage: &dyn Stage,
+) -> Result<Option<Ema>, TrainError> {
+    let params = stage.model().params();
+    let ema = config.ema.as_ref().map(|ema| match &folder.checkpoint {
+        Some(checkpoint) => Ema::restore(ema, &params, checkpoint),
+        None => Ok(Ema::new(ema, &params)),
+    });
+    ema.transpose()
 }
 
 fn optimizer<M>(

@@ -12,9 +12,11 @@ use flamingo_dataset::{Batch, Loader, MERGED};
 use flamingo_model::{Gradients, ModelError, Parameter, Params, Snapshot, Spare, Trainable};
 
 use crate::checkpoint::{self, Keep, State};
-use crate::checkpoint_writer::{CheckpointWriter, Job};
+use crate::checkpoint_writer::{CheckpointWriter, Job, Learned};
 use crate::device::Devices;
+use crate::ema::Ema;
 use crate::error::TrainError;
+use crate::groups::Norms;
 use crate::looks::Looks;
 use crate::machine::Gauge;
 use crate::metrics::{MetricsLog, StepMetrics};
@@ -131,6 +133,8 @@ pub struct Run<'run> {
     pub less_memory: String,
     /// The optimizer, with the moments of the checkpoint.
     pub optimizer: AdamW,
+    /// The running average of the weights, if one is kept.
+    pub ema: Option<Ema>,
     /// The learning rate of each step.
     pub schedule: Schedule,
     /// Lambda of each dataset.
@@ -161,6 +165,28 @@ impl Run<'_> {
     /// Whether a batch changes the model, or is only watched.
     fn learns_from(&self, batch: &Batch) -> bool {
         self.weights[batch.dataset] > 0.0
+    }
+
+    /// Makes the update after `done` others, and lets the average follow.
+    fn update(
+        &mut self,
+        gradients: &mut Gradients,
+        norms: &Norms,
+        lr: f64,
+        done: u64,
+    ) -> Result<(), TrainError> {
+        let params = &mut self.stage.model_mut().params_mut();
+        let updated = self.optimizer.update(params, gradients, norms, lr, done);
+        updated.map_err(TrainError::model("run"))?;
+        match &mut self.ema {
+            Some(ema) => ema.follow(&self.stage.model().params(), done),
+            None => Ok(()),
+        }
+    }
+
+    /// What a checkpoint is made of.
+    fn learned(&self) -> Learned<'_> {
+        Learned { stage: self.stage, optimizer: &self.optimizer, ema: self.ema.as_ref() }
     }
 
     /// For `map_err` on what is done after `done` updates.
@@ -222,7 +248,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         return Ok(Ended::Done);
     }
     let mut events = Events::create(&run.folder.path, done)?;
-    let mut checkpoints = CheckpointWriter::start(run.stage)?;
+    let mut checkpoints = CheckpointWriter::start(run.learned())?;
     while done < run.stop_after {
         checkpoints.check()?;
         let clock = Instant::now();
@@ -233,9 +259,9 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             check_fresh(run.stage, &batches, &progress).map_err(run.failed(done))?;
         }
 
-        let (losses, mut gradients, grad_norm) =
+        let (losses, mut gradients, norms) =
             accumulate(&run, &batches).map_err(run.failed(done))?;
-        let found = run.guard.look(&learned_losses(&run, &batches, &losses), grad_norm);
+        let found = run.guard.look(&learned_losses(&run, &batches, &losses), norms.all);
         if let Some(found) = &found {
             checkpoints.wait()?;
             let trouble = trouble(&run, &batches, done, found)?;
@@ -253,17 +279,16 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         if found.is_none() {
             let seen = run.looks.look(run.stage, &batches, &losses, done);
             observed = seen.map_err(run.failed(done))?;
-            let params = &mut run.stage.model_mut().params_mut();
-            let updated = run.optimizer.update(params, &mut gradients, grad_norm, lr, done);
-            updated.map_err(TrainError::model("run")).map_err(run.failed(done))?;
+            run.update(&mut gradients, &norms, lr, done).map_err(run.failed(done))?;
         }
         done += 1;
         observed.extend(run.stage.observe());
+        observed.extend(norms.observed());
         let update = Update {
             step: done,
             losses,
             lr,
-            grad_norm,
+            grad_norm: norms.all,
             clock,
             data_wait_seconds,
             skipped: found.map(|found| found.text),
@@ -284,7 +309,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             let keep = is_due.then_some(run.keep);
             let state = state(&run, done, frozen_sha256.clone());
             let job = Job { run: run.folder.path.clone(), state, log, keep };
-            let seconds = checkpoints.write(job, run.stage, &run.optimizer)?;
+            let seconds = checkpoints.write(job, run.learned())?;
             progress.note_wait(done, seconds);
         }
         if let Some(signal) = signal {
@@ -339,8 +364,8 @@ fn note_frozen(when: &str, sha256: Option<&str>, progress: &Progress) {
     }
 }
 
-/// Loss of each batch, the sum of their gradients, each times its lambda, and the norm of that.
-fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients, f64), TrainError> {
+/// Loss of each batch, the sum of their gradients, each times its lambda, and the norms of that.
+fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients, Norms), TrainError> {
     let mut losses = Vec::with_capacity(batches.len());
     let mut gradients = Gradients::default();
     for batch in batches {
@@ -354,8 +379,9 @@ fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients, f64)
         losses.push(loss);
         gradients = sum;
     }
-    let norm = AdamW::norm(&run.stage.model().params(), &mut gradients);
-    Ok((losses, gradients, norm.map_err(TrainError::model("run"))?))
+    let norms = run.optimizer.norms(&run.stage.model().params(), &mut gradients);
+    let norms = norms.map_err(TrainError::model("run"))?;
+    Ok((losses, gradients, norms))
 }
 
 /// The losses that are learned from, by dataset.

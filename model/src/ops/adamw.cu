@@ -21,21 +21,6 @@ struct Summand {
   long long first_block;
 };
 
-// The last of `n` entries whose first block is not after this one.
-template <class Entry>
-__device__ __forceinline__ const Entry* entry_of_block(const Entry* all, int n) {
-  int low = 0, high = n;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (all[middle].first_block <= static_cast<long long>(blockIdx.x)) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return all + low;
-}
-
 // A block takes `per_block` values.
 KERNEL adamw(const AdamWeight* all, int n_weights, int per_block) {
   const AdamWeight w = *entry_of_block(all, n_weights);

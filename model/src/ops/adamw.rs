@@ -151,7 +151,6 @@ fn update_chunk(
 pub(super) mod cuda {
     use super::{Means, Update};
     use crate::cuda::{Array, CudaError, Gpu, Grid, Kind, THREADS, kernel};
-    use crate::spare::Spare;
     use crate::tensor::{DeviceError, Gradients};
 
     /// Values that one block takes.
@@ -202,15 +201,19 @@ pub(super) mod cuda {
         Ok(gpu.launch(kernel!("adamw"), Grid::of(blocks, THREADS), &args)?)
     }
 
-    /// The sum of the squares of all values of some arrays in f32, in f64.
+    /// The sum of the squares of the values of each of some arrays in f32, in f64.
     ///
     /// # Errors
     /// When the GPU fails.
-    pub(crate) fn square_sum(gpu: &'static Gpu, arrays: &[&Array]) -> Result<f64, CudaError> {
+    pub(crate) fn square_sums(gpu: &'static Gpu, arrays: &[&Array]) -> Result<Vec<f64>, CudaError> {
         let (mut table, mut blocks) = (Vec::new(), 0);
+        let blocks_of = |array: &Array| array.len().div_ceil(PER_BLOCK);
         for array in arrays {
             table.extend([array.address(), array.len() as u64, blocks as u64]);
-            blocks += array.len().div_ceil(PER_BLOCK);
+            blocks += blocks_of(array);
+        }
+        if blocks == 0 {
+            return Ok(vec![0.0; arrays.len()]);
         }
         let n_arrays = table.len() / SUMMAND_WORDS;
         let table = gpu.upload_words(&table)?;
@@ -218,7 +221,8 @@ pub(super) mod cuda {
         let sums = gpu.unset(2 * blocks, Kind::F32)?;
         let args = [(&table).into(), n_arrays.into(), PER_BLOCK.into(), (&sums).into()];
         gpu.launch(kernel!("square_sums"), Grid::of(blocks, THREADS), &args)?;
-        Ok(gpu.download_f64(&sums)?.iter().sum())
+        let mut sums = gpu.download_f64(&sums)?.into_iter();
+        Ok(arrays.iter().map(|array| sums.by_ref().take(blocks_of(array)).sum()).collect())
     }
 }
 
@@ -249,7 +253,7 @@ mod tests {
                 Moments::new(&[n], vec![0.25; n], (0..n).map(|i| i as f32 * 1e-3).collect());
             let Weight::Trained(trained) = &mut weight else { unreachable!("it is trained") };
             adamw(vec![(trained, &mut moments, step)], &mut gradients).unwrap();
-            let [first, second] = moments.values(&crate::spare::Spare::default()).unwrap();
+            let [first, second] = moments.values(&Spare::default()).unwrap();
             for (i, got) in weight.values().iter().enumerate() {
                 let g = f64::from(gradient[i]) * 0.5;
                 let m = 0.25 + 0.1 * (g - 0.25);
@@ -310,15 +314,15 @@ mod tests {
                 });
                 adamw(updates.collect(), &mut gradients).unwrap();
             }
-            let sum = gpu.map(|gpu| {
+            let sums = gpu.map(|gpu| {
                 let of = |w: &Weight| w.device().cloned();
                 let weights: Vec<_> = weights.iter().filter_map(of).collect();
                 let arrays =
                     weights.iter().filter_map(|w| w.gradient_array(gradients.0.device_ref()));
-                cuda::square_sum(gpu, &arrays.collect::<Vec<_>>()).unwrap()
+                cuda::square_sums(gpu, &arrays.collect::<Vec<_>>()).unwrap()
             });
             let values: Vec<f32> = weights.iter().flat_map(|w| w.values().to_vec()).collect();
-            (values, sum)
+            (values, sums)
         };
         let (expected, _) = run(None);
         let squares = [0_u64, 1, 2, 4].map(|i| {
@@ -326,12 +330,15 @@ mod tests {
             values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>()
         });
         for gpu in crate::ops::gradient_check::gpus() {
-            let (got, sum) = run(Some(gpu));
+            let (got, sums) = run(Some(gpu));
             for (i, (a, b)) in got.iter().zip(&expected).enumerate() {
                 assert!((a - b).abs() < 1e-6, "{i}: {a}, {b} on the processor");
             }
-            let squares: f64 = squares.iter().sum();
-            assert!((sum.unwrap() - squares).abs() < 1e-9 * squares);
+            let sums = sums.unwrap();
+            assert_eq!(sums.len(), squares.len());
+            for (sum, square) in sums.iter().zip(&squares) {
+                assert!((sum - square).abs() < 1e-9 * square, "{sum} {square}");
+            }
         }
     }
 }

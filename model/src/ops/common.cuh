@@ -125,3 +125,18 @@ __device__ __forceinline__ float block_sum(float x, float* shared) {
 __device__ __forceinline__ float block_max(float x, float* shared) {
   return warp_max(across_warps(warp_max(x), -INFINITY, shared));
 }
+
+// The last of `n` entries whose first block is not after this one.
+template <class Entry>
+__device__ __forceinline__ const Entry* entry_of_block(const Entry* all, int n) {
+  int low = 0, high = n;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (all[middle].first_block <= static_cast<long long>(blockIdx.x)) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return all + low;
+}

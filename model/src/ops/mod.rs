@@ -17,6 +17,7 @@ mod add;
 mod attention;
 #[cfg(feature = "cuda")]
 mod attention_cuda;
+mod average;
 #[cfg(feature = "ops-bench")]
 pub mod benches;
 #[cfg(all(feature = "cuda", feature = "ops-bench"))]
@@ -39,18 +40,21 @@ mod rotary;
 mod rows;
 mod squeeze_excitation;
 mod token_table;
+mod unit_clip;
 mod wide;
 
 pub use activation::Activation;
 pub(crate) use activation::{activate, activate_times};
 pub(crate) use adamw::adamw;
 #[cfg(feature = "cuda")]
-pub(crate) use adamw::cuda::square_sum;
+pub(crate) use adamw::cuda::square_sums;
 pub use adamw::{AdamStep, Moments};
 pub(crate) use add::{add_gated, add_to};
 pub(crate) use attention::{
     AttentionShape, Heads, Past, Visible, attention, continue_attention, self_attention,
 };
+pub use average::Average;
+pub(crate) use average::average;
 pub(crate) use contrastive_loss::{contrastive_loss, unit_rows};
 pub(crate) use convolution::{Convolution, Grid, KernelSize, convolve, standardize};
 pub(crate) use cross_entropy::{cross_entropy, each_logits, likeliest_tokens, token_losses};
@@ -69,6 +73,7 @@ pub(crate) use rows::cuda::unfold;
 pub(crate) use rows::{join_rows, mean_rows, pick_rows, prepend_class};
 pub(crate) use squeeze_excitation::{SqueezeExcitation, squeeze_excite_onto};
 pub(crate) use token_table::TokenTable;
+pub(crate) use unit_clip::clip_units;
 pub(crate) use wide::processor;
 
 /// Elements that one thread takes at a time in element-wise loops: small enough for its cache,

@@ -8,6 +8,7 @@ mod emulated;
 mod export;
 mod learning;
 mod masks;
+mod optimisation;
 mod refusal;
 mod resume;
 mod seeing;

@@ -9,22 +9,31 @@ use flamingo_model::Tensors;
 
 use crate::world::{FLAMINGO, LANGUAGE, STAGES, World, latest, metrics};
 
-/// Everything in the last checkpoint, and which steps the log knows.
-fn outcome(run: &Path) -> (Vec<(String, Vec<u8>)>, Vec<u64>) {
-    let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(latest(run))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| {
+/// All files in a folder and in those inside it.
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut all: Vec<_> = paths
+        .flat_map(|path| {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            (name, std::fs::read(path).unwrap())
+            if path.is_dir() {
+                let inside = files(&path).into_iter();
+                return inside.map(|(file, bytes)| (format!("{name}/{file}"), bytes)).collect();
+            }
+            vec![(name, std::fs::read(path).unwrap())]
         })
         .collect();
-    files.sort();
+    all.sort();
+    all
+}
+
+/// Everything in the last checkpoint, and which steps the log knows.
+fn outcome(run: &Path) -> (Vec<(String, Vec<u8>)>, Vec<u64>) {
+    let files = files(&latest(run));
     let steps = metrics(run).iter().map(|line| line["step"].as_u64().unwrap()).collect();
     (files, steps)
 }
 
-fn assert_same_outcome(expected: &Path, found: &Path) {
+pub(crate) fn assert_same_outcome(expected: &Path, found: &Path) {
     let ((expected, steps), (found, found_steps)) = (outcome(expected), outcome(found));
     let names = |files: &[(String, Vec<u8>)]| {
         files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()

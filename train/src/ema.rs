@@ -1,0 +1,165 @@
+//! The exponential moving average of the trained weights, kept in f32 beside them. It is a model of its
+//! own in every checkpoint, `step-N/ema/`, and a resumed run goes on with it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use flamingo_model::{Average, DeviceError, ModelError, Params, Spare, Tensors, save_variant};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::TrainError;
+
+/// Folder of the averaged model in a checkpoint's.
+pub const FOLDER: &str = "ema";
+
+/// Read from `[ema]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmaConfig {
+    /// Share of the old average in the new one. The paper averages no weights; 0.9999 is common.
+    pub decay: f64,
+    /// Whether the average follows the first updates faster.
+    #[serde(default)]
+    pub warmup: Warmup,
+}
+
+/// How an average begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Warmup {
+    /// With the same decay as later: the weights that the run began with stay in it for long.
+    #[default]
+    None,
+    /// With the lesser of `decay` and (1 + n) / (10 + n) at the update after n others, `TensorFlow`'s rule.
+    ByUpdates,
+}
+
+impl EmaConfig {
+    /// The decay at the update after `done` others.
+    pub fn decay_at(&self, done: u64) -> f64 {
+        let n = done as f64;
+        match self.warmup {
+            Warmup::None => self.decay,
+            Warmup::ByUpdates => self.decay.min((1.0 + n) / (10.0 + n)),
+        }
+    }
+}
+
+/// The averages, which live where the weights do.
+#[derive(Debug)]
+pub struct Ema {
+    config: EmaConfig,
+    averages: BTreeMap<String, Average>,
+}
+
+impl Ema {
+    /// Averages that begin as the weights.
+    pub fn new(config: &EmaConfig, params: &[&Params]) -> Self {
+        let trained = params.iter().flat_map(|params| params.iter());
+        let trained = trained.filter(|parameter| parameter.weight.is_trained());
+        let averages = trained.map(|parameter| {
+            let values = parameter.weight.values().into_owned();
+            (parameter.name.clone(), Average::new(&parameter.shape, values))
+        });
+        Self { config: config.clone(), averages: averages.collect() }
+    }
+
+    /// Goes on with the averages of a checkpoint.
+    ///
+    /// # Errors
+    /// When the average of a trained parameter is missing or has another shape.
+    pub fn restore(
+        config: &EmaConfig,
+        params: &[&Params],
+        checkpoint: &Checkpoint,
+    ) -> Result<Self, TrainError> {
+        let load = TrainError::model;
+        let path = checkpoint.folder.join(FOLDER);
+        let mut tensors = Tensors::open(&path).map_err(load("load"))?;
+        let mut averages = BTreeMap::new();
+        let all = params.iter().flat_map(|params| params.iter());
+        for parameter in all.filter(|parameter| parameter.weight.is_trained()) {
+            let (name, shape) = (&parameter.name, &parameter.shape);
+            let values = tensors.take(name, shape, &path).map_err(load("load"))?;
+            averages.insert(name.clone(), Average::new(shape, values));
+        }
+        Ok(Self { config: config.clone(), averages })
+    }
+
+    /// Follows the update that was made after `done` others.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn follow(&mut self, params: &[&Params], done: u64) -> Result<(), TrainError> {
+        let rate = (1.0 - self.config.decay_at(done)) as f32;
+        let mut all = params.iter();
+        all.try_for_each(|params| params.average(&mut self.averages, rate))
+            .map_err(TrainError::model("run"))
+    }
+
+    /// A copy of the averages, for a checkpoint, made on all cores.
+    ///
+    /// # Errors
+    /// When the device fails, or memory cannot hold the copy.
+    pub fn to_tensors(&self, spare: &Spare) -> Result<Tensors, ModelError> {
+        let copied = self.averages.par_iter().map(|(name, average)| {
+            let values: Result<_, DeviceError> = average.values(spare);
+            Ok((name, average, values?))
+        });
+        let copied: Vec<_> = copied.collect::<Result<_, DeviceError>>()?;
+        let mut tensors = Tensors::default();
+        for (name, average, values) in copied {
+            tensors.insert(name.clone(), average.shape(), values);
+        }
+        Ok(tensors)
+    }
+}
+
+/// Writes an averaged model into the folder of the model that it is an average of. Frozen weights are
+/// not written again.
+///
+/// # Errors
+/// When the disk fails.
+pub fn save(averages: &Tensors, model: &Path) -> Result<(), ModelError> {
+    save_variant(model, FOLDER, averages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn averages_follow_the_formula_in_double_precision() {
+        const DECAY: f64 = 0.8;
+        for warmup in [Warmup::None, Warmup::ByUpdates] {
+            let config = EmaConfig { decay: DECAY, warmup };
+            let start = vec![0.5_f32, -1.25, 3.0];
+            let mut params = Params::trained([("a".to_owned(), vec![3], start.clone())]).unwrap();
+            let mut ema = Ema::new(&config, &[&params]);
+            let mut expected: Vec<f64> = start.into_iter().map(f64::from).collect();
+            for n in 0..50_u64 {
+                let weights: Vec<f32> = (0..3).map(|i| ((3 * n + i) as f32).sin()).collect();
+                let mut gradients = flamingo_model::Gradients::default();
+                let set = |_: &str, _: &[usize], values: &mut [f32], _: &[f32]| {
+                    values.copy_from_slice(&weights);
+                };
+                params.update(&mut gradients, set).unwrap();
+                ema.follow(&[&params], n).unwrap();
+                let decay = match warmup {
+                    Warmup::None => DECAY,
+                    Warmup::ByUpdates => DECAY.min((1 + n) as f64 / (10 + n) as f64),
+                };
+                for (e, w) in expected.iter_mut().zip(&weights) {
+                    *e = decay * *e + (1.0 - decay) * f64::from(*w);
+                }
+            }
+            for (found, expected) in
+                ema.averages["a"].values(&Spare::default()).unwrap().iter().zip(&expected)
+            {
+                assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} {expected}");
+            }
+        }
+    }
+}
