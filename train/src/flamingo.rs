@@ -95,7 +95,7 @@ fn attempt(
     file: &ConfigFile<FlamingoModel>,
     troubles: Vec<Trouble>,
 ) -> Result<Ended, TrainError> {
-    file.require_images(|images| images >= 1, "at least 1")?;
+    check_images(file)?;
     let image = file.image()?;
     check_model(file)?;
 
@@ -135,6 +135,16 @@ fn feature_cache(
     let encoder = flamingo.vision_sha256();
     FeatureCache::open(Path::new(&folder), &encoder, n_values, config.bytes_max)
         .map_err(TrainError::loader)
+}
+
+/// A language model that is trained may learn from texts alone beside the mixture (paper, table 10,
+/// co-training); to a frozen one such a dataset is a mistake.
+fn check_images(file: &ConfigFile<FlamingoModel>) -> Result<(), TrainError> {
+    let looks = file.config.data.iter().any(|entry| entry.images > 0);
+    if looks && file.config.model.trained().language {
+        return Ok(());
+    }
+    file.require_images(|images| images >= 1, "at least 1")
 }
 
 fn check_model(file: &ConfigFile<FlamingoModel>) -> Result<(), TrainError> {

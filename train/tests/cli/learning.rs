@@ -137,3 +137,22 @@ fn a_mixture_may_take_turns_or_merge_its_rows() {
     assert_eq!(datasets("round_robin"), [["pages"], ["pairs"], ["pages"]]);
     assert_eq!(datasets("merged"), [["merged"]; 3]);
 }
+
+#[test]
+fn a_trained_language_model_learns_texts_beside_the_mixture() {
+    let world = World::with_towers();
+    std::fs::create_dir(world.path("texts")).unwrap();
+    std::fs::write(world.path("texts/a.txt"), "a line of text\n\nanother one\n").unwrap();
+    let texts = "[[data]]\nname = \"texts\"\ncorpus = \"texts\"\nbatch = 2\nweight = 1.0\ntokens = 24\n\
+                 layout = { format = \"text_files\" }\n";
+    let config = format!("{FLAMINGO}{texts}");
+    let frozen = world.train("flamingo", &config, "frozen", &[]);
+    assert_eq!(frozen.code(), Some(2));
+    let error = frozen.stderr();
+    assert!(error.contains("`data.texts.images` is 0, expected at least 1"), "{error}");
+
+    let trained = [&by_heart("steps=40")[..], &["--set", "model.language_weights=\"fine-tuned\""]];
+    world.train("flamingo", &config, "trained", &trained.concat()).expect_success();
+    let (first, last) = losses(&world, "trained", "texts");
+    assert!(first > 5.0 && last < 2.5, "{first} to {last}");
+}
