@@ -113,6 +113,16 @@ impl BatchPixels {
         }
     }
 
+    /// Those of a range.
+    fn slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(pixels) => Self::F32(pixels[range].to_vec().into()),
+            Self::U8 { values, mean, std } => {
+                Self::U8 { values: values[range].to_vec(), mean: *mean, std: *std }
+            }
+        }
+    }
+
     /// Takes off what is more, or pads with zeros.
     pub(crate) fn resize(&mut self, n: usize) {
         match self {
@@ -173,6 +183,39 @@ impl Batch {
         }
     }
 
+    /// The sequences of a range, as a batch of their own. Corrupt rows stay with the whole: each of them
+    /// is to be told of once.
+    ///
+    /// # Panics
+    /// When the range is not within the batch.
+    #[must_use]
+    pub fn slice(&self, sequences: Range<usize>) -> Self {
+        assert!(sequences.end <= self.size, "{sequences:?} of {} sequences", self.size);
+        // A batch without sequences has nothing to divide.
+        let of_one = |n: usize| n / self.size.max(1);
+        let part = |n: usize| sequences.start * of_one(n)..sequences.end * of_one(n);
+        Self {
+            dataset: self.dataset,
+            name: self.name.clone(),
+            tokens: self.tokens[part(self.tokens.len())].to_vec(),
+            phi: self.phi[part(self.phi.len())].to_vec(),
+            loss_mask: self.loss_mask[part(self.loss_mask.len())].to_vec(),
+            pixels: self.pixels.slice(part(self.pixels.len())),
+            image_count: self.image_count[sequences.clone()].to_vec(),
+            n_images: self.n_images,
+            n_frames: self.n_frames,
+            size: sequences.len(),
+            length: self.length,
+            rows: self.rows[part(self.rows.len())].to_vec(),
+            corrupt: Vec::new(),
+        }
+    }
+
+    /// Positions from which a token is to be predicted.
+    pub fn n_predicted(&self) -> u64 {
+        self.loss_mask.iter().filter(|mask| **mask > 0.0).count() as u64
+    }
+
     /// SHA-256 of everything that a step reads: tokens, masks, pixels to the last bit, and the rows they
     /// come from. Two runs that agree in it for every batch have read the same.
     pub fn sha256(&self) -> String {
@@ -230,5 +273,78 @@ impl Batch {
         self.loss_mask.extend(sequence.loss_mask);
         self.loss_mask.resize(self.size * shape.tokens, 0.0);
         self.pixels.resize(self.size * shape.images * shape.image_len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: usize = 3 * 2 * 2;
+
+    /// Three sequences of two packed rows each, of `n_images` places of two frames; every number tells its
+    /// sequence, and its place there.
+    fn batch(pixels: BatchPixels) -> Batch {
+        let per = |n: usize| (0..3).flat_map(move |b| (0..n).map(move |i| 100 * b + i));
+        Batch {
+            dataset: 1,
+            name: "clips".to_owned(),
+            tokens: per(4).map(|n| n as u32).collect(),
+            phi: per(4).map(|n| n as i32).collect(),
+            loss_mask: vec![0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            pixels,
+            image_count: vec![2, 0, 1],
+            n_images: 2,
+            n_frames: 2,
+            size: 3,
+            length: 4,
+            rows: per(2).map(|n| n as u64).collect(),
+            corrupt: vec![CorruptRow {
+                dataset: "clips".to_owned(),
+                row: 7,
+                problem: String::new(),
+            }],
+        }
+    }
+
+    fn numbers() -> BatchPixels {
+        BatchPixels::F32((0..3 * 4 * FRAME).map(|n| n as f32).collect::<Vec<_>>().into())
+    }
+
+    #[test]
+    fn a_slice_has_what_belongs_to_its_sequences() {
+        let part = batch(numbers()).slice(1..3);
+        assert_eq!(part.tokens, [100, 101, 102, 103, 200, 201, 202, 203]);
+        assert_eq!(part.phi, [100, 101, 102, 103, 200, 201, 202, 203]);
+        assert_eq!(part.loss_mask, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(part.rows, [100, 101, 200, 201]);
+        assert_eq!((part.image_count, part.size, part.length), (vec![0, 1], 2, 4));
+        assert_eq!((part.n_images, part.n_frames, part.dataset), (2, 2, 1));
+        let BatchPixels::F32(pixels) = part.pixels else { panic!("they were numbers") };
+        assert_eq!(pixels[..], (4 * FRAME..12 * FRAME).map(|n| n as f32).collect::<Vec<_>>());
+        assert_eq!(part.corrupt, []);
+    }
+
+    #[test]
+    fn bytes_and_batches_without_pixels_are_sliced_too() {
+        let values = (0..3 * 4 * FRAME).map(|n| n as u8).collect();
+        let bytes = BatchPixels::U8 { values, mean: [0.1; 3], std: [0.2; 3] };
+        let BatchPixels::U8 { values, mean, std } = batch(bytes).slice(0..1).pixels else {
+            panic!("they were bytes")
+        };
+        assert_eq!((mean, std), ([0.1; 3], [0.2; 3]));
+        assert_eq!(values, (0..4 * FRAME).map(|n| n as u8).collect::<Vec<_>>());
+        assert!(batch(BatchPixels::F32(Vec::new().into())).slice(2..3).pixels.is_empty());
+    }
+
+    #[test]
+    fn slices_one_after_the_other_are_the_whole() {
+        let whole = batch(numbers());
+        let parts = [whole.slice(0..1), whole.slice(1..3)];
+        assert_eq!(parts.iter().map(Batch::n_predicted).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(whole.n_predicted(), 3);
+        assert_eq!(parts.each_ref().map(|p| p.tokens.clone()).concat(), whole.tokens);
+        let all = Batch { corrupt: Vec::new(), ..whole.clone() };
+        assert_eq!(whole.slice(0..3), all);
     }
 }

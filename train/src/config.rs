@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Keep;
 use crate::ema::EmaConfig;
+use crate::gradient::LossNormalisation;
 use crate::machine::HardwareConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
@@ -63,6 +64,9 @@ pub struct RunConfig<M> {
     /// What is known of the machine, in the Flamingo stage. May change when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<HardwareConfig>,
+    /// What the losses of the tokens of a batch become: `token-mean`, or `sum`.
+    #[serde(default)]
+    pub loss_normalisation: LossNormalisation,
     /// The optimizer and its learning rate.
     pub optimizer: OptimizerConfig,
     /// The running average of the trained weights, if one is kept.
@@ -137,6 +141,10 @@ pub struct DataConfig {
     /// Rows per update. May change when a run is continued where memory is short: it goes on at the rows
     /// that the next step would have had with this number from the start.
     pub batch: usize,
+    /// Parts of a batch that run one after the other, their gradients added: less memory for the same
+    /// update, but for the rounding of sums. Divides `batch`. May change when a run is continued.
+    #[serde(default = "one")]
+    pub micro_batches: usize,
     /// Its lambda. Paper: 1.0 for M3W, 0.2 for ALIGN and LTIP, 0.03 for VTP.
     pub weight: f64,
     /// Tokens per row. Paper: 256 for M3W, 32 or 64 for pairs.
@@ -218,22 +226,28 @@ impl<M> RunConfig<M> {
         }
     }
 
-    /// What can be done where memory does not suffice for a step.
-    pub fn less_memory(&self) -> String {
-        // As many tokens as the paper's latents of an image.
-        const IMAGE_TOKENS: usize = 64;
-        let size = |entry: &&DataConfig| {
-            entry.batch * (entry.tokens + IMAGE_TOKENS * entry.images * entry.frames)
+    /// What can be done where memory does not suffice for a step; `batches_divide` if a batch can be cut.
+    pub fn less_memory(&self, batches_divide: BatchesDivide) -> String {
+        let largest = self.data.iter().max_by_key(|entry| entry.tokens_at_once());
+        let cut = |entry: &DataConfig| {
+            let (name, n) = (&entry.name, entry.next_micro_batches()?);
+            Some(format!(
+                "`--set data.{name}.micro_batches={n}`, which takes time and changes no number but by \
+                 rounding"
+            ))
         };
-        let halved = self.data.iter().max_by_key(size).filter(|entry| entry.batch > 1);
-        let halved = halved.map(|entry| {
+        let halved = |entry: &DataConfig| {
             let (name, half) = (&entry.name, entry.batch / 2);
-            format!("`--set data.{name}.batch={half}`, half of it")
+            (half > 0).then(|| format!("`--set data.{name}.batch={half}`, half of it"))
+        };
+        let smaller = largest.and_then(|entry| match batches_divide {
+            BatchesDivide::Yes => cut(entry),
+            BatchesDivide::No => halved(entry),
         });
         let again = (self.recompute != Recompute::All).then(|| {
             "`--set recompute=\"all\"`, which takes time and changes no number".to_owned()
         });
-        let ways: Vec<_> = halved.into_iter().chain(again).collect();
+        let ways: Vec<_> = smaller.into_iter().chain(again).collect();
         match &*ways {
             [] => "a GPU with more of it can go on from there with --resume".to_owned(),
             ways => format!("go on from there with --resume and {}", ways.join(", or ")),
@@ -258,7 +272,29 @@ impl<M> RunConfig<M> {
     }
 }
 
+/// Whether a batch of a stage can be cut into parts that run one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchesDivide {
+    /// The loss of a row is its own.
+    Yes,
+    /// It depends on the other rows.
+    No,
+}
+
 impl DataConfig {
+    /// About how many tokens a step looks at together, images included.
+    fn tokens_at_once(&self) -> usize {
+        // As many tokens as the paper's latents of an image.
+        const IMAGE_TOKENS: usize = 64;
+        let rows = self.batch / self.micro_batches;
+        rows * (self.tokens + IMAGE_TOKENS * self.images * self.frames)
+    }
+
+    /// The next larger number of parts that a batch can be cut into.
+    fn next_micro_batches(&self) -> Option<usize> {
+        (self.micro_batches + 1..=self.batch).find(|n| self.batch.is_multiple_of(*n))
+    }
+
     /// Rows of one batch.
     pub fn rows(&self) -> usize {
         self.batch * self.pack
@@ -300,11 +336,17 @@ mod tests {
     use super::*;
     use crate::error::TrainError;
 
-    fn check(batches: [usize; 2], recompute: &str, expected: &str) {
-        let dataset = |(name, images, batch): (&str, usize, usize)| {
+    /// Batches and their micro-batches.
+    fn check(
+        batches: [(usize, usize); 2],
+        recompute: &str,
+        batches_divide: BatchesDivide,
+        expected: &str,
+    ) {
+        let dataset = |(name, images, (batch, micro_batches)): (&str, usize, (usize, usize))| {
             format!(
                 "[[data]]\nname = {name:?}\ncorpus = ''\nweight = 1\ntokens = 64\n\
-                 images = {images}\nbatch = {batch}\n"
+                 images = {images}\nbatch = {batch}\nmicro_batches = {micro_batches}\n"
             )
         };
         let [pages, pairs] = batches;
@@ -315,7 +357,8 @@ mod tests {
         ))
         .unwrap();
         let source = ModelError::Device(DeviceError::OutOfMemory);
-        let error = TrainError::Model { action: "run", source }.in_step(7, &config.less_memory());
+        let error = TrainError::Model { action: "run", source }
+            .in_step(7, &config.less_memory(batches_divide));
         let text = error.to_string();
         let rest = text.strip_prefix(
             "step 7 does not fit into memory; the last checkpoint, if there is one, stands: ",
@@ -324,14 +367,23 @@ mod tests {
     }
 
     #[test]
-    fn without_memory_the_largest_dataset_is_to_be_halved() {
+    fn without_memory_the_largest_dataset_is_to_be_cut_or_halved() {
+        use BatchesDivide::{No, Yes};
         let again = "`--set recompute=\"all\"`, which takes time and changes no number";
         let go_on = "go on from there with --resume and";
         let halved =
             |name: &str, half| format!("{go_on} `--set data.{name}.batch={half}`, half of it");
-        check([9, 12], "frozen", &format!("{}, or {again}", halved("pages", 4)));
-        check([2, 12], "all", &halved("pairs", 6));
-        check([1, 2], "nothing", &format!("{go_on} {again}"));
-        check([1, 1], "all", "a GPU with more of it can go on from there with --resume");
+        let cut = |name: &str, n| {
+            let set = format!("{go_on} `--set data.{name}.micro_batches={n}`");
+            format!("{set}, which takes time and changes no number but by rounding")
+        };
+        check([(9, 1), (12, 1)], "frozen", No, &format!("{}, or {again}", halved("pages", 4)));
+        check([(9, 1), (12, 1)], "frozen", Yes, &format!("{}, or {again}", cut("pages", 3)));
+        check([(9, 9), (12, 3)], "all", Yes, &cut("pairs", 4));
+        check([(2, 1), (12, 1)], "all", No, &halved("pairs", 6));
+        check([(1, 1), (2, 1)], "nothing", Yes, &format!("{go_on} {again}"));
+        let more = "a GPU with more of it can go on from there with --resume";
+        check([(1, 1), (1, 1)], "all", No, more);
+        check([(9, 9), (1, 1)], "all", Yes, more);
     }
 }

@@ -11,6 +11,7 @@ use toml::Table;
 
 use crate::config::{DataConfig, RunConfig, TokenizerConfig};
 use crate::error::TrainError;
+use crate::gradient::LossNormalisation;
 use crate::groups::GroupConfig;
 use crate::limits::{self, Size};
 use crate::optimizer::OptimizerConfig;
@@ -89,6 +90,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             self.check_dataset(index, entry)?;
             self.check_memory(entry)?;
             self.check_frames(entry)?;
+            self.check_micro_batches(entry)?;
         }
         Ok(self)
     }
@@ -232,6 +234,18 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         self.require(fits, key, &entry.frames, &expected)
     }
 
+    /// The parts of a batch are alike, and a merged batch is cut as one.
+    fn check_micro_batches(&self, entry: &DataConfig) -> Result<(), TrainError> {
+        let (key, n) = (format!("data.{}.micro_batches", entry.name), entry.micro_batches);
+        let divides = n > 0 && entry.batch.is_multiple_of(n);
+        let expected = format!("a divisor of batch, {}", entry.batch);
+        self.require(divides, &key[..], &n, &expected)?;
+        let first = &self.config.data[0];
+        let fits = self.config.mixture != MixtureMode::Merged || n == first.micro_batches;
+        let expected = format!("{}, as in `{}`, to merge", first.micro_batches, first.name);
+        self.require(fits, key, &n, &expected)
+    }
+
     /// Fails unless every size of a table is within its limit.
     fn require_sizes(&self, table: &str, sizes: &[Size]) -> Result<(), TrainError> {
         sizes.iter().try_for_each(|(field, value, most)| {
@@ -339,6 +353,20 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         given.into_iter().filter_map(|(key, value)| Some((key, value?))).try_for_each(
             |(key, value)| self.require(false, key, &value, "nothing: only in the Flamingo stage"),
         )
+    }
+
+    /// Fails where batches are to be cut, or sums over the tokens of a row to be taken: the loss of the
+    /// stage is one of all pairs of a batch together.
+    ///
+    /// # Errors
+    /// When a dataset has `micro_batches` other than 1, or `loss_normalisation` is not the default.
+    pub fn require_whole_batches(&self) -> Result<(), TrainError> {
+        for entry in &self.config.data {
+            let (key, n) = (format!("data.{}.micro_batches", entry.name), entry.micro_batches);
+            self.require(n == 1, key, &n, "1: each pair is compared with all others of its batch")?;
+        }
+        let is_mean = self.config.loss_normalisation == LossNormalisation::TokenMean;
+        self.require(is_mean, "loss_normalisation", &"sum", "nothing: pairs have one loss each")
     }
 
     /// The `[tokenizer]` section.

@@ -11,6 +11,7 @@ use flamingo_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::config::BatchesDivide;
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::inputs;
@@ -58,6 +59,7 @@ fn attempt(
 ) -> Result<Ended, TrainError> {
     file.require_no_feature_cache()?;
     file.require_nothing_of_flamingo()?;
+    file.require_whole_batches()?;
     file.require_images(|images| images == 1, "1")?;
     for entry in &file.config.data {
         let key = format!("data.{}.pack", entry.name);
@@ -117,6 +119,15 @@ impl Stage for Contrastive {
         self.clip
             .contrastive_step(&inputs::pairs(batch)?, self.label_smoothing, weight, gradients)
             .map_err(TrainError::model("run"))
+    }
+
+    /// Pairs: each is matched with all others.
+    fn n_terms(&self, batch: &Batch) -> u64 {
+        batch.size as u64
+    }
+
+    fn batches_divide(&self) -> BatchesDivide {
+        BatchesDivide::No
     }
 
     fn model(&self) -> &dyn Trainable {

@@ -2,6 +2,7 @@
 //! and gated cross-attention that learn from a mixture of interleaved pages, image-text pairs and
 //! clips (paper, section 2).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -330,10 +331,10 @@ impl Stage for Joined {
 
     /// Root mean square of what a block adds over that of what it is added to, over the tokens of all
     /// batches that see an image and predict the next token.
-    fn gate_ratios(&self, batches: &[Batch]) -> Result<BTreeMap<String, f64>, TrainError> {
+    fn gate_ratios(&self, parts: &[Cow<Batch>]) -> Result<BTreeMap<String, f64>, TrainError> {
         let mut all: Vec<GateSums> = Vec::new();
-        for batch in batches {
-            let sums = self.flamingo.gate_sums(&self.inputs(batch)?);
+        for part in parts {
+            let sums = self.flamingo.gate_sums(&self.inputs(part)?);
             let sums = sums.map_err(TrainError::model("run"))?;
             all.resize(sums.len(), GateSums::default());
             all.iter_mut().zip(sums).for_each(|(all, sums)| *all += sums);

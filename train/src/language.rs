@@ -16,7 +16,7 @@ use crate::trainer::{Ended, Stage};
 use crate::trouble::Trouble;
 
 /// The model under training.
-struct Language(LanguageModel);
+pub(crate) struct Language(pub(crate) LanguageModel);
 
 /// Trains, or goes on.
 ///

@@ -22,6 +22,7 @@
 //! - [`inputs`]: from the loader's batch to the models' inputs
 //! - [`config`], [`config_file`], [`overrides`]: every number of a run
 //! - [`limits`], [`difference`]: how large numbers may be, and which of them changed
+//! - [`gradient`]: what the batches of a step make
 //! - [`optimizer`], [`groups`], [`schedule`]: one update, for which weights it differs, and how far it goes
 //! - [`ema`]: the running average of the weights
 //! - [`trouble`], [`stop`]: steps that go wrong, and signals to stop
@@ -48,6 +49,7 @@ pub mod export;
 pub mod files;
 pub mod flamingo;
 pub mod flop;
+pub mod gradient;
 pub mod groups;
 pub mod history;
 pub mod inputs;

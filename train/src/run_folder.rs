@@ -42,7 +42,7 @@ const MAY_CHANGE: &[&str] = &[
 
 /// Keys of a dataset that may: rows that spoil a run are left out from then on, and a run goes on where
 /// there is less memory.
-const MAY_CHANGE_OF_DATA: [&str; 3] = ["batch", "skip_rows", "corrupt_share_max"];
+const MAY_CHANGE_OF_DATA: [&str; 4] = ["batch", "micro_batches", "skip_rows", "corrupt_share_max"];
 
 /// The key that may change as well where the learning rate does not depend on it.
 const STEPS: &str = "steps";

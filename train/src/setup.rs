@@ -18,6 +18,7 @@ use crate::config_file::ConfigFile;
 use crate::device::{self, DeviceArgs};
 use crate::ema::Ema;
 use crate::error::TrainError;
+use crate::gradient::Objective;
 use crate::groups;
 use crate::looks::Looks;
 use crate::machine::Gauge;
@@ -305,16 +306,17 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     if folder.checkpoint.is_none() {
         tokenizer.save(folder.tokenizer()).map_err(TrainError::tokenizer("write"))?;
     }
+    let less_memory = config.less_memory(stage.batches_divide());
     train(Run {
         folder: &folder,
         stage,
         devices,
-        less_memory: config.less_memory(),
+        less_memory,
         loader,
         optimizer,
         ema,
         schedule: config.schedule(),
-        weights: weights(config),
+        objective: objective(config),
         checkpoint_every: config.checkpoint_every,
         keep: config.keep(),
         looks: Looks {
@@ -338,15 +340,16 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     })
 }
 
-/// Lambda of each dataset, by its index in batches. Rows of all datasets in one batch are one
-/// dataset without lambda.
-fn weights<M>(config: &RunConfig<M>) -> Vec<f64> {
-    match config.mixture {
-        MixtureMode::Merged => vec![1.0],
+/// What a config minimises. Rows of all datasets in one batch are one dataset without lambda.
+fn objective<M>(config: &RunConfig<M>) -> Objective {
+    let each: Vec<(f64, usize)> = match config.mixture {
+        MixtureMode::Merged => vec![(1.0, config.data[0].micro_batches)],
         MixtureMode::Accumulate | MixtureMode::RoundRobin => {
-            config.data.iter().map(|entry| entry.weight).collect()
+            config.data.iter().map(|entry| (entry.weight, entry.micro_batches)).collect()
         }
-    }
+    };
+    let (weights, micro_batches) = each.into_iter().unzip();
+    Objective { weights, normalisation: config.loss_normalisation, micro_batches }
 }
 
 /// Digests of the corpora, after comparing them with the checkpoint's: rows of another corpus are

@@ -4,6 +4,7 @@
 //! the datasets before one update (paper, section 2.4 and appendix B.1.2). What differs between
 //! stages is behind [`Stage`].
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
@@ -13,10 +14,11 @@ use flamingo_model::{Gradients, ModelError, Parameter, Params, Snapshot, Spare, 
 
 use crate::checkpoint::{self, Keep, State};
 use crate::checkpoint_writer::{CheckpointWriter, Job, Learned};
+use crate::config::BatchesDivide;
 use crate::device::Devices;
 use crate::ema::Ema;
 use crate::error::TrainError;
-use crate::groups::Norms;
+use crate::gradient::{Extent, Objective, Step, StepGradient, accumulate};
 use crate::looks::Looks;
 use crate::machine::Gauge;
 use crate::metrics::{MetricsLog, StepMetrics};
@@ -74,6 +76,16 @@ pub trait Stage {
         Ok(())
     }
 
+    /// What the mean loss of a batch is a mean of: the tokens that are predicted.
+    fn n_terms(&self, batch: &Batch) -> u64 {
+        batch.n_predicted()
+    }
+
+    /// Whether a batch can be cut into parts: the loss of each row is its own.
+    fn batches_divide(&self) -> BatchesDivide {
+        BatchesDivide::Yes
+    }
+
     /// Images and clips of a batch that the stage looks at.
     fn n_images(&self, batch: &Batch) -> u64 {
         batch.image_count.iter().sum::<usize>() as u64
@@ -84,7 +96,8 @@ pub trait Stage {
         None
     }
 
-    /// Mean losses of a batch with other images than its own, each with what they are.
+    /// Mean losses of a batch with other images than its own, each with what they are, of
+    /// [`IMAGES`](crate::looks::IMAGES).
     ///
     /// # Errors
     /// As those of [`loss`](Self::loss).
@@ -96,7 +109,7 @@ pub trait Stage {
     ///
     /// # Errors
     /// As those of [`loss`](Self::loss).
-    fn gate_ratios(&self, _batches: &[Batch]) -> Result<BTreeMap<String, f64>, TrainError> {
+    fn gate_ratios(&self, _parts: &[Cow<Batch>]) -> Result<BTreeMap<String, f64>, TrainError> {
         Ok(BTreeMap::new())
     }
 
@@ -137,8 +150,8 @@ pub struct Run<'run> {
     pub ema: Option<Ema>,
     /// The learning rate of each step.
     pub schedule: Schedule,
-    /// Lambda of each dataset.
-    pub weights: Vec<f64>,
+    /// What is minimised.
+    pub objective: Objective,
     /// Updates between checkpoints.
     pub checkpoint_every: u64,
     /// Checkpoints that stay.
@@ -162,26 +175,21 @@ pub struct Run<'run> {
 }
 
 impl Run<'_> {
-    /// Whether a batch changes the model, or is only watched.
-    fn learns_from(&self, batch: &Batch) -> bool {
-        self.weights[batch.dataset] > 0.0
-    }
-
     /// Makes the update after `done` others, and lets the average follow.
-    fn update(
-        &mut self,
-        gradients: &mut Gradients,
-        norms: &Norms,
-        lr: f64,
-        done: u64,
-    ) -> Result<(), TrainError> {
+    fn update(&mut self, made: &mut StepGradient, lr: f64, done: u64) -> Result<(), TrainError> {
         let params = &mut self.stage.model_mut().params_mut();
+        let StepGradient { gradients, norms, .. } = made;
         let updated = self.optimizer.update(params, gradients, norms, lr, done);
         updated.map_err(TrainError::model("run"))?;
         match &mut self.ema {
             Some(ema) => ema.follow(&self.stage.model().params(), done),
             None => Ok(()),
         }
+    }
+
+    /// What a step is made with.
+    fn step(&self) -> Step<'_> {
+        Step { stage: self.stage, objective: &self.objective, optimizer: &self.optimizer }
     }
 
     /// What a checkpoint is made of.
@@ -256,12 +264,12 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         let data_wait_seconds = clock.elapsed().as_secs_f64();
 
         if done == 0 {
-            check_fresh(run.stage, &batches, &progress).map_err(run.failed(done))?;
+            check_fresh(&run, &batches, &progress).map_err(run.failed(done))?;
         }
 
-        let (losses, mut gradients, norms) =
-            accumulate(&run, &batches).map_err(run.failed(done))?;
-        let found = run.guard.look(&learned_losses(&run, &batches, &losses), norms.all);
+        let extents: Vec<_> = batches.iter().map(|batch| Extent::of(run.stage, batch)).collect();
+        let mut made = accumulate(&run.step(), &batches, &extents).map_err(run.failed(done))?;
+        let found = run.guard.look(&learned_losses(&run, &batches, &made.losses), made.norms.all);
         if let Some(found) = &found {
             checkpoints.wait()?;
             let trouble = trouble(&run, &batches, done, found)?;
@@ -277,18 +285,18 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         let mut observed = BTreeMap::new();
         let lr = run.schedule.lr(done);
         if found.is_none() {
-            let seen = run.looks.look(run.stage, &batches, &losses, done);
+            let seen = run.looks.look(run.stage, &run.objective, &batches, &made, done);
             observed = seen.map_err(run.failed(done))?;
-            run.update(&mut gradients, &norms, lr, done).map_err(run.failed(done))?;
+            run.update(&mut made, lr, done).map_err(run.failed(done))?;
         }
         done += 1;
         observed.extend(run.stage.observe());
-        observed.extend(norms.observed());
+        observed.extend(made.norms.observed());
         let update = Update {
             step: done,
-            losses,
+            made,
+            extents,
             lr,
-            grad_norm: norms.all,
             clock,
             data_wait_seconds,
             skipped: found.map(|found| found.text),
@@ -345,14 +353,11 @@ fn note_start(run: &Run, done: u64, progress: &Progress) {
     }
 }
 
-fn check_fresh(
-    stage: &dyn Stage,
-    batches: &[Batch],
-    progress: &Progress,
-) -> Result<(), TrainError> {
-    for batch in batches {
-        if let Some(note) = stage.check_fresh(batch)? {
-            progress.note(&format!("{}: {note}", batch.name));
+/// Looks at the first part of each batch: what a step has memory for.
+fn check_fresh(run: &Run, batches: &[Batch], progress: &Progress) -> Result<(), TrainError> {
+    for part in batches.iter().filter_map(|batch| run.objective.parts(batch).next()) {
+        if let Some(note) = run.stage.check_fresh(&part)? {
+            progress.note(&format!("{}: {note}", part.name));
         }
     }
     Ok(())
@@ -364,45 +369,19 @@ fn note_frozen(when: &str, sha256: Option<&str>, progress: &Progress) {
     }
 }
 
-/// Loss of each batch, the sum of their gradients, each times its lambda, and the norms of that.
-fn accumulate(run: &Run, batches: &[Batch]) -> Result<(Vec<f32>, Gradients, Norms), TrainError> {
-    let mut losses = Vec::with_capacity(batches.len());
-    let mut gradients = Gradients::default();
-    for batch in batches {
-        let weight = run.weights[batch.dataset] as f32;
-        // A dataset without weight is only watched.
-        let (loss, sum) = if run.learns_from(batch) {
-            run.stage.step(batch, weight, gradients)?
-        } else {
-            (run.stage.loss(batch)?, gradients)
-        };
-        losses.push(loss);
-        gradients = sum;
-    }
-    let norms = run.optimizer.norms(&run.stage.model().params(), &mut gradients);
-    let norms = norms.map_err(TrainError::model("run"))?;
-    Ok((losses, gradients, norms))
-}
-
 /// The losses that are learned from, by dataset.
 fn learned_losses<'a>(run: &Run, batches: &'a [Batch], losses: &[f32]) -> Vec<(&'a str, f32)> {
-    let learned = batches.iter().zip(losses).filter(|(batch, _)| run.learns_from(batch));
+    let learned = batches.iter().zip(losses).filter(|(batch, _)| run.objective.learns_from(batch));
     learned.map(|(batch, loss)| (&*batch.name, *loss)).collect()
-}
-
-/// The sum of the losses that are learned from, each times its lambda.
-fn objective(run: &Run, batches: &[Batch], losses: &[f32]) -> f64 {
-    let learned = batches.iter().zip(losses).filter(|(batch, _)| run.learns_from(batch));
-    learned.map(|(batch, loss)| run.weights[batch.dataset] * f64::from(*loss)).sum()
 }
 
 /// What the loop knows of an update.
 struct Update {
     /// Updates done, this one included.
     step: u64,
-    losses: Vec<f32>,
+    made: StepGradient,
+    extents: Vec<Extent>,
     lr: f64,
-    grad_norm: f64,
     /// Since the update began.
     clock: Instant,
     data_wait_seconds: f64,
@@ -412,19 +391,19 @@ struct Update {
 }
 
 fn measured(run: &Run, batches: &[Batch], update: Update) -> Result<StepMetrics, TrainError> {
-    let Update { losses, mut observed, .. } = update;
+    let Update { made, mut observed, .. } = update;
     observed.retain(|_, value| value.is_finite());
-    let finite = batches.iter().zip(&losses).filter(|(_, loss)| loss.is_finite());
-    let learned = batches.iter().filter(|batch| run.learns_from(batch));
+    let finite = batches.iter().zip(&made.losses).filter(|(_, loss)| loss.is_finite());
+    let learned = batches.iter().filter(|batch| run.objective.learns_from(batch));
     let flop = learned.map(|batch| run.stage.flop(batch)).sum();
     let seconds = update.clock.elapsed().as_secs_f64();
     Ok(StepMetrics {
         step: update.step,
-        loss: objective(run, batches, &losses),
+        loss: run.objective.value(batches, &update.extents, &made.losses),
         losses: finite.map(|(batch, loss)| (batch.name.clone(), f64::from(*loss))).collect(),
         lr: update.lr,
-        grad_norm: update.grad_norm,
-        tokens: batches.iter().map(n_predicted).sum(),
+        grad_norm: made.norms.all,
+        tokens: batches.iter().map(Batch::n_predicted).sum(),
         images: batches.iter().map(|batch| run.stage.n_images(batch)).sum(),
         samples: batches.iter().map(|batch| batch.size as u64).sum(),
         seconds,
@@ -444,7 +423,8 @@ fn trouble(
     found: &Finding,
 ) -> Result<Trouble, TrainError> {
     let is_it = |name: &str| found.dataset.as_ref().is_none_or(|it| it == name);
-    let batches = batches.iter().filter(|batch| run.learns_from(batch) && is_it(&batch.name));
+    let batches =
+        batches.iter().filter(|batch| run.objective.learns_from(batch) && is_it(&batch.name));
     let rows = batches.flat_map(|batch| rows_by_dataset(batch, &run.sources)).collect();
     let text = found.text.clone();
     let mut trouble = Trouble { step: done + 1, found: text, back_to: None, rows };
@@ -494,10 +474,6 @@ fn state(run: &Run, step: u64, frozen_sha256: Option<String>) -> State {
         troubles: run.troubles.clone(),
         recent_losses: run.guard.recent().clone(),
     }
-}
-
-fn n_predicted(batch: &Batch) -> u64 {
-    batch.loss_mask.iter().filter(|mask| **mask > 0.0).count() as u64
 }
 
 /// The single values of a model whose names `wanted` chooses, after `view`, under `group` and their

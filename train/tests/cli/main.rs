@@ -8,6 +8,7 @@ mod emulated;
 mod export;
 mod learning;
 mod masks;
+mod micro_batches;
 mod optimisation;
 mod refusal;
 mod resume;

@@ -1,0 +1,328 @@
+//! The gradient of a step: batches in parts, each part's gradient added to those before it.
+//!
+//! The objective is the sum over datasets of lambda times what [`LossNormalisation`] makes of the negative
+//! log-likelihood of the dataset's batch (paper, section 2.4). A batch may be cut into parts that run one
+//! after the other, so that the memory of one part suffices; each counts by its share of what the loss is
+//! a mean of, so the parts together are the whole but for the rounding of sums.
+
+use std::borrow::Cow;
+use std::iter;
+
+use flamingo_dataset::Batch;
+use flamingo_model::Gradients;
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+use crate::groups::Norms;
+use crate::optimizer::AdamW;
+use crate::trainer::Stage;
+
+/// What the losses of the tokens of a batch become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossNormalisation {
+    /// Their mean: each token counts the same. What the peers do.
+    #[default]
+    TokenMean,
+    /// Their sum over the tokens of a row, and the mean of that over the rows: equation 2 of the paper,
+    /// read literally. Long rows count more, and gradients are larger by the tokens of a row.
+    Sum,
+}
+
+/// What is minimised.
+#[derive(Debug, Clone)]
+pub struct Objective {
+    /// Lambda of each dataset, by its index in batches. Paper: 1.0 for M3W, 0.2 for ALIGN and LTIP, 0.03 for
+    /// VTP.
+    pub weights: Vec<f64>,
+    /// What the losses of tokens become.
+    pub normalisation: LossNormalisation,
+    /// Parts that the batches of each dataset are cut into, by its index in batches.
+    pub micro_batches: Vec<usize>,
+}
+
+/// How much there is of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Extent {
+    /// What its mean loss is a mean of: see [`Stage::n_terms`].
+    pub terms: u64,
+    /// Rows of the corpus.
+    pub rows: u64,
+}
+
+impl Extent {
+    /// That of a batch.
+    pub fn of(stage: &dyn Stage, batch: &Batch) -> Self {
+        Self { terms: stage.n_terms(batch), rows: batch.rows.len() as u64 }
+    }
+}
+
+impl Objective {
+    /// Whether a batch changes the model, or is only watched.
+    pub fn learns_from(&self, batch: &Batch) -> bool {
+        self.weights[batch.dataset] > 0.0
+    }
+
+    /// What the mean loss of a batch is multiplied by to be its part of the objective.
+    fn factor(&self, batch: &Batch, extent: Extent) -> f64 {
+        let of_normalisation = match self.normalisation {
+            LossNormalisation::TokenMean => 1.0,
+            LossNormalisation::Sum => extent.terms as f64 / extent.rows.max(1) as f64,
+        };
+        self.weights[batch.dataset] * of_normalisation
+    }
+
+    /// The objective of a step whose batches have these extents and mean losses.
+    pub fn value(&self, batches: &[Batch], extents: &[Extent], losses: &[f32]) -> f64 {
+        let all = batches.iter().zip(extents).zip(losses);
+        let learned = all.filter(|((batch, _), _)| self.learns_from(batch));
+        learned.map(|((batch, extent), loss)| self.factor(batch, *extent) * f64::from(*loss)).sum()
+    }
+
+    /// The parts of a batch, in order. The whole is not copied.
+    pub fn parts<'batch>(&self, batch: &'batch Batch) -> impl Iterator<Item = Cow<'batch, Batch>> {
+        let n = self.micro_batches[batch.dataset];
+        let size = batch.size / n;
+        let whole = (n == 1).then_some(Cow::Borrowed(batch));
+        let cut = (0..n).filter(move |_| n > 1);
+        let cut = cut.map(move |i| Cow::Owned(batch.slice(i * size..(i + 1) * size)));
+        whole.into_iter().chain(cut)
+    }
+}
+
+/// Mean loss of a part of a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PartLoss {
+    /// What it is a mean of.
+    pub terms: u64,
+    /// In nats, or the two-term contrastive loss.
+    pub loss: f32,
+}
+
+/// What a step's batches make.
+#[derive(Debug)]
+pub struct StepGradient {
+    /// Mean losses of the parts of each batch.
+    pub parts: Vec<Vec<PartLoss>>,
+    /// Mean loss of each batch.
+    pub losses: Vec<f32>,
+    /// The gradient of the objective.
+    pub gradients: Gradients,
+    /// Its norms.
+    pub norms: Norms,
+}
+
+/// What a step is made with.
+#[derive(Clone, Copy)]
+pub struct Step<'run> {
+    /// The model.
+    pub stage: &'run dyn Stage,
+    /// What is minimised.
+    pub objective: &'run Objective,
+    /// What will make the update.
+    pub optimizer: &'run AdamW,
+}
+
+/// The losses of batches of these extents, and the gradient of the objective.
+///
+/// # Errors
+/// When a batch does not fit the model, or the device is out of memory.
+pub fn accumulate(
+    step: &Step,
+    batches: &[Batch],
+    extents: &[Extent],
+) -> Result<StepGradient, TrainError> {
+    let mut gradients = Gradients::default();
+    let mut parts = Vec::with_capacity(batches.len());
+    for (batch, extent) in batches.iter().zip(extents) {
+        let (of_batch, sum) = add_batch(step, batch, *extent, gradients)?;
+        parts.push(of_batch);
+        gradients = sum;
+    }
+    let losses = iter::zip(&parts, extents).map(|(parts, extent)| mean(parts, *extent)).collect();
+    let norms = step.optimizer.norms(&step.stage.model().params(), &mut gradients);
+    Ok(StepGradient { parts, losses, gradients, norms: norms.map_err(TrainError::model("run"))? })
+}
+
+/// Mean losses of the parts of a batch; adds its part of the objective's gradient.
+fn add_batch(
+    step: &Step,
+    batch: &Batch,
+    extent: Extent,
+    mut gradients: Gradients,
+) -> Result<(Vec<PartLoss>, Gradients), TrainError> {
+    let Step { stage, objective, .. } = step;
+    let mut losses = Vec::new();
+    for part in objective.parts(batch) {
+        let terms = stage.n_terms(&part);
+        if terms == 0 {
+            // Its mean is one of nothing.
+            continue;
+        }
+        let share = terms as f64 / extent.terms as f64;
+        // A dataset without weight is only watched.
+        let loss = if objective.learns_from(batch) {
+            let weight = (share * objective.factor(batch, extent)) as f32;
+            let (loss, sum) = stage.step(&part, weight, gradients)?;
+            gradients = sum;
+            loss
+        } else {
+            stage.loss(&part)?
+        };
+        losses.push(PartLoss { terms, loss });
+    }
+    Ok((losses, gradients))
+}
+
+/// The mean loss of a batch of this extent, or as much of it as these parts make.
+fn mean(parts: &[PartLoss], extent: Extent) -> f32 {
+    let share = |part: &PartLoss| part.terms as f64 / extent.terms as f64;
+    parts.iter().map(|part| share(part) * f64::from(part.loss)).sum::<f64>() as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use flamingo_dataset::BatchPixels;
+    use flamingo_model::{LanguageConfig, LanguageModel, Params};
+
+    use super::*;
+    use crate::language::Language;
+
+    const LENGTH: usize = 6;
+
+    fn stage() -> Language {
+        let config =
+            "vocabulary = 20\ncontext = 6\nwidth = 8\nlayers = 1\nheads = 2\nactivation = 'gelu'";
+        let config: LanguageConfig = toml::from_str(config).unwrap();
+        Language(LanguageModel::new(&config, 1).unwrap())
+    }
+
+    /// Sequences of two packed rows each, which predict so many tokens.
+    fn batch(dataset: usize, predicted: &[usize]) -> Batch {
+        let size = predicted.len();
+        let mask = |n: &usize| (0..LENGTH).map(|l| f32::from(u8::from(l < *n))).collect::<Vec<_>>();
+        Batch {
+            dataset,
+            name: dataset.to_string(),
+            tokens: (0..size * LENGTH).map(|i| ((7 * i + dataset) % 20) as u32).collect(),
+            phi: vec![-1; size * LENGTH],
+            loss_mask: predicted.iter().flat_map(mask).collect(),
+            pixels: BatchPixels::F32(Vec::new().into()),
+            image_count: vec![0; size],
+            n_images: 0,
+            n_frames: 1,
+            size,
+            length: LENGTH,
+            rows: (0..2 * size as u64).collect(),
+            corrupt: Vec::new(),
+        }
+    }
+
+    /// The second dataset's first row predicts nothing.
+    fn batches() -> Vec<Batch> {
+        vec![batch(0, &[5, 1, 3, 2]), batch(1, &[0, 4])]
+    }
+
+    fn objective(normalisation: LossNormalisation, micro_batches: [usize; 2]) -> Objective {
+        let micro_batches = micro_batches.to_vec();
+        Objective { weights: vec![0.5, 2.0], normalisation, micro_batches }
+    }
+
+    fn step(
+        stage: &Language,
+        objective: &Objective,
+        batches: &[Batch],
+        extents: &[Extent],
+    ) -> StepGradient {
+        let config = "lr = 1.0\nwarmup_steps = 0\nschedule = 'constant'";
+        let optimizer = AdamW::new(&toml::from_str(config).unwrap());
+        accumulate(&Step { stage, objective, optimizer: &optimizer }, batches, extents).unwrap()
+    }
+
+    fn made(stage: &Language, objective: &Objective) -> (f64, StepGradient) {
+        let batches = batches();
+        let extents: Vec<_> = batches.iter().map(|batch| Extent::of(stage, batch)).collect();
+        let made = step(stage, objective, &batches, &extents);
+        (objective.value(&batches, &extents, &made.losses), made)
+    }
+
+    /// All gradients, one after the other.
+    fn values(stage: &Language, made: &mut StepGradient) -> Vec<f32> {
+        let names = stage.model().params().into_iter().flat_map(Params::iter);
+        let names: Vec<String> = names.map(|parameter| parameter.name.clone()).collect();
+        let params = stage.model().params();
+        let one = |name: &String| params[0].gradient(&mut made.gradients, name).unwrap().unwrap();
+        names.iter().flat_map(one).collect()
+    }
+
+    #[test]
+    fn parts_one_after_the_other_are_the_whole() {
+        let stage = stage();
+        for normalisation in [LossNormalisation::TokenMean, LossNormalisation::Sum] {
+            let (value, mut whole) = made(&stage, &objective(normalisation, [1, 1]));
+            for parts in [[2, 1], [4, 2]] {
+                let (of_parts, mut cut) = made(&stage, &objective(normalisation, parts));
+                assert!((of_parts / value - 1.0).abs() < 1e-6, "{of_parts}, whole {value}");
+                for (a, b) in cut.losses.iter().zip(&whole.losses) {
+                    assert!((a / b - 1.0).abs() < 1e-6, "{a}, whole {b}");
+                }
+                let most = whole.norms.all as f32 * 1e-6;
+                for (a, b) in values(&stage, &mut cut).iter().zip(values(&stage, &mut whole)) {
+                    assert!((a - b).abs() < most, "{a}, whole {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_the_objective() {
+        // How far along the gradient the difference is taken: short against its curves, long against the
+        // rounding of an f32.
+        const FAR: f32 = 1e-3;
+        for normalisation in [LossNormalisation::TokenMean, LossNormalisation::Sum] {
+            let objective = objective(normalisation, [2, 1]);
+            let along = |far: f32| {
+                let mut stage = stage();
+                let (_, StepGradient { mut gradients, norms, .. }) = made(&stage, &objective);
+                let norm = norms.all;
+                let by = far / norm as f32;
+                for params in stage.model_mut().params_mut() {
+                    let change = |_: &str, _: &[usize], values: &mut [f32], gradient: &[f32]| {
+                        values.iter_mut().zip(gradient).for_each(|(v, g)| *v += by * g);
+                    };
+                    params.update(&mut gradients, change).unwrap();
+                }
+                (made(&stage, &objective).0, norm)
+            };
+            let ((ahead, norm), (behind, _)) = (along(FAR), along(-FAR));
+            let slope = (ahead - behind) / f64::from(2.0 * FAR);
+            assert!((slope / norm - 1.0).abs() < 2e-3, "{normalisation:?}: {slope}, norm {norm}");
+        }
+    }
+
+    #[test]
+    fn a_sum_is_taken_over_tokens_and_a_mean_over_rows() {
+        let stage = stage();
+        let (value, made) = made(&stage, &objective(LossNormalisation::Sum, [1, 1]));
+        // Each token's own loss, in f64; eight rows in the first dataset, four in the second.
+        let sums = batches().into_iter().map(|batch| {
+            let nll = stage.0.nll(&crate::inputs::text(&batch)).unwrap();
+            nll.into_iter().map(f64::from).sum::<f64>()
+        });
+        let sums: Vec<f64> = sums.collect();
+        let expected = 0.5 * sums[0] / 8.0 + 2.0 * sums[1] / 4.0;
+        assert!((value / expected - 1.0).abs() < 1e-6, "{value}, expected {expected}");
+        for (loss, mean) in made.losses.iter().zip([sums[0] / 11.0, sums[1] / 4.0]) {
+            assert!((f64::from(*loss) / mean - 1.0).abs() < 1e-6, "{loss}, expected {mean}");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_predicts_nothing_loses_nothing_and_moves_nothing() {
+        let (stage, batches) = (stage(), [batch(0, &[0, 0])]);
+        let extents = [Extent::of(&stage, &batches[0])];
+        let objective = objective(LossNormalisation::TokenMean, [2, 1]);
+        let made = step(&stage, &objective, &batches, &extents);
+        assert_eq!((&made.losses[..], made.norms.all), (&[0.0][..], 0.0));
+    }
+}
