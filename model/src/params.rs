@@ -281,6 +281,29 @@ impl Params {
         Ok(all)
     }
 
+    /// Inner product of two gradients over all trained parameters, in f64. From a GPU they come home one
+    /// parameter at a time.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn gradient_dot(&self, a: &mut Gradients, b: &mut Gradients) -> Result<f64, ModelError> {
+        let mut sum = 0.0;
+        for parameter in &*self.list {
+            let Weight::Trained(weight) = &parameter.weight else { continue };
+            #[cfg(feature = "cuda")]
+            if let Some(device) = parameter.weight.device() {
+                let [a, b] = [&*a, &*b].map(|all| device.gradient_array(all.0.device_ref()));
+                if let (Some(a), Some(b)) = (a, b) {
+                    let [a, b] = [a, b].map(crate::cuda::Array::to_vec);
+                    sum += dot(&a.map_err(DeviceError::from)?, &b.map_err(DeviceError::from)?);
+                }
+                continue;
+            }
+            sum += dot(weight.gradient(&mut a.0)?, weight.gradient(&mut b.0)?);
+        }
+        Ok(sum)
+    }
+
     /// Clips the gradient of each unit of the trained parameters for which `share` says to which share of
     /// the norm of the unit's weights (adaptive gradient clipping).
     ///
@@ -357,6 +380,14 @@ impl Params {
         }
         Ok(())
     }
+}
+
+/// In an order that does not depend on the number of threads.
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let chunks = a.par_chunks(CHUNK_VALUES).zip(b.par_chunks(CHUNK_VALUES));
+    let product = |(a, b): (&f32, &f32)| f64::from(*a) * f64::from(*b);
+    let sums: Vec<f64> = chunks.map(|(a, b)| a.iter().zip(b).map(product).sum()).collect();
+    sums.iter().sum()
 }
 
 /// A model as an optimizer sees it.
@@ -566,5 +597,25 @@ mod tests {
         assert!((variance - 4.0).abs() < 0.15, "{variance}");
         assert_eq!(draws[..10], draw("a.weight", 10));
         assert_ne!(draws[..10], draw("b.weight", 10));
+    }
+
+    #[test]
+    fn inner_products_of_gradients_are_over_what_both_have() {
+        let n = CHUNK_VALUES + 7;
+        let zeros = |name: &str, n| (name.to_owned(), vec![n], vec![0.0; n]);
+        let params = Params::trained([zeros("a", n), zeros("b", 2), zeros("c", 1)]).unwrap();
+        let wave: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
+        let gradients = |parts: &[(&str, &[f32])]| {
+            let mut gradients = Gradients::default();
+            for (name, values) in parts {
+                params.add_to_gradient(&mut gradients, name, values).unwrap();
+            }
+            gradients
+        };
+        let mut x = gradients(&[("a", &wave), ("b", &[3.0, -1.0])]);
+        let mut y = gradients(&[("a", &wave), ("b", &[0.5, 4.0]), ("c", &[9.0])]);
+        let square: f64 = wave.iter().map(|v| f64::from(*v).powi(2)).sum();
+        let found = params.gradient_dot(&mut x, &mut y).unwrap();
+        assert!((found - (square + 1.5 - 4.0)).abs() < 1e-9, "{found}, {square}");
     }
 }

@@ -61,6 +61,12 @@ pub struct RunConfig<M> {
     /// a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gates_every: Option<u64>,
+    /// Steps between two looks at the gradient of each dataset by itself, where gradients of at least two
+    /// accumulate: its norm, its angle to the mixture's, its noise scale, and the lambdas that would make
+    /// norms equal. A look takes as long as one to two steps, and memory for one more gradient. May change
+    /// when a run is continued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accounting_every: Option<u64>,
     /// What is known of the machine, in the Flamingo stage. May change when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<HardwareConfig>,

@@ -83,6 +83,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             let fits = peak > 0.0 && peak.is_finite();
             self.require(fits, "hardware.peak_tflops", &peak, "above 0")?;
         }
+        self.check_accounting()?;
         config.image.iter().try_for_each(|image| self.check_image(image))?;
         config.tokenizer.iter().try_for_each(|tokenizer| self.check_tokenizer(tokenizer))?;
         self.require(!config.data.is_empty(), "data", &"empty", "at least one dataset")?;
@@ -93,6 +94,16 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             self.check_micro_batches(entry)?;
         }
         Ok(self)
+    }
+
+    fn check_accounting(&self) -> Result<(), TrainError> {
+        let RunConfig { accounting_every, mixture, data, .. } = &self.config;
+        let Some(every) = accounting_every else { return Ok(()) };
+        let require = |holds, expected| self.require(holds, "accounting_every", every, expected);
+        require(*every > 0, "at least 1")?;
+        let several = data.iter().filter(|entry| entry.weight > 0.0).count() >= 2;
+        let expected = "nothing: it needs two datasets of a weight whose gradients accumulate";
+        require(several && *mixture == MixtureMode::Accumulate, expected)
     }
 
     fn check_optimizer(&self, optimizer: &OptimizerConfig) -> Result<(), TrainError> {

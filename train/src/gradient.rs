@@ -64,7 +64,7 @@ impl Objective {
     }
 
     /// What the mean loss of a batch is multiplied by to be its part of the objective.
-    fn factor(&self, batch: &Batch, extent: Extent) -> f64 {
+    pub(crate) fn factor(&self, batch: &Batch, extent: Extent) -> f64 {
         let of_normalisation = match self.normalisation {
             LossNormalisation::TokenMean => 1.0,
             LossNormalisation::Sum => extent.terms as f64 / extent.rows.max(1) as f64,

@@ -14,6 +14,9 @@ const BUCKETS_MAX: usize = 1024;
 /// Corrupt rows that are named; the metrics have all.
 const CORRUPT_ROWS_MAX: usize = 100;
 
+/// How names of what is known of datasets' gradients begin.
+const GRADIENTS: &str = "gradient.";
+
 /// A part of the report. In the order in which they stand there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Section {
@@ -46,6 +49,8 @@ pub type Chart = BTreeMap<String, Curve>;
 pub struct History {
     /// The last of them.
     pub last: Option<StepMetrics>,
+    /// What was observed at the last look at the datasets' gradients, and its step.
+    pub gradients: Option<(u64, BTreeMap<String, f64>)>,
     /// Charts with at least one point, by section and title.
     pub charts: BTreeMap<(Section, String), Chart>,
     /// Seconds of all steps.
@@ -76,6 +81,9 @@ impl History {
         let room = CORRUPT_ROWS_MAX - self.corrupt.len();
         let rows = step.corrupt_rows.iter().take(room);
         self.corrupt.extend(rows.map(|row| (step.step, row.clone())));
+        if step.observed.keys().any(|name| name.starts_with(GRADIENTS)) {
+            self.gradients = Some((step.step, step.observed.clone()));
+        }
         self.draw(step);
         self.last = Some(step.clone());
     }

@@ -29,11 +29,12 @@
 //! - [`checkpoint`], [`checkpoint_writer`], [`room`], [`run_folder`], [`files`]: what is on disk, whatever
 //!   happens
 //! - [`metrics`], [`history`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
-//! - [`looks`]: whether the model reads its images
+//! - [`looks`], [`accounting`]: whether the model reads its images, and whose gradient it is
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
 //! - [`export`]: models for others, and from them
 //! - [`device`], [`machine`], [`flop`], [`bench`]: where a command runs, and how fast
 
+pub mod accounting;
 pub mod batches;
 pub mod bench;
 pub mod checkpoint;

@@ -47,6 +47,11 @@ impl Progress {
         }
     }
 
+    /// Says it, if there is something to say.
+    pub fn note_all(&self, texts: impl IntoIterator<Item = String>) {
+        texts.into_iter().for_each(|text| self.note(&text));
+    }
+
     /// Says something that stays on the screen.
     pub fn note(&self, text: &str) {
         match &self.bar {

@@ -4,12 +4,14 @@
 //! The loop hands over each step and never waits for a drawing: a thread makes it, from a copy of what
 //! the history keeps, which has a bound.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use flamingo_dataset::report::Page;
 
+use crate::accounting::{self, Account};
 use crate::device::{self, Devices};
 use crate::error::TrainError;
 use crate::files;
@@ -132,6 +134,11 @@ fn page(
         page.table(&["measure", "value"], &summary(history, last, devices));
     }
     draw_charts(&mut page, history);
+    if let Some((step, observed)) = &history.gradients {
+        page.heading(&format!("Gradients of the datasets at step {step}"));
+        page.table(&GRADIENT_HEADERS, &gradient_rows(observed));
+        page.paragraph(LAMBDA_RULE);
+    }
     let corrupt = corrupt_rows(history);
     if !corrupt.is_empty() {
         page.heading("Corrupt rows, which the next ones stood in for");
@@ -184,6 +191,37 @@ fn summary(history: &History, last: &StepMetrics, devices: &Devices) -> Vec<Vec<
     rows
 }
 
+const GRADIENT_HEADERS: [&str; 6] = [
+    "dataset",
+    "norm, times lambda",
+    "share of the norms",
+    "cosine to the mixture",
+    "noise scale, sequences",
+    "lambda for equal shares",
+];
+
+/// What the advised lambdas are, and are not.
+const LAMBDA_RULE: &str = "With the lambdas of the last column the gradients of all datasets would have \
+    one norm, and their norms together would be what they are. It is advice alone: for a share s of \
+    the norms, a dataset's is to be multiplied by s times the number of datasets.";
+
+fn gradient_rows(observed: &BTreeMap<String, f64>) -> Vec<Vec<String>> {
+    let number = |value: Option<f64>, digits: usize| {
+        value.map_or_else(String::new, |value| format!("{value:.digits$}"))
+    };
+    let row = |(name, account): (&str, Account)| {
+        vec![
+            name.to_owned(),
+            format!("{:.4}", account.norm),
+            format!("{:.1} %", 100.0 * account.share),
+            format!("{:.3}", account.cosine),
+            number(account.noise_scale, 1),
+            number(account.lambda_advised, 4),
+        ]
+    };
+    accounting::accounts(observed).into_iter().map(row).collect()
+}
+
 fn corrupt_rows(history: &History) -> Vec<Vec<String>> {
     let rows = history.corrupt.iter().map(|(step, found)| {
         vec![step.to_string(), found.dataset.clone(), found.row.to_string(), found.problem.clone()]
@@ -203,8 +241,6 @@ fn trouble_rows(troubles: &[Trouble]) -> Vec<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use flamingo_dataset::CorruptRow;
 
     use super::*;

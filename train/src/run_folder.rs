@@ -28,6 +28,7 @@ const LOCK: &str = "lock";
 /// Keys that may change when a run is continued: they say what is kept or looked at, not what comes
 /// out; or what is done about steps that go wrong from then on.
 const MAY_CHANGE: &[&str] = &[
+    "accounting_every",
     "blindness_every",
     "checkpoint_every",
     "disk_cache",

@@ -12,6 +12,7 @@ use flamingo_model::{Device, Trainable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::accounting::Accounting;
 use crate::checkpoint::Checkpoint;
 use crate::config::{RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
@@ -327,6 +328,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
                 MixtureMode::Accumulate | MixtureMode::Merged => 1,
             },
         },
+        accounting: Accounting::new(config.accounting_every),
         gauge: Gauge::new(device, &config.hardware.unwrap_or_default()),
         guard: Guard::new(
             &config.guard,

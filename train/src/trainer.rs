@@ -12,6 +12,7 @@ use std::time::Instant;
 use flamingo_dataset::{Batch, Loader, MERGED};
 use flamingo_model::{Gradients, ModelError, Parameter, Params, Snapshot, Spare, Trainable};
 
+use crate::accounting::{self, Accounting, Mixture};
 use crate::checkpoint::{self, Keep, State};
 use crate::checkpoint_writer::{CheckpointWriter, Job, Learned};
 use crate::config::BatchesDivide;
@@ -160,6 +161,8 @@ pub struct Run<'run> {
     pub stop_after: u64,
     /// Looks at the model between updates.
     pub looks: Looks,
+    /// Looks at the gradients of datasets.
+    pub accounting: Accounting,
     /// Reads what the machine does.
     pub gauge: Gauge,
     /// Looks for steps that go wrong.
@@ -195,6 +198,17 @@ impl Run<'_> {
     /// What a checkpoint is made of.
     fn learned(&self) -> Learned<'_> {
         Learned { stage: self.stage, optimizer: &self.optimizer, ema: self.ema.as_ref() }
+    }
+
+    /// What is seen of the gradients of the datasets, beside that of the mixture.
+    fn account(
+        &mut self,
+        batches: &[Batch],
+        made: &mut StepGradient,
+        done: u64,
+    ) -> Result<BTreeMap<String, f64>, TrainError> {
+        let mixture = Mixture { objective: &self.objective, batches, made, done };
+        self.accounting.look(self.stage, mixture)
     }
 
     /// For `map_err` on what is done after `done` updates.
@@ -244,6 +258,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     let signals = StopSignals::listen().map_err(TrainError::Signals)?;
     let mut done = run.folder.step();
     let mut log = MetricsLog::open(&run.folder.path, done)?;
+    run.accounting.recall(&run.folder.path)?;
     let mut progress = Progress::start(done, run.stop_after);
     note_start(&run, done, &progress);
     let frozen_sha256 = run.stage.frozen_sha256();
@@ -287,6 +302,8 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         if found.is_none() {
             let seen = run.looks.look(run.stage, &run.objective, &batches, &made, done);
             observed = seen.map_err(run.failed(done))?;
+            let seen = run.account(&batches, &mut made, done);
+            observed.extend(seen.map_err(run.failed(done))?);
             run.update(&mut made, lr, done).map_err(run.failed(done))?;
         }
         done += 1;
@@ -308,6 +325,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         report.add(&metrics);
         report.draw_if_due(&run.devices, &run.troubles, &progress);
         progress.show(&metrics);
+        progress.note_all(accounting::note(done, &metrics.observed));
         let signal = signals.came();
         let is_due = done.is_multiple_of(run.checkpoint_every) || done == run.stop_after;
         if is_due || signal.is_some() || metrics.skipped.is_some() {

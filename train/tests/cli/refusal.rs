@@ -103,6 +103,11 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     change("language", "keep_last = 2\n", gates, &["`gates_every` is 3, expected nothing"]);
     let gates = gates.replace('3', "0");
     change("flamingo", "keep_last = 2\n", &gates, &["`gates_every` is 0, expected at least 1"]);
+    let accounting = "keep_last = 2\naccounting_every = 5\n";
+    let words = ["`accounting_every` is 5, expected nothing: it needs two datasets"];
+    change("contrastive", "keep_last = 2\n", accounting, &words);
+    let turns = format!("mixture = \"round_robin\"\n{accounting}");
+    change("language", "keep_last = 2\n", &turns, &words);
     change("flamingo", "heads = 2", "heads = 0", &["`model.resampler.heads` is 0"]);
     change("flamingo", "every = 1", "every = 0", &["`model.cross_attention.every` is 0"]);
     let merged = "seed = 3\nmixture = \"merged\"";

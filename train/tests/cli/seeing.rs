@@ -4,7 +4,7 @@ use std::path::Path;
 
 use flamingo_model::Tensors;
 
-use crate::world::{FLAMINGO, World, latest, metrics};
+use crate::world::{FLAMINGO, LANGUAGE, World, latest, metrics};
 
 /// Weights and moments of the last checkpoint.
 fn weights(run: &Path) -> [Vec<u8>; 2] {
@@ -81,4 +81,96 @@ fn what_cross_attention_adds_is_measured_and_changes_nothing() {
     assert!(opened.len() == 4 && opened.iter().all(|ratio| *ratio > 0.0), "{opened:?}");
     let html = std::fs::read_to_string(run.join("report.html")).unwrap();
     assert!(html.contains("Observed: gate_ratio"), "no chart");
+}
+
+/// What was observed in a step of the gradient of a dataset.
+fn of_gradient(line: &serde_json::Value, dataset: &str, measure: &str) -> Option<f64> {
+    line["observed"][format!("gradient.{dataset}.{measure}")].as_f64()
+}
+
+const DATASETS: [&str; 3] = ["pages", "pairs", "clips"];
+
+#[test]
+fn gradients_of_datasets_are_accounted_for_and_no_bit_of_the_run_changes() {
+    let world = World::with_towers();
+    let [run, whole] = ["run", "whole"].map(|name| world.path(name));
+    world.train("flamingo", FLAMINGO, "plain", &[]).expect_success();
+    let every = ["--set", "accounting_every=3"];
+    let finished = world.train("flamingo", FLAMINGO, "whole", &every);
+    finished.expect_success();
+    let stderr = finished.stderr();
+    assert!(stderr.contains("gradients of step 4: clips norm "), "{stderr}");
+    for more in [&["--stop-after", "5"][..], &["--resume"]] {
+        world.train("flamingo", FLAMINGO, "run", &[&every, more].concat()).expect_success();
+    }
+    assert!(weights(&world.path("plain")) == weights(&whole), "accounting changed the run");
+
+    let lines = metrics(&whole);
+    for (line, plain) in lines.iter().zip(metrics(&world.path("plain"))) {
+        assert_eq!((&line["loss"], &line["grad_norm"]), (&plain["loss"], &plain["grad_norm"]));
+    }
+    let has_look = |line: &&serde_json::Value| of_gradient(line, "pages", "norm").is_some();
+    let looks: Vec<_> = lines.iter().filter(has_look).collect();
+    assert_eq!(
+        looks.iter().map(|line| line["step"].as_u64()).collect::<Vec<_>>(),
+        [Some(1), Some(4), Some(7)]
+    );
+    for line in looks {
+        // The mixture is the sum of the datasets, so its square is that of their projections on it.
+        let [norm, cosine] = ["norm", "cosine"];
+        let along = DATASETS.map(|name| {
+            let of = |measure| of_gradient(line, name, measure).unwrap();
+            of(norm) * of(cosine)
+        });
+        let (sum, expected) = (along.iter().sum::<f64>(), line["grad_norm"].as_f64().unwrap());
+        assert!((sum / expected - 1.0).abs() < 1e-5, "{sum}, not {expected}: {line}");
+        // Clips come one by one.
+        let known = DATASETS.map(|name| of_gradient(line, name, "signal").is_some());
+        assert_eq!(known, [true, true, false], "{line}");
+    }
+    // Running means go on where the run was stopped.
+    let last = metrics(&run).swap_remove(6);
+    for (name, value) in lines[6]["observed"].as_object().unwrap() {
+        let (value, found) = (value.as_f64().unwrap(), last["observed"][name].as_f64().unwrap());
+        assert!((value - found).abs() <= 1e-9 * value.abs(), "{name}: {found}, not {value}");
+    }
+    let html = std::fs::read_to_string(whole.join("report.html")).unwrap();
+    for part in ["Gradients of the datasets at step 7", "Observed: gradient, cosine"] {
+        assert!(html.contains(part), "no {part}");
+    }
+}
+
+#[test]
+fn a_dataset_alone_has_the_norm_that_accounting_tells_and_advised_lambdas_make_norms_equal() {
+    let world = World::new();
+    let first = |run: &str, sets: &[String]| {
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let args = [&["--stop-after", "1"], &sets[..]].concat();
+        world.train("language", LANGUAGE, run, &args).expect_success();
+        metrics(&world.path(run)).swap_remove(0)
+    };
+    let close = |found: f64, expected: f64| {
+        assert!((found / expected - 1.0).abs() < 1e-4, "{found}, not {expected}");
+    };
+    let every = "accounting_every=1".to_owned();
+    let line = first("accounted", std::slice::from_ref(&every));
+    let of = |line: &serde_json::Value, measure: &str| {
+        ["pages", "pairs"].map(|name| of_gradient(line, name, measure).unwrap())
+    };
+    for (dataset, norm) in ["pairs", "pages"].iter().zip(of(&line, "norm").into_iter().rev()) {
+        let other = if *dataset == "pages" { "pairs" } else { "pages" };
+        let alone = first(&format!("{dataset}-alone"), &[format!("data.{other}.weight=0.0")]);
+        close(norm, alone["grad_norm"].as_f64().unwrap());
+    }
+    // Parts of a batch are its halves.
+    let parts = first("parts", &[every.clone(), "data.pages.micro_batches=2".to_owned()]);
+    for measure in ["norm", "signal", "noise"] {
+        close(of(&parts, measure)[0], of(&line, measure)[0]);
+    }
+    let advised = of(&line, "lambda_advised");
+    let sets = [("pages", advised[0]), ("pairs", advised[1])]
+        .map(|(name, lambda)| format!("data.{name}.weight={lambda}"));
+    let then = of(&first("advised", &[&sets[..], &[every]].concat()), "norm");
+    close(then[0], then[1]);
+    close(then.iter().sum(), of(&line, "norm").iter().sum());
 }
