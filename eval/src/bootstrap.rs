@@ -46,11 +46,21 @@ pub struct Estimate {
 /// The draws are a function of (seed, resample, position): two scores over the same queries with
 /// the same seed see the same resamples.
 pub fn estimate(terms: &[Term], seed: u64) -> Option<Estimate> {
-    let value = ratio(terms.iter())?;
+    estimate_by(terms.len(), seed, |drawn| ratio(drawn.map(|i| &terms[i])))
+}
+
+/// The score of `n` queries with its interval; `score` gives that of queries by their numbers, of which
+/// some may come more than once.
+pub fn estimate_by(
+    n: usize,
+    seed: u64,
+    score: impl Fn(&mut dyn Iterator<Item = usize>) -> Option<f64>,
+) -> Option<Estimate> {
+    let value = score(&mut (0..n))?;
     let mut resampled: Vec<f64> = (0..RESAMPLES)
         .filter_map(|resample| {
             let key = mix(seed, resample as u64);
-            ratio((0..terms.len() as u64).map(|i| &terms[below(mix(key, i), terms.len())]))
+            score(&mut (0..n as u64).map(|i| below(mix(key, i), n)))
         })
         .collect();
     resampled.sort_by(f64::total_cmp);

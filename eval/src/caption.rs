@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use flamingo_dataset::Tokenizer;
 
 use crate::annotations::{Annotations, Example};
-use crate::cider::{CaptionPair, cider_d};
 use crate::error::EvalError;
+use crate::metrics::captions::CaptionPair;
+use crate::metrics::cider::cider_d;
 use crate::prompt::{Prompt, Template};
 use crate::samples::Sample;
 use crate::subject::Subject;

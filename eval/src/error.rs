@@ -51,6 +51,14 @@ pub enum EvalError {
         /// Where the JSON departs from the expectation.
         source: serde_json::Error,
     },
+    /// A file of annotations or predictions is not what was expected.
+    #[error("{}: {problem}", path.display())]
+    Annotations {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A corpus, image or tokenizer could not be read.
     #[error(transparent)]
     Corpus(#[from] CorpusError),

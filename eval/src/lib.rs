@@ -6,7 +6,8 @@
 //! image at all. Answers are written as they are made, so that a killed evaluation goes on.
 //!
 //! ```
-//! use flamingo_eval::cider::{CaptionPair, cider_d};
+//! use flamingo_eval::metrics::captions::CaptionPair;
+//! use flamingo_eval::metrics::cider::cider_d;
 //!
 //! let pairs = [
 //!     CaptionPair { prediction: "one red ball rolls", references: vec!["One red ball rolls."] },
@@ -18,14 +19,13 @@
 //! In reading order: [`task`] what a benchmark must say, [`caption`] and [`label`] the benchmarks,
 //! [`annotations`] and [`task_file`] their files, [`shots`] which examples are shown, [`prompt`]
 //! the layout, [`inputs`] from prompts to what the model takes, [`run_folder`] and [`subject`] the
-//! model under test, [`evaluate`] one benchmark, [`command`] all of them, [`controls`], [`cider`]
-//! on [`ptb_tokenize`], [`bootstrap`] on [`draw`], [`samples`] and [`settings`] for going on,
+//! model under test, [`evaluate`] one benchmark, [`command`] all of them, [`controls`],
+//! [`metrics`] and [`score`] files without a model, [`bootstrap`] on [`draw`], [`samples`] and [`settings`] for going on,
 //! [`results`], [`table`] and [`report`] for what comes out.
 
 pub mod annotations;
 pub mod bootstrap;
 pub mod caption;
-pub mod cider;
 pub mod command;
 pub mod controls;
 pub mod draw;
@@ -33,13 +33,14 @@ pub mod error;
 pub mod evaluate;
 pub mod inputs;
 pub mod label;
+pub mod metrics;
 mod progress;
 pub mod prompt;
-pub mod ptb_tokenize;
 pub mod report;
 pub mod results;
 pub mod run_folder;
 pub mod samples;
+pub mod score;
 pub mod settings;
 pub mod shots;
 pub mod subject;

@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use flamingo_eval::command::{Benchmark, Command, run};
 use flamingo_eval::error::EvalError;
+use flamingo_eval::score::{self, Score};
 use flamingo_eval::task::TaskName;
 use flamingo_model::{DeviceChoice, Precision};
 
@@ -35,6 +36,12 @@ enum Action {
         --task caption --annotations tasks/caption \\\n      \
         --task label --annotations tasks/label --shots 0,4,8 --out runs/scores")]
     Run(RunArgs),
+    /// Scores a file of predictions against official annotations, without a model.
+    #[command(after_help = "Examples:\n  \
+        flamingo-eval score --annotations captions_val2014.json --predictions results.json\n  \
+        flamingo-eval score --annotations v2_mscoco_val2014_annotations.json \\\n      \
+        --predictions answers.json --metric vqa:official --metric vqa:open-flamingo")]
+    Score(Score),
     /// Lists the tasks with what they ask and how they are scored.
     #[command(after_help = "Example:\n  flamingo-eval tasks")]
     Tasks,
@@ -109,6 +116,7 @@ fn first_repeated<T: Ord + Copy>(mut values: impl Iterator<Item = T>) -> Option<
 fn main() -> ExitCode {
     let text = match Cli::parse().action {
         Action::Tasks => Ok(tasks()),
+        Action::Score(args) => score::run(&args),
         Action::Run(args) => match args.checked() {
             Ok(command) => evaluate(&command),
             Err(problem) => Cli::command().error(ErrorKind::ValueValidation, problem).exit(),

@@ -7,77 +7,34 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::ptb_tokenize::ptb_tokens;
+use super::captions::{CaptionPair, Counts, N_MAX, NGram, Vocabulary, WordPair, Words, order};
 
-/// Longest n-gram.
-const N_MAX: usize = 4;
 /// Width of the length penalty, in bigrams.
 const SIGMA: f64 = 6.0;
 /// Factor on the mean cosine.
 const SCALE: f64 = 10.0;
 
-/// A prediction and the references of its image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CaptionPair<'a> {
-    /// What the model said.
-    pub prediction: &'a str,
-    /// What people said, at least one.
-    pub references: Vec<&'a str>,
-}
-
 /// CIDEr-D of each image; the score of the set is their mean.
 pub fn cider_d(pairs: &[CaptionPair<'_>]) -> Vec<f64> {
+    let words: Vec<WordPair> = pairs.iter().map(|pair| WordPair::of(pair, Words::Ptb)).collect();
+    cider_d_of_words(&words)
+}
+
+/// The same of words that are there already.
+pub fn cider_d_of_words(pairs: &[WordPair]) -> Vec<f64> {
     let mut vocabulary = Vocabulary::default();
-    let counted: Vec<CountedPair> = pairs.iter().map(|pair| vocabulary.count(pair)).collect();
+    let mut count = |pair: &WordPair| CountedPair {
+        prediction: vocabulary.counts(&pair.prediction),
+        references: pair.references.iter().map(|words| vocabulary.counts(words)).collect(),
+    };
+    let counted: Vec<CountedPair> = pairs.iter().map(&mut count).collect();
     let idf = InverseDocumentFrequency::of(&counted);
     counted.iter().map(|pair| score(pair, &idf)).collect()
 }
 
-/// Up to four word numbers, 0 where the n-gram is shorter.
-type NGram = [u32; N_MAX];
-
-/// N-grams of a caption with their counts, sorted, so that sums have one order.
-type Counts = Vec<(NGram, f64)>;
-
 struct CountedPair {
     prediction: Counts,
     references: Vec<Counts>,
-}
-
-/// Word numbers from 1 on.
-#[derive(Default)]
-struct Vocabulary {
-    words: HashMap<String, u32>,
-}
-
-impl Vocabulary {
-    fn count(&mut self, pair: &CaptionPair<'_>) -> CountedPair {
-        CountedPair {
-            prediction: self.counts(pair.prediction),
-            references: pair.references.iter().map(|text| self.counts(text)).collect(),
-        }
-    }
-
-    fn counts(&mut self, caption: &str) -> Counts {
-        // The official code splits the joined tokens again, which cuts those with a no-break space.
-        let joined = ptb_tokens(caption).join(" ");
-        let words: Vec<u32> = joined.split_whitespace().map(|word| self.number(word)).collect();
-        let mut ngrams = Vec::with_capacity(N_MAX * words.len());
-        for n in 1..=N_MAX {
-            ngrams.extend(words.windows(n).map(|window| {
-                let mut ngram = [0; N_MAX];
-                ngram[..n].copy_from_slice(window);
-                ngram
-            }));
-        }
-        ngrams.sort_unstable();
-        ngrams.chunk_by(|a, b| a == b).map(|equal| (equal[0], equal.len() as f64)).collect()
-    }
-
-    fn number(&mut self, word: &str) -> u32 {
-        let next = self.words.len() as u32 + 1;
-        *self.words.entry(word.to_owned()).or_insert(next)
-    }
 }
 
 /// How rare each n-gram is among the images' references.
@@ -116,20 +73,15 @@ impl Weighted {
         let mut bigrams = 0.0;
         let mut weights = Vec::with_capacity(counts.len());
         for (ngram, count) in counts {
-            let weight = count * idf.weight(ngram);
+            let weight = f64::from(*count) * idf.weight(ngram);
             squares[order(ngram)] += weight * weight;
             if order(ngram) == 1 {
-                bigrams += count;
+                bigrams += f64::from(*count);
             }
             weights.push((*ngram, weight));
         }
         Self { weights, norms: squares.map(f64::sqrt), bigrams }
     }
-}
-
-/// Length of the n-gram less one.
-fn order(ngram: &NGram) -> usize {
-    ngram.iter().filter(|&&word| word != 0).count() - 1
 }
 
 fn score(pair: &CountedPair, idf: &InverseDocumentFrequency) -> f64 {

@@ -1,0 +1,16 @@
+//! Scores as the official tools give them, oddities included, each a function of values that needs no
+//! model, no Java and no network. Where tools disagree, each rule has a name.
+//!
+//! - captions: [`captions`] how they become words, [`bleu`], [`rouge`], [`cider`] on
+//!   [`ptb_tokenize`]
+//! - answers: [`vqa`]
+//! - rankings and probabilities: [`ranking`], [`roc_auc`](mod@roc_auc)
+
+pub mod bleu;
+pub mod captions;
+pub mod cider;
+pub mod ptb_tokenize;
+pub mod ranking;
+pub mod roc_auc;
+pub mod rouge;
+pub mod vqa;
