@@ -70,7 +70,33 @@ impl Checkpoint {
         if step_of(text.trim()).is_none() {
             return Err(TrainError::Latest { path, found: text.trim().to_owned() });
         }
-        let folder = run.join(FOLDER).join(text.trim());
+        Self::read(run.join(FOLDER).join(text.trim())).map(Some)
+    }
+
+    /// The newest checkpoint from which the step `step` of a run can be made again, or none if there is
+    /// none.
+    ///
+    /// # Errors
+    /// When the run or a checkpoint of it cannot be read.
+    pub fn before(run: &Path, step: u64) -> Result<Option<Self>, TrainError> {
+        let Some(latest) = Self::latest(run)? else { return Ok(None) };
+        let parent = run.join(FOLDER);
+        for step in steps_up_to(&parent, step.saturating_sub(1))?.into_iter().rev() {
+            let found = Self::read(parent.join(format!("step-{step}")))?;
+            // A run that went back leaves those behind that it had written.
+            let knows = |trouble: &Trouble| found.state.troubles.contains(trouble);
+            let happened = |trouble: &&Trouble| match trouble.back_to {
+                Some(back_to) => back_to < step,
+                None => trouble.step <= step,
+            };
+            if latest.state.troubles.iter().filter(happened).all(knows) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read(folder: PathBuf) -> Result<Self, TrainError> {
         let path = folder.join(STATE);
         let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
         let state = serde_json::from_str(&text).map_err(|source| TrainError::Broken {
@@ -78,7 +104,7 @@ impl Checkpoint {
             expected: "the state of a checkpoint",
             source,
         })?;
-        Ok(Some(Self { folder, state }))
+        Ok(Self { folder, state })
     }
 
     /// Fails unless something that the run is built from is what it was at the checkpoint.

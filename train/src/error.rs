@@ -86,6 +86,16 @@ pub enum TrainError {
         /// The folder.
         path: PathBuf,
     },
+    /// The run has not made a step that is to be made again.
+    #[error("{}: metrics.jsonl has no step {step}; its last one is {last}", run.display())]
+    NoStep {
+        /// The run folder.
+        run: PathBuf,
+        /// The step that was asked for.
+        step: u64,
+        /// The last step that is there.
+        last: u64,
+    },
     /// The run is under way.
     #[error("another process trains in {}", path.display())]
     InUse {
@@ -273,6 +283,7 @@ impl TrainError {
             | Self::OutName { .. }
             | Self::NoModel
             | Self::NotARun { .. }
+            | Self::NoStep { .. }
             | Self::ConfigChanged { .. }
             | Self::Device(_) => 2,
             // As of a process that the signal ended: a script does not go on.

@@ -25,7 +25,8 @@ use crate::flop::{self, Parts, StepRows};
 use crate::inputs;
 use crate::run_folder::{self, run_of};
 use crate::setup::{
-    Command, Prepared, launch, open_corpora, read_tokenizer, same_tokenizer, until_done,
+    Command, Prepared, Purpose, Told, launch, open_corpora, read_tokenizer, same_tokenizer,
+    until_done,
 };
 use crate::trainer::{Ended, Stage, observe};
 use crate::trouble::Trouble;
@@ -81,12 +82,12 @@ struct Joined {
     trained: TrainedTowers,
 }
 
-/// Trains, or goes on.
+/// Trains, or goes on; or says what else was asked for.
 ///
 /// # Errors
 /// When the config, a corpus, one of the two runs or the run folder is not right, the loss is no
 /// longer a number, a frozen weight changes, or the disk fails.
-pub fn run(command: &Command) -> Result<(), TrainError> {
+pub fn run(command: &Command) -> Result<Told, TrainError> {
     let file = command.read_config()?;
     until_done(command, |command, troubles| attempt(command, &file, troubles))
 }
@@ -118,6 +119,7 @@ fn attempt(
 
     let device = command.place(&mut flamingo)?;
     let features = file.config.feature_cache.as_ref();
+    let features = features.filter(|_| command.purpose == Purpose::Train);
     let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;
     let parts = Parts::of(flamingo.config())?;
     let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };

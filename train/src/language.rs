@@ -11,19 +11,19 @@ use flamingo_model::{
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::inputs;
-use crate::setup::{Command, Prepared, launch, open_corpora, own_tokenizer, until_done};
+use crate::setup::{Command, Prepared, Told, launch, open_corpora, own_tokenizer, until_done};
 use crate::trainer::{Ended, Stage};
 use crate::trouble::Trouble;
 
 /// The model under training.
 pub(crate) struct Language(pub(crate) LanguageModel);
 
-/// Trains, or goes on.
+/// Trains, or goes on; or says what else was asked for.
 ///
 /// # Errors
 /// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the
 /// disk fails.
-pub fn run(command: &Command) -> Result<(), TrainError> {
+pub fn run(command: &Command) -> Result<Told, TrainError> {
     let file = command.read_config()?;
     until_done(command, |command, troubles| attempt(command, &file, troubles))
 }

@@ -2,7 +2,7 @@
 //! vision encoder by contrast, a language model, and the resampler and gated cross-attention that
 //! join them while both stay frozen.
 //!
-//! A run is a folder: `config.toml` (effective), `tokenizer.json`, `metrics.jsonl`,
+//! A run is a folder: `config.toml` (effective), `run.json`, `tokenizer.json`, `metrics.jsonl`,
 //! `checkpoints/step-N/`, `latest`, `tensorboard/` and `report.html`. Killed at any instant and resumed, it ends
 //! with the weights of a run that was never killed, bit by bit on the CPU.
 //!
@@ -31,6 +31,7 @@
 //! - [`metrics`], [`history`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
 //! - [`looks`], [`accounting`]: whether the model reads its images, and whose gradient it is
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
+//! - [`plan`], [`replay`]: what a run would be, and what a step of one was
 //! - [`export`]: models for others, and from them
 //! - [`device`], [`machine`], [`flop`], [`bench`]: where a command runs, and how fast
 
@@ -62,7 +63,9 @@ pub mod masks;
 pub mod metrics;
 pub mod optimizer;
 pub mod overrides;
+pub mod plan;
 pub mod progress;
+pub mod replay;
 pub mod report;
 pub mod room;
 pub mod run_folder;

@@ -14,7 +14,9 @@ use flamingo_train::export::{self, Export};
 use flamingo_train::limits::{TRAINED_VOCABULARY_MAX, TRAINED_VOCABULARY_MIN};
 use flamingo_train::masks::MasksJob;
 use flamingo_train::overrides::Override;
+use flamingo_train::replay::{self, Replay};
 use flamingo_train::run_folder::Start;
+use flamingo_train::setup::{Purpose, Told};
 use flamingo_train::{Command, TrainError, contrastive, flamingo, language, setup};
 
 /// Trains the three parts of a Flamingo model, one stage at a time.
@@ -44,10 +46,17 @@ enum Stage {
         --out runs/demo/language")]
     Language(StageArgs),
     /// Joins a frozen vision encoder and a frozen language model (paper, sections 2 and 2.4).
-    #[command(after_help = "Example:\n  \
+    #[command(after_help = "Examples:\n  \
         flamingo-train flamingo --config configs/flamingo.toml --root runs/demo \\\n      \
-        --out runs/demo/flamingo --set steps=200 --set data.pairs.weight=0.5")]
+        --out runs/demo/flamingo --set steps=200 --set data.pairs.weight=0.5\n  \
+        flamingo-train flamingo --config configs/flamingo.toml --root runs/demo \\\n      \
+        --out runs/demo/flamingo --dry-run")]
     Flamingo(StageArgs),
+    /// Makes one step of a run again: its rows, its losses, the gradient of each parameter; fails where
+    /// they are not those of the run.
+    #[command(after_help = "Example:\n  \
+        flamingo-train replay --run runs/mine --step 1234 --out step-1234")]
+    Replay(Replay),
     /// Shows which image each token of a row sees and which tokens are learned, or looks for rows
     /// whose masks are wrong.
     #[command(after_help = "Examples:\n  \
@@ -83,6 +92,14 @@ enum Stage {
         flamingo-train bench --preset openflamingo-3b --device cuda:0 --json\n  \
         flamingo-train bench --preset openflamingo-3b --write-tokens 20 --score")]
     Bench(Bench),
+}
+
+/// Prints what a stage was asked to say.
+#[expect(clippy::print_stdout, reason = "the user asked for it")]
+#[expect(clippy::needless_pass_by_value, reason = "it is at the end of its way")]
+fn told(told: Told) -> bool {
+    print!("{}", told.text);
+    told.is_right
 }
 
 /// Runs `bench`.
@@ -276,6 +293,10 @@ struct StageArgs {
     /// Stop after this step, with a checkpoint, although the config asks for more steps.
     #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u64).range(1..))]
     stop_after: Option<u64>,
+    /// Say what the run would be - parameters, memory, epochs, learning rates, the masks of its first
+    /// rows - after the checks of a real start, and write nothing.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -290,15 +311,17 @@ impl From<StageArgs> for Command {
             overrides: args.overrides,
             stop_after: args.stop_after,
             device: args.device,
+            purpose: if args.dry_run { Purpose::DryRun } else { Purpose::Train },
         }
     }
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().stage {
-        Stage::Contrastive(args) => contrastive::run(&args.into()).map(|()| true),
-        Stage::Language(args) => language::run(&args.into()).map(|()| true),
-        Stage::Flamingo(args) => flamingo::run(&args.into()).map(|()| true),
+        Stage::Contrastive(args) => contrastive::run(&args.into()).map(told),
+        Stage::Language(args) => language::run(&args.into()).map(told),
+        Stage::Flamingo(args) => flamingo::run(&args.into()).map(told),
+        Stage::Replay(args) => replay::run(&args).map(told),
         Stage::Masks(args) => masks(&args),
         Stage::Batches(args) => batches(&args),
         Stage::TrainTokenizer(args) => train_tokenizer(&args),

@@ -181,10 +181,18 @@ pub(crate) fn unseen() -> ImageConfig {
 /// Escape codes of the colours of images on a terminal, which come again after the last.
 const COLOURS: [&str; 6] = ["31", "32", "33", "34", "35", "36"];
 
-impl MaskedRow {
+/// The tokens of a sequence `[L]`, with what each sees and whether it is learned.
+pub(crate) struct MaskedTokens<'a> {
+    pub(crate) tokens: &'a [u32],
+    pub(crate) phi: &'a [i32],
+    pub(crate) loss_mask: &'a [f32],
+    pub(crate) tokenizer: &'a Tokenizer,
+}
+
+impl MaskedTokens<'_> {
     /// The tokens without the padding after them. Tokens that are parts of one character are one.
-    fn tokens(&self) -> Vec<Token> {
-        let Example { tokens, phi, loss_mask, .. } = &self.example;
+    pub(crate) fn shown(&self) -> Vec<Token> {
+        let Self { tokens, phi, loss_mask, .. } = self;
         let end = tokens.iter().rposition(|id| *id != self.tokenizer.pad_id()).map_or(0, |l| l + 1);
         let (mut shown, mut start) = (Vec::new(), 0);
         for l in 0..end {
@@ -204,6 +212,13 @@ impl MaskedRow {
         }
         shown
     }
+}
+
+impl MaskedRow {
+    fn tokens(&self) -> Vec<Token> {
+        let Example { tokens, phi, loss_mask, .. } = &self.example;
+        MaskedTokens { tokens, phi, loss_mask, tokenizer: &self.tokenizer }.shown()
+    }
 
     fn summary(&self) -> String {
         let tokens = self.tokens();
@@ -218,29 +233,8 @@ impl MaskedRow {
 
     /// Lines for a terminal: runs of tokens that see the same image, each with its number; what is not
     /// learned is grey on a terminal that shows colours, and in brackets elsewhere.
-    ///
-    /// # Panics
-    /// Never: a string takes every write.
     pub fn text(&self, has_colours: bool) -> String {
-        let mut text = format!("{}\n", self.summary());
-        let tokens = self.tokens();
-        for run in tokens.chunk_by(|one, other| one.image == other.image) {
-            let name = run[0].image.map_or("-".to_owned(), |image| image.to_string());
-            let colour = run[0].image.map_or("39", |image| COLOURS[image % COLOURS.len()]);
-            let mut line = String::new();
-            for part in run.chunk_by(|one, other| one.is_learned == other.is_learned) {
-                let shown: String = part.iter().map(|token| token.text.as_str()).collect();
-                let written = match (has_colours, part[0].is_learned) {
-                    (true, true) => write!(line, "\x1b[{colour}m{shown}\x1b[0m"),
-                    (true, false) => write!(line, "\x1b[90m{shown}\x1b[0m"),
-                    (false, true) => write!(line, "{shown}"),
-                    (false, false) => write!(line, "[{shown}]"),
-                };
-                written.expect("writing to a string does not fail");
-            }
-            writeln!(text, "{name:>4}  {line}").expect("writing to a string does not fail");
-        }
-        text
+        format!("{}\n{}", self.summary(), lines(&self.tokens(), has_colours))
     }
 
     /// The same as a page, with the images beside the tokens.
@@ -273,6 +267,28 @@ impl MaskedRow {
     pub fn write_page(&self, path: &std::path::Path) -> Result<(), TrainError> {
         files::replace(path, self.page().as_bytes())
     }
+}
+
+/// A line for each run of tokens that see the same image.
+pub(crate) fn lines(tokens: &[Token], has_colours: bool) -> String {
+    let mut text = String::new();
+    for run in tokens.chunk_by(|one, other| one.image == other.image) {
+        let name = run[0].image.map_or("-".to_owned(), |image| image.to_string());
+        let colour = run[0].image.map_or("39", |image| COLOURS[image % COLOURS.len()]);
+        let mut line = String::new();
+        for part in run.chunk_by(|one, other| one.is_learned == other.is_learned) {
+            let shown: String = part.iter().map(|token| token.text.as_str()).collect();
+            let written = match (has_colours, part[0].is_learned) {
+                (true, true) => write!(line, "\x1b[{colour}m{shown}\x1b[0m"),
+                (true, false) => write!(line, "\x1b[90m{shown}\x1b[0m"),
+                (false, true) => write!(line, "{shown}"),
+                (false, false) => write!(line, "[{shown}]"),
+            };
+            written.expect("writing to a string does not fail");
+        }
+        writeln!(text, "{name:>4}  {line}").expect("writing to a string does not fail");
+    }
+    text
 }
 
 /// Most tokens of one character: its bytes.

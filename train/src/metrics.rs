@@ -136,16 +136,28 @@ impl MetricsLog {
 /// # Errors
 /// When the file cannot be read or holds a line that is not metrics.
 pub fn each(run: &Path, mut take: impl FnMut(StepMetrics)) -> Result<(), TrainError> {
+    each_with_text(run, |metrics, _| take(metrics))
+}
+
+/// As [`each`], with the text of each line.
+///
+/// # Errors
+/// As those of [`each`].
+pub fn each_with_text(
+    run: &Path,
+    mut take: impl FnMut(StepMetrics, &[u8]),
+) -> Result<(), TrainError> {
     let path = run.join(FILE);
     let file = File::open(&path).map_err(TrainError::file("open", &path))?;
     let (mut lines, mut line) = (BufReader::new(file), Vec::new());
     while lines.read_until(b'\n', &mut line).map_err(TrainError::file("read", &path))? > 0 {
         for whole in whole_lines(&line) {
-            take(serde_json::from_slice(whole).map_err(|source| TrainError::Broken {
+            let metrics = serde_json::from_slice(whole).map_err(|source| TrainError::Broken {
                 path: path.clone(),
                 expected: "a list of metrics, one JSON object a line",
                 source,
-            })?);
+            })?;
+            take(metrics, whole);
         }
         line.clear();
     }

@@ -8,12 +8,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::config_file::ConfigFile;
+use crate::config_file::{ConfigFile, parse_error};
 use crate::difference::first_difference;
 use crate::error::TrainError;
 use crate::files;
@@ -21,6 +21,9 @@ use crate::schedule::Decay;
 
 /// Name of the effective config in a run folder.
 pub const CONFIG: &str = "config.toml";
+
+/// Name of the file that says where a run was trained.
+const PLACE: &str = "run.json";
 
 /// Name of the file that the training process holds locked.
 const LOCK: &str = "lock";
@@ -55,6 +58,65 @@ pub enum Start {
     New,
     /// Go on from its last checkpoint; start if there is none.
     Resume,
+    /// Look at it as it was before a step, from the newest checkpoint before that or from the start.
+    Before(u64),
+}
+
+/// A stage of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StageName {
+    /// A vision encoder.
+    Contrastive,
+    /// A language model.
+    Language,
+    /// What joins them.
+    Flamingo,
+}
+
+/// The stage that a run is of: each has a key of `[model]` that the others lack.
+///
+/// # Errors
+/// When the folder is not a run.
+pub fn stage_of(run: &Path) -> Result<StageName, TrainError> {
+    let path = run.join(CONFIG);
+    let not_a_run = || TrainError::NotARun { path: run.to_path_buf() };
+    let text = std::fs::read_to_string(&path).map_err(|_| not_a_run())?;
+    let table: Table = toml::from_str(&text).map_err(|e| parse_error(&path, &text, &e))?;
+    let has = |key| table.get("model").is_some_and(|model| model.get(key).is_some());
+    [
+        ("resampler", StageName::Flamingo),
+        ("embedding", StageName::Contrastive),
+        ("vocabulary", StageName::Language),
+    ]
+    .into_iter()
+    .find_map(|(key, stage)| has(key).then_some(stage))
+    .ok_or_else(not_a_run)
+}
+
+/// What a run knows of the place that it was last trained in.
+#[derive(Debug, Serialize, Deserialize)]
+struct Place {
+    /// The folder that relative paths in the config start from.
+    root: PathBuf,
+}
+
+/// The folder that relative paths in a run's config start from; none if the run does not know it.
+///
+/// # Errors
+/// When what it knows cannot be read.
+pub fn root_of(run: &Path) -> Result<Option<PathBuf>, TrainError> {
+    let path = run.join(PLACE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
+    let place: Result<Place, _> = serde_json::from_str(&text);
+    let place = place.map_err(|source| TrainError::Broken {
+        path,
+        expected: "where a run was trained",
+        source,
+    })?;
+    Ok(Some(place.root))
 }
 
 /// A run folder that may be used.
@@ -85,6 +147,10 @@ impl RunFolder {
             return Err(TrainError::RunExists { path: path.to_path_buf() });
         }
         let config = file.to_toml();
+        if let Start::Before(step) = start {
+            let checkpoint = Checkpoint::before(path, step)?;
+            return Ok(Self { path: path.to_path_buf(), checkpoint, config, lock: None });
+        }
         if !path.join(CONFIG).is_file() {
             require_blank(path)?;
             return Ok(Self { path: path.to_path_buf(), checkpoint: None, config, lock: None });
@@ -100,11 +166,12 @@ impl RunFolder {
         self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step)
     }
 
-    /// Makes the folder, locks it, writes the effective config and clears what a crash left.
+    /// Makes the folder, locks it, writes the effective config and `root`, which its relative paths start
+    /// from, and clears what a crash left.
     ///
     /// # Errors
     /// When another process trains in the folder by now, or the disk cannot be written.
-    pub fn create(&mut self) -> Result<(), TrainError> {
+    pub fn create(&mut self, root: Option<&Path>) -> Result<(), TrainError> {
         std::fs::create_dir_all(&self.path).map_err(TrainError::file("create", &self.path))?;
         if self.lock.is_none() {
             self.lock = Some(lock(&self.path)?);
@@ -114,6 +181,12 @@ impl RunFolder {
             }
         }
         files::replace(&self.path.join(CONFIG), self.config.as_bytes())?;
+        let root = root.unwrap_or(Path::new("."));
+        let root = root.canonicalize().map_err(TrainError::file("find", root))?;
+        // Paths that are not text would not come back; the user gives them again.
+        if let Ok(place) = serde_json::to_vec_pretty(&Place { root }) {
+            files::replace(&self.path.join(PLACE), &place)?;
+        }
         files::sync_parent(&self.path)?;
         checkpoint::sweep(&self.path)
     }

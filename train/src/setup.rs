@@ -25,6 +25,8 @@ use crate::looks::Looks;
 use crate::machine::Gauge;
 use crate::optimizer::AdamW;
 use crate::overrides::Override;
+use crate::plan::Plan;
+use crate::replay::{self, Rows};
 use crate::room::{self, Size};
 use crate::run_folder::{RunFolder, Start};
 use crate::trainer::{Ended, Run, Source, Stage, train};
@@ -47,6 +49,29 @@ pub struct Command {
     pub stop_after: Option<u64>,
     /// Where the model runs.
     pub device: DeviceArgs,
+    /// What is wanted of the run.
+    pub purpose: Purpose,
+}
+
+/// What is wanted of a run that is ready.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// That it goes on.
+    #[default]
+    Train,
+    /// To be told what it would be.
+    DryRun,
+    /// To see one step of it again.
+    Replay(replay::Job),
+}
+
+/// What a command has to say on standard output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Lines.
+    pub text: String,
+    /// Whether all is as it should be.
+    pub is_right: bool,
 }
 
 impl Command {
@@ -96,7 +121,10 @@ pub(crate) fn open_corpora<M>(
     fits: impl Fn(CorpusKind) -> bool,
     expected: &'static str,
 ) -> Result<Vec<(MixtureEntry, Corpus)>, TrainError> {
-    let open = |entry: MixtureEntry| {
+    let open = |mut entry: MixtureEntry| {
+        if command.purpose == Purpose::DryRun {
+            entry.disk_cache = None;
+        }
         let corpus = Corpus::open_as(&entry.corpus, &entry.layout, entry.disk_cache.as_ref())
             .map_err(in_dataset(&entry.name))?;
         if fits(corpus.kind()) {
@@ -244,29 +272,36 @@ pub(crate) struct Prepared<'run, M> {
     pub(crate) troubles: Vec<Trouble>,
 }
 
-/// Makes attempts at a run, each without the rows of the troubles of those before, until it is done.
+/// Makes attempts at a run, each without the rows of the troubles of those before, until it is done. Says
+/// what it was asked to say in place of training.
 ///
 /// # Errors
 /// When an attempt fails.
 pub(crate) fn until_done(
     command: &Command,
     attempt: impl Fn(&Command, Vec<Trouble>) -> Result<Ended, TrainError>,
-) -> Result<(), TrainError> {
+) -> Result<Told, TrainError> {
     let mut command = command.clone();
     let mut troubles = Vec::new();
-    while let Ended::GoesOn(with) = attempt(&command, troubles)? {
-        troubles = with;
-        command.start = Start::Resume;
+    loop {
+        match attempt(&command, troubles)? {
+            Ended::Done => return Ok(Told { text: String::new(), is_right: true }),
+            Ended::Told(told) => return Ok(told),
+            Ended::GoesOn(with) => {
+                troubles = with;
+                command.start = Start::Resume;
+            }
+        }
     }
-    Ok(())
 }
 
-/// Completes the set-up, makes the run folder and trains.
+/// Completes the set-up, makes the run folder and trains; or does what else is wanted of the run.
 pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<Ended, TrainError> {
     let Prepared { command, file, mut folder, mut corpora, tokenizer, device, mut troubles } =
         prepared;
     let config = &file.config;
     let state = folder.checkpoint.as_ref().map(|checkpoint| checkpoint.state.clone());
+    let entries = corpora.iter().map(|(entry, _)| entry.clone()).collect();
     if let Some(state) = &state
         && troubles.len() < state.troubles.len()
     {
@@ -287,13 +322,14 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         n_rows: corpus.n_rows(),
         left_out: entry.skip_rows.clone(),
     });
-    let sources = sources.collect();
+    let sources: Vec<Source> = sources.collect();
     let corpora_sha256 = same_corpora(config, &folder, &corpora)?;
     check_groups(file, stage)?;
     let optimizer = optimizer(config, &folder, stage)?;
     let ema = ema(config, &folder, stage)?;
-    if folder.step() < stop_after {
-        let size = Size::of(&stage.model().params(), room::copies(ema.as_ref()));
+    let copies = room::copies(ema.as_ref());
+    if folder.step() < stop_after && !matches!(command.purpose, Purpose::Replay(_)) {
+        let size = Size::of(&stage.model().params(), copies);
         size.require_disk(&folder.path, room::disk_bytes)?;
     }
     let tokenizer = Arc::new(tokenizer);
@@ -302,13 +338,30 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
             .map_err(TrainError::loader)?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let loader = Loader::start(mixture, folder.step(), n_threads);
+    let turns = match config.mixture {
+        MixtureMode::RoundRobin => config.data.len() as u64,
+        MixtureMode::Accumulate | MixtureMode::Merged => 1,
+    };
+    let (schedule, objective) = (config.schedule(), objective(config));
 
-    folder.create()?;
-    if folder.checkpoint.is_none() {
-        tokenizer.save(folder.tokenizer()).map_err(TrainError::tokenizer("write"))?;
+    match command.purpose {
+        Purpose::Train => {
+            folder.create(command.root.as_deref())?;
+            if folder.checkpoint.is_none() {
+                tokenizer.save(folder.tokenizer()).map_err(TrainError::tokenizer("write"))?;
+            }
+        }
+        Purpose::DryRun => {
+            let (run, params) = (&*folder.path, stage.model().params());
+            let (sources, weights, tokenizer) = (&*sources, &*objective.weights, &*tokenizer);
+            let plan =
+                Plan { run, params, copies, sources, weights, turns, schedule, loader, tokenizer };
+            return Ok(Ended::Told(Told { text: plan.text()?, is_right: true }));
+        }
+        Purpose::Replay(_) => {}
     }
     let less_memory = config.less_memory(stage.batches_divide());
-    train(Run {
+    let run = Run {
         folder: &folder,
         stage,
         devices,
@@ -316,17 +369,14 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         loader,
         optimizer,
         ema,
-        schedule: config.schedule(),
-        objective: objective(config),
+        schedule,
+        objective,
         checkpoint_every: config.checkpoint_every,
         keep: config.keep(),
         looks: Looks {
             blindness_every: config.blindness_every,
             gates_every: config.gates_every,
-            turns: match config.mixture {
-                MixtureMode::RoundRobin => config.data.len() as u64,
-                MixtureMode::Accumulate | MixtureMode::Merged => 1,
-            },
+            turns,
         },
         accounting: Accounting::new(config.accounting_every),
         gauge: Gauge::new(device, &config.hardware.unwrap_or_default()),
@@ -339,7 +389,10 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         stop_after,
         tokenizer_sha256: tokenizer_sha256(&folder.tokenizer())?,
         corpora_sha256,
-    })
+    };
+    let Purpose::Replay(job) = &command.purpose else { return train(run) };
+    let rows = Rows { entries, tokenizer, mode: config.mixture, seed: config.seed };
+    replay::replay(run, &rows, job).map(Ended::Told)
 }
 
 /// What a config minimises. Rows of all datasets in one batch are one dataset without lambda.

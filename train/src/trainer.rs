@@ -28,6 +28,7 @@ use crate::progress::Progress;
 use crate::report::Report;
 use crate::run_folder::RunFolder;
 use crate::schedule::Schedule;
+use crate::setup::Told;
 use crate::stop::{StopSignal, StopSignals};
 use crate::tensorboard::Events;
 use crate::trouble::{Action, Finding, Guard, Trouble};
@@ -179,7 +180,12 @@ pub struct Run<'run> {
 
 impl Run<'_> {
     /// Makes the update after `done` others, and lets the average follow.
-    fn update(&mut self, made: &mut StepGradient, lr: f64, done: u64) -> Result<(), TrainError> {
+    pub(crate) fn update(
+        &mut self,
+        made: &mut StepGradient,
+        lr: f64,
+        done: u64,
+    ) -> Result<(), TrainError> {
         let params = &mut self.stage.model_mut().params_mut();
         let StepGradient { gradients, norms, .. } = made;
         let updated = self.optimizer.update(params, gradients, norms, lr, done);
@@ -191,7 +197,7 @@ impl Run<'_> {
     }
 
     /// What a step is made with.
-    fn step(&self) -> Step<'_> {
+    pub(crate) fn step(&self) -> Step<'_> {
         Step { stage: self.stage, objective: &self.objective, optimizer: &self.optimizer }
     }
 
@@ -212,7 +218,7 @@ impl Run<'_> {
     }
 
     /// For `map_err` on what is done after `done` updates.
-    fn failed(&self, done: u64) -> impl Fn(TrainError) -> TrainError {
+    pub(crate) fn failed(&self, done: u64) -> impl Fn(TrainError) -> TrainError {
         move |error| error.in_step(done + 1, &self.less_memory)
     }
 }
@@ -247,6 +253,8 @@ pub enum Ended {
     /// At a step that went wrong, the last of these: the run goes on from the checkpoint that is the
     /// latest now, without their rows.
     GoesOn(Vec<Trouble>),
+    /// Without training, after this was found.
+    Told(Told),
 }
 
 /// Trains until the run's last step, until a signal stops it, or until a step goes wrong.

@@ -70,6 +70,11 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
+    /// The step after which its rows are left out.
+    pub fn begins_after(&self) -> u64 {
+        self.back_to.unwrap_or(self.step)
+    }
+
     /// The rows, such as "pages 3 17, pairs 20".
     pub fn rows_text(&self) -> String {
         let one = |(name, rows): (&String, &Vec<u64>)| {

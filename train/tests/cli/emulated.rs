@@ -5,6 +5,7 @@ use std::path::Path;
 use flamingo_model::{Device, Precision};
 use flamingo_train::device::DeviceArgs;
 use flamingo_train::run_folder::Start;
+use flamingo_train::setup::{Purpose, Told};
 use flamingo_train::{Command, TrainError, contrastive, flamingo, language};
 
 use crate::world::{STAGES, World, latest, metrics};
@@ -22,8 +23,9 @@ fn train(world: &World, stage: &str, run: &str, device: Device, stop_after: u64)
         overrides: Vec::new(),
         stop_after: Some(stop_after),
         device: DeviceArgs { ready: Some(device), ..DeviceArgs::default() },
+        purpose: Purpose::Train,
     };
-    let run: fn(&Command) -> Result<(), TrainError> = match stage {
+    let run: fn(&Command) -> Result<Told, TrainError> = match stage {
         "contrastive" => contrastive::run,
         "language" => language::run,
         _ => flamingo::run,

@@ -1,0 +1,118 @@
+//! A dry run tells what a run would be and leaves nothing behind.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use flamingo_model::Tensors;
+
+use crate::world::{LANGUAGE, STAGES, World, latest};
+
+/// All files below a folder, with their bytes.
+pub(crate) fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.insert(path.clone(), std::fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+/// The number after a word in the line that begins with another.
+fn number(text: &str, line: &str) -> u64 {
+    let found = text.lines().find_map(|l| l.strip_prefix(line)).unwrap_or_else(|| panic!("{text}"));
+    found.split_whitespace().find_map(|word| word.parse().ok()).unwrap()
+}
+
+#[test]
+fn a_dry_run_counts_what_the_run_then_has_and_writes_nothing() {
+    let world = World::with_towers();
+    for (stage, config) in STAGES {
+        world.command(stage, config, "run", &[]);
+        let before = files(&world.path(""));
+        let planned = world.train(stage, config, "run", &["--dry-run"]);
+        planned.expect_success();
+        assert!(files(&world.path("")) == before, "{stage}: something was written");
+        let text = planned.stdout();
+
+        let run = format!("{stage}-run");
+        world.train(stage, config, &run, &["--stop-after", "1"]).expect_success();
+        let checkpoint = latest(&world.path(&run));
+        let n_values = |file: &str| {
+            let tensors = Tensors::read(&checkpoint.join(file)).unwrap();
+            let n = |name| tensors.get(name).unwrap().len() as u64;
+            tensors.names().map(n).sum::<u64>()
+        };
+        let (all, moments) = (n_values("model.safetensors"), n_values("optimizer.safetensors"));
+        assert_eq!(2 * number(&text, "total "), moments, "{text}");
+        assert_eq!(number(&text, "weights"), 4 * all, "{text}");
+        assert_eq!(number(&text, "gradients"), 2 * moments, "{text}");
+        assert_eq!(number(&text, "moments"), 4 * moments, "{text}");
+        let files = std::fs::read_dir(&checkpoint).unwrap();
+        let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        let told = number(&text, "a checkpoint takes");
+        assert!((bytes..bytes + (2 << 20)).contains(&told), "{told} told, {bytes} are there");
+    }
+}
+
+#[test]
+fn a_dry_run_tells_epochs_and_learning_rates_and_shows_masks_as_the_command_for_them_does() {
+    let world = World::new();
+    world.train("language", LANGUAGE, "done", &["--stop-after", "1"]).expect_success();
+    for mixture in ["accumulate", "round_robin", "merged"] {
+        let mixture_set = format!("mixture={mixture:?}");
+        let planned =
+            world.train("language", LANGUAGE, "run", &["--dry-run", "--set", &mixture_set]);
+        planned.expect_success();
+        let text = planned.stdout();
+        let (steps, epochs) =
+            if mixture == "round_robin" { ("6.0", "1.33") } else { ("3.0", "2.67") };
+        let lambda = if mixture == "merged" { "" } else { ", lambda 0.2" };
+        let line =
+            format!("pairs: 6 rows, 2 a batch{lambda}, {steps} steps an epoch, {epochs} epochs");
+        assert!(text.contains(&line), "no `{line}` in {text}");
+        // Two steps of warm-up to 1e-2, which stays.
+        assert!(text.contains("step            1 5.000000e-3"), "{text}");
+        assert!(text.contains("step            8 1.000000e-2"), "{text}");
+
+        for name in ["pages", "pairs"] {
+            let start = format!("{name} row ");
+            let mut lines = text.lines().skip_while(|line| !line.starts_with(&start));
+            let row = lines.next().unwrap().strip_prefix(&start).unwrap();
+            let row = row.split(':').next().unwrap();
+            let mut masks = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+            masks.args(["masks", "--row", row, "--data", name, "--root"]).arg(world.path(""));
+            masks.arg("--config").arg(world.path("language.toml"));
+            masks.arg("--tokenizer").arg(world.path("done/tokenizer.json"));
+            let masks = String::from_utf8(masks.output().unwrap().stdout).unwrap();
+            let expected: Vec<&str> = masks.lines().skip(1).collect();
+            assert!(!expected.is_empty(), "{masks}");
+            let shown: Vec<&str> = lines.take(expected.len()).collect();
+            assert_eq!(shown, expected, "{name}, {mixture}");
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_refuses_what_a_real_start_refuses() {
+    let world = World::new();
+    let refused = |more: &[&str]| {
+        let finished =
+            world.train("language", LANGUAGE, "refused", &[&["--dry-run"], more].concat());
+        assert!(!world.path("refused").exists());
+        (finished.code(), finished.stderr())
+    };
+    let (code, stderr) = refused(&["--set", "data.pages.tokens=64"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("`data.pages.tokens` is 64"), "{stderr}");
+    let (code, stderr) = refused(&["--set", "data.pages.corpus=\"nowhere\""]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("dataset `pages`"), "{stderr}");
+    world.train("language", LANGUAGE, "there", &["--stop-after", "1"]).expect_success();
+    let there = world.train("language", LANGUAGE, "there", &["--dry-run"]);
+    assert_eq!(there.code(), Some(2), "{}", there.stderr());
+}

@@ -1,0 +1,135 @@
+//! A step that is made again is the step that was made.
+
+use std::path::Path;
+use std::process::Command;
+
+use flamingo_model::Tensors;
+
+use crate::plan::files;
+use crate::world::{Finished, LANGUAGE, STAGES, World, metrics};
+
+fn replay(run: &Path, step: u64, more: &[&str]) -> Finished {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+    command.arg("replay").arg("--run").arg(run).args(["--step", &step.to_string()]).args(more);
+    Finished(command.output().unwrap())
+}
+
+/// Makes a step again, which must come out as it was, from this checkpoint.
+fn check(run: &Path, step: u64, from: &str) {
+    let finished = replay(run, step, &[]);
+    let text = finished.stdout();
+    assert_eq!(finished.code(), Some(0), "step {step}: {text}{}", finished.stderr());
+    assert!(text.lines().next().unwrap().ends_with(from), "{text}");
+    assert_eq!(text.matches("the same as in metrics.jsonl, bit by bit").count(), 2, "{text}");
+}
+
+const KEEP: [&str; 2] = ["--set", "keep_every=3"];
+
+#[test]
+fn a_step_amid_an_epoch_comes_out_bit_by_bit_in_every_stage() {
+    let world = World::with_towers();
+    for (stage, config) in STAGES {
+        let name = format!("run-{stage}");
+        let run = world.path(&name);
+        world.train(stage, config, &name, &KEEP).expect_success();
+        let before = files(&run);
+        check(&run, 2, "from the start");
+        check(&run, 7, "from the checkpoint of step 6");
+        let out = world.path(&format!("{stage}-5"));
+        let finished = replay(&run, 5, &["--out", out.to_str().unwrap()]);
+        finished.expect_success();
+        assert!(finished.stdout().contains("from the checkpoint of step 3"), "{stage}");
+        assert!(files(&run) == before, "{stage}: the run folder changed");
+
+        // The norm over all gradients is the one of the log.
+        let gradients = Tensors::read(&out.join("gradients.safetensors")).unwrap();
+        let values = gradients.names().flat_map(|name| gradients.get(name).unwrap().to_vec());
+        let norm = values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+        let logged = metrics(&run)[4]["grad_norm"].as_f64().unwrap();
+        assert!((norm / logged - 1.0).abs() < 1e-12, "{norm}, {logged}");
+        let summary = std::fs::read(out.join("step.json")).unwrap();
+        let summary: serde_json::Value = serde_json::from_slice(&summary).unwrap();
+        let parameters = summary["parameters"].as_array().unwrap();
+        let trained = parameters.iter().filter(|one| !one["gradient"].is_null());
+        assert_eq!(trained.count(), gradients.names().count());
+        assert_eq!(summary["losses"], metrics(&run)[4]["losses"]);
+
+        // The rows are those that the command for batches writes.
+        let mut batches = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+        batches.args(["batches", "--first", "5", "--root"]).arg(world.path(""));
+        batches.arg("--config").arg(run.join("config.toml"));
+        batches.arg("--tokenizer").arg(run.join("tokenizer.json"));
+        let folder = world.path(&format!("{stage}-batches"));
+        batches.arg("--out").arg(&folder);
+        assert!(batches.output().unwrap().status.success());
+        let expected = std::fs::read(folder.join("step-5.safetensors")).unwrap();
+        assert!(std::fs::read(out.join("batch.safetensors")).unwrap() == expected, "{stage}");
+    }
+}
+
+#[test]
+fn steps_after_troubles_come_out_without_the_rows_that_were_left_out() {
+    let world = World::new();
+    let set = [
+        ["--set", "guard.leap=1.000001"],
+        ["--set", "guard.window=1"],
+        ["--set", "guard.most=2"],
+        ["--set", "steps=60"],
+        ["--set", "checkpoint_every=5"],
+        ["--set", "keep_every=5"],
+    ]
+    .concat();
+    for action in ["skip", "roll_back"] {
+        let action_set = format!("guard.action={action:?}");
+        let args = [&set[..], &["--set", &action_set]].concat();
+        // The third leap stops the run. It is made once more up to the step before.
+        let finished = world.train("language", LANGUAGE, "probe", &args);
+        std::fs::remove_dir_all(world.path("probe")).unwrap();
+        let stderr = finished.stderr();
+        let last = stderr.rsplit_once("error: step ").unwrap().1.split_once(':').unwrap().0;
+        let last = (last.parse::<u64>().unwrap() - 1).to_string();
+        let args = [&args[..], &["--stop-after", &last]].concat();
+        world.train("language", LANGUAGE, action, &args).expect_success();
+        let run = world.path(action);
+        let lines = metrics(&run);
+        let skipped = lines.iter().filter(|line| line.get("skipped").is_some()).count();
+        assert_eq!(skipped, if action == "skip" { 2 } else { 0 });
+        for line in lines {
+            let step = line["step"].as_u64().unwrap();
+            let finished = replay(&run, step, &[]);
+            assert_eq!(finished.code(), Some(0), "step {step}: {}", finished.stdout());
+        }
+    }
+}
+
+#[test]
+fn another_number_in_the_log_is_told_of_and_steps_that_are_not_there_are_refused() {
+    let world = World::new();
+    let run = world.path("run");
+    world.train("language", LANGUAGE, "run", &KEEP).expect_success();
+    let log = run.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let norm = metrics(&run)[4]["grad_norm"].to_string();
+    let changed = text.replacen(&norm, &format!("{norm}1"), 1);
+    std::fs::write(&log, changed).unwrap();
+    let finished = replay(&run, 5, &[]);
+    assert_eq!(finished.code(), Some(1), "{}", finished.stdout());
+    let text = finished.stdout();
+    assert!(text.contains("NOT the same as in metrics.jsonl"), "{text}");
+    assert_eq!(text.matches("bit by bit").count(), 1, "{text}");
+
+    let refused = replay(&run, 9, &[]);
+    assert_eq!(refused.code(), Some(2));
+    let words = "metrics.jsonl has no step 9; its last one is 8";
+    assert!(refused.stderr().contains(words), "{}", refused.stderr());
+    let refused = replay(&world.path("pages"), 1, &[]);
+    assert_eq!(refused.code(), Some(2));
+    assert!(refused.stderr().contains("is neither a run"), "{}", refused.stderr());
+    let refused = replay(&run, 1, &["--out", run.to_str().unwrap()]);
+    assert!(refused.stderr().contains("cannot write"), "{}", refused.stderr());
+    // A run that was moved away from its corpora is told where they are.
+    std::fs::remove_file(run.join("run.json")).unwrap();
+    assert_eq!(replay(&run, 8, &[]).code(), Some(1));
+    let root = world.path("");
+    replay(&run, 8, &["--root", root.to_str().unwrap()]).expect_success();
+}
