@@ -138,6 +138,11 @@ impl Checkpoint {
     }
 }
 
+/// The folder of the checkpoint of a step.
+pub fn folder(run: &Path, step: u64) -> PathBuf {
+    run.join(FOLDER).join(format!("step-{step}"))
+}
+
 /// Writes a checkpoint and moves `latest` to it.
 ///
 /// `save_model` writes the model's own files into the folder that it is given.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Keep;
 use crate::ema::EmaConfig;
+use crate::few_shot::FewShotConfig;
 use crate::gradient::LossNormalisation;
 use crate::machine::HardwareConfig;
 use crate::optimizer::OptimizerConfig;
@@ -67,6 +68,10 @@ pub struct RunConfig<M> {
     /// when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accounting_every: Option<u64>,
+    /// The program `flamingo-eval` for `few_shot`, if not the one beside this program. May change when a
+    /// run is continued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_program: Option<PathBuf>,
     /// What is known of the machine, in the Flamingo stage. May change when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<HardwareConfig>,
@@ -95,6 +100,9 @@ pub struct RunConfig<M> {
     pub model: M,
     /// The datasets.
     pub data: Vec<DataConfig>,
+    /// Tasks to which checkpoints of the Flamingo stage are put. May change when a run is continued.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub few_shot: Vec<FewShotConfig>,
 }
 
 fn paper_mixture() -> MixtureMode {

@@ -1,6 +1,7 @@
 //! Reading a config file: overrides, the checks common to all stages, and messages that name file,
 //! key and line.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use flamingo_dataset::{ImageConfig, MixtureMode, Tokenizer};
@@ -11,6 +12,7 @@ use toml::Table;
 
 use crate::config::{DataConfig, RunConfig, TokenizerConfig};
 use crate::error::TrainError;
+use crate::few_shot::{self, FewShotConfig};
 use crate::gradient::LossNormalisation;
 use crate::groups::GroupConfig;
 use crate::limits::{self, Size};
@@ -84,6 +86,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             self.require(fits, "hardware.peak_tflops", &peak, "above 0")?;
         }
         self.check_accounting()?;
+        self.check_few_shot()?;
         config.image.iter().try_for_each(|image| self.check_image(image))?;
         config.tokenizer.iter().try_for_each(|tokenizer| self.check_tokenizer(tokenizer))?;
         self.require(!config.data.is_empty(), "data", &"empty", "at least one dataset")?;
@@ -94,6 +97,45 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             self.check_micro_batches(entry)?;
         }
         Ok(self)
+    }
+
+    fn check_few_shot(&self) -> Result<(), TrainError> {
+        let RunConfig { few_shot, checkpoint_every, .. } = &self.config;
+        for (index, entry) in few_shot.iter().enumerate() {
+            let FewShotConfig { task, every, shots, queries, seconds_max, .. } = entry;
+            let key = |field: &str| format!("few_shot.{index}.{field}");
+            let is_new = few_shot[..index].iter().all(|other| other.task != *task);
+            self.require(is_new, key("task"), task, "a task of its own")?;
+            let at_checkpoints = *every > 0 && every.is_multiple_of(*checkpoint_every);
+            let expected = format!("a multiple of `checkpoint_every`, {checkpoint_every}");
+            self.require(at_checkpoints, key("every"), every, &expected)?;
+            let differ = shots.iter().collect::<BTreeSet<_>>().len() == shots.len();
+            let shots = format!("{shots:?}");
+            self.require(differ && shots != "[]", key("shots"), &shots, "different numbers")?;
+            self.require(*queries > 0, key("queries"), queries, "at least 1")?;
+            self.require(*seconds_max > 0, key("seconds_max"), seconds_max, "at least 1")?;
+        }
+        Ok(())
+    }
+
+    /// Fails unless the program that evaluates runs and knows the tasks of the config.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn require_tasks(&self, program: &Path) -> Result<(), TrainError> {
+        if self.config.few_shot.is_empty() {
+            return Ok(());
+        }
+        let shown = program.display();
+        let known = few_shot::tasks(program).or_else(|problem| {
+            let expected = format!("a flamingo-eval that runs ({problem})");
+            self.require(false, "eval_program", &shown, &expected).map(|()| Vec::new())
+        })?;
+        let expected = format!("one of {}, which {shown} knows", known.join(", "));
+        self.config.few_shot.iter().enumerate().try_for_each(|(index, entry)| {
+            let key = format!("few_shot.{index}.task");
+            self.require(known.contains(&entry.task), key, &entry.task, &expected)
+        })
     }
 
     fn check_accounting(&self) -> Result<(), TrainError> {
@@ -353,13 +395,14 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     /// images, and how much of the machine it uses.
     ///
     /// # Errors
-    /// When there is a key `blindness_every`, `gates_every` or `hardware`.
+    /// When there is a key `blindness_every`, `gates_every`, `hardware` or `few_shot`.
     pub fn require_nothing_of_flamingo(&self) -> Result<(), TrainError> {
-        let RunConfig { blindness_every, gates_every, hardware, .. } = &self.config;
+        let RunConfig { blindness_every, gates_every, hardware, few_shot, .. } = &self.config;
         let given = [
             ("blindness_every", blindness_every.map(|every| every.to_string())),
             ("gates_every", gates_every.map(|every| every.to_string())),
             ("hardware", hardware.map(|_| "given".to_owned())),
+            ("few_shot", few_shot.first().map(|_| "given".to_owned())),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key, value?))).try_for_each(
             |(key, value)| self.require(false, key, &value, "nothing: only in the Flamingo stage"),

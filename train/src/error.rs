@@ -245,6 +245,19 @@ pub enum TrainError {
     /// The system has no thread left.
     #[error("cannot start the thread that writes checkpoints")]
     Thread(#[source] std::io::Error),
+    /// An evaluation failed, and the run is to stop then.
+    #[error("no few-shot score of `{task}`, step {step}: {failure}; the checkpoint stands")]
+    FewShot {
+        /// The task.
+        task: String,
+        /// The step of the checkpoint.
+        step: u64,
+        /// What happened.
+        failure: String,
+    },
+    /// The system does not say where this program is.
+    #[error("cannot find this program, beside which flamingo-eval should be")]
+    OwnProgram(#[source] std::io::Error),
     /// The system does not let the process hear signals.
     #[error("cannot listen to signals")]
     Signals(#[source] std::io::Error),

@@ -100,6 +100,7 @@ fn attempt(
     check_images(file)?;
     let image = file.image()?;
     check_model(file)?;
+    file.require_tasks(&command.eval_program(&file.config)?)?;
 
     let folder = command.check_folder(file)?;
     let trained = file.config.model.trained();

@@ -30,6 +30,7 @@
 //!   happens
 //! - [`metrics`], [`history`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
 //! - [`looks`], [`accounting`]: whether the model reads its images, and whose gradient it is
+//! - [`few_shot`]: what another program makes of its checkpoints
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
 //! - [`plan`], [`replay`]: what a run would be, and what a step of one was
 //! - [`export`]: models for others, and from them
@@ -48,6 +49,7 @@ pub mod difference;
 pub mod ema;
 pub mod error;
 pub mod export;
+pub mod few_shot;
 pub mod files;
 pub mod flamingo;
 pub mod flop;

@@ -14,6 +14,7 @@ use flamingo_dataset::report::Page;
 use crate::accounting::{self, Account};
 use crate::device::{self, Devices};
 use crate::error::TrainError;
+use crate::few_shot::Score;
 use crate::files;
 use crate::history::{Chart, History, Section};
 use crate::metrics::{self, StepMetrics};
@@ -57,6 +58,14 @@ impl Report {
     /// Takes in the next step.
     pub fn add(&mut self, step: &StepMetrics) {
         self.history.add(step);
+    }
+
+    /// Takes in few-shot scores.
+    pub fn add_scores(&mut self, scores: &[Score]) {
+        for score in scores {
+            let chart = (Section::Observed, "few_shot");
+            self.history.point(chart, &score.name(), score.step, score.value);
+        }
     }
 
     /// Draws the page beside the loop where the last one is half a minute old and none is being drawn.

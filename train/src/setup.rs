@@ -19,6 +19,7 @@ use crate::config_file::ConfigFile;
 use crate::device::{self, DeviceArgs};
 use crate::ema::Ema;
 use crate::error::TrainError;
+use crate::few_shot::{self, FewShot, FewShotConfig};
 use crate::gradient::Objective;
 use crate::groups;
 use crate::looks::Looks;
@@ -78,6 +79,22 @@ impl Command {
     /// Where a path of the config leads; URLs stay as they are.
     pub fn locate(&self, path: &str) -> String {
         located(self.root.as_deref(), path)
+    }
+
+    /// The program that evaluates checkpoints.
+    pub(crate) fn eval_program<M>(&self, config: &RunConfig<M>) -> Result<PathBuf, TrainError> {
+        let locate = |path: &PathBuf| PathBuf::from(self.locate(&path.to_string_lossy()));
+        few_shot::program(config.eval_program.as_ref().map(locate).as_deref())
+    }
+
+    /// The evaluations of a run.
+    fn few_shot<M>(&self, config: &RunConfig<M>) -> Result<FewShot, TrainError> {
+        let located = |entry: &FewShotConfig| FewShotConfig {
+            annotations: self.locate(&entry.annotations),
+            ..entry.clone()
+        };
+        let tasks = config.few_shot.iter().map(located).collect();
+        Ok(FewShot::new(&self.out, self.eval_program(config)?, tasks, self.device))
     }
 
     /// Reads the config.
@@ -378,6 +395,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
             gates_every: config.gates_every,
             turns,
         },
+        few_shot: command.few_shot(config)?,
         accounting: Accounting::new(config.accounting_every),
         gauge: Gauge::new(device, &config.hardware.unwrap_or_default()),
         guard: Guard::new(

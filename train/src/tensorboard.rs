@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use crc_fast::CrcAlgorithm;
 
 use crate::error::TrainError;
+use crate::few_shot::Score;
 use crate::metrics::StepMetrics;
 
 const FOLDER: &str = "tensorboard";
@@ -49,6 +50,17 @@ impl Events {
     /// When the disk is full or fails.
     pub fn append(&mut self, metrics: &StepMetrics) -> Result<(), TrainError> {
         self.write(&scalars(wall_time(), metrics.step, &numbers(metrics)))
+    }
+
+    /// Adds the few-shot scores of a checkpoint.
+    ///
+    /// # Errors
+    /// When the disk is full or fails.
+    pub fn append_scores(&mut self, scores: &[Score]) -> Result<(), TrainError> {
+        scores.iter().try_for_each(|score| {
+            let number = (format!("few_shot/{}", score.name()), score.value);
+            self.write(&scalars(wall_time(), score.step, &[number]))
+        })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), TrainError> {

@@ -19,6 +19,7 @@ use crate::config::BatchesDivide;
 use crate::device::Devices;
 use crate::ema::Ema;
 use crate::error::TrainError;
+use crate::few_shot::FewShot;
 use crate::gradient::{Extent, Objective, Step, StepGradient, accumulate};
 use crate::looks::Looks;
 use crate::machine::Gauge;
@@ -164,6 +165,8 @@ pub struct Run<'run> {
     pub looks: Looks,
     /// Looks at the gradients of datasets.
     pub accounting: Accounting,
+    /// Evaluations of checkpoints.
+    pub few_shot: FewShot,
     /// Reads what the machine does.
     pub gauge: Gauge,
     /// Looks for steps that go wrong.
@@ -273,6 +276,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     note_frozen("start", frozen_sha256.as_deref(), &progress);
 
     let mut report = Report::open(&run.folder.path)?;
+    report.add_scores(run.few_shot.open(done)?);
     if done >= run.stop_after {
         // Killed between its last checkpoint and its report.
         report.draw(&run.devices, &run.troubles)?;
@@ -282,6 +286,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     let mut checkpoints = CheckpointWriter::start(run.learned())?;
     while done < run.stop_after {
         checkpoints.check()?;
+        evaluate(&mut run, done, &mut checkpoints, (&mut events, &mut report, &progress))?;
         let clock = Instant::now();
         let batches = run.loader.next_step().map_err(TrainError::loader)?;
         let data_wait_seconds = clock.elapsed().as_secs_f64();
@@ -349,13 +354,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         if let Some(signal) = signal {
             checkpoints.wait()?;
             report.draw(&run.devices, &run.troubles)?;
-            let name = signal.name();
-            progress.note(&format!("{name} after step {done}; --resume goes on from there"));
-            progress.finish();
-            return match signal {
-                StopSignal::Terminate => Ok(Ended::Done),
-                StopSignal::Interrupt => Err(TrainError::Interrupted { step: done }),
-            };
+            return stopped(signal, done, &progress);
         }
         if metrics.skipped.is_some() && done < run.stop_after {
             checkpoints.wait()?;
@@ -364,10 +363,40 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         }
     }
     checkpoints.wait()?;
+    evaluate(&mut run, done, &mut checkpoints, (&mut events, &mut report, &progress))?;
     report.draw(&run.devices, &run.troubles)?;
     note_frozen("end", run.stage.frozen_sha256().as_deref(), &progress);
     progress.finish();
     Ok(Ended::Done)
+}
+
+fn stopped(signal: StopSignal, done: u64, progress: &Progress) -> Result<Ended, TrainError> {
+    let name = signal.name();
+    progress.note(&format!("{name} after step {done}; --resume goes on from there"));
+    progress.finish();
+    match signal {
+        StopSignal::Terminate => Ok(Ended::Done),
+        StopSignal::Interrupt => Err(TrainError::Interrupted { step: done }),
+    }
+}
+
+/// Puts the checkpoint after `done` updates to tasks where that is due; a run that was stopped before it
+/// could does so when it goes on.
+fn evaluate(
+    run: &mut Run,
+    done: u64,
+    checkpoints: &mut CheckpointWriter,
+    (events, report, progress): (&mut Events, &mut Report, &Progress),
+) -> Result<(), TrainError> {
+    if !run.few_shot.is_due(done) {
+        return Ok(());
+    }
+    checkpoints.wait()?;
+    let signals = StopSignals::listen().map_err(TrainError::Signals)?;
+    let scores = run.few_shot.evaluate(done, progress, || signals.came().is_some())?;
+    events.append_scores(&scores)?;
+    report.add_scores(&scores);
+    Ok(())
 }
 
 fn note_start(run: &Run, done: u64, progress: &Progress) {

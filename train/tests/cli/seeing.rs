@@ -174,3 +174,130 @@ fn a_dataset_alone_has_the_norm_that_accounting_tells_and_advised_lambdas_make_n
     close(then[0], then[1]);
     close(then.iter().sum(), of(&line, "norm").iter().sum());
 }
+
+/// A program in place of `flamingo-eval`: the score of a checkpoint is its step, plus a tenth of the shots.
+const EVAL: &str = r#"#!/bin/sh
+if [ "$1" = tasks ]; then echo "caption   what is there"; echo "label     which it is"; exit; fi
+echo "$@" >> "$0.calls"
+while [ $# -gt 0 ]; do
+  case "$1" in --model) model="$2";; --out) out="$2";; --shots) shots="$2";; esac
+  shift
+done
+[ -f "$model/model.safetensors" ] && [ -f "$model/state.json" ] || { echo "no model" >&2; exit 1; }
+if [ -f "$0.fails" ]; then echo "first" >&2; echo "error: out of cheese" >&2; exit 1; fi
+mkdir "$out" && [ "$shots" = 0,4 ]
+step="${model##*-}"
+printf '{"results": {"caption_0shot": {"cider,none": %s.0, "cider_stderr,none": 0.5}, "caption_4shot": {"cider,none": %s.4}}}' "$step" "$step" > "$out/results.json"
+"#;
+
+/// A config that evaluates, with a world's program.
+fn evaluating(world: &World) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let path = world.path("eval");
+    std::fs::write(&path, EVAL).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let config = FLAMINGO.replace("seed = 3", "seed = 3\neval_program = \"eval\"");
+    let task = "task = \"caption\"\nannotations = \"tasks/caption\"\nevery = 3\nqueries = 5";
+    format!("{config}\n[[few_shot]]\n{task}\n")
+}
+
+/// Step, shots and value of each score of a run.
+fn scores(run: &Path) -> Vec<(u64, u64, f64)> {
+    let text = std::fs::read_to_string(run.join("few_shot.jsonl")).unwrap();
+    let line = |line: &str| {
+        let score: serde_json::Value = serde_json::from_str(line).unwrap();
+        let number = |key: &str| score[key].as_u64().unwrap();
+        (number("step"), number("shots"), score["value"].as_f64().unwrap())
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn checkpoints_are_put_to_few_shot_tasks_while_the_run_goes_on() {
+    let world = World::with_towers();
+    let config = evaluating(&world);
+    let finished = world.train("flamingo", &config, "run", &["--stop-after", "4"]);
+    finished.expect_success();
+    let told = "few-shot at step 3: caption, 0 shots, cider 3.0000, caption, 4 shots, cider 3.4000";
+    assert!(finished.stderr().contains(told), "{}", finished.stderr());
+    world.train("flamingo", &config, "run", &["--resume"]).expect_success();
+    world.train("flamingo", FLAMINGO, "plain", &[]).expect_success();
+    let run = world.path("run");
+    assert!(weights(&run) == weights(&world.path("plain")), "evaluating changed the run");
+    assert_eq!(scores(&run), [(3, 0, 3.0), (3, 4, 3.4), (6, 0, 6.0), (6, 4, 6.4)]);
+    let calls = std::fs::read_to_string(world.path("eval.calls")).unwrap();
+    assert_eq!(calls.lines().count(), 2, "{calls}");
+    let annotations = world.path("tasks/caption");
+    let asked = format!("--annotations {} --shots 0,4 --limit 5 --model ", annotations.display());
+    assert!(calls.contains(&asked) && calls.contains("--device auto --precision bf16"), "{calls}");
+    let html = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(html.contains("Observed: few_shot") && html.contains("caption.4"), "no chart");
+}
+
+#[test]
+fn an_evaluation_that_fails_is_said_or_stops_the_run_and_is_made_up_for() {
+    let world = World::with_towers();
+    let config = evaluating(&world);
+    std::fs::write(world.path("eval.fails"), "").unwrap();
+    let finished = world.train("flamingo", &config, "run", &["--stop-after", "4"]);
+    finished.expect_success();
+    let words = "no few-shot score of `caption`, step 3: flamingo-eval ended with exit status: 1: \
+                 error: out of cheese";
+    assert!(finished.stderr().contains(words), "{}", finished.stderr());
+
+    let strict = format!("{config}on_failure = \"stop\"\n");
+    let finished = world.train("flamingo", &strict, "strict", &[]);
+    assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
+    let error = format!("error: {words}; the checkpoint stands");
+    assert!(finished.stderr().contains(&error), "{}", finished.stderr());
+    assert!(latest(&world.path("strict")).ends_with("step-3"));
+    std::fs::remove_file(world.path("eval.fails")).unwrap();
+    world.train("flamingo", &strict, "strict", &["--resume"]).expect_success();
+    let steps: Vec<u64> = scores(&world.path("strict")).iter().map(|score| score.0).collect();
+    assert_eq!(steps, [3, 3, 6, 6]);
+    world.train("flamingo", FLAMINGO, "plain", &[]).expect_success();
+    assert!(weights(&world.path("strict")) == weights(&world.path("plain")), "other weights");
+}
+
+#[test]
+fn an_evaluation_without_end_is_ended() {
+    let world = World::with_towers();
+    let config = evaluating(&world) + "seconds_max = 1\n";
+    let endless = EVAL.replace("mkdir", "exec sleep 1000; mkdir");
+    std::fs::write(world.path("eval"), endless).unwrap();
+    let finished = world.train("flamingo", &config, "run", &["--stop-after", "3"]);
+    finished.expect_success();
+    assert!(finished.stderr().contains("it took longer than 1 s"), "{}", finished.stderr());
+}
+
+#[test]
+fn few_shot_tasks_that_cannot_be_are_refused_before_the_first_step() {
+    let world = World::with_towers();
+    let good = evaluating(&world);
+    let check = |from: &str, to: &str, words: &str| {
+        assert!(good.contains(from), "{from}");
+        let finished = world.train("flamingo", &good.replacen(from, to, 1), "refused", &[]);
+        assert_eq!(finished.code(), Some(2), "{}", finished.stderr());
+        assert!(finished.stderr().contains(words), "no `{words}` in {}", finished.stderr());
+        assert!(!world.path("refused").exists());
+    };
+    check(
+        "every = 3\nqueries",
+        "every = 4\nqueries",
+        "`few_shot.0.every` is 4, expected a multiple",
+    );
+    check("queries = 5", "queries = 0", "`few_shot.0.queries` is 0");
+    check("queries = 5", "shots = [4, 4]", "`few_shot.0.shots` is [4, 4], expected different");
+    check(
+        "task = \"caption\"",
+        "task = \"chess\"",
+        "`few_shot.0.task` is chess, expected one of caption, label",
+    );
+    let program = "eval_program = \"eval\"";
+    check(program, "eval_program = \"no-eval\"", "expected a flamingo-eval that runs (");
+    let twice = "[[few_shot]]\ntask = \"caption\"\nannotations = \"a\"\nevery = 3\n[[few_shot]]";
+    check("[[few_shot]]", twice, "`few_shot.1.task` is caption, expected a task of its own");
+    let language = LANGUAGE.to_owned() + &good[good.find("[[few_shot]]").unwrap()..];
+    let finished = world.train("language", &language, "refused", &[]);
+    assert!(finished.stderr().contains("`few_shot` is given, expected nothing"));
+}
