@@ -110,6 +110,7 @@ fn write_weights(folder: &Path) -> Result<(), Box<dyn Error>> {
             ..CrossAttentionConfig::paper_3b()
         },
         added_tokens: 0,
+        trained_tokens: Vec::new(),
     };
     let towers = ["vision", "language"].map(|name| folder.join(name));
     towers.iter().try_for_each(std::fs::create_dir_all)?;

@@ -14,7 +14,7 @@ use crate::layers::Norm;
 use crate::limits::{
     CONTEXT_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, check_at_most, check_size, check_tower,
 };
-use crate::ops::{self, Activation, Recompute, TokenTable, Visible};
+use crate::ops::{self, Activation, MovedRows, Recompute, TokenTable, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record, Weight};
 
@@ -175,10 +175,21 @@ impl Decoder {
         }
     }
 
-    /// The head: `[vocabulary, D]`, and the rows of added tokens.
-    pub(crate) fn head(&self, p: &Params, added: Option<&AddedTokens>) -> TokenTable {
+    /// Rows of the embeddings and of the head, or of the embeddings alone where they are the head: those
+    /// of some tokens, `[R, D]` each.
+    pub(crate) fn rows_of(&self, p: &Params, tokens: &[u32]) -> (Vec<f32>, Option<Vec<f32>>) {
+        let rows = |id: ParamId| {
+            let all = p.get(id).values();
+            let row = |token: &u32| &all[*token as usize * self.width..][..self.width];
+            tokens.iter().flat_map(row).copied().collect()
+        };
+        (rows(self.tokens), self.head.map(rows))
+    }
+
+    /// The head: `[vocabulary, D]`, and the rows beside it.
+    pub(crate) fn head(&self, p: &Params, beside: &RowsBeside) -> TokenTable {
         let rows = p.get(self.head.unwrap_or(self.tokens)).clone();
-        TokenTable { rows, added: added.map(|added| added.head.clone()) }
+        beside.table(rows, |rows| &rows.head)
     }
 
     /// Embeddings of `tokens` at `positions`: `[N, D]`.
@@ -187,14 +198,14 @@ impl Decoder {
         p: &Params,
         tokens: &[u32],
         positions: &[usize],
-        added: Option<&AddedTokens>,
+        beside: &RowsBeside,
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
         let rows = positions.iter().map(|position| position + self.position_offset);
         let placed = tokens.iter().copied().zip(rows).collect();
         let places = self.positions.map(|id| p.get(id));
         let rows = p.get(self.tokens).clone();
-        let table = TokenTable { rows, added: added.map(|added| added.tokens.clone()) };
+        let table = beside.table(rows, |rows| &rows.tokens);
         ops::embed_tokens(placed, &table, places, self.width, tape)
     }
 
@@ -219,7 +230,7 @@ impl Decoder {
         between: impl Fn(Place, Matrix<T>) -> Result<Matrix<T>, DeviceError>,
     ) -> Result<Matrix<T>, DeviceError> {
         let positions: Arc<[usize]> = (0..tokens.len()).map(|i| i % length).collect();
-        let mut x = self.embed(p, tokens, &positions, pass.added.as_ref(), tape)?; // [B * L, D]
+        let mut x = self.embed(p, tokens, &positions, &pass.beside, tape)?; // [B * L, D]
         for (i, block) in self.blocks.iter().enumerate() {
             x = between(Place::Before(i), x)?;
             let whole = WholeSequences {
@@ -243,20 +254,40 @@ impl Decoder {
     }
 }
 
-/// Rows of tokens that were added to a language model, `[K, D]` each.
+/// Rows of some tokens, `[K, D]` each.
 #[derive(Debug, Clone)]
-pub(crate) struct AddedTokens {
+pub(crate) struct TokenRows {
     /// Their embeddings.
     pub(crate) tokens: Weight,
     /// Their rows of the head; the embeddings themselves in a tied model.
     pub(crate) head: Weight,
 }
 
+/// Rows that stand beside those of a language model.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RowsBeside {
+    /// Of tokens that were added to it.
+    pub(crate) added: Option<TokenRows>,
+    /// Of some of its own tokens, in ascending order, in the place of its rows.
+    pub(crate) moved: Option<(Arc<[u32]>, TokenRows)>,
+}
+
+impl RowsBeside {
+    /// A table of the language model's `rows` and of these; `which` chooses embeddings or head.
+    fn table(&self, rows: Weight, which: impl Fn(&TokenRows) -> &Weight) -> TokenTable {
+        let moved = self.moved.as_ref().map(|(tokens, rows)| MovedRows {
+            tokens: Arc::clone(tokens),
+            rows: which(rows).clone(),
+        });
+        TokenTable { rows, added: self.added.as_ref().map(|added| which(added).clone()), moved }
+    }
+}
+
 /// How a decoder is run.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pass {
-    /// Rows of tokens that the decoder does not know by itself.
-    pub(crate) added: Option<AddedTokens>,
+    /// Rows that the decoder does not have by itself.
+    pub(crate) beside: RowsBeside,
     /// Which blocks keep only their inputs for the backward pass.
     pub(crate) recompute: Recompute,
     /// Whether states may change between the halves of blocks, which are not parallel then.

@@ -16,7 +16,7 @@ use crate::buffer::Buffer;
 use crate::checkpoint::{Snapshot, read_folder, save_folder};
 use crate::clip::VISION_PREFIX;
 use crate::clip_checkpoint::Writer;
-use crate::decoder::{AddedTokens, EMBEDDING_DEVIATION, LanguageConfig, Pass, Place};
+use crate::decoder::{EMBEDDING_DEVIATION, LanguageConfig, Pass, Place, RowsBeside, TokenRows};
 use crate::error::ModelError;
 use crate::gate_sums::GateSums;
 use crate::gated_xattn::{
@@ -24,14 +24,14 @@ use crate::gated_xattn::{
     MediaKeys,
 };
 use crate::inputs::{Inputs, Latents, check_features, check_media};
-use crate::language_model::{LanguageModel, all_logits, language_folder};
+use crate::language_model::{LanguageModel, LossTerms, Objective, all_logits, language_folder};
 use crate::limits::{VOCABULARY_MAX, check_at_most};
-use crate::ops::{self, Heads, MediaReads, Recompute, Stage, Visible};
+use crate::ops::{self, Heads, MediaReads, Recompute, Shares, Stage, Visible};
 use crate::params::{Declare, ParamId, Parameter, Params, Source, Start, Trainable, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
 use crate::spare::Spare;
 use crate::tensor::{
-    DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate, value_of,
+    DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate_terms, value_of,
 };
 use crate::vision::{Vision, VisionConfig, is_default, vision_folder};
 use crate::weights_file::{Tensors, le_bytes};
@@ -54,6 +54,11 @@ pub struct FlamingoConfig {
     /// Tokens beside the language model's own, whose rows are trained: `<EOC>` in the paper.
     #[serde(default, skip_serializing_if = "is_default")]
     pub added_tokens: usize,
+    /// Tokens of the language model, in ascending order, for which trained rows of embeddings and head
+    /// stand in the place of its own, which stay as they are: `<image>` and `<EOC>`, as `OpenFlamingo` has
+    /// it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub trained_tokens: Vec<u32>,
 }
 
 impl FlamingoConfig {
@@ -69,7 +74,8 @@ impl FlamingoConfig {
     ) -> Result<Self, ModelError> {
         let (vision, _) = vision_folder(vision_from)?;
         let (language, _) = language_folder(language_from)?;
-        Ok(Self { vision, resampler, cross_attention, language, added_tokens: 0 })
+        let (added_tokens, trained_tokens) = (0, Vec::new());
+        Ok(Self { vision, resampler, cross_attention, language, added_tokens, trained_tokens })
     }
 
     /// Checks that the sizes can work.
@@ -82,6 +88,15 @@ impl FlamingoConfig {
         self.cross_attention.validate()?;
         self.language.validate()?;
         check_at_most("added_tokens", self.added_tokens, VOCABULARY_MAX)?;
+        let all_in_order = self.trained_tokens.is_sorted_by(|a, b| a < b);
+        let last = self.trained_tokens.last().copied();
+        if !all_in_order || last.is_some_and(|last| last as usize >= self.language.vocabulary) {
+            return Err(ModelError::Config {
+                field: "trained_tokens".to_owned(),
+                value: format!("{:?}", self.trained_tokens),
+                expected: "tokens of the language model in ascending order".to_owned(),
+            });
+        }
         let CrossAttentionConfig { every, first, conditioning, .. } = &self.cross_attention;
         if *conditioning == Conditioning::Vanilla && self.language.architecture.parallel {
             return Err(ModelError::Config {
@@ -131,6 +146,8 @@ pub struct Flamingo {
     grafts: Vec<GraftedSelfAttention>,
     /// Embeddings and head of added tokens.
     added: Option<[ParamId; 2]>,
+    /// Embeddings and head of tokens whose rows are trained, and these tokens.
+    moved: Option<(Arc<[u32]>, [ParamId; 2])>,
     recompute: Recompute,
 }
 
@@ -272,6 +289,7 @@ impl Flamingo {
         language: LanguageModel,
         rest: Source,
     ) -> Result<Self, ModelError> {
+        let is_fresh = matches!(rest, Source::Random { .. });
         let mut declare = Declare::new(rest, Training::Trained);
         let (resampling, crossing) = (&config.resampler, &config.cross_attention);
         let (visual, text) = (config.vision.width(), config.language.width);
@@ -285,17 +303,28 @@ impl Flamingo {
             let block = GatedCrossAttention::new(&mut declare, &name, text, media, crossing)?;
             cross_attention.push(block);
         }
-        let (width, start) = (text, Start::Normal(EMBEDDING_DEVIATION));
-        let mut rows = |name: &str| declare.add(name, &[config.added_tokens, width], start);
-        let added = if config.added_tokens == 0 {
-            None
-        } else {
-            let tokens = rows("added_tokens.weight")?;
-            let tied = config.language.architecture.tied;
-            Some([tokens, if tied { tokens } else { rows("added_head.weight")? }])
+        let tied = config.language.architecture.tied;
+        let mut rows = |kind: &str, n: usize| {
+            let start = Start::Normal(EMBEDDING_DEVIATION);
+            let mut add = |of: &str| declare.add(format!("{kind}_{of}.weight"), &[n, text], start);
+            let tokens = add("tokens")?;
+            Ok::<_, ModelError>([tokens, if tied { tokens } else { add("head")? }])
         };
-        let params = declare.finish();
+        let n_added = config.added_tokens;
+        let added = (n_added > 0).then(|| rows("added", n_added)).transpose()?;
+        let n_moved = config.trained_tokens.len();
+        let moved = (n_moved > 0).then(|| rows("trained", n_moved)).transpose()?;
+        let mut params = declare.finish();
+        if let Some([tokens, head]) = moved.filter(|_| is_fresh) {
+            let (decoder, own) = language.parts();
+            let (of_tokens, of_head) = decoder.rows_of(own, &config.trained_tokens);
+            params.replace(tokens, &[n_moved, text], of_tokens)?;
+            if let Some(values) = of_head {
+                params.replace(head, &[n_moved, text], values)?;
+            }
+        }
         Ok(Self {
+            moved: moved.map(|ids| (config.trained_tokens.clone().into(), ids)),
             config,
             vision_params,
             vision,
@@ -375,10 +404,26 @@ impl Flamingo {
         scale: f32,
         gradients: Gradients,
     ) -> Result<(f32, Gradients), ModelError> {
+        let (terms, gradients) = self.step_on(inputs, Objective::nll(scale), gradients)?;
+        Ok((terms.nll, gradients))
+    }
+
+    /// Adds to `gradients` those of the objective; returns its terms.
+    ///
+    /// # Errors
+    /// When the inputs do not fit the model or each other.
+    pub fn step_on(
+        &self,
+        inputs: &Inputs,
+        objective: Objective,
+        gradients: Gradients,
+    ) -> Result<(LossTerms, Gradients), ModelError> {
         let (targets, n) = inputs.check(&self.config)?;
         ops::on_pool(|| {
-            let loss = self.loss(inputs, &targets, 1.0 / n as f32, gradients.into_tape()?)?;
-            Ok(differentiate(loss, scale)?)
+            let shares = objective.shares(n);
+            let loss = self.loss(inputs, &targets, shares, gradients.into_tape()?)?;
+            let (nll, z, gradients) = differentiate_terms(loss, objective.scale)?;
+            Ok((LossTerms { nll, z }, gradients))
         })
     }
 
@@ -390,7 +435,7 @@ impl Flamingo {
         let (targets, n) = inputs.check(&self.config)?;
         ops::on_pool(|| {
             let tape = NotRecording::default();
-            Ok(value_of(&self.loss(inputs, &targets, 1.0 / n as f32, tape)?)?)
+            Ok(value_of(&self.loss(inputs, &targets, Objective::nll(1.0).shares(n), tape)?)?)
         })
     }
 
@@ -403,7 +448,7 @@ impl Flamingo {
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
-            let head = decoder.head(params, self.added_tokens().as_ref());
+            let head = decoder.head(params, &self.rows_beside());
             Ok(ops::token_losses(&hidden, &head, &targets)?)
         })
     }
@@ -417,7 +462,7 @@ impl Flamingo {
         ops::on_pool(|| {
             let hidden = self.hidden(inputs, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
-            let head = decoder.head(params, self.added_tokens().as_ref());
+            let head = decoder.head(params, &self.rows_beside());
             Ok(all_logits(&hidden, &head, self.config.vocabulary())?)
         })
     }
@@ -478,11 +523,14 @@ impl Flamingo {
         self.recompute = recompute;
     }
 
-    /// The rows of added tokens, if there are any.
-    pub(crate) fn added_tokens(&self) -> Option<AddedTokens> {
-        let [tokens, head] = self.added?;
-        let [tokens, head] = [tokens, head].map(|id| self.params.get(id).clone());
-        Some(AddedTokens { tokens, head })
+    /// The rows of tokens that stand beside the language model's.
+    pub(crate) fn rows_beside(&self) -> RowsBeside {
+        let rows = |ids: [ParamId; 2]| {
+            let [tokens, head] = ids.map(|id| self.params.get(id).clone());
+            TokenRows { tokens, head }
+        };
+        let moved = self.moved.as_ref().map(|(tokens, ids)| (Arc::clone(tokens), rows(*ids)));
+        RowsBeside { added: self.added.map(rows), moved }
     }
 
     /// Number of grafted layers.
@@ -626,7 +674,7 @@ impl Flamingo {
         let (decoder, params) = self.language.parts();
         let length = inputs.length;
         let pass = Pass {
-            added: self.added_tokens(),
+            beside: self.rows_beside(),
             recompute: self.recompute,
             split: self.splits_blocks(),
         };
@@ -685,17 +733,13 @@ impl Flamingo {
         &self,
         inputs: &Inputs,
         targets: &[Option<u32>],
-        share: f32,
+        shares: Shares,
         tape: T,
     ) -> Result<Loss<T>, DeviceError> {
         let hidden = self.hidden(inputs, tape)?;
         let (decoder, params) = self.language.parts();
-        ops::cross_entropy(
-            hidden,
-            &decoder.head(params, self.added_tokens().as_ref()),
-            targets,
-            share,
-        )
+        let head = decoder.head(params, &self.rows_beside());
+        ops::cross_entropy(hidden, &head, targets, shares)
     }
 }
 

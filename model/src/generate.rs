@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::beam::BeamSearch;
-use crate::decoder::{AddedTokens, Decoder, LanguageConfig, Place};
+use crate::decoder::{Decoder, LanguageConfig, Place, RowsBeside};
 use crate::error::ModelError;
 use crate::flamingo::Flamingo;
 use crate::gated_xattn::MediaKeys;
@@ -133,13 +133,13 @@ struct Reader<'a> {
     config: &'a LanguageConfig,
     decoder: &'a Decoder,
     params: &'a Params,
-    added: Option<AddedTokens>,
+    beside: RowsBeside,
     media: Option<(&'a Flamingo, Vec<MediaKeys>)>,
 }
 
 impl Reader<'_> {
     fn head(&self) -> TokenTable {
-        self.decoder.head(self.params, self.added.as_ref())
+        self.decoder.head(self.params, &self.beside)
     }
 
     /// Reads new tokens; returns their states after the last norm, sequence after sequence:
@@ -165,13 +165,8 @@ impl Reader<'_> {
             None => Ok(x),
         };
         let (decoder, params) = (self.decoder, self.params);
-        let mut x = decoder.embed(
-            params,
-            &tokens,
-            &positions,
-            self.added.as_ref(),
-            NotRecording::default(),
-        )?;
+        let mut x =
+            decoder.embed(params, &tokens, &positions, &self.beside, NotRecording::default())?;
         let mut go_on = |layer: usize, qkv: Matrix, heads, visible: &Visible| {
             let mut pasts: Vec<&mut Past> =
                 new.iter_mut().map(|reading| &mut reading.sequence.pasts[layer]).collect();
@@ -418,7 +413,8 @@ impl LanguageModel {
             self.config().check_tokens(text, text.len())?;
         }
         let (decoder, params) = self.parts();
-        let reader = Reader { config: self.config(), decoder, params, added: None, media: None };
+        let beside = RowsBeside::default();
+        let reader = Reader { config: self.config(), decoder, params, beside, media: None };
         let sequence = Sequence {
             pasts: vec![Past::default(); self.config().layers],
             length: 0,
@@ -600,7 +596,7 @@ impl Flamingo {
                 config,
                 decoder,
                 params,
-                added: self.added_tokens(),
+                beside: self.rows_beside(),
                 media: Some((self, keys)),
             },
             sequences,

@@ -5,14 +5,14 @@ use std::path::Path;
 use crate::checkpoint::{Folder, Snapshot, open_folder, save_folder, save_tensors};
 #[cfg(test)]
 use crate::decoder::Place;
-use crate::decoder::{Decoder, LanguageConfig, Pass};
+use crate::decoder::{Decoder, LanguageConfig, Pass, RowsBeside};
 use crate::error::ModelError;
 use crate::families::Family;
-use crate::ops::{self, Recompute};
+use crate::ops::{self, Recompute, Shares};
 use crate::params::{Declare, Params, Source, Trainable, Training};
 use crate::spare::Spare;
 use crate::tensor::{
-    DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate, value_of,
+    DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate_terms, value_of,
 };
 
 /// Prefix of the language model's parameters, in its own checkpoints and in Flamingo's.
@@ -28,6 +28,38 @@ pub struct TextBatch {
     /// `[B, L]`: 1 where `tokens[l + 1]` is to be predicted from position l, else 0. Last positions
     /// are 0.
     pub loss_mask: Vec<f32>,
+}
+
+/// What a step of a language model goes down: `scale` times the mean of `nll + z_loss * log(Z)^2` over the
+/// predicted tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Objective {
+    /// What the gradient is multiplied by.
+    pub scale: f32,
+    /// Weight of `log(Z)^2`, `Z` being the sum of the exponentials of a token's logits, which keeps them
+    /// from growing; 0 is none. `PaLM`: 1e-4, IDEFICS: 1e-3.
+    pub z_loss: f32,
+}
+
+impl Objective {
+    /// The loss alone.
+    pub fn nll(scale: f32) -> Self {
+        Self { scale, z_loss: 0.0 }
+    }
+
+    /// What each of `n` predicted tokens adds.
+    pub(crate) fn shares(self, n: usize) -> Shares {
+        Shares { scale: 1.0 / n as f32, z: self.z_loss }
+    }
+}
+
+/// The terms of an objective, means over the predicted tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossTerms {
+    /// The loss in nats.
+    pub nll: f32,
+    /// `z_loss * log(Z)^2`, if it is wanted.
+    pub z: Option<f32>,
 }
 
 /// A decoder with its head.
@@ -141,10 +173,26 @@ impl LanguageModel {
         scale: f32,
         gradients: Gradients,
     ) -> Result<(f32, Gradients), ModelError> {
+        let (terms, gradients) = self.step_on(batch, Objective::nll(scale), gradients)?;
+        Ok((terms.nll, gradients))
+    }
+
+    /// Adds to `gradients` those of the objective; returns its terms.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model.
+    pub fn step_on(
+        &self,
+        batch: &TextBatch,
+        objective: Objective,
+        gradients: Gradients,
+    ) -> Result<(LossTerms, Gradients), ModelError> {
         let (targets, n) = batch.targets(&self.config)?;
         ops::on_pool(|| {
-            let loss = self.loss(batch, &targets, 1.0 / n as f32, gradients.into_tape()?)?;
-            Ok(differentiate(loss, scale)?)
+            let shares = objective.shares(n);
+            let loss = self.loss(batch, &targets, shares, gradients.into_tape()?)?;
+            let (nll, z, gradients) = differentiate_terms(loss, objective.scale)?;
+            Ok((LossTerms { nll, z }, gradients))
         })
     }
 
@@ -156,7 +204,7 @@ impl LanguageModel {
         let (targets, n) = batch.targets(&self.config)?;
         ops::on_pool(|| {
             let tape = NotRecording::default();
-            Ok(value_of(&self.loss(batch, &targets, 1.0 / n as f32, tape)?)?)
+            Ok(value_of(&self.loss(batch, &targets, Objective::nll(1.0).shares(n), tape)?)?)
         })
     }
 
@@ -168,7 +216,7 @@ impl LanguageModel {
         let (targets, _) = batch.targets(&self.config)?;
         ops::on_pool(|| {
             let hidden = self.hidden(&batch.tokens, batch.length, NotRecording::default())?;
-            let head = self.decoder.head(&self.params, None);
+            let head = self.decoder.head(&self.params, &RowsBeside::default());
             Ok(ops::token_losses(&hidden, &head, &targets)?)
         })
     }
@@ -181,7 +229,7 @@ impl LanguageModel {
         self.config.check_tokens(tokens, length)?;
         ops::on_pool(|| {
             let hidden = self.hidden(tokens, length, NotRecording::default())?;
-            let head = self.decoder.head(&self.params, None);
+            let head = self.decoder.head(&self.params, &RowsBeside::default());
             Ok(all_logits(&hidden, &head, self.config.vocabulary)?)
         })
     }
@@ -229,11 +277,12 @@ impl LanguageModel {
         &self,
         batch: &TextBatch,
         targets: &[Option<u32>],
-        share: f32,
+        shares: Shares,
         tape: T,
     ) -> Result<Loss<T>, DeviceError> {
         let hidden = self.hidden(&batch.tokens, batch.length, tape)?;
-        ops::cross_entropy(hidden, &self.decoder.head(&self.params, None), targets, share)
+        let head = self.decoder.head(&self.params, &RowsBeside::default());
+        ops::cross_entropy(hidden, &head, targets, shares)
     }
 }
 

@@ -107,7 +107,7 @@ pub use gate_sums::{Addition, GateSums};
 pub use gated_xattn::{Conditioning, CrossAttentionConfig, FirstBlock, GateKind, MediaAttention};
 pub use generate::{Generation, Prompt, Scores, Search};
 pub use inputs::{Inputs, Latents};
-pub use language_model::{LanguageModel, TextBatch};
+pub use language_model::{LanguageModel, LossTerms, Objective, TextBatch};
 pub use layers::NormKind;
 pub use nfnet::{NfnetConfig, NfnetFeatures};
 pub use openflamingo::{openflamingo_export, openflamingo_names};

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::decoder::TokenRows;
 use crate::error::ModelError;
 use crate::families::Family;
 use crate::flamingo::{Flamingo, FlamingoConfig};
@@ -44,12 +45,21 @@ impl Flamingo {
         let embeddings = all.filter(|p| embeddings.contains(&p.name));
         let embeddings = embeddings.map(|p| (p.name.as_str(), p.weight.values()));
         let rules = family.rules(LANGUAGE_PREFIX, &self.config.language);
-        let added = self.added_tokens();
+        let beside = self.rows_beside();
+        let (width, is_head) = (self.config.language.width, |name: &str| name == family.head());
         for (name, mut shape, mut values) in rules.translate(embeddings)?.into_parts() {
-            // There the language model's own embeddings were made longer.
-            if let Some(added) = &added {
-                let rows = if name == family.head() { &added.head } else { &added.tokens };
-                values.extend_from_slice(&rows.values());
+            let of = |rows: &TokenRows| {
+                if is_head(&name) { rows.head.clone() } else { rows.tokens.clone() }
+            };
+            // There the marks' rows were trained in their place, and the language model's own embeddings
+            // made longer.
+            if let Some((tokens, rows)) = &beside.moved {
+                for (token, row) in tokens.iter().zip(of(rows).values().chunks(width)) {
+                    values[*token as usize * width..][..width].copy_from_slice(row);
+                }
+            }
+            if let Some(added) = &beside.added {
+                values.extend_from_slice(&of(added).values());
                 shape[0] += self.config.added_tokens;
             }
             theirs.insert(format!("{THEIR_LANGUAGE_MODEL}{name}"), &shape, values);
@@ -74,6 +84,7 @@ impl Flamingo {
         let (language, language_source) = language_folder(language)?;
         let mut config = FlamingoConfig {
             added_tokens: 0,
+            trained_tokens: Vec::new(),
             vision,
             resampler: ResamplerConfig::open_flamingo(),
             cross_attention: CrossAttentionConfig::open_flamingo(every),
@@ -185,7 +196,7 @@ mod tests {
     use crate::vit::{PatchStates, VitConfig};
 
     #[test]
-    fn rows_of_added_tokens_lengthen_the_embeddings() {
+    fn rows_of_added_tokens_lengthen_the_embeddings_and_trained_ones_take_their_place() {
         for tied in [true, false] {
             let config = FlamingoConfig {
                 vision: VisionConfig::Vit(VitConfig {
@@ -210,9 +221,19 @@ mod tests {
                     architecture: Architecture { tied, ..Architecture::default() },
                 },
                 added_tokens: 2,
+                trained_tokens: vec![3, 22],
             };
             let fresh = Tower { from: None, trained: false };
-            let model = Flamingo::on_towers(&config, fresh, fresh, 1).unwrap();
+            let mut model = Flamingo::on_towers(&config, fresh, fresh, 1).unwrap();
+            let untrained = model.to_open_flamingo().unwrap();
+            let other = |name: &str, _: &[usize], values: &mut [f32], _: &[f32]| {
+                if name.starts_with("trained_") {
+                    for value in values {
+                        *value += 1.0;
+                    }
+                }
+            };
+            model.params.update(&mut crate::Gradients::default(), other).unwrap();
             let theirs = model.to_open_flamingo().unwrap();
             let ours = tensors_of(&model.params);
             let head = if tied { "added_tokens.weight" } else { "added_head.weight" };
@@ -221,8 +242,16 @@ mod tests {
                 pairs.push(("lm_head.weight", head));
             }
             for (name, added) in pairs {
+                let trained = ours.get(&added.replace("added", "trained")).unwrap();
                 let name = format!("{THEIR_LANGUAGE_MODEL}{name}");
+                for (token, row) in [3, 22].into_iter().zip(trained.chunks(16)) {
+                    assert_eq!(theirs.get(&name).unwrap()[token * 16..][..16], *row, "{name}");
+                }
                 assert_eq!(theirs.shape(&name), Some(&[25, 16][..]));
+                let [before, after] = [&untrained, &theirs].map(|all| all.get(&name).unwrap());
+                let changed = before.chunks(16).zip(after.chunks(16)).enumerate();
+                let changed = changed.filter(|(_, (before, after))| before != after);
+                assert_eq!(changed.map(|(token, _)| token).collect::<Vec<_>>(), [3, 22], "{name}");
                 assert_eq!(theirs.get(&name).unwrap()[23 * 16..], *ours.get(added).unwrap());
             }
         }

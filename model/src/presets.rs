@@ -50,6 +50,7 @@ const LANGUAGE: &str = "language model";
 const BLOCKS: &str = "  blocks";
 const EMBEDDINGS: &str = "  embeddings and head";
 const ADDED: &str = "rows of added tokens";
+const ALONE: &str = "rows trained alone";
 const TOTAL: &str = "total";
 const TRAINED: &str = "  trained";
 
@@ -191,8 +192,8 @@ impl FlamingoConfig {
         let (resampler, crossing) = (count(&[OUR_RESAMPLER]), count(&[OUR_CROSS_ATTENTION]));
         let language = count(&[LANGUAGE_PREFIX]);
         let blocks = count(&[&at("blocks."), &at("norm.")]);
-        let added = count(&["added_"]);
-        let (trained, total) = (resampler + crossing + added, count(&[""]));
+        let (added, alone) = (count(&["added_"]), count(&["trained_"]));
+        let (trained, total) = (resampler + crossing + added + alone, count(&[""]));
         let preset = PRESETS.iter().find(|p| (p.config)().is_ok_and(|config| config == *self));
         let published = |part| {
             let mut all = preset.map_or(&[][..], |preset| preset.published).iter();
@@ -206,6 +207,7 @@ impl FlamingoConfig {
             (BLOCKS, blocks, "frozen"),
             (EMBEDDINGS, language - blocks, "frozen"),
             (ADDED, added, "trained"),
+            (ALONE, alone, "trained"),
             (TOTAL, total, ""),
             (TRAINED, trained, "trained"),
         ];
@@ -216,7 +218,7 @@ impl FlamingoConfig {
         Ok(ParameterTable {
             rows: rows
                 .into_iter()
-                .filter(|(part, n, _)| *part != ADDED || *n > 0)
+                .filter(|(part, n, _)| ![ADDED, ALONE].contains(part) || *n > 0)
                 .map(row)
                 .collect(),
             remarks: preset.map_or(&[], |preset| preset.remarks),
@@ -294,6 +296,7 @@ fn paper(layers: usize, heads: usize, every: usize) -> Result<FlamingoConfig, Mo
     };
     Ok(FlamingoConfig {
         added_tokens: 0,
+        trained_tokens: Vec::new(),
         vision: NfnetConfig::named("f6", PAPER_IMAGE_SIZE)?.into(),
         resampler: ResamplerConfig {
             width: Some(1536),
@@ -315,6 +318,7 @@ fn paper(layers: usize, heads: usize, every: usize) -> Result<FlamingoConfig, Mo
 fn open_flamingo(language: LanguageConfig, every: usize) -> Result<FlamingoConfig, ModelError> {
     Ok(FlamingoConfig {
         added_tokens: 0,
+        trained_tokens: Vec::new(),
         vision: VisionConfig::Vit(VitConfig {
             image_size: 224,
             patch_size: 14,
@@ -375,6 +379,7 @@ fn redpajama_3b() -> LanguageConfig {
 fn tiny() -> Result<FlamingoConfig, ModelError> {
     Ok(FlamingoConfig {
         added_tokens: 0,
+        trained_tokens: Vec::new(),
         vision: VisionConfig::Vit(VitConfig {
             image_size: 8,
             patch_size: 4,
@@ -460,7 +465,7 @@ mod tests {
         assert_eq!(shapes(&model), shapes(&config.outline().unwrap()));
         let n: usize = model.params().into_iter().map(Params::n_values).sum();
         assert_eq!(n, config.parameter_table().unwrap().n_values(TOTAL));
-        let config = FlamingoConfig { added_tokens: 3, ..config };
+        let config = FlamingoConfig { added_tokens: 3, trained_tokens: vec![1, 5], ..config };
         let table = config.parameter_table().unwrap();
         let parts = table.rows.iter().filter(|row| !row.part.starts_with(' ') && row.part != TOTAL);
         assert_eq!(parts.map(|row| row.n_values).sum::<usize>(), table.n_values(TOTAL));

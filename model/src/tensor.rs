@@ -156,6 +156,8 @@ impl From<f32> for LossValue {
 #[derive(Debug)]
 pub(crate) struct Loss<T = NotRecording> {
     value: LossValue,
+    /// A term that is differentiated with the loss and stands beside its value.
+    beside: Option<LossValue>,
     key: Key,
     tape: T,
 }
@@ -170,10 +172,15 @@ impl Loss {
 }
 
 impl<T> Loss<T> {
+    /// The loss with a term beside it, which the same tape differentiates.
+    pub(crate) fn beside(self, term: Option<LossValue>) -> Self {
+        Self { beside: term, ..self }
+    }
+
     /// The loss and its tape, apart.
     #[cfg(test)]
     pub(crate) fn split(self) -> (Loss, T) {
-        (Loss { value: self.value, key: self.key, tape: NoneTape }, self.tape)
+        (Loss { value: self.value, beside: self.beside, key: self.key, tape: NoneTape }, self.tape)
     }
 }
 
@@ -512,7 +519,7 @@ pub(crate) fn record_loss<T: Record>(
             backward(gradient, store)
         });
     }
-    Ok(Loss { value: value.into(), key, tape })
+    Ok(Loss { value: value.into(), beside: None, key, tape })
 }
 
 /// Runs the tape of `scale * loss` backwards: the loss's own value and the gradients.
@@ -520,7 +527,16 @@ pub(crate) fn differentiate(
     loss: Loss<Recording>,
     scale: f32,
 ) -> Result<(f32, Gradients), DeviceError> {
-    let Loss { value, key, tape } = loss;
+    let (value, _, gradients) = differentiate_terms(loss, scale)?;
+    Ok((value, gradients))
+}
+
+/// As [`differentiate`]: the loss's own value, the term beside it, and the gradients of both.
+pub(crate) fn differentiate_terms(
+    loss: Loss<Recording>,
+    scale: f32,
+) -> Result<(f32, Option<f32>, Gradients), DeviceError> {
+    let Loss { value, beside, key, tape } = loss;
     // The value comes last: it is there long before a GPU has made the gradients, but who asks waits.
     let host = key.put_tape(tape.tape).try_mul(scale)?.try_backward()?;
     let store = Store {
@@ -528,7 +544,8 @@ pub(crate) fn differentiate(
         #[cfg(feature = "cuda")]
         device: tape.device.take(),
     };
-    Ok((read(&value)?, Gradients(store)))
+    let beside = beside.as_ref().map(read).transpose()?;
+    Ok((read(&value)?, beside, Gradients(store)))
 }
 
 /// Adds to `store` the gradients of everything behind what `forward` makes, given the gradient of
@@ -563,6 +580,12 @@ pub(crate) fn differentiate_from_array(
     forward: impl FnOnce(Recording) -> Result<Matrix<Recording>, DeviceError>,
 ) -> Result<(), DeviceError> {
     differentiate_behind(store, |out, store| out.give_array(store, grad_out), forward)
+}
+
+/// The value of a loss and of the term beside it, together.
+#[cfg(test)]
+pub(crate) fn whole_value_of<T>(loss: &Loss<T>) -> Result<f32, DeviceError> {
+    Ok(read(&loss.value)? + loss.beside.as_ref().map_or(Ok(0.0), read)?)
 }
 
 /// The value of a loss.

@@ -60,6 +60,7 @@ fn paper() -> FlamingoConfig {
             architecture: Architecture::default(),
         },
         added_tokens: 0,
+        trained_tokens: Vec::new(),
     }
 }
 
@@ -542,6 +543,40 @@ fn rows_of_added_tokens_are_trained_and_embed_and_score() {
         batch.tokens[3] += 1;
         let error = model.logits(&batch).unwrap_err().to_string();
         assert!(error.contains("token is 25, expected below 25"), "{error}");
+    }
+}
+
+/// Rows of tokens that stand in the place of the language model's own are the model that has them there.
+#[test]
+fn rows_of_trained_tokens_embed_and_score_in_their_place() {
+    for tied in [true, false] {
+        let mut own = FlamingoConfig { added_tokens: 1, ..paper() };
+        own.language.architecture.tied = tied;
+        let mut batch = inputs(&own);
+        // A token that is moved, one that was added, and targets of both kinds.
+        (batch.tokens[1], batch.tokens[3], batch.tokens[4]) = (2, VOCABULARY as u32, 2);
+        let moved = FlamingoConfig { trained_tokens: vec![0, 2], ..own.clone() };
+        let (own, mut model) = (opened(&own), opened(&moved));
+        let logits = |model: &Flamingo| model.logits(&batch).unwrap();
+        for (a, b) in logits(&own).iter().zip(logits(&model)) {
+            assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "{a} {b}");
+        }
+        assert_eq!(own.frozen_sha256(), model.frozen_sha256());
+        if tied {
+            // Of the states before the head, which has a check of its own.
+            let error = largest_gradient_error("trained tokens", &mut model, &batch);
+            eprintln!("trained tokens: gradients within {error:.1e} of finite differences");
+        }
+        let (_, mut grads) = model.step(&batch, 1.0, Gradients::default()).unwrap();
+        let names = ["trained_tokens.weight", "trained_head.weight"];
+        for name in &names[..if tied { 1 } else { 2 }] {
+            let rows = model.params.gradient(&mut grads, name).unwrap().unwrap();
+            assert_eq!(rows.len(), 2 * 16, "{name}");
+            assert!(rows[16..].iter().any(|v| *v != 0.0), "{name}");
+        }
+        let prompts = prompts(&model);
+        let written = model.generate(&prompts, &Generation::greedy(3, u32::MAX)).unwrap();
+        assert_eq!(written, own.generate(&prompts, &Generation::greedy(3, u32::MAX)).unwrap());
     }
 }
 

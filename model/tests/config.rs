@@ -57,6 +57,7 @@ fn flamingo() -> FlamingoConfig {
             architecture: Architecture::default(),
         },
         added_tokens: 0,
+        trained_tokens: Vec::new(),
     }
 }
 

@@ -60,6 +60,7 @@ fn config(layers: usize, vocabulary: usize) -> FlamingoConfig {
             ..CrossAttentionConfig::paper_3b()
         },
         added_tokens: 0,
+        trained_tokens: Vec::new(),
     }
 }
 

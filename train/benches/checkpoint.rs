@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use flamingo_dataset::Batch;
 use flamingo_model::{
-    Gradients, LanguageConfig, LanguageModel, ModelError, Snapshot, Spare, Trainable,
+    Gradients, LanguageConfig, LanguageModel, LossTerms, ModelError, Snapshot, Spare, Trainable,
 };
 use flamingo_train::TrainError;
 use flamingo_train::checkpoint::{Keep, State};
@@ -37,8 +37,13 @@ impl Stage for Resting {
         Ok(0.0)
     }
 
-    fn step(&self, _: &Batch, _: f32, sum: Gradients) -> Result<(f32, Gradients), TrainError> {
-        Ok((0.0, sum))
+    fn step(
+        &self,
+        _: &Batch,
+        _: f32,
+        sum: Gradients,
+    ) -> Result<(LossTerms, Gradients), TrainError> {
+        Ok((LossTerms::default(), sum))
     }
 
     fn model(&self) -> &dyn Trainable {

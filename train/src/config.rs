@@ -45,6 +45,11 @@ pub struct RunConfig<M> {
     /// How the datasets meet. Paper: gradients of all of them make one update (appendix B.1.2).
     #[serde(default = "paper_mixture")]
     pub mixture: MixtureMode,
+    /// Weight of the mean of `log(Z)^2` over the predicted tokens beside the loss of each dataset, `Z` being
+    /// the sum of the exponentials of a token's logits, in stages with a language model. `PaLM`: 1e-4,
+    /// IDEFICS: 1e-3; the paper has none. Logged as `z_loss.DATASET`; `loss` and `losses` are without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub z_loss: Option<f32>,
     /// Which blocks of the model keep only their input for the backward pass: `nothing`, `frozen` or
     /// `all`. May change when a run is continued: the numbers are the same.
     #[serde(default)]

@@ -69,6 +69,10 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             let expected = format!("a multiple of checkpoint_every, {checkpoint_every}");
             self.require(fits, "keep_every", &every, &expected)?;
         }
+        if let Some(z_loss) = config.z_loss {
+            let is_share = z_loss > 0.0 && z_loss < 1.0;
+            self.require(is_share, "z_loss", &z_loss, "above 0 and below 1")?;
+        }
         self.check_optimizer(&config.optimizer)?;
         self.check_groups(&config.optimizer.groups)?;
         if let Some(ema) = &config.ema {
@@ -421,6 +425,16 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         }
         let is_mean = self.config.loss_normalisation == LossNormalisation::TokenMean;
         self.require(is_mean, "loss_normalisation", &"sum", "nothing: pairs have one loss each")
+    }
+
+    /// Fails where a term beside the loss is asked for: the stage's loss has no logits of tokens.
+    ///
+    /// # Errors
+    /// When there is a key `z_loss`.
+    pub fn require_no_z_loss(&self) -> Result<(), TrainError> {
+        self.config.z_loss.map_or(Ok(()), |z_loss| {
+            self.require(false, "z_loss", &z_loss, "nothing: no language model learns here")
+        })
     }
 
     /// The `[tokenizer]` section.

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use flamingo_dataset::{Batch, CorpusKind};
 use flamingo_model::{
-    Clip, ClipConfig, Gradients, LanguageConfig, ModelError, Pool, Snapshot, Spare, Trainable,
-    VisionConfig,
+    Clip, ClipConfig, Gradients, LanguageConfig, LossTerms, ModelError, Pool, Snapshot, Spare,
+    Trainable, VisionConfig,
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,7 @@ fn attempt(
     file.require_no_feature_cache()?;
     file.require_nothing_of_flamingo()?;
     file.require_whole_batches()?;
+    file.require_no_z_loss()?;
     file.require_images(|images| images == 1, "1")?;
     for entry in &file.config.data {
         let key = format!("data.{}.pack", entry.name);
@@ -115,10 +116,11 @@ impl Stage for Contrastive {
         batch: &Batch,
         weight: f32,
         gradients: Gradients,
-    ) -> Result<(f32, Gradients), TrainError> {
-        self.clip
-            .contrastive_step(&inputs::pairs(batch)?, self.label_smoothing, weight, gradients)
-            .map_err(TrainError::model("run"))
+    ) -> Result<(LossTerms, Gradients), TrainError> {
+        let (pairs, smoothing) = (inputs::pairs(batch)?, self.label_smoothing);
+        let step = self.clip.contrastive_step(&pairs, smoothing, weight, gradients);
+        let (nll, gradients) = step.map_err(TrainError::model("run"))?;
+        Ok((LossTerms { nll, z: None }, gradients))
     }
 
     /// Pairs: each is matched with all others.

@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use flamingo_dataset::{Batch, FeatureCache, ImageConfig, Tokenizer};
 use flamingo_model::{
     CrossAttentionConfig, Flamingo, FlamingoConfig, GateKind, GateSums, Gradients, Inputs,
-    MediaAttention, ModelError, Params, ResamplerConfig, Snapshot, Spare, Tower, Trainable,
-    TrainedTowers,
+    LossTerms, MediaAttention, ModelError, Objective, Params, ResamplerConfig, Snapshot, Spare,
+    Tower, Trainable, TrainedTowers,
 };
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -46,6 +46,9 @@ pub struct FlamingoModel {
     /// What becomes of its model.
     #[serde(default)]
     pub language_weights: TowerWeights,
+    /// What becomes of its rows of `<image>` and `<EOC>`, where the rest of it is frozen.
+    #[serde(default)]
+    pub mark_rows: MarkRows,
     /// The resampler.
     pub resampler: ResamplerConfig,
     /// The gated cross-attention.
@@ -65,6 +68,18 @@ pub enum TowerWeights {
     FromScratch,
 }
 
+/// What becomes of the rows of embeddings and head of the marks `<image>` and `<EOC>`, where a frozen
+/// language model has them. Rows of marks that it lacks are trained in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MarkRows {
+    /// They stay as they are, like the rest.
+    #[default]
+    Frozen,
+    /// They alone are trained, as `OpenFlamingo` does: in a language model of others they mean nothing yet.
+    Trained,
+}
+
 impl FlamingoModel {
     /// The towers that are trained.
     fn trained(&self) -> TrainedTowers {
@@ -80,6 +95,8 @@ struct Joined {
     features: Option<Mutex<FeatureCache>>,
     parts: Parts,
     trained: TrainedTowers,
+    /// Weight of the term beside the loss.
+    z_loss: f32,
 }
 
 /// Trains, or goes on; or says what else was asked for.
@@ -124,8 +141,8 @@ fn attempt(
     let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;
     let parts = Parts::of(flamingo.config())?;
     let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
-    let features = features.map(Mutex::new);
-    launch(prepared, &mut Joined { flamingo, features, parts, trained })
+    let (features, z_loss) = (features.map(Mutex::new), file.config.z_loss.unwrap_or_default());
+    launch(prepared, &mut Joined { flamingo, features, parts, trained, z_loss })
 }
 
 /// The features of the model's vision encoder.
@@ -153,6 +170,10 @@ fn check_images(file: &ConfigFile<FlamingoModel>) -> Result<(), TrainError> {
 
 fn check_model(file: &ConfigFile<FlamingoModel>) -> Result<(), TrainError> {
     let FlamingoModel { resampler, cross_attention, .. } = &file.config.model;
+    let (towers, rows) = (file.config.model.trained(), file.config.model.mark_rows);
+    let expected = "\"frozen\": every row of a trained language model is trained";
+    let fits = rows == MarkRows::Frozen || !towers.language;
+    file.require(fits, "model.mark_rows", &"\"trained\"", expected)?;
     file.require_model(resampler.validate())?;
     file.require_model(cross_attention.validate())?;
     if cross_attention.attend == MediaAttention::AllPrevious {
@@ -196,6 +217,9 @@ fn fresh(
         config.added_tokens = tokenizer.n_tokens().saturating_sub(config.language.vocabulary);
         tokenizer
     };
+    if model.mark_rows == MarkRows::Trained {
+        config.trained_tokens = marks(&tokenizer, config.language.vocabulary);
+    }
     if is_run(&vision) && model.vision_weights != TowerWeights::FromScratch {
         require_same_image(file, image, &run_of(&vision))?;
     } else {
@@ -210,6 +234,14 @@ fn fresh(
     let flamingo =
         Flamingo::on_towers(&config, vision, language, file.config.seed).map_err(built)?;
     Ok((flamingo, tokenizer))
+}
+
+/// The marks that a language model of this vocabulary has rows for, in ascending order.
+fn marks(tokenizer: &Tokenizer, vocabulary: usize) -> Vec<u32> {
+    let mut marks = vec![tokenizer.image_id(), tokenizer.eoc_id()];
+    marks.retain(|mark| (*mark as usize) < vocabulary);
+    marks.sort_unstable();
+    marks
 }
 
 /// Whether a folder is a run of ours or a checkpoint of one.
@@ -304,10 +336,10 @@ impl Stage for Joined {
         batch: &Batch,
         weight: f32,
         gradients: Gradients,
-    ) -> Result<(f32, Gradients), TrainError> {
-        self.flamingo
-            .step(&self.inputs(batch)?, weight, gradients)
-            .map_err(TrainError::model("run"))
+    ) -> Result<(LossTerms, Gradients), TrainError> {
+        let objective = Objective { scale: weight, z_loss: self.z_loss };
+        let step = self.flamingo.step_on(&self.inputs(batch)?, objective, gradients);
+        step.map_err(TrainError::model("run"))
     }
 
     fn blind_losses(&self, batch: &Batch) -> Result<Vec<(&'static str, f32)>, TrainError> {
@@ -401,9 +433,11 @@ impl Stage for Joined {
     /// show.
     fn check_fresh(&self, first: &Batch) -> Result<Option<String>, TrainError> {
         let config = self.flamingo.config();
-        // Without gates a fresh block is not the identity; and a language model to which tokens are
-        // added does not know them all, and shares no probability among them.
-        if config.cross_attention.gate == GateKind::None || config.added_tokens > 0 {
+        // Without gates a fresh block is not the identity; a language model to which tokens are added does
+        // not know them all, and shares no probability among them; and with rows elsewhere logits are
+        // multiplied in other pieces.
+        let other_rows = config.added_tokens > 0 || !config.trained_tokens.is_empty();
+        if config.cross_attention.gate == GateKind::None || other_rows {
             return Ok(None);
         }
         let flamingo = self.loss(first)?;

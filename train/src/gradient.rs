@@ -6,6 +6,7 @@
 //! a mean of, so the parts together are the whole but for the rounding of sums.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::iter;
 
 use flamingo_dataset::Batch;
@@ -97,6 +98,8 @@ pub struct PartLoss {
     pub terms: u64,
     /// In nats, or the two-term contrastive loss.
     pub loss: f32,
+    /// Mean of the term beside it, if it is learned from and there is one.
+    pub z_loss: Option<f32>,
 }
 
 /// What a step's batches make.
@@ -110,6 +113,21 @@ pub struct StepGradient {
     pub gradients: Gradients,
     /// Its norms.
     pub norms: Norms,
+}
+
+impl StepGradient {
+    /// Means of the terms beside the losses of batches that have one, as they are logged: `z_loss.DATASET`.
+    pub fn z_losses(&self, batches: &[Batch]) -> BTreeMap<String, f64> {
+        let of_batch = |(batch, parts): (&Batch, &Vec<PartLoss>)| {
+            let terms: u64 = parts.iter().map(|part| part.terms).sum();
+            let share = |part: &PartLoss| {
+                part.z_loss.map(|z| f64::from(z) * part.terms as f64 / terms as f64)
+            };
+            let shares: Vec<f64> = parts.iter().filter_map(share).collect();
+            (!shares.is_empty()).then(|| (format!("z_loss.{}", batch.name), shares.iter().sum()))
+        };
+        batches.iter().zip(&self.parts).filter_map(of_batch).collect()
+    }
 }
 
 /// What a step is made with.
@@ -161,15 +179,15 @@ fn add_batch(
         }
         let share = terms as f64 / extent.terms as f64;
         // A dataset without weight is only watched.
-        let loss = if objective.learns_from(batch) {
+        let (loss, z_loss) = if objective.learns_from(batch) {
             let weight = (share * objective.factor(batch, extent)) as f32;
-            let (loss, sum) = stage.step(&part, weight, gradients)?;
+            let (of_part, sum) = stage.step(&part, weight, gradients)?;
             gradients = sum;
-            loss
+            (of_part.nll, of_part.z)
         } else {
-            stage.loss(&part)?
+            (stage.loss(&part)?, None)
         };
-        losses.push(PartLoss { terms, loss });
+        losses.push(PartLoss { terms, loss, z_loss });
     }
     Ok((losses, gradients))
 }
@@ -194,7 +212,7 @@ mod tests {
         let config =
             "vocabulary = 20\ncontext = 6\nwidth = 8\nlayers = 1\nheads = 2\nactivation = 'gelu'";
         let config: LanguageConfig = toml::from_str(config).unwrap();
-        Language(LanguageModel::new(&config, 1).unwrap())
+        Language { model: LanguageModel::new(&config, 1).unwrap(), z_loss: 0.0 }
     }
 
     /// Sequences of two packed rows each, which predict so many tokens.
@@ -257,13 +275,18 @@ mod tests {
 
     #[test]
     fn parts_one_after_the_other_are_the_whole() {
-        let stage = stage();
+        let stage = Language { z_loss: 0.01, ..stage() };
         for normalisation in [LossNormalisation::TokenMean, LossNormalisation::Sum] {
             let (value, mut whole) = made(&stage, &objective(normalisation, [1, 1]));
             for parts in [[2, 1], [4, 2]] {
                 let (of_parts, mut cut) = made(&stage, &objective(normalisation, parts));
                 assert!((of_parts / value - 1.0).abs() < 1e-6, "{of_parts}, whole {value}");
                 for (a, b) in cut.losses.iter().zip(&whole.losses) {
+                    assert!((a / b - 1.0).abs() < 1e-6, "{a}, whole {b}");
+                }
+                let z_losses = [&cut, &whole].map(|made| made.z_losses(&batches()));
+                assert_eq!(z_losses[1].keys().collect::<Vec<_>>(), ["z_loss.0", "z_loss.1"]);
+                for (a, b) in z_losses[0].values().zip(z_losses[1].values()) {
                     assert!((a / b - 1.0).abs() < 1e-6, "{a}, whole {b}");
                 }
                 let most = whole.norms.all as f32 * 1e-6;
@@ -306,7 +329,7 @@ mod tests {
         let (value, made) = made(&stage, &objective(LossNormalisation::Sum, [1, 1]));
         // Each token's own loss, in f64; eight rows in the first dataset, four in the second.
         let sums = batches().into_iter().map(|batch| {
-            let nll = stage.0.nll(&crate::inputs::text(&batch)).unwrap();
+            let nll = stage.model.nll(&crate::inputs::text(&batch)).unwrap();
             nll.into_iter().map(f64::from).sum::<f64>()
         });
         let sums: Vec<f64> = sums.collect();

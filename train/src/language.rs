@@ -5,7 +5,8 @@ use std::path::Path;
 
 use flamingo_dataset::{Batch, Fit, ImageConfig};
 use flamingo_model::{
-    Gradients, LanguageConfig, LanguageModel, ModelError, Snapshot, Spare, Trainable,
+    Gradients, LanguageConfig, LanguageModel, LossTerms, ModelError, Objective, Snapshot, Spare,
+    Trainable,
 };
 
 use crate::config_file::ConfigFile;
@@ -16,7 +17,11 @@ use crate::trainer::{Ended, Stage};
 use crate::trouble::Trouble;
 
 /// The model under training.
-pub(crate) struct Language(pub(crate) LanguageModel);
+pub(crate) struct Language {
+    pub(crate) model: LanguageModel,
+    /// Weight of the term beside the loss.
+    pub(crate) z_loss: f32,
+}
 
 /// Trains, or goes on; or says what else was asked for.
 ///
@@ -54,7 +59,10 @@ fn attempt(
     language.set_recompute(file.config.recompute);
     let device = command.place(&mut language)?;
     let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
-    launch(prepared, &mut Language(language))
+    launch(
+        prepared,
+        &mut Language { model: language, z_loss: file.config.z_loss.unwrap_or_default() },
+    )
 }
 
 /// What the loader is told of images, of which it reads none.
@@ -64,7 +72,7 @@ fn no_image() -> ImageConfig {
 
 impl Stage for Language {
     fn loss(&self, batch: &Batch) -> Result<f32, TrainError> {
-        self.0.loss_only(&inputs::text(batch)).map_err(TrainError::model("run"))
+        self.model.loss_only(&inputs::text(batch)).map_err(TrainError::model("run"))
     }
 
     fn step(
@@ -72,8 +80,10 @@ impl Stage for Language {
         batch: &Batch,
         weight: f32,
         gradients: Gradients,
-    ) -> Result<(f32, Gradients), TrainError> {
-        self.0.step(&inputs::text(batch), weight, gradients).map_err(TrainError::model("run"))
+    ) -> Result<(LossTerms, Gradients), TrainError> {
+        let objective = Objective { scale: weight, z_loss: self.z_loss };
+        let step = self.model.step_on(&inputs::text(batch), objective, gradients);
+        step.map_err(TrainError::model("run"))
     }
 
     fn n_images(&self, _batch: &Batch) -> u64 {
@@ -81,18 +91,18 @@ impl Stage for Language {
     }
 
     fn model(&self) -> &dyn Trainable {
-        &self.0
+        &self.model
     }
 
     fn model_mut(&mut self) -> &mut dyn Trainable {
-        &mut self.0
+        &mut self.model
     }
 
     fn snapshot(&self, spare: &Spare) -> Result<Snapshot, ModelError> {
-        self.0.snapshot(spare)
+        self.model.snapshot(spare)
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {
-        self.0.save(folder)
+        self.model.save(folder)
     }
 }

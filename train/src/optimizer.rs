@@ -171,10 +171,10 @@ impl AdamW {
 
 /// True if weight decay applies. The paper decays everything but the resampler; like IDEFICS we
 /// also leave out vectors (norms, biases, gates, the temperature), what stands for a place rather
-/// than for content, and like `OpenFlamingo` the rows of added tokens.
+/// than for content, and like `OpenFlamingo` the rows of added tokens and of marks.
 pub fn decays(name: &str, shape: &[usize]) -> bool {
     let is_vector = shape.iter().filter(|&&size| size > 1).count() < 2;
-    let is_place = ["position", "class", "added_"];
+    let is_place = ["position", "class", "added_", "trained_"];
     !is_vector
         && !name.split('.').any(|part| part == "resampler")
         && !is_place.iter().any(|word| name.contains(word))
@@ -417,6 +417,8 @@ mod tests {
         check("vision.class_embedding", &[8], false);
         check("resampler.layers.0.attn.q.weight", &[8, 8], false);
         check("resampler.latents", &[64, 8], false);
+        check("added_tokens.weight", &[2, 8], false);
+        check("trained_tokens.weight", &[2, 8], false);
         check("logit_scale", &[1], false);
     }
 }

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use flamingo_dataset::{Batch, Loader, MERGED};
-use flamingo_model::{Gradients, ModelError, Parameter, Params, Snapshot, Spare, Trainable};
+use flamingo_model::{
+    Gradients, LossTerms, ModelError, Parameter, Params, Snapshot, Spare, Trainable,
+};
 
 use crate::accounting::{self, Accounting, Mixture};
 use crate::checkpoint::{self, Keep, State};
@@ -42,7 +44,8 @@ pub trait Stage {
     /// When the batch does not fit the model or the device is out of memory.
     fn loss(&self, batch: &Batch) -> Result<f32, TrainError>;
 
-    /// Mean loss of a batch; adds `weight` times its gradient.
+    /// Mean loss of a batch; adds `weight` times its gradient and that of the term beside it, if the stage
+    /// has one.
     ///
     /// # Errors
     /// When the batch does not fit the model or the device is out of memory.
@@ -51,7 +54,7 @@ pub trait Stage {
         batch: &Batch,
         weight: f32,
         gradients: Gradients,
-    ) -> Result<(f32, Gradients), TrainError>;
+    ) -> Result<(LossTerms, Gradients), TrainError>;
 
     /// The model's parameters, for reading.
     fn model(&self) -> &dyn Trainable;
@@ -322,6 +325,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         done += 1;
         observed.extend(run.stage.observe());
         observed.extend(made.norms.observed());
+        observed.extend(made.z_losses(&batches));
         let update = Update {
             step: done,
             made,

@@ -129,6 +129,7 @@ fn open(case: &Case, every: usize, ours: Tensors, mut rest: Tensors) -> Flamingo
         cross_attention: CrossAttentionConfig::open_flamingo(every),
         language,
         added_tokens: 0,
+        trained_tokens: Vec::new(),
     };
     let towers = Towers {
         shape: config.vision.clone(),

@@ -1,11 +1,11 @@
 // Losses of rows of logits, and their gradient. One block a row.
 #include "common.cuh"
 
-// loss = log(sum of exp(logits)) - logits[target]; if `grad` is there, it gets
-// (softmax(logits) - one_hot(target)) * scale.
+// loss = log Z - logits[target], Z being the sum of exp(logits); if `squares` is there, it gets log(Z)^2; if
+// `grad` is there, it gets (softmax(logits) * (1 + 2 * z * log Z) - one_hot(target)) * scale.
 template <class T>
-__device__ void row_losses(const float* logits, const int* targets, float* losses, T* grad,
-                           int vocabulary, float scale) {
+__device__ void row_losses(const float* logits, const int* targets, float* losses, float* squares,
+                           T* grad, int vocabulary, float scale, float z) {
   SHARED(float, shared, [32]);
   const float* row = logits + static_cast<long long>(blockIdx.x) * vocabulary;
   // The running sum is kept relative to the running maximum, so that the row is read once.
@@ -21,10 +21,14 @@ __device__ void row_losses(const float* logits, const int* targets, float* losse
   const float highest = block_max(top, shared);
   sum = block_sum(top == -INFINITY ? 0.0f : sum * __expf(top - highest), shared);
   const int target = targets[blockIdx.x];
-  if (threadIdx.x == 0) losses[blockIdx.x] = logf(sum) + highest - row[target];
+  const float log_z = logf(sum) + highest;
+  if (threadIdx.x == 0) {
+    losses[blockIdx.x] = log_z - row[target];
+    if (squares) squares[blockIdx.x] = log_z * log_z;
+  }
   if (!grad) return;
   T* out = grad + static_cast<long long>(blockIdx.x) * vocabulary;
-  const float share = scale / sum;
+  const float share = z > 0.0f ? scale * (1.0f + 2.0f * z * log_z) / sum : scale / sum;
   for (int c = threadIdx.x; c < vocabulary; c += blockDim.x) {
     const float p = share * __expf(row[c] - highest);
     out[c] = from_float<T>(c == target ? p - scale : p);
@@ -90,14 +94,14 @@ __device__ void scale_values(T* x, long long n, float factor) {
   if (i < n) x[i] = from_float<T>(factor * to_float(x[i]));
 }
 
-KERNEL row_losses_f32(const float* logits, const int* targets, float* losses, float* grad,
-                      int vocabulary, float scale) {
-  row_losses(logits, targets, losses, grad, vocabulary, scale);
+KERNEL row_losses_f32(const float* logits, const int* targets, float* losses, float* squares,
+                      float* grad, int vocabulary, float scale, float z) {
+  row_losses(logits, targets, losses, squares, grad, vocabulary, scale, z);
 }
 REGISTER(row_losses_f32)
-KERNEL row_losses_bf16(const float* logits, const int* targets, float* losses, bf16* grad,
-                       int vocabulary, float scale) {
-  row_losses(logits, targets, losses, grad, vocabulary, scale);
+KERNEL row_losses_bf16(const float* logits, const int* targets, float* losses, float* squares,
+                       bf16* grad, int vocabulary, float scale, float z) {
+  row_losses(logits, targets, losses, squares, grad, vocabulary, scale, z);
 }
 REGISTER(row_losses_bf16)
 KERNEL scale_values_f32(float* x, long long n, float factor) { scale_values(x, n, factor); }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::TokenTable;
 use super::matmul::{Target, View, matmul};
+use super::token_table::Part;
 use super::wide::{exp, highest, sum_by, wide};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Loss, Matrix, Record, Weight, record_loss};
@@ -20,7 +21,22 @@ const ROWS_PER_BLOCK: usize = 256;
 /// well as blocks of the vocabulary would, which need each logit twice.
 const LOGITS_PER_BLOCK: usize = 1 << 23;
 
-/// `scale * sum over rows with a target of -log softmax(hidden head')[target]`.
+/// What each row with a target adds to a loss: `scale * (nll + z * log(Z)^2)`, `Z` being the sum of the
+/// exponentials of its logits (`PaLM`, arXiv 2204.02311, section 5).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Shares {
+    pub(crate) scale: f32,
+    pub(crate) z: f32,
+}
+
+impl From<f32> for Shares {
+    fn from(scale: f32) -> Self {
+        Self { scale, z: 0.0 }
+    }
+}
+
+/// `scale * sum over rows with a target of -log softmax(hidden head')[target]`, and beside it the term
+/// that keeps the logits small, if `shares` wants it.
 ///
 /// `hidden` `[N, D]`; `head` `[V, D]`; `targets` `[N]`, `None` where a row predicts nothing.
 ///
@@ -30,41 +46,48 @@ pub(crate) fn cross_entropy<T: Record>(
     hidden: Matrix<T>,
     head: &TokenTable,
     targets: &[Option<u32>],
-    scale: f32,
+    shares: impl Into<Shares>,
 ) -> Result<Loss<T>, DeviceError> {
+    let shares = shares.into();
     #[cfg(feature = "cuda")]
     if hidden.array().is_some() {
-        return cuda::cross_entropy(hidden, head, targets, scale);
+        return cuda::cross_entropy(hidden, head, targets, shares);
     }
     let (hidden, tape) = hidden.split();
-    let weights: Vec<_> = head.parts().map(Weight::values).collect();
+    let rows = HeadRows::of(head, hidden.width());
     let mut gradients = T::OWNS_TAPE.then(|| HeadGradients {
         hidden: Buffer::zeroed(hidden.values().len()),
-        parts: head
-            .parts()
-            .map(|part| part.is_trained().then(|| Buffer::zeroed(part.len())))
+        weights: head
+            .weights()
+            .map(|weight| weight.is_trained().then(|| Buffer::zeroed(weight.len())))
             .collect(),
     });
-    let mut sum = 0.0;
-    walk_logits(&hidden, &weights, &rows_with_target(targets), |block, gathered, logits| {
-        sum += losses(block, logits).iter().map(|loss| f64::from(*loss)).sum::<f64>();
+    let (mut sum, mut squares) = (0.0, 0.0);
+    walk_logits(&hidden, &rows, &rows_with_target(targets), |block, gathered, logits| {
+        let losses = losses(block, logits);
+        sum += losses.iter().map(|[nll, _]| f64::from(*nll)).sum::<f64>();
+        squares += losses.iter().map(|[_, log_z]| f64::from(*log_z).powi(2)).sum::<f64>();
         if let Some(gradients) = &mut gradients {
-            gradients.add(block, logits, gathered, &weights);
+            let log_z: Vec<f32> = losses.into_iter().map(|[_, log_z]| log_z).collect();
+            turn_into_gradient(block, logits, &log_z, shares.z);
+            gradients.add(block, logits, gathered, &rows);
         }
     });
-    drop(weights);
+    drop(rows);
     let head = head.clone();
-    record_loss(sum as f32 * scale, tape, move |grad_out, store| {
+    let loss = record_loss(sum as f32 * shares.scale, tape, move |grad_out, store| {
         let mut gradients = gradients.expect("a recording forward pass made the gradients");
-        let factor = grad_out * scale;
-        for (part, grad) in head.parts().zip(&mut gradients.parts) {
+        let factor = grad_out * shares.scale;
+        for (weight, grad) in head.weights().zip(&mut gradients.weights) {
             let Some(grad) = grad else { continue };
             grad.iter_mut().for_each(|g| *g *= factor);
-            part.accumulate(store, |sum| super::add_to(sum, grad))?;
+            weight.accumulate(store, |sum| super::add_to(sum, grad))?;
         }
         gradients.hidden.iter_mut().for_each(|g| *g *= factor);
         hidden.give_gradient(store, gradients.hidden)
-    })
+    })?;
+    let z = f64::from(shares.scale) * f64::from(shares.z) * squares;
+    Ok(loss.beside((shares.z > 0.0).then(|| (z as f32).into())))
 }
 
 /// `-log softmax(hidden head')[target]` of every row with a target, 0 elsewhere: `[N]`.
@@ -82,10 +105,10 @@ pub(crate) fn token_losses(
         return cuda::token_losses(hidden, head, targets);
     }
     let mut all = vec![0.0; targets.len()];
-    let weights: Vec<_> = head.parts().map(Weight::values).collect();
-    walk_logits(hidden, &weights, &rows_with_target(targets), |block, _, logits| {
-        for ((row, _), loss) in block.iter().zip(losses(block, logits)) {
-            all[*row] = loss;
+    let head = HeadRows::of(head, hidden.width());
+    walk_logits(hidden, &head, &rows_with_target(targets), |block, _, logits| {
+        for ((row, _), [nll, _]) in block.iter().zip(losses(block, logits)) {
+            all[*row] = nll;
         }
     });
     Ok(all)
@@ -106,9 +129,9 @@ pub(crate) fn each_logits(
         return cuda::each_logits(hidden, head, visit);
     }
     let rows: Vec<(usize, u32)> = (0..hidden.rows()).map(|row| (row, 0)).collect();
-    let weights: Vec<_> = head.parts().map(Weight::values).collect();
-    let vocabulary = n_tokens(&weights, hidden.width());
-    walk_logits(hidden, &weights, &rows, |block, _, logits| {
+    let head = HeadRows::of(head, hidden.width());
+    let vocabulary = head.n_tokens;
+    walk_logits(hidden, &head, &rows, |block, _, logits| {
         for ((row, _), logits) in block.iter().zip(logits.chunks_exact(vocabulary)) {
             visit(*row, logits);
         }
@@ -147,16 +170,37 @@ fn rows_with_target(targets: &[Option<u32>]) -> Vec<(usize, u32)> {
     targets.iter().enumerate().filter_map(|(i, t)| t.map(|t| (i, t))).collect()
 }
 
+/// The rows of a head.
+struct HeadRows<'a> {
+    weights: Vec<Cow<'a, [f32]>>,
+    parts: Vec<Part>,
+    n_tokens: usize,
+    width: usize,
+}
+
+impl<'a> HeadRows<'a> {
+    fn of(head: &'a TokenTable, width: usize) -> Self {
+        let layout = head.layout(width);
+        let weights = head.weights().map(Weight::values).collect();
+        Self { weights, parts: layout.parts(), n_tokens: layout.n_tokens(), width }
+    }
+
+    /// `[part.n_rows, D]`.
+    fn rows(&self, part: &Part) -> View<'_> {
+        let first = part.first_row * self.width;
+        View::rows(&self.weights[part.weight][first..][..part.n_rows * self.width], self.width)
+    }
+}
+
 /// Calls `visit` with blocks of (row, target), their hidden states `[block, D]` and their logits
 /// `[block, V]`.
 fn walk_logits(
     hidden: &Matrix,
-    head: &[Cow<[f32]>],
+    head: &HeadRows,
     rows: &[(usize, u32)],
     mut visit: impl FnMut(&[(usize, u32)], &[f32], &mut [f32]),
 ) {
-    let width = hidden.width();
-    let vocabulary = n_tokens(head, width);
+    let (width, vocabulary) = (head.width, head.n_tokens);
     let at_once = rows_per_block(vocabulary);
     let mut all_logits = Buffer::unset(at_once.min(rows.len()) * vocabulary);
     for block in rows.chunks(at_once) {
@@ -167,11 +211,10 @@ fn walk_logits(
         let logits = &mut all_logits[..block.len() * vocabulary];
         let h = View::rows(&gathered, width);
         let mut first = 0;
-        for part in head {
-            let (n, w) = (part.len() / width, View::rows(part, width).t());
+        for part in &head.parts {
             let target = Target::rows(logits, vocabulary).at(0, first);
-            matmul(block.len(), width, n, 1.0, h, w, target);
-            first += n;
+            matmul(block.len(), width, part.n_rows, 1.0, h, head.rows(part).t(), target);
+            first += part.n_rows;
         }
         visit(block, &gathered, logits);
     }
@@ -181,55 +224,64 @@ fn rows_per_block(vocabulary: usize) -> usize {
     (LOGITS_PER_BLOCK / vocabulary).clamp(1, ROWS_PER_BLOCK)
 }
 
-/// The losses of a block of rows.
-fn losses(block: &[(usize, u32)], logits: &[f32]) -> Vec<f32> {
+/// The losses of a block of rows, each with the logarithm of the sum of the exponentials of its logits.
+fn losses(block: &[(usize, u32)], logits: &[f32]) -> Vec<[f32; 2]> {
     let vocabulary = logits.len() / block.len();
     let at_a_time = super::rows_per_chunk(vocabulary);
     let rows = logits.par_chunks_exact(vocabulary).with_min_len(at_a_time).zip(block);
-    rows.map(|(row, (_, target))| wide!(negative_log_probability(row, *target))).collect()
+    let loss = |row: &[f32], target: u32| {
+        let log_z = wide!(log_sum_of_exponentials(row));
+        [log_z - row[target as usize], log_z]
+    };
+    rows.map(|(row, (_, target))| loss(row, *target)).collect()
 }
 
 #[expect(clippy::inline_always, reason = "must become part of the wide call around it")]
 #[inline(always)]
-fn negative_log_probability(logits: &[f32], target: u32) -> f32 {
+fn log_sum_of_exponentials(logits: &[f32]) -> f32 {
     let top = highest(logits);
-    sum_by(logits, |v| exp(v - top)).ln() + top - logits[target as usize]
+    sum_by(logits, |v| exp(v - top)).ln() + top
+}
+
+/// Turns the logits of a block of rows, whose sums of exponentials have the logarithms `log_z`, into the
+/// gradient of `nll + z * log_z^2`: `softmax(logits) * (1 + 2 * z * log_z) - one_hot(target)`.
+fn turn_into_gradient(block: &[(usize, u32)], logits: &mut [f32], log_z: &[f32], z: f32) {
+    let vocabulary = logits.len() / block.len();
+    let at_a_time = super::rows_per_chunk(vocabulary);
+    let rows = logits.par_chunks_exact_mut(vocabulary).with_min_len(at_a_time);
+    rows.zip(block.par_iter().zip(log_z)).for_each(|(row, ((_, target), log_z))| {
+        wide!(super::attention::softmax(row));
+        if z > 0.0 {
+            let factor = 1.0 + 2.0 * z * log_z;
+            for p in row.iter_mut() {
+                *p *= factor;
+            }
+        }
+        row[*target as usize] -= 1.0;
+    });
 }
 
 struct HeadGradients {
     hidden: Buffer,
-    /// Of each part of the head, if it is trained.
-    parts: Vec<Option<Buffer>>,
+    /// Of each weight of the head, if it is trained.
+    weights: Vec<Option<Buffer>>,
 }
 
 impl HeadGradients {
-    /// Turns `logits` into `softmax(logits) - one_hot(target)` and adds what follows from it.
-    fn add(
-        &mut self,
-        block: &[(usize, u32)],
-        logits: &mut [f32],
-        gathered: &[f32],
-        head: &[Cow<[f32]>],
-    ) {
+    /// Adds what follows from the gradient of the logits of a block.
+    fn add(&mut self, block: &[(usize, u32)], gradient: &[f32], gathered: &[f32], head: &HeadRows) {
         let n = block.len();
-        let (width, vocabulary) = (gathered.len() / n, logits.len() / n);
-        let at_a_time = super::rows_per_chunk(vocabulary);
-        logits.par_chunks_exact_mut(vocabulary).with_min_len(at_a_time).zip(block).for_each(
-            |(row, (_, target))| {
-                wide!(super::attention::softmax(row));
-                row[*target as usize] -= 1.0;
-            },
-        );
-        let (d, h) = (View::rows(logits, vocabulary), View::rows(gathered, width));
+        let (width, vocabulary) = (head.width, head.n_tokens);
+        let (d, h) = (View::rows(gradient, vocabulary), View::rows(gathered, width));
         let mut grad = Buffer::unset(n * width);
         let mut first = 0;
-        for (part, grad_part) in head.iter().zip(&mut self.parts) {
-            let (tokens, d) = (part.len() / width, d.at(0, first));
+        for part in &head.parts {
+            let (tokens, d) = (part.n_rows, d.at(0, first));
             let target = Target { add: first > 0, ..Target::rows(&mut grad, width) };
-            matmul(n, tokens, width, 1.0, d, View::rows(part, width), target);
-            if let Some(grad_part) = grad_part {
-                let into = Target::rows(grad_part, width).adding();
-                matmul(tokens, n, width, 1.0, d.t(), h, into);
+            matmul(n, tokens, width, 1.0, d, head.rows(part), target);
+            if let Some(sums) = &mut self.weights[part.weight] {
+                let sums = &mut sums[part.first_row * width..][..tokens * width];
+                matmul(tokens, n, width, 1.0, d.t(), h, Target::rows(sums, width).adding());
             }
             first += tokens;
         }
@@ -239,18 +291,14 @@ impl HeadGradients {
     }
 }
 
-/// Tokens that the parts of a head have rows for.
-fn n_tokens(head: &[Cow<[f32]>], width: usize) -> usize {
-    head.iter().map(|part| part.len() / width).sum()
-}
-
 #[cfg(feature = "cuda")]
 mod cuda {
     use std::sync::Arc;
 
     use super::super::TokenTable;
     use super::super::add::cuda::on_gpu;
-    use super::rows_with_target;
+    use super::super::token_table::Part;
+    use super::{Shares, rows_with_target};
     use crate::cuda::{Array, CudaError, Factor, Grid, Kind, Product, THREADS, kernel, long};
     use crate::tensor::{DeviceError, Loss, LossValue, Matrix, Record, record_loss};
 
@@ -277,7 +325,8 @@ mod cuda {
     ) -> Result<(), CudaError> {
         let input = hidden.gpu_array();
         let (gpu, kind, width) = (input.gpu(), input.kind(), hidden.width());
-        let vocabulary = n_tokens(head, width);
+        let layout = head.layout(width);
+        let (parts, vocabulary) = (layout.parts(), layout.n_tokens());
         let at_once = (LOGITS_PER_BLOCK / vocabulary).max(1).min(rows.len());
         let all_logits = gpu.unset(at_once * vocabulary, Kind::F32)?;
         for block in rows.chunks(at_once.max(1)) {
@@ -289,14 +338,13 @@ mod cuda {
             gpu.launch(kernel!("pick_rows", kind), Grid::rows(n, width), &args)?;
             let logits = all_logits.part(0, n * vocabulary);
             let mut first = 0;
-            for part in head.parts() {
-                let tokens = part.len() / width;
+            for part in &parts {
                 gpu.multiply(&Product {
                     rows: n,
                     inner: width,
-                    columns: tokens,
+                    columns: part.n_rows,
                     left: factor(&gathered, width, false),
-                    right: factor(on_gpu(part).array(), width, true),
+                    right: Factor { transposed: true, ..rows_of(head, part, width) },
                     alpha: 1.0,
                     add: None,
                     bias: None,
@@ -304,7 +352,7 @@ mod cuda {
                     out_stride: vocabulary,
                     out_kind: Kind::F32,
                 })?;
-                first += tokens;
+                first += part.n_rows;
             }
             visit(Block { rows: block, places: &places, gathered: &gathered, logits: &logits })?;
         }
@@ -315,18 +363,28 @@ mod cuda {
         Factor { address: array.address(), stride, transposed, kind: array.kind() }
     }
 
-    fn n_tokens(head: &TokenTable, width: usize) -> usize {
-        head.parts().map(|part| part.len() / width).sum()
+    /// The rows of a part of a head `[n_rows, D]`.
+    fn rows_of(head: &TokenTable, part: &Part, width: usize) -> Factor {
+        let weight = head.weights().nth(part.weight).expect("a part is of one of the weights");
+        let rows = on_gpu(weight).array();
+        Factor { address: rows.at(part.first_row * width), ..factor(rows, width, false) }
     }
 
-    /// The losses of a block's rows; `gradient` gets that of the logits, times `scale`.
-    fn losses(
-        block: &Block,
-        gradient: Option<&Array>,
+    /// What becomes of the logits of a block.
+    struct Wanted<'a> {
+        /// Gets the gradient of the logits, times `scale`.
+        gradient: Option<&'a Array>,
+        /// Gets the squares of the logarithms of the sums of exponentials, one a row.
+        squares: Option<&'a Array>,
         vocabulary: usize,
+        /// Of the gradient.
         kind: Kind,
-        scale: f32,
-    ) -> Result<Array, CudaError> {
+        shares: Shares,
+    }
+
+    /// The losses of a block's rows.
+    fn losses(block: &Block, wanted: &Wanted) -> Result<Array, CudaError> {
+        let Wanted { gradient, squares, vocabulary, kind, shares } = *wanted;
         let gpu = block.logits.gpu();
         let n = block.rows.len();
         let targets: Vec<i32> = block.rows.iter().map(|(_, target)| *target as i32).collect();
@@ -336,9 +394,11 @@ mod cuda {
             block.logits.into(),
             (&targets).into(),
             (&losses).into(),
+            squares.into(),
             gradient.into(),
             vocabulary.into(),
-            scale.into(),
+            shares.scale.into(),
+            shares.z.into(),
         ];
         gpu.launch(kernel!("row_losses", kind), Grid::of(n, 512), &args)?;
         Ok(losses)
@@ -348,35 +408,47 @@ mod cuda {
         hidden: Matrix<T>,
         head: &TokenTable,
         targets: &[Option<u32>],
-        scale: f32,
+        shares: Shares,
     ) -> Result<Loss<T>, DeviceError> {
         let (hidden, tape) = hidden.split();
         let input = hidden.gpu_array();
         let (gpu, kind, width) = (input.gpu(), input.kind(), hidden.width());
-        let vocabulary = n_tokens(head, width);
+        let layout = head.layout(width);
+        let (parts, vocabulary) = (layout.parts(), layout.n_tokens());
         let rows = rows_with_target(targets);
         let total = gpu.zeroed(2, Kind::F32)?; // One f64.
+        let total_of_squares = (shares.z > 0.0).then(|| gpu.zeroed(2, Kind::F32)).transpose()?; // One f64.
         let grad_hidden = T::OWNS_TAPE.then(|| gpu.zeroed(input.len(), kind)).transpose()?;
-        let grad_parts: Vec<Option<Arc<Array>>> = head
-            .parts()
-            .map(|part| {
-                let room = || gpu.zeroed(part.len(), Kind::F32).map(Arc::new);
-                (T::OWNS_TAPE && part.is_trained()).then(room).transpose()
+        let grad_weights: Vec<Option<Arc<Array>>> = head
+            .weights()
+            .map(|weight| {
+                let room = || gpu.zeroed(weight.len(), Kind::F32).map(Arc::new);
+                (T::OWNS_TAPE && weight.is_trained()).then(room).transpose()
             })
             .collect::<Result<_, _>>()?;
         walk_logits(&hidden, head, &rows, |block| {
             let n = block.rows.len();
             let gradient = T::OWNS_TAPE.then(|| gpu.unset(n * vocabulary, kind)).transpose()?;
-            let losses = losses(&block, gradient.as_ref(), vocabulary, kind, scale)?;
-            let args = [(&losses).into(), (&total).into(), n.into()];
-            gpu.launch(kernel!("add_losses"), Grid::of(1, THREADS), &args)?;
+            let squares = total_of_squares.as_ref().map(|_| gpu.unset(n, Kind::F32)).transpose()?;
+            let (gradient_of, squares_of) = (gradient.as_ref(), squares.as_ref());
+            let wanted =
+                Wanted { gradient: gradient_of, squares: squares_of, vocabulary, kind, shares };
+            let losses = losses(&block, &wanted)?;
+            let add = |values: &Array, total: &Array| {
+                let args = [values.into(), total.into(), n.into()];
+                gpu.launch(kernel!("add_losses"), Grid::of(1, THREADS), &args)
+            };
+            add(&losses, &total)?;
+            if let (Some(squares), Some(total)) = (&squares, &total_of_squares) {
+                add(squares, total)?;
+            }
             let (Some(gradient), Some(grad_hidden)) = (gradient, &grad_hidden) else {
                 return Ok(());
             };
             let grad = gpu.unset(n * width, kind)?;
             let mut first = 0;
-            for (part, grad_part) in head.parts().zip(&grad_parts) {
-                let tokens = part.len() / width;
+            for part in &parts {
+                let tokens = part.n_rows;
                 let d =
                     Factor { address: gradient.at(first), ..factor(&gradient, vocabulary, false) };
                 gpu.multiply(&Product {
@@ -384,7 +456,7 @@ mod cuda {
                     inner: tokens,
                     columns: width,
                     left: d,
-                    right: factor(on_gpu(part).array(), width, false),
+                    right: rows_of(head, part, width),
                     alpha: 1.0,
                     add: (first > 0).then(|| grad.address()),
                     bias: None,
@@ -392,7 +464,8 @@ mod cuda {
                     out_stride: width,
                     out_kind: kind,
                 })?;
-                if let Some(sum) = grad_part {
+                if let Some(sum) = &grad_weights[part.weight] {
+                    let sum = sum.at(part.first_row * width);
                     gpu.multiply(&Product {
                         rows: tokens,
                         inner: n,
@@ -400,9 +473,9 @@ mod cuda {
                         left: Factor { transposed: true, ..d },
                         right: factor(block.gathered, width, false),
                         alpha: 1.0,
-                        add: Some(sum.address()),
+                        add: Some(sum),
                         bias: None,
-                        out: sum.address(),
+                        out: sum,
                         out_stride: width,
                         out_kind: Kind::F32,
                     })?;
@@ -414,26 +487,29 @@ mod cuda {
         })?;
         let head = head.clone();
         let hidden = hidden.without_values();
-        record_loss(LossValue::Cuda(total, scale), tape, move |grad_out, store| {
-            // The scale is in them already: rounding to bf16 once is better than twice.
-            let times = |array: &Array| {
-                if grad_out.to_bits() == 1.0_f32.to_bits() {
-                    return Ok(());
+        let loss =
+            record_loss(LossValue::Cuda(total, shares.scale), tape, move |grad_out, store| {
+                // The scale is in them already: rounding to bf16 once is better than twice.
+                let times = |array: &Array| {
+                    if grad_out.to_bits() == 1.0_f32.to_bits() {
+                        return Ok(());
+                    }
+                    let n = array.len();
+                    let args = [array.into(), long(n), grad_out.into()];
+                    gpu.launch(kernel!("scale_values", array.kind()), Grid::each(n), &args)
+                };
+                for (weight, grad) in head.weights().zip(grad_weights) {
+                    let Some(grad) = grad else { continue };
+                    times(&grad)?;
+                    let grad = Arc::into_inner(grad).expect("no one else holds it");
+                    on_gpu(weight).add_gradient(store.device(), grad)?;
                 }
-                let n = array.len();
-                let args = [array.into(), long(n), grad_out.into()];
-                gpu.launch(kernel!("scale_values", array.kind()), Grid::each(n), &args)
-            };
-            for (part, grad) in head.parts().zip(grad_parts) {
-                let Some(grad) = grad else { continue };
+                let grad = grad_hidden.expect("a recording forward pass made the gradients");
                 times(&grad)?;
-                let grad = Arc::into_inner(grad).expect("no one else holds it");
-                on_gpu(part).add_gradient(store.device(), grad)?;
-            }
-            let grad = grad_hidden.expect("a recording forward pass made the gradients");
-            times(&grad)?;
-            hidden.give_array(store, grad)
-        })
+                hidden.give_array(store, grad)
+            })?;
+        let beside = |total| LossValue::Cuda(total, shares.scale * shares.z);
+        Ok(loss.beside(total_of_squares.map(beside)))
     }
 
     pub(super) fn token_losses(
@@ -442,9 +518,15 @@ mod cuda {
         targets: &[Option<u32>],
     ) -> Result<Vec<f32>, DeviceError> {
         let mut all = vec![0.0; targets.len()];
-        let vocabulary = n_tokens(head, hidden.width());
+        let wanted = Wanted {
+            gradient: None,
+            squares: None,
+            vocabulary: head.layout(hidden.width()).n_tokens(),
+            kind: Kind::F32,
+            shares: Shares::from(1.0),
+        };
         walk_logits(hidden, head, &rows_with_target(targets), |block| {
-            let losses = losses(&block, None, vocabulary, Kind::F32, 1.0)?.to_vec()?;
+            let losses = losses(&block, &wanted)?.to_vec()?;
             block.rows.iter().zip(losses).for_each(|((row, _), loss)| all[*row] = loss);
             Ok(())
         })?;
@@ -456,7 +538,7 @@ mod cuda {
         head: &TokenTable,
     ) -> Result<Vec<Option<u32>>, DeviceError> {
         let rows: Vec<(usize, u32)> = (0..hidden.rows()).map(|row| (row, 0)).collect();
-        let vocabulary = n_tokens(head, hidden.width());
+        let vocabulary = head.layout(hidden.width()).n_tokens();
         let mut all = Vec::with_capacity(rows.len());
         walk_logits(hidden, head, &rows, |block| {
             let gpu = block.logits.gpu();
@@ -477,7 +559,7 @@ mod cuda {
         mut visit: impl FnMut(usize, &[f32]),
     ) -> Result<(), DeviceError> {
         let rows: Vec<(usize, u32)> = (0..hidden.rows()).map(|row| (row, 0)).collect();
-        let vocabulary = n_tokens(head, hidden.width());
+        let vocabulary = head.layout(hidden.width()).n_tokens();
         Ok(walk_logits(hidden, head, &rows, |block| {
             let logits = block.logits.to_vec()?;
             for ((row, _), logits) in block.rows.iter().zip(logits.chunks_exact(vocabulary)) {
@@ -491,8 +573,9 @@ mod cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::MovedRows;
     use crate::ops::gradient_check::{check, pseudo_random};
-    use crate::tensor::{HostDevice, differentiate, record, value_of};
+    use crate::tensor::{HostDevice, differentiate, differentiate_terms, record, whole_value_of};
     use dfdx::prelude::{
         AsArray, Backward, MeanTo, Tensor, TensorFrom, TensorFromVec, Trace, TryMatMul,
     };
@@ -505,24 +588,119 @@ mod tests {
         // is -1.
         fn as_matrix<T: Record>(loss: Loss<T>) -> Matrix<T> {
             let (loss, tape) = loss.split();
-            record(vec![value_of(&loss).unwrap()].into(), 1, tape, true, move |grad, store| {
+            let value = whole_value_of(&loss).unwrap();
+            record(vec![value].into(), 1, tape, true, move |grad, store| {
                 loss.give_gradient(store, grad[0])
             })
             .unwrap()
         }
-        // Three tokens of the model's own and two that were added.
-        let two = |w: &[Weight]| TokenTable { rows: w[0].clone(), added: Some(w[1].clone()) };
-        check(
-            &[(pseudo_random(12, 1), 3)],
-            &[pseudo_random(9, 2), pseudo_random(6, 3)],
-            3e-3,
-            |t, x, w| {
-                as_matrix(cross_entropy(x[0].clone().with(t), &two(w), &TARGETS, 0.5).unwrap())
-            },
-            |t, x, w| {
-                as_matrix(cross_entropy(x[0].clone().with(t), &two(w), &TARGETS, 0.5).unwrap())
-            },
-        );
+        // Three tokens of the model's own, of which the row of one stands elsewhere, and two that were
+        // added.
+        let table = |w: &[Weight]| TokenTable {
+            rows: w[0].clone(),
+            added: Some(w[1].clone()),
+            moved: w.get(2).map(|rows| MovedRows { tokens: [2].into(), rows: rows.clone() }),
+        };
+        let weights = [pseudo_random(9, 2), pseudo_random(6, 3), pseudo_random(3, 4)];
+        for (weights, z) in [(&weights[..2], 0.0), (&weights, 0.0), (&weights, 0.3)] {
+            let shares = Shares { scale: 0.5, z };
+            check(
+                &[(pseudo_random(12, 1), 3)],
+                weights,
+                3e-3,
+                |t, x, w| {
+                    let x = x[0].clone().with(t);
+                    as_matrix(cross_entropy(x, &table(w), &TARGETS, shares).unwrap())
+                },
+                |t, x, w| {
+                    let x = x[0].clone().with(t);
+                    as_matrix(cross_entropy(x, &table(w), &TARGETS, shares).unwrap())
+                },
+            );
+        }
+    }
+
+    /// Loss, term beside it and gradient of the hidden states, in f64.
+    fn by_formula(
+        h: &[f32],
+        w: &[f32],
+        targets: &[Option<u32>],
+        shares: Shares,
+    ) -> (f64, f64, Vec<f64>) {
+        let (scale, z) = (f64::from(shares.scale), f64::from(shares.z));
+        let (mut nll, mut beside, mut gradient) = (0.0, 0.0, vec![0.0; h.len()]);
+        for (i, target) in targets.iter().enumerate() {
+            let Some(target) = target else { continue };
+            let dot = |row: &[f32]| {
+                let pairs = row.iter().zip(&h[3 * i..3 * i + 3]);
+                pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            };
+            let logits: Vec<f64> = w.chunks(3).map(dot).collect();
+            let log_z = logits.iter().map(|v| v.exp()).sum::<f64>().ln();
+            nll += scale * (log_z - logits[*target as usize]);
+            beside += scale * z * log_z * log_z;
+            for (token, (row, logit)) in w.chunks(3).zip(&logits).enumerate() {
+                let is_target = f64::from(u8::from(token == *target as usize));
+                let d = scale * ((logit - log_z).exp() * (1.0 + 2.0 * z * log_z) - is_target);
+                (0..3).for_each(|k| gradient[3 * i + k] += d * f64::from(row[k]));
+            }
+        }
+        (nll, beside, gradient)
+    }
+
+    #[test]
+    fn the_term_beside_the_loss_equals_the_formula_in_double_precision() {
+        let (h, w) = (pseudo_random(12, 1), pseudo_random(15, 2));
+        // Tokens 1 and 3 of five stand elsewhere.
+        let mut hidden_rows = w.clone();
+        let mut moved_rows = Vec::new();
+        for token in [1, 3] {
+            moved_rows.extend_from_slice(&w[3 * token..3 * token + 3]);
+            hidden_rows[3 * token..3 * token + 3].fill(9.0);
+        }
+        let shares = Shares { scale: 0.25, z: 0.125 };
+        let (nll, beside, gradient) = by_formula(&h, &w, &TARGETS, shares);
+        let check = |place: &dyn Fn(&mut Weight), bring: &dyn Fn(Matrix) -> Matrix| {
+            let [rows, moved] = [&hidden_rows, &moved_rows].map(|values| {
+                let mut weight = Weight::trained(values.clone()).unwrap();
+                place(&mut weight);
+                weight
+            });
+            let moved = Some(MovedRows { tokens: [1, 3].into(), rows: moved });
+            let table = TokenTable { rows, added: None, moved };
+            let hidden = bring(Matrix::variable(h.clone().into(), 3).unwrap());
+            let tape = crate::tensor::Recording::default();
+            let loss = cross_entropy(hidden.clone().with(tape), &table, &TARGETS, shares).unwrap();
+            let (found, found_beside, mut grads) = differentiate_terms(loss, 1.0).unwrap();
+            let found_beside = found_beside.unwrap();
+            assert!((f64::from(found) - nll).abs() < 1e-5 * nll, "{found} {nll}");
+            assert!(
+                (f64::from(found_beside) - beside).abs() < 1e-5 * beside,
+                "{found_beside} {beside}"
+            );
+            let found = hidden.take_gradient(&mut grads.0).unwrap().unwrap();
+            for (found, expected) in found.iter().zip(&gradient) {
+                assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
+            }
+            let losses = token_losses(&hidden, &table, &TARGETS).unwrap();
+            let sum = f64::from(losses.iter().sum::<f32>());
+            assert!((0.25 * sum - nll).abs() < 1e-5 * nll, "{losses:?}");
+            let mut none_hidden = vec![0.0; 9];
+            let Weight::Trained(rows) = &table.rows else { unreachable!("it is trained") };
+            let of_rows = rows.gradient(&mut grads.0).unwrap();
+            none_hidden[..3].copy_from_slice(&of_rows[3..6]);
+            none_hidden[3..6].copy_from_slice(&of_rows[9..12]);
+            assert_eq!(none_hidden, [0.0; 9], "rows that stand elsewhere learn nothing here");
+        };
+        check(&|_| {}, &|hidden| hidden);
+        #[cfg(feature = "cuda")]
+        for gpu in crate::ops::gradient_check::gpus() {
+            let bring = |hidden: Matrix| {
+                let values = gpu.upload(hidden.values()).unwrap();
+                Matrix::on_gpu(values.into(), 3, true)
+            };
+            check(&|weight| weight.place(Some(gpu)).unwrap(), &bring);
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 // Token and position embeddings.
 #include "common.cuh"
 
-// Row i: table[token] + positions[place]; tokens from `own` on have their rows in `added`. `at` holds
-// token and place of each row. One block a row.
+// Row i: the row of a token + positions[place]. `at` holds of each which of the three tables its token's
+// row is in, which row that is, and its place. One block a row.
 template <class T>
-__device__ void embed(const T* table, const T* added, const T* positions, const int* at, T* out,
-                      int own, int width) {
-  const long long token = at[2 * blockIdx.x], place = at[2 * blockIdx.x + 1];
-  const T* row = token < own ? table + token * width : added + (token - own) * width;
+__device__ void embed(const T* first, const T* second, const T* third, const T* positions,
+                      const int* at, T* out, int width) {
+  const int which = at[3 * blockIdx.x];
+  const long long token = at[3 * blockIdx.x + 1], place = at[3 * blockIdx.x + 2];
+  const T* row = (which == 0 ? first : which == 1 ? second : third) + token * width;
   for (int c = threadIdx.x; c < width; c += blockDim.x) {
     float v = to_float(row[c]);
     if (positions) v += to_float(positions[place * width + c]);
@@ -30,9 +31,9 @@ __device__ void add_groups(const T* grad_out, const int* targets, const int* sta
 }
 
 #define BOTH(T, S)                                                                               \
-  KERNEL embed_##S(const T* table, const T* added, const T* positions, const int* at, T* out,    \
-                   int own, int width) {                                                         \
-    embed(table, added, positions, at, out, own, width);                                         \
+  KERNEL embed_##S(const T* first, const T* second, const T* third, const T* positions,          \
+                   const int* at, T* out, int width) {                                           \
+    embed(first, second, third, positions, at, out, width);                                      \
   }                                                                                              \
   REGISTER(embed_##S)                                                                            \
   KERNEL add_groups_##S(const T* grad_out, const int* targets, const int* starts,                \

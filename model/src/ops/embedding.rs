@@ -26,28 +26,28 @@ pub(crate) fn embed_tokens<T: Record>(
         return cuda::embed_tokens(&tokens, table, positions, width, tape);
     }
     let mut out = Buffer::unset(tokens.len() * width);
-    let parts: Vec<_> = table.parts().map(Weight::values).collect();
+    let weights: Vec<_> = table.weights().map(Weight::values).collect();
     let places = positions.map(Weight::values);
-    let own = parts[0].len() / width;
+    let layout = table.layout(width);
     out.par_chunks_mut(width).with_min_len(super::rows_per_chunk(width)).zip(&tokens).for_each(
         |(out, (token, place))| {
-            let (part, row) = place_of(*token as usize, own);
-            out.copy_from_slice(&parts[part][row * width..][..width]);
+            let (weight, row) = layout.place_of(*token);
+            out.copy_from_slice(&weights[weight][row * width..][..width]);
             if let Some(places) = &places {
                 let place = &places[place * width..][..width];
                 wide!(out.iter_mut().zip(place).for_each(|(o, p)| *o += p));
             }
         },
     );
-    drop((parts, places));
+    drop((weights, places));
     let (table, positions) = (table.clone(), positions.cloned());
     let wanted = table.is_trained() || positions.as_ref().is_some_and(Weight::is_trained);
     record(out, width, tape, wanted, move |grad_out, store| {
-        for (part, weight) in table.parts().enumerate() {
+        for (this, weight) in table.weights().enumerate() {
             weight.accumulate(store, |sum| {
                 for ((token, _), g) in tokens.iter().zip(grad_out.chunks_exact(width)) {
-                    let (of, row) = place_of(*token as usize, own);
-                    if of == part {
+                    let (of, row) = layout.place_of(*token);
+                    if of == this {
                         super::add_to(&mut sum[row * width..][..width], g);
                     }
                 }
@@ -62,16 +62,10 @@ pub(crate) fn embed_tokens<T: Record>(
     })
 }
 
-/// The part of a table whose first part has `own` rows, and the row in it, of a token.
-fn place_of(token: usize, own: usize) -> (usize, usize) {
-    if token < own { (0, token) } else { (1, token - own) }
-}
-
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::super::TokenTable;
     use super::super::add::cuda::{gradient_to_add, on_gpu};
-    use super::place_of;
     use crate::cuda::{Array, Grid, kernel};
     use crate::tensor::{DeviceError, Matrix, Record, Store, Weight, record_on_gpu};
 
@@ -82,19 +76,22 @@ mod cuda {
         width: usize,
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
-        let rows = on_gpu(&table.rows);
-        let (gpu, own) = (rows.gpu(), rows.len() / width);
-        let places: Vec<i32> =
-            tokens.iter().flat_map(|(token, place)| [*token as i32, *place as i32]).collect();
-        let places = gpu.upload_i32(&places)?;
+        let gpu = on_gpu(&table.rows).gpu();
+        let layout = table.layout(width);
+        let places = tokens.iter().flat_map(|(token, place)| {
+            let (weight, row) = layout.place_of(*token);
+            [weight as i32, row as i32, *place as i32]
+        });
+        let places = gpu.upload_i32(&places.collect::<Vec<_>>())?;
+        let mut weights = table.weights().map(|weight| on_gpu(weight).array());
         let out = gpu.unset(tokens.len() * width, gpu.kind())?;
         let args = [
-            rows.into(),
-            table.added.as_ref().map(|added| on_gpu(added).array()).into(),
+            weights.next().into(),
+            weights.next().into(),
+            weights.next().into(),
             positions.map(|positions| on_gpu(positions).array()).into(),
             (&places).into(),
             (&out).into(),
-            own.into(),
             width.into(),
         ];
         gpu.launch(kernel!("embed", gpu.kind()), Grid::rows(tokens.len(), width), &args)?;
@@ -102,10 +99,10 @@ mod cuda {
         let tokens = if wanted { tokens.to_vec() } else { Vec::new() };
         let (table, positions) = (table.clone(), positions.cloned());
         record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
-            for (part, weight) in table.parts().enumerate() {
+            for (this, weight) in table.weights().enumerate() {
                 let rows = tokens.iter().enumerate().filter_map(|(i, (token, _))| {
-                    let (of, row) = place_of(*token as usize, own);
-                    (of == part).then_some((row, i))
+                    let (of, row) = layout.place_of(*token);
+                    (of == this).then_some((row, i))
                 });
                 add_rows(weight, store, &grad_out, width, rows)?;
             }
@@ -154,7 +151,10 @@ mod cuda {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::ops::MovedRows;
     use crate::ops::gradient_check::{check, pseudo_random};
 
     #[test]
@@ -171,14 +171,18 @@ mod tests {
                 embed_tokens(tokens.clone(), &w[0].clone().into(), Some(&w[1]), 3, t).unwrap()
             },
         );
-        let two = |w: &[Weight]| TokenTable { rows: w[0].clone(), added: Some(w[1].clone()) };
+        // Tokens 0 and 1, of which 0 was moved, and 2, which was added.
+        let three = |w: &[Weight]| TokenTable {
+            rows: w[0].clone(),
+            added: Some(w[1].clone()),
+            moved: Some(MovedRows { tokens: Arc::from([0]), rows: w[2].clone() }),
+        };
         check(
             &[],
-            // Tokens 0 and 1, and 2, which was added.
-            &[pseudo_random(6, 1), pseudo_random(3, 2)],
+            &[pseudo_random(6, 1), pseudo_random(3, 2), pseudo_random(3, 3)],
             2e-3,
-            |t, _, w| embed_tokens(tokens.clone(), &two(w), None, 3, t).unwrap(),
-            |t, _, w| embed_tokens(tokens.clone(), &two(w), None, 3, t).unwrap(),
+            |t, _, w| embed_tokens(tokens.clone(), &three(w), None, 3, t).unwrap(),
+            |t, _, w| embed_tokens(tokens.clone(), &three(w), None, 3, t).unwrap(),
         );
     }
 }

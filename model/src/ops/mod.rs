@@ -57,7 +57,9 @@ pub use average::Average;
 pub(crate) use average::average;
 pub(crate) use contrastive_loss::{contrastive_loss, unit_rows};
 pub(crate) use convolution::{Convolution, Grid, KernelSize, convolve, standardize};
-pub(crate) use cross_entropy::{cross_entropy, each_logits, likeliest_tokens, token_losses};
+pub(crate) use cross_entropy::{
+    Shares, cross_entropy, each_logits, likeliest_tokens, token_losses,
+};
 pub(crate) use embedding::embed_tokens;
 pub(crate) use gated::activate_gate;
 pub(crate) use linear::{Kernel, adds_in_one_order, linear, linear_onto};
@@ -72,7 +74,7 @@ pub(crate) use rotary::{Rotation, rotate};
 pub(crate) use rows::cuda::unfold;
 pub(crate) use rows::{join_rows, mean_rows, pick_rows, prepend_class};
 pub(crate) use squeeze_excitation::{SqueezeExcitation, squeeze_excite_onto};
-pub(crate) use token_table::TokenTable;
+pub(crate) use token_table::{MovedRows, TokenTable};
 pub(crate) use unit_clip::clip_units;
 pub(crate) use wide::processor;
 

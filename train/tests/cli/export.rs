@@ -21,7 +21,7 @@ impl World {
 }
 
 /// The config with `OpenFlamingo`'s trained parts.
-fn open_flamingo() -> String {
+pub(crate) fn open_flamingo() -> String {
     let mut config = FLAMINGO.to_owned();
     for (from, to) in [
         (

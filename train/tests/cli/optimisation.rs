@@ -1,12 +1,15 @@
-//! Groups of weights, clipping by unit, averaged weights: they do what the config says, and resume.
+//! Groups of weights, clipping by unit, averaged weights, the term beside the loss, rows of marks: they do
+//! what the config says, and resume.
 
 use std::path::Path;
 use std::process::Command;
 
+use flamingo_dataset::Tokenizer;
 use flamingo_model::Tensors;
 
+use crate::export::open_flamingo;
 use crate::resume::assert_same_outcome;
-use crate::world::{CONTRASTIVE, FLAMINGO, Finished, LANGUAGE, STAGES, World, metrics};
+use crate::world::{CONTRASTIVE, FLAMINGO, Finished, LANGUAGE, STAGES, World, latest, metrics};
 
 /// The paper's clipping in the contrastive stage (appendix B.1.3).
 const PAPER_GROUPS: &str = r#"
@@ -25,6 +28,13 @@ fn with_groups(config: &str, groups: &str) -> String {
     let (head, rest) = config.split_once("schedule = ").unwrap();
     let (schedule, rest) = rest.split_once('\n').unwrap();
     format!("{head}schedule = {schedule}\n{groups}\n{rest}")
+}
+
+fn export(world: &World, from: &str, format: &str, to: &str) -> Finished {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+    command.current_dir(world.path(""));
+    command.args(["export", "--model", from, "--format", format, "--out", to]);
+    Finished(command.output().unwrap())
 }
 
 fn with_ema(config: &str) -> String {
@@ -116,12 +126,7 @@ fn averages_in_checkpoints_follow_the_formula_and_are_a_model() {
         }
     }
     // As a model it is the averages, with the frozen towers of the checkpoint around it.
-    let export = |from: &str, to: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
-        command.current_dir(world.path(""));
-        command.args(["export", "--model", from, "--format", "flamingo", "--out", to]);
-        Finished(command.output().unwrap())
-    };
+    let export = |from: &str, to: &str| export(&world, from, "flamingo", to);
     export("run/checkpoints/step-8/ema", "averaged").expect_success();
     assert!(world.path("averaged/tokenizer.json").is_file());
     let averaged = Tensors::open(&world.path("averaged")).unwrap();
@@ -182,4 +187,90 @@ fn groups_and_averages_that_cannot_be_are_refused_before_the_first_step() {
     refused(&group(&hidden), &["`optimizer.group.h.match`"]);
     let ema = LANGUAGE.replacen("[optimizer]", "[ema]\ndecay = 1.0\n[optimizer]", 1);
     refused(&ema, &["`ema.decay` is 1, expected 0 to below 1"]);
+}
+
+#[test]
+fn the_term_beside_the_loss_moves_the_weights_and_not_the_losses() {
+    let world = World::with_towers();
+    for (stage, config) in [("language", LANGUAGE), ("flamingo", FLAMINGO)] {
+        let run = |name: &str, more: &[&str]| {
+            let name = format!("{stage}-{name}");
+            world.train(stage, config, &name, more).expect_success();
+            world.path(&name)
+        };
+        let plain = metrics(&run("plain", &[]));
+        let z_loss = ["--set", "z_loss=0.01"];
+        let whole = run("whole", &z_loss);
+        let with = metrics(&whole);
+        assert_eq!(with[0]["losses"], plain[0]["losses"], "{stage}");
+        assert_eq!(with[0]["loss"], plain[0]["loss"], "{stage}");
+        assert_ne!(with[0]["grad_norm"], plain[0]["grad_norm"], "{stage}");
+        assert_ne!(with[7]["losses"], plain[7]["losses"], "{stage}");
+        for dataset in plain[0]["losses"].as_object().unwrap().keys() {
+            let key = format!("z_loss.{dataset}");
+            // About log(301)^2 of 0.01, for a model that knows nothing.
+            let z = with[0]["observed"][&key].as_f64().unwrap();
+            assert!((0.05..1.0).contains(&z), "{stage} {key}: {z}");
+            assert!(plain[0]["observed"].get(&key).is_none(), "{stage}");
+        }
+        run("stopped", &[&z_loss[..], &["--stop-after", "3"]].concat());
+        assert_same_outcome(&whole, &run("stopped", &[&z_loss[..], &["--resume"]].concat()));
+    }
+    for (stage, config, value, words) in [
+        ("contrastive", CONTRASTIVE, "1e-4", "expected nothing: no language model learns here"),
+        ("language", LANGUAGE, "0.0", "`z_loss` is 0, expected above 0 and below 1"),
+        ("language", LANGUAGE, "1.0", "`z_loss` is 1, expected above 0 and below 1"),
+    ] {
+        let set = format!("z_loss={value}");
+        let refused = world.train(stage, config, "refused", &["--set", &set]);
+        assert_eq!(refused.code(), Some(2));
+        assert!(refused.stderr().contains(words), "{}", refused.stderr());
+    }
+}
+
+#[test]
+fn rows_of_marks_learn_alone_and_go_back_to_their_places() {
+    const TABLE: &str = "lang_encoder.transformer.wte.weight";
+    const WIDTH: usize = 16;
+    let world = World::with_towers();
+    let config = open_flamingo().replace("[model]\n", "[model]\nmark_rows = \"trained\"\n");
+    let run = |name: &str, more: &[&str]| {
+        world
+            .train("flamingo", &config, name, &[&["--set", "steps=4"], more].concat())
+            .expect_success();
+        world.path(name)
+    };
+    let whole = run("whole", &[]);
+    run("stopped", &["--stop-after", "2"]);
+    assert_same_outcome(&whole, &run("stopped", &["--resume"]));
+
+    let tokenizer = Tokenizer::load(whole.join("tokenizer.json")).unwrap();
+    let mut marks = [tokenizer.image_id() as usize, tokenizer.eoc_id() as usize];
+    marks.sort_unstable();
+    let language = Tensors::open(&latest(&world.path("language"))).unwrap();
+    let before = language.get("language.tokens.weight").unwrap();
+    let model = Tensors::open(&latest(&whole)).unwrap();
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let frozen = model.get("language.tokens.weight").unwrap();
+    assert_eq!(bits(frozen), bits(before), "the language model's own rows changed");
+    let trained = model.get("trained_tokens.weight").unwrap();
+
+    export(&world, "whole", "open-flamingo", "whole.safetensors").expect_success();
+    let theirs = Tensors::open(&world.path("whole.safetensors")).unwrap();
+    let after = theirs.get(TABLE).unwrap();
+    assert_eq!(after.len(), before.len());
+    for (token, (before, after)) in before.chunks(WIDTH).zip(after.chunks(WIDTH)).enumerate() {
+        match marks.iter().position(|mark| *mark == token) {
+            Some(row) => {
+                assert_ne!(before, after, "the row of mark {token} learned nothing");
+                assert_eq!(bits(after), bits(&trained[row * WIDTH..][..WIDTH]));
+            }
+            None => assert_eq!(bits(before), bits(after), "row {token} changed"),
+        }
+    }
+    let tuned = config.replace("mark_rows", "language_weights = \"fine-tuned\"\nmark_rows");
+    let refused = world.train("flamingo", &tuned, "refused", &[]);
+    assert_eq!(refused.code(), Some(2));
+    let words = "`model.mark_rows` is \"trained\", expected \"frozen\"";
+    assert!(refused.stderr().contains(words), "{}", refused.stderr());
 }
