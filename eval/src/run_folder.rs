@@ -202,6 +202,28 @@ mod tests {
     }
 
     #[test]
+    fn the_averaged_model_of_a_checkpoint_has_its_run_and_a_digest_of_both_weights() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = run(&dir.path().canonicalize().unwrap());
+        let step = path.join("checkpoints/step-3");
+        let before = RunFolder::open(&path).unwrap().sha256().unwrap();
+        std::fs::create_dir(step.join("ema")).unwrap();
+        for (file, text) in [("config.json", "{}"), ("model.safetensors", "a"), ("base", "..\n")] {
+            std::fs::write(step.join("ema").join(file), text).unwrap();
+        }
+        assert_eq!(RunFolder::open(&path).unwrap().sha256().unwrap(), before);
+        let averaged = || RunFolder::open(&step.join("ema")).unwrap();
+        assert_eq!((averaged().run, averaged().checkpoint), (path, step.join("ema")));
+        let mut digests = vec![before, averaged().sha256().unwrap()];
+        for file in ["ema/model.safetensors", "model.safetensors"] {
+            std::fs::write(step.join(file), "other").unwrap();
+            digests.push(averaged().sha256().unwrap());
+        }
+        digests.dedup();
+        assert_eq!(digests.len(), 4, "each change is another model");
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let error = |path: &Path| RunFolder::open(path).unwrap_err().to_string();
