@@ -135,6 +135,7 @@ fn pixels(
         pixels: PixelType::F32,
         loss: LossMask::Paper,
         pack: 1,
+        learn_after: None,
     };
     let entry = |(i, corpus): (usize, &str)| MixtureEntry {
         name: format!("pairs {i}"),

@@ -168,6 +168,14 @@ pub enum CorpusError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A caption of which only an answer is to be learned has none.
+    #[error("no answer to learn after `{text}`: {problem}")]
+    NoAnswer {
+        /// What stands before an answer.
+        text: String,
+        /// Why there is none.
+        problem: String,
+    },
     /// The tokenizer could not be read, written or trained.
     #[error("tokenizer {path}: {problem}")]
     Tokenizer {
@@ -253,7 +261,11 @@ impl CorpusError {
     pub fn is_about_one_row(&self) -> bool {
         matches!(
             self,
-            Self::Row { .. } | Self::Image { .. } | Self::Parquet { .. } | Self::Arrow { .. }
+            Self::Row { .. }
+                | Self::Image { .. }
+                | Self::NoAnswer { .. }
+                | Self::Parquet { .. }
+                | Self::Arrow { .. }
         )
     }
 }

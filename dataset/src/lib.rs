@@ -63,6 +63,7 @@
 //!     pixels: PixelType::F32,
 //!     loss: LossMask::Paper,
 //!     pack: 1,
+//!     learn_after: None,
 //! };
 //! let pairs = MixtureEntry {
 //!     name: "pairs".into(),
@@ -147,7 +148,9 @@ pub use order::{EpochOrder, Shuffle, ShuffleQuality};
 pub use pixel_buffer::PixelBuffer;
 pub use pixels::{Augment, Fit, ImageConfig, PixelType, image_bytes, image_pixels};
 pub use row_view::read_row;
-pub use sample::{Example, LossMask, SampleConfig, SampleKey, example, packed_example};
+pub use sample::{
+    Example, LossMask, SampleConfig, SampleKey, caption_tokens, example, packed_example,
+};
 pub use schema::{CorpusKind, SCHEMA_VERSION, schema};
 pub use shard_reader::StoredObject;
 pub use shard_writer::{ShardWriter, encode_shard};

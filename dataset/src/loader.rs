@@ -5,6 +5,7 @@
 //! [`Mixture`]. The cursor is the number of the next step, nothing else.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -33,6 +34,8 @@ pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     cursor: Cursor,
+    /// The first step that it does not give.
+    end: u64,
     failed: bool,
     /// Rows and corrupt rows of each dataset, by name, since the loader began.
     read: BTreeMap<String, (u64, u64)>,
@@ -57,13 +60,20 @@ impl Loader {
 
     /// Starts to read an open mixture at `first_step` with `n_threads` threads (at least one).
     pub fn start(mixture: Mixture, first_step: u64, n_threads: usize) -> Self {
+        Self::start_within(mixture.into(), first_step..u64::MAX, n_threads)
+    }
+
+    /// As [`Loader::start`], for the steps of a range alone: nothing is read ahead that lies behind it, and
+    /// several loaders may read one mixture.
+    pub fn start_within(mixture: Arc<Mixture>, steps: Range<u64>, n_threads: usize) -> Self {
         let n_threads = n_threads.max(1);
-        let first = first_step * mixture.batches_per_step();
+        let first = steps.start * mixture.batches_per_step();
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue { claimed: first, taken: first, ready: BTreeMap::new() }),
             moved: Condvar::new(),
             stop: AtomicBool::new(false),
             batches_ahead: n_threads as u64 + BATCHES_AHEAD,
+            end: steps.end.saturating_mul(mixture.batches_per_step()),
             mixture,
         });
         let threads = (0..n_threads).map(|_| {
@@ -74,7 +84,8 @@ impl Loader {
         Self {
             shared,
             threads,
-            cursor: Cursor { step: first_step },
+            cursor: Cursor { step: steps.start },
+            end: steps.end,
             failed: false,
             read: BTreeMap::new(),
         }
@@ -83,11 +94,11 @@ impl Loader {
     /// The batches of the next step.
     ///
     /// # Errors
-    /// When a corpus cannot be read, or has too many corrupt rows in a row or in all. The loader is of no
-    /// further use then.
+    /// When a corpus cannot be read, or has too many corrupt rows in a row or in all, or the loader's range is
+    /// at its end. The loader is of no further use then.
     pub fn next_step(&mut self) -> Result<Vec<Batch>, CorpusError> {
         let step = self.cursor.step;
-        if self.failed {
+        if self.failed || step >= self.end {
             return Err(CorpusError::LoaderStopped { step });
         }
         let batches = (0..self.shared.mixture.batches_per_step()).map(|_| self.shared.take());
@@ -147,12 +158,14 @@ impl Drop for Loader {
 }
 
 struct Shared {
-    mixture: Mixture,
+    mixture: Arc<Mixture>,
     queue: Mutex<Queue>,
     /// Signalled when a batch became ready, was taken, or the loader stops.
     moved: Condvar,
     stop: AtomicBool,
     batches_ahead: u64,
+    /// The first batch that is not made.
+    end: u64,
 }
 
 /// Batches are numbered from step 0 on.
@@ -177,11 +190,11 @@ impl Shared {
         }
     }
 
-    /// The next batch to make, once there is room for it; `None` when the loader stops.
+    /// The next batch to make, once there is room for it; `None` at the end, or when the loader stops.
     fn claim(&self) -> Option<u64> {
         let mut queue = self.lock();
         loop {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.stop.load(Ordering::Relaxed) || queue.claimed >= self.end {
                 return None;
             }
             if queue.claimed < queue.taken + self.batches_ahead {

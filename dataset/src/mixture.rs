@@ -25,7 +25,7 @@ use crate::order::{EpochOrder, Shuffle};
 use crate::pixels::PixelType;
 use crate::read_ahead::{ReadAhead, read_ahead};
 use crate::sample::{SampleConfig, SampleKey, Sequence, make_sequence};
-use crate::{Corpus, CorpusError, DiskCacheConfig, Layout, Row, Tokenizer};
+use crate::{Corpus, CorpusError, CorpusKind, DiskCacheConfig, Layout, Row, Tokenizer};
 
 /// Name of a batch that holds rows of all datasets.
 pub const MERGED: &str = "merged";
@@ -283,6 +283,10 @@ impl Dataset {
         if entry.skip_rows.len() as u64 == n_rows {
             let problem = format!("names every row of {}", entry.corpus);
             return Err(setting(&entry, "skip_rows", problem));
+        }
+        if entry.sample.learn_after.is_some() && corpus.kind() == CorpusKind::Interleaved {
+            let problem = format!("is for captions, {} has pages", entry.corpus);
+            return Err(setting(&entry, "learn_after", problem));
         }
         let key = sha256_u64(corpus.manifest().to_json().as_bytes());
         Ok(Self { entry, corpus, key })

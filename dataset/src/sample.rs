@@ -63,6 +63,11 @@ pub struct SampleConfig {
     /// Rows that share a sequence, one after another; 1 for one row each. `phi` of every row is of its own
     /// images, and its first token is not predicted; a language model reads the text of those before it.
     pub pack: usize,
+    /// Of captions only what follows the last occurrence of this text is predicted, such as "Answer:"; of
+    /// those that `loss` chooses. A caption without it, or whose tokens end before an answer, is a row that
+    /// cannot be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learn_after: Option<String>,
 }
 
 impl SampleConfig {
@@ -196,8 +201,10 @@ pub(crate) fn make_sequence(
     tokenizer: &Tokenizer,
     pixels: &mut BatchPixels,
 ) -> Result<Sequence, (usize, CorpusError)> {
-    let mut documents: Vec<_> =
-        rows.iter().map(|(row, key)| Document::new(row, *key, config, tokenizer)).collect();
+    let mut documents = Vec::with_capacity(rows.len());
+    for (i, (row, key)) in rows.iter().enumerate() {
+        documents.push(Document::new(row, *key, config, tokenizer).map_err(|e| (i, e))?);
+    }
     let lengths: Vec<_> = documents.iter().map(|document| document.tokens.len()).collect();
     let n_marks = documents.iter().map(|document| document.n_marks(tokenizer));
     let n_tokens = even_shares(&lengths, config.tokens);
@@ -212,6 +219,13 @@ pub(crate) fn make_sequence(
     let shares = n_tokens.into_iter().zip(n_images);
     for (i, (document, (tokens, images))) in documents.iter_mut().zip(shares).enumerate() {
         let window = document.window(tokens, images, config, tokenizer);
+        if document.learn_from > 0 && window.tokens.len() <= document.learn_from {
+            let n_tokens = window.tokens.len();
+            return Err((
+                i,
+                no_answer(config, format!("the caption ends after {n_tokens} tokens")),
+            ));
+        }
         let seen = phi(&window.tokens, tokenizer.image_id(), document.attend);
         made.loss_mask.extend(loss_mask(&window.tokens, &seen, document, config.loss, tokenizer));
         let before = made.n_images as i32;
@@ -254,23 +268,43 @@ struct Document {
     tokens: Vec<u32>,
     attend: Attend,
     is_page: bool,
+    /// The first token that may be predicted.
+    learn_from: usize,
     random: KeyedRandom,
 }
 
 impl Document {
-    fn new(row: &Row, key: SampleKey, config: &SampleConfig, tokenizer: &Tokenizer) -> Self {
+    fn new(
+        row: &Row,
+        key: SampleKey,
+        config: &SampleConfig,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, CorpusError> {
         let mut random = KeyedRandom::new(&[key.seed, key.epoch, key.row, TEXT_STREAM]);
         let caption = match row {
             Row::Interleaved(page) => {
                 let tokens = page_tokens(page, tokenizer);
                 let attend = attend(page, config, key.seed);
-                return Self { tokens, attend, is_page: true, random };
+                return Ok(Self { tokens, attend, is_page: true, learn_from: 0, random });
             }
             Row::ImageText(pair) => &pair.caption,
             Row::VideoText(clip) => &clip.caption,
         };
-        let tokens = caption_tokens(caption, config, tokenizer, &mut random);
-        Self { tokens, attend: Attend::Previous, is_page: false, random }
+        let space = random.chance(config.space_prefix_probability);
+        let caption = if space { format!(" {caption}") } else { caption.clone() };
+        let tokens = caption_tokens(&caption, tokenizer);
+        let learn_from = match &config.learn_after {
+            None => 0,
+            Some(text) => {
+                let missing = || no_answer(config, "it is not in the caption".to_owned());
+                let start = caption.rfind(text).ok_or_else(missing)?;
+                let question = &caption[..start + text.len()];
+                let same = caption_tokens(question, tokenizer).into_iter().zip(&tokens);
+                // Where answer and question share a token, that token is learned.
+                same.take_while(|(of_question, token)| of_question == *token).count()
+            }
+        };
+        Ok(Self { tokens, attend: Attend::Previous, is_page: false, learn_from, random })
     }
 
     fn n_marks(&self, tokenizer: &Tokenizer) -> usize {
@@ -328,16 +362,14 @@ fn page_tokens(page: &Interleaved, tokenizer: &Tokenizer) -> Vec<u32> {
     tokens
 }
 
-fn caption_tokens(
-    caption: &str,
-    config: &SampleConfig,
-    tokenizer: &Tokenizer,
-    random: &mut KeyedRandom,
-) -> Vec<u32> {
-    let space = random.chance(config.space_prefix_probability);
-    let caption = if space { format!(" {caption}") } else { caption.to_owned() };
+fn no_answer(config: &SampleConfig, problem: String) -> CorpusError {
+    CorpusError::NoAnswer { text: config.learn_after.clone().unwrap_or_default(), problem }
+}
+
+/// A caption as an example has it: `<BOS><image>caption<EOC><EOS>`.
+pub fn caption_tokens(caption: &str, tokenizer: &Tokenizer) -> Vec<u32> {
     let mut tokens = vec![tokenizer.bos_id(), tokenizer.image_id()];
-    tokens.extend(tokenizer.encode(&caption));
+    tokens.extend(tokenizer.encode(caption));
     tokens.extend([tokenizer.eoc_id(), tokenizer.eos_id()]);
     tokens
 }
@@ -398,7 +430,8 @@ fn loss_mask(
             LossMask::OpenFlamingo => is_answer,
             LossMask::SeeingAnImage => seen[l] != SEES_NONE,
         };
-        mask[l] = f32::from(u8::from(is_text && counts));
+        let is_learned = is_text && counts && l + 1 >= document.learn_from;
+        mask[l] = f32::from(u8::from(is_learned));
     }
     mask
 }
@@ -495,6 +528,7 @@ mod tests {
             pixels: PixelType::F32,
             loss: LossMask::Paper,
             pack: 1,
+            learn_after: None,
         }
     }
 
@@ -749,6 +783,37 @@ mod tests {
         assert!(error.is_about_one_row() && error.to_string().contains("1.png"), "{error}");
         assert!(example(&bad, &config(20, 1), &tokenizer(), key).is_ok());
         assert!(example(&clip(0), &config(20, 1), &tokenizer(), key).is_err());
+    }
+
+    #[test]
+    fn only_what_follows_the_last_question_is_learned() {
+        let config = SampleConfig { learn_after: Some("A:".to_owned()), ..config(24, 1) };
+        let key = SampleKey { seed: 1, epoch: 0, row: 0 };
+        let targets = |made: Example| {
+            let targets = made.tokens.iter().skip(1).zip(&made.loss_mask);
+            let targets = targets.filter(|(_, mask)| **mask > 0.0).map(|(token, _)| *token);
+            tokenizer().tokens_text(&targets.collect::<Vec<_>>())
+        };
+        let learned = |caption: &str, config: &SampleConfig| {
+            example(&pair(caption), config, &tokenizer(), key).map(targets)
+        };
+        let text = |caption: &str| learned(caption, &config).unwrap();
+        assert_eq!(text("Q: red? A: blue"), " blue<EOC><EOS>");
+        assert_eq!(text("A: red A:blue"), "blue<EOC><EOS>");
+        let packed = [(&pair("A: red"), key), (&pair("Q A: blue"), key)];
+        let two = SampleConfig { pack: 2, images: 2, ..config.clone() };
+        let made = packed_example(&packed, &two, &tokenizer()).unwrap();
+        assert_eq!(targets(made), " red<EOC><EOS> blue<EOC><EOS>");
+        for (caption, words) in [
+            ("Q: red? blue", "after `A:`: it is not in the caption"),
+            ("Q: red? A:", "the caption ends after"),
+            ("Q: red red red red red red red? A: blue", "the caption ends after 24 tokens"),
+        ] {
+            let error = learned(caption, &config).unwrap_err();
+            assert!(error.is_about_one_row() && error.to_string().contains(words), "{error}");
+        }
+        let whole = SampleConfig { learn_after: None, ..config.clone() };
+        assert_eq!(learned("A: red", &whole).unwrap(), "A: red<EOC><EOS>");
     }
 
     #[test]

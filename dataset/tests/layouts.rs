@@ -92,6 +92,7 @@ fn entry(name: &str, corpus: &Path, layout: Layout, images: usize) -> MixtureEnt
             pixels: PixelType::F32,
             loss: LossMask::Paper,
             pack: 1,
+            learn_after: None,
         },
         shuffle: Shuffle { block_rows: 2, group_blocks: 2 },
         skip_rows: BTreeSet::new(),

@@ -29,6 +29,7 @@ fn sample(tokens: usize, images: usize, frames: usize) -> SampleConfig {
         pixels: PixelType::F32,
         loss: LossMask::Paper,
         pack: 1,
+        learn_after: None,
     }
 }
 

@@ -72,6 +72,7 @@ impl MasksJob {
                 pixels: PixelType::F32,
                 loss: LossMask::Paper,
                 pack: 1,
+                learn_after: None,
             },
             seed: 0,
             epoch: 0,

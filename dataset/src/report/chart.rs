@@ -23,6 +23,9 @@ const N_COLOURS: usize = 6;
 /// More points than this are thinned: two per unit of width, each bucket's least and greatest.
 const POINTS_MAX: usize = 1600;
 
+/// Width of the stroke that stands for a line of one point.
+const LONE_POINT: f64 = 6.0;
+
 /// Width of one character of the legend, and of its stroke with the gaps around.
 const LEGEND_CHARACTER: f64 = 7.0;
 const LEGEND_STROKE: f64 = 42.0;
@@ -190,6 +193,11 @@ fn draw_line(html: &mut String, idx: usize, points: &[(f64, f64)], x: &Axis, y: 
         let (left, top) = to_page(x, y, point);
         write_to(html, format_args!("{left:.1},{top:.1} "));
     }
+    if let &[point] = points {
+        // A line of one point alone would not be seen.
+        let (left, top) = to_page(x, y, point);
+        write_to(html, format_args!("{:.1},{top:.1} ", left + LONE_POINT));
+    }
     html.push_str("\"/>\n");
 }
 
@@ -205,6 +213,14 @@ mod tests {
         assert_eq!(labels, ["0", "1", "2", "3"]);
         let axis = Axis::new([0.01, 0.06].into_iter(), 5.0);
         assert_eq!(axis.label(0.02), "0.02");
+    }
+
+    #[test]
+    fn a_line_of_one_point_is_seen() {
+        let mut html = String::new();
+        line_chart(&mut html, "t", "x", &[("a".to_owned(), vec![(1.0, 2.0)])]);
+        let points = html.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+        assert_eq!(points.split_whitespace().count(), 2, "{points}");
     }
 
     #[test]
