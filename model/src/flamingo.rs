@@ -248,19 +248,46 @@ impl Flamingo {
     /// # Errors
     /// When the folder does not hold a whole model.
     pub fn load_to_train(folder: &Path, trained: TrainedTowers) -> Result<Self, ModelError> {
-        let (config, mut tensors, path): (FlamingoConfig, Tensors, _) = read_folder(folder)?;
+        let (config, tensors, path) = read_folder(folder)?;
+        Self::loaded(config, None, tensors, &path, trained)
+    }
+
+    /// As [`Flamingo::load_to_train`], for images of another size: a vision transformer's position
+    /// embeddings are interpolated.
+    ///
+    /// # Errors
+    /// When the folder does not hold a whole model, or the tower cannot take images of this size.
+    pub fn load_to_train_at(
+        folder: &Path,
+        image_size: usize,
+        trained: TrainedTowers,
+    ) -> Result<Self, ModelError> {
+        let (config, tensors, path) = read_folder(folder)?;
+        Self::loaded(config, Some(image_size), tensors, &path, trained)
+    }
+
+    fn loaded(
+        mut config: FlamingoConfig,
+        image_size: Option<usize>,
+        mut tensors: Tensors,
+        path: &Path,
+        trained: TrainedTowers,
+    ) -> Result<Self, ModelError> {
         let outline = config.outline()?;
         let whole = outline.params().into_iter().flat_map(Params::iter);
         let whole: Vec<_> = whole.map(|p| (p.name.clone(), p.shape.clone())).collect();
-        tensors.check_all(&whole, |_| true, &path)?;
+        tensors.check_all(&whole, |_| true, path)?;
         let mut part = |prefix: &str| Source::Stored {
             tensors: tensors.split_off(prefix),
-            path: path.clone(),
+            path: path.to_path_buf(),
         };
         let (vision, language) =
             (part(VISION_PREFIX), part(crate::language_model::LANGUAGE_PREFIX));
         let rest = part("");
         let shape = config.vision.clone();
+        if let Some(size) = image_size {
+            config.vision.set_image_size(size);
+        }
         let train = [trained.vision, trained.language].map(Training::of);
         Self::from_sources(config, Towers { shape, vision, language, train }, rest)
     }
