@@ -3,8 +3,9 @@
 //! `checkpoints/step-N/` is a loadable model folder (`config.json`, `model.safetensors`) that also
 //! holds the optimizer's moments and `state.json`. It is written under a temporary name, flushed
 //! and renamed; only then does the text file `latest` move on to it. Whatever the moment of a
-//! crash, `latest` names a whole checkpoint.
+//! crash, `latest` names a whole checkpoint. With an early stop `best` names the one that was best so far.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirEntry;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -13,12 +14,14 @@ use flamingo_model::{ModelError, Tensors};
 use serde::{Deserialize, Serialize};
 
 use crate::device::Devices;
+use crate::early_stop;
 use crate::error::TrainError;
 use crate::files;
 use crate::trouble::{RecentLosses, Trouble};
 
 const FOLDER: &str = "checkpoints";
 const LATEST: &str = "latest";
+const BEST: &str = "best";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const UNFINISHED: &str = "unfinished";
@@ -45,6 +48,19 @@ pub struct State {
     /// The losses that the next ones are compared with.
     #[serde(default)]
     pub recent_losses: RecentLosses,
+    /// How the validation went.
+    #[serde(default)]
+    pub early_stop: early_stop::Progress,
+    /// Digest of each manifest of the corpora that are not learned from, under the datasets' names.
+    #[serde(default)]
+    pub held_out_sha256: BTreeMap<String, String>,
+}
+
+impl State {
+    /// The step of the best checkpoint so far, where an early stop looks for one.
+    pub fn best_step(&self) -> Option<u64> {
+        self.early_stop.best.map(|best| best.step)
+    }
 }
 
 /// A checkpoint on disk.
@@ -97,13 +113,7 @@ impl Checkpoint {
     }
 
     fn read(folder: PathBuf) -> Result<Self, TrainError> {
-        let path = folder.join(STATE);
-        let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
-        let state = serde_json::from_str(&text).map_err(|source| TrainError::Broken {
-            path,
-            expected: "the state of a checkpoint",
-            source,
-        })?;
+        let state = read_state(&folder)?;
         Ok(Self { folder, state })
     }
 
@@ -143,7 +153,17 @@ pub fn folder(run: &Path, step: u64) -> PathBuf {
     run.join(FOLDER).join(format!("step-{step}"))
 }
 
-/// Writes a checkpoint and moves `latest` to it.
+fn read_state(folder: &Path) -> Result<State, TrainError> {
+    let path = folder.join(STATE);
+    let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
+    serde_json::from_str(&text).map_err(|source| TrainError::Broken {
+        path,
+        expected: "the state of a checkpoint",
+        source,
+    })
+}
+
+/// Writes a checkpoint and moves `latest` to it, and `best` to the one that it knows as the best.
 ///
 /// `save_model` writes the model's own files into the folder that it is given.
 ///
@@ -174,7 +194,23 @@ pub fn write(
     std::fs::rename(&unfinished, &folder).map_err(TrainError::file("rename", &unfinished))?;
     files::sync(&parent)?;
     files::sync(run)?;
-    point_latest(run, &name)
+    point_latest(run, &name)?;
+    point_best(run, state.best_step())
+}
+
+/// Makes `best` name the checkpoint of a step; without one it is removed.
+///
+/// # Errors
+/// When the disk cannot be written.
+pub fn point_best(run: &Path, step: Option<u64>) -> Result<(), TrainError> {
+    let path = run.join(BEST);
+    match step {
+        Some(step) => files::replace(&path, format!("step-{step}\n").as_bytes()),
+        None if path.exists() => {
+            std::fs::remove_file(&path).map_err(TrainError::file("remove", &path))
+        }
+        None => Ok(()),
+    }
 }
 
 fn point_latest(run: &Path, name: &str) -> Result<(), TrainError> {
@@ -249,7 +285,8 @@ pub struct Keep {
     pub back: Option<u64>,
 }
 
-/// Removes the checkpoints of steps up to `step` that need not stay.
+/// Removes the checkpoints of steps up to `step` that need not stay. What one that stays knows as the best
+/// stays, too.
 ///
 /// # Errors
 /// When the disk cannot be read or written.
@@ -257,11 +294,15 @@ pub fn prune(run: &Path, step: u64, keep: &Keep) -> Result<(), TrainError> {
     let parent = run.join(FOLDER);
     let steps = steps_up_to(&parent, step)?;
     let n_old = steps.len().saturating_sub(keep.last);
-    let back =
-        keep.back.and_then(|every| steps.iter().rfind(|step| step.is_multiple_of(every)).copied());
-    let stays =
-        |step: u64| Some(step) == back || keep.every.is_some_and(|e| step.is_multiple_of(e));
-    let mut old = steps[..n_old].iter().filter(|step| !stays(**step));
+    let back = keep.back.and_then(|every| steps.iter().rfind(|step| step.is_multiple_of(every)));
+    let for_ever = |step: &&u64| keep.every.is_some_and(|every| step.is_multiple_of(every));
+    let for_ever = steps.iter().filter(for_ever);
+    let mut stay: BTreeSet<u64> =
+        steps[n_old..].iter().chain(back).chain(for_ever).copied().collect();
+    for step in stay.clone() {
+        stay.extend(read_state(&parent.join(format!("step-{step}")))?.best_step());
+    }
+    let mut old = steps.iter().filter(|step| !stay.contains(step));
     old.try_for_each(|step| discard(&parent, *step))
 }
 
@@ -321,17 +362,23 @@ mod tests {
             devices: Devices::new(),
             troubles: Vec::new(),
             recent_losses: RecentLosses::default(),
+            early_stop: early_stop::Progress::default(),
+            held_out_sha256: BTreeMap::new(),
         }
     }
 
     fn write_step(run: &Path, step: u64) {
+        write_state(run, &state(step));
+    }
+
+    fn write_state(run: &Path, state: &State) {
         let moments = Tensors::default();
         let save_model = |folder: &Path| {
             std::fs::write(folder.join("config.json"), "{}").unwrap();
             Ok(())
         };
-        write(run, &state(step), &moments, save_model).unwrap();
-        prune(run, step, &Keep { last: 2, every: Some(20), back: Some(5) }).unwrap();
+        write(run, state, &moments, save_model).unwrap();
+        prune(run, state.step, &Keep { last: 2, every: Some(20), back: Some(5) }).unwrap();
     }
 
     fn sorted_names(run: &Path) -> Vec<String> {
@@ -404,6 +451,30 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         (10..=70).step_by(10).for_each(|step| write_step(run.path(), step));
         assert_eq!(sorted_names(run.path()), ["step-20", "step-40", "step-60", "step-70"]);
+    }
+
+    #[test]
+    fn the_best_stays_as_long_as_a_checkpoint_that_stays_knows_it() {
+        let run = tempfile::tempdir().unwrap();
+        let best = || std::fs::read_to_string(run.path().join(BEST)).ok();
+        let with_best = |step, best| {
+            let mut state = state(step);
+            state.early_stop.best = Some(early_stop::Best { step: best, value: 0.5 });
+            write_state(run.path(), &state);
+        };
+        with_best(3, 3);
+        with_best(5, 3);
+        for step in [6, 7, 8] {
+            with_best(step, 6);
+        }
+        // Whoever goes back to step 5 finds step 3 as the best.
+        assert_eq!(sorted_names(run.path()), ["step-3", "step-5", "step-6", "step-7", "step-8"]);
+        assert_eq!(best().as_deref(), Some("step-6\n"));
+        with_best(10, 6);
+        with_best(11, 11);
+        assert_eq!(sorted_names(run.path()), ["step-10", "step-11", "step-6"]);
+        write_step(run.path(), 12);
+        assert_eq!(best(), None);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use flamingo_model::Recompute;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Keep;
+use crate::early_stop::EarlyStopConfig;
 use crate::ema::EmaConfig;
 use crate::few_shot::FewShotConfig;
 use crate::gradient::LossNormalisation;
@@ -23,6 +24,7 @@ use crate::machine::HardwareConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
 use crate::trouble::{Action, GuardConfig};
+use crate::validation::{HeldOutConfig, ValidationConfig};
 
 /// All numbers of a run. `M` is the stage's `[model]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,6 +79,13 @@ pub struct RunConfig<M> {
     /// run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_program: Option<PathBuf>,
+    /// Rows that are not learned from, and when they are looked at. May change when a run without
+    /// `early_stop` is continued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
+    /// When the run ends before its last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stop: Option<EarlyStopConfig>,
     /// What is known of the machine, in the Flamingo stage. May change when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<HardwareConfig>,
@@ -194,6 +203,10 @@ pub struct DataConfig {
     /// Which tokens are learned: `paper` (all), `open_flamingo` or `seeing_an_image`.
     #[serde(default = "paper_loss")]
     pub loss: LossMask,
+    /// Of captions only what follows the last occurrence of this text is learned, such as "Answer:"; a
+    /// row without it counts as corrupt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learn_after: Option<String>,
     /// Rows that share a sequence, where most are far shorter than `tokens`.
     #[serde(default = "one")]
     pub pack: usize,
@@ -208,19 +221,19 @@ pub struct DataConfig {
     pub corrupt_share_max: f64,
 }
 
-fn few_corrupt() -> f64 {
+pub(crate) fn few_corrupt() -> f64 {
     0.01
 }
 
-fn one() -> usize {
+pub(crate) fn one() -> usize {
     1
 }
 
-fn paper_chance() -> f64 {
+pub(crate) fn paper_chance() -> f64 {
     0.5
 }
 
-fn paper_loss() -> LossMask {
+pub(crate) fn paper_loss() -> LossMask {
     LossMask::Paper
 }
 
@@ -279,11 +292,35 @@ impl<M> RunConfig<M> {
         image: &ImageConfig,
         locate: impl Fn(&str) -> String,
     ) -> Vec<MixtureEntry> {
+        self.entries(&self.data, image, locate)
+    }
+
+    /// The same of the datasets that are not learned from.
+    pub fn held_out_entries(
+        &self,
+        image: &ImageConfig,
+        locate: impl Fn(&str) -> String,
+    ) -> Vec<MixtureEntry> {
+        self.entries(&self.held_out(), image, locate)
+    }
+
+    /// The datasets of `[validation]`.
+    pub(crate) fn held_out(&self) -> Vec<DataConfig> {
+        let all = self.validation.iter().flat_map(|validation| &validation.data);
+        all.map(HeldOutConfig::to_data).collect()
+    }
+
+    fn entries(
+        &self,
+        data: &[DataConfig],
+        image: &ImageConfig,
+        locate: impl Fn(&str) -> String,
+    ) -> Vec<MixtureEntry> {
         let mut disk_cache = self.disk_cache.clone();
         if let Some(cache) = &mut disk_cache {
             cache.folder = locate(&cache.folder.to_string_lossy()).into();
         }
-        let entries = self.data.iter().map(|entry| MixtureEntry {
+        let entries = data.iter().map(|entry| MixtureEntry {
             disk_cache: disk_cache.clone(),
             ..entry.to_mixture(image, &locate)
         });
@@ -339,6 +376,7 @@ impl DataConfig {
                 pixels: self.pixels,
                 loss: self.loss,
                 pack: self.pack,
+                learn_after: self.learn_after.clone(),
             },
             shuffle: self.shuffle,
             skip_rows: self.skip_rows.clone(),

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use toml::Table;
 
 use crate::config::{DataConfig, RunConfig, TokenizerConfig};
+use crate::early_stop::EarlyStopConfig;
 use crate::error::TrainError;
 use crate::few_shot::{self, FewShotConfig};
 use crate::gradient::LossNormalisation;
@@ -19,6 +20,7 @@ use crate::limits::{self, Size};
 use crate::optimizer::OptimizerConfig;
 use crate::overrides::Override;
 use crate::trouble::GuardConfig;
+use crate::validation::{self, CLASS_ACCURACY, CLASS_PLACE, ValidationConfig};
 
 /// A config as read, with the names that messages need.
 #[derive(Debug, Clone)]
@@ -94,12 +96,11 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         config.image.iter().try_for_each(|image| self.check_image(image))?;
         config.tokenizer.iter().try_for_each(|tokenizer| self.check_tokenizer(tokenizer))?;
         self.require(!config.data.is_empty(), "data", &"empty", "at least one dataset")?;
-        for (index, entry) in config.data.iter().enumerate() {
-            self.check_dataset(index, entry)?;
-            self.check_memory(entry)?;
-            self.check_frames(entry)?;
-            self.check_micro_batches(entry)?;
-        }
+        self.check_datasets("data", &config.data)?;
+        config.data.iter().try_for_each(|entry| self.check_frames(entry))?;
+        config.data.iter().try_for_each(|entry| self.check_micro_batches(entry))?;
+        config.validation.iter().try_for_each(|validation| self.check_validation(validation))?;
+        config.early_stop.iter().try_for_each(|stop| self.check_early_stop(stop))?;
         Ok(self)
     }
 
@@ -238,10 +239,93 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         self.require_sizes("tokenizer.train", &[size])
     }
 
-    fn check_dataset(&self, index: usize, entry: &DataConfig) -> Result<(), TrainError> {
-        let key = |field: &str| format!("data.{}.{field}", entry.name);
-        let is_new = self.config.data[..index].iter().all(|other| other.name != entry.name);
-        self.require(is_new, format!("data.{index}.name"), &entry.name, "a name of its own")?;
+    fn check_validation(&self, validation: &ValidationConfig) -> Result<(), TrainError> {
+        for (key, value) in
+            [("validation.every", validation.every), ("validation.batches", validation.batches)]
+        {
+            self.require(value > 0, key, &value, "at least 1")?;
+        }
+        let key = "validation.data";
+        self.require(!validation.data.is_empty(), key, &"empty", "at least one dataset")?;
+        self.check_datasets(key, &self.config.held_out())?;
+        for data in &validation.data {
+            let key = |field: &str| format!("{key}.{}.{field}", data.name);
+            let alike = (1..data.classes.len()).find(|i| {
+                let lower = data.classes[*i].to_lowercase();
+                data.classes[..*i].iter().any(|other| other.to_lowercase() == lower)
+            });
+            if let Some(i) = alike {
+                self.require(false, key("classes"), &data.classes[i], "each class once")?;
+            }
+            let n_classes = data.classes.len();
+            self.require(n_classes != 1, key("classes"), &"one class", "none, or two at least")?;
+            let place = |prompt: &&String| !prompt.contains(CLASS_PLACE);
+            if let Some(prompt) = data.prompts.iter().find(place) {
+                self.require(false, key("prompts"), prompt, "`{}` in place of the class")?;
+            }
+            self.require(!data.prompts.is_empty(), key("prompts"), &"empty", "a text with `{}`")?;
+        }
+        Ok(())
+    }
+
+    fn check_early_stop(&self, stop: &EarlyStopConfig) -> Result<(), TrainError> {
+        let (patience, min_delta) = (stop.patience, stop.min_delta);
+        self.require(patience > 0, "early_stop.patience", &patience, "at least 1")?;
+        let fits = min_delta >= 0.0 && min_delta.is_finite();
+        self.require(fits, "early_stop.min_delta", &min_delta, "0 or more")
+    }
+
+    /// Fails unless the measures that the config asks for are among those of the stage.
+    ///
+    /// # Errors
+    /// When `early_stop.metric` is another one, or classes are given where none are told apart.
+    pub fn require_measures(&self, of_stage: &[&str]) -> Result<(), TrainError> {
+        let data = self.config.validation.iter().flat_map(|validation| &validation.data);
+        let names: Vec<&str> = data.clone().map(|data| &*data.name).collect();
+        if let Some(stop) = &self.config.early_stop {
+            let metric = &stop.metric;
+            let parts = metric
+                .strip_prefix(validation::PREFIX)
+                .and_then(|rest| rest.strip_prefix('.').and_then(|rest| rest.rsplit_once('.')));
+            let fits =
+                parts.is_some_and(|(name, key)| names.contains(&name) && of_stage.contains(&key));
+            let (names, measures) = (names.join(", "), of_stage.join(", "));
+            let expected = format!(
+                "validation.NAME.MEASURE with a dataset of `[validation]` ({names}) and one of {measures}"
+            );
+            self.require(fits, "early_stop.metric", metric, &expected)?;
+        }
+        let tells_classes = of_stage.contains(&CLASS_ACCURACY);
+        for data in data.filter(|data| !data.classes.is_empty() && !tells_classes) {
+            let key = format!("validation.data.{}.classes", data.name);
+            self.require(false, key, &"given", "nothing: only in the contrastive stage")?;
+        }
+        Ok(())
+    }
+
+    /// All datasets, each with its path in the config.
+    pub(crate) fn datasets(&self) -> Vec<(String, DataConfig)> {
+        let learned = self.config.data.iter().cloned().map(|entry| ("data", entry));
+        let held_out = self.config.held_out().into_iter().map(|entry| ("validation.data", entry));
+        let all = learned.chain(held_out);
+        all.map(|(table, entry)| (format!("{table}.{}", entry.name), entry)).collect()
+    }
+
+    /// Checks the datasets of a table one by one.
+    fn check_datasets(&self, table: &str, all: &[DataConfig]) -> Result<(), TrainError> {
+        for (index, entry) in all.iter().enumerate() {
+            let is_new = all[..index].iter().all(|other| other.name != entry.name);
+            let key = format!("{table}.{index}.name");
+            self.require(is_new, key, &entry.name, "a name of its own")?;
+            let path = format!("{table}.{}", entry.name);
+            self.check_dataset(&path, entry)?;
+            self.check_memory(&path, entry)?;
+        }
+        Ok(())
+    }
+
+    fn check_dataset(&self, path: &str, entry: &DataConfig) -> Result<(), TrainError> {
+        let key = |field: &str| format!("{path}.{field}");
         self.require(entry.batch > 0, key("batch"), &entry.batch, "at least 1")?;
         let weight = entry.weight;
         self.require(weight >= 0.0 && weight.is_finite(), key("weight"), &weight, "0 or more")?;
@@ -254,7 +338,10 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             ("images", entry.images, limits::IMAGES_MAX),
             ("frames", entry.frames, limits::FRAMES_MAX),
         ];
-        self.require_sizes(&format!("data.{}", entry.name), &sizes)?;
+        self.require_sizes(path, &sizes)?;
+        if let Some(text) = &entry.learn_after {
+            self.require(!text.is_empty(), key("learn_after"), &"empty", "a text")?;
+        }
         for (field, value) in [
             ("next_image_probability", entry.next_image_probability),
             ("space_prefix_probability", entry.space_prefix_probability),
@@ -267,8 +354,8 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     }
 
     /// Each of the sizes may be within its limit and their product not.
-    fn check_memory(&self, entry: &DataConfig) -> Result<(), TrainError> {
-        let key = format!("data.{}.batch", entry.name);
+    fn check_memory(&self, path: &str, entry: &DataConfig) -> Result<(), TrainError> {
+        let key = format!("{path}.batch");
         let side = self.config.image.as_ref().map_or(0, |image| image.size);
         let row = [entry.images, entry.frames, 3, side, side];
         let expected = format!(
@@ -360,8 +447,8 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         fits: impl Fn(usize) -> bool,
         expected: &str,
     ) -> Result<(), TrainError> {
-        self.config.data.iter().try_for_each(|entry| {
-            let key = format!("data.{}.images", entry.name);
+        self.datasets().into_iter().try_for_each(|(path, entry)| {
+            let key = format!("{path}.images");
             self.require(fits(entry.images), key, &entry.images, expected)
         })
     }
@@ -371,8 +458,8 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     /// # Errors
     /// When a dataset has longer rows.
     pub fn require_context(&self, context: usize) -> Result<(), TrainError> {
-        self.config.data.iter().try_for_each(|entry| {
-            let key = format!("data.{}.tokens", entry.name);
+        self.datasets().into_iter().try_for_each(|(path, entry)| {
+            let key = format!("{path}.tokens");
             let expected = format!("at most the model's context of {context}");
             self.require(entry.tokens <= context, key, &entry.tokens, &expected)
         })

@@ -1,10 +1,10 @@
 //! The contrastive stage: a vision encoder and a text encoder that match images with their captions
 //! (paper, appendix B.1.3). Only the vision encoder is used further on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use flamingo_dataset::{Batch, CorpusKind};
+use flamingo_dataset::{Batch, CorpusKind, caption_tokens};
 use flamingo_model::{
     Clip, ClipConfig, Gradients, LanguageConfig, LossTerms, ModelError, Pool, Snapshot, Spare,
     Trainable, VisionConfig,
@@ -15,9 +15,11 @@ use crate::config::BatchesDivide;
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::inputs;
+use crate::retrieval::{self, Side};
 use crate::setup::{Command, Prepared, Told, launch, open_corpora, own_tokenizer, until_done};
 use crate::trainer::{Ended, Stage, observe};
 use crate::trouble::Trouble;
+use crate::validation::{CLASS_ACCURACY, CLASS_PLACE, HeldOut, HeldOutConfig, Measures};
 
 /// `[model]` of this stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +38,60 @@ pub struct ContrastiveModel {
     pub text: LanguageConfig,
 }
 
+/// What is measured on rows that are not learned from.
+const MEASURES: [&str; 8] = [
+    "image_to_text_r1",
+    "image_to_text_r5",
+    "image_to_text_r10",
+    "text_to_image_r1",
+    "text_to_image_r5",
+    "text_to_image_r10",
+    CLASS_ACCURACY,
+    CLASS_ROWS,
+];
+
+/// Images whose captions name one class.
+const CLASS_ROWS: &str = "class_rows";
+
+/// Among how many of the others a right one must be.
+const RECALL_AT: [usize; 3] = [1, 5, 10];
+
+/// Embeddings of all rows of a dataset that is not learned from.
+#[derive(Default)]
+struct Embedded {
+    /// `[B, E]`.
+    images: Vec<f32>,
+    /// `[B, E]`.
+    texts: Vec<f32>,
+    /// The tokens of each caption, without padding.
+    captions: Vec<Vec<u32>>,
+}
+
+impl Embedded {
+    /// Recalls in both directions. An image finds its caption among all that differ, and a caption any of
+    /// the images that have it: captions alike are one caption.
+    fn recalls(&self, width: usize) -> Measures {
+        let of = retrieval::numbered(&self.captions);
+        let mut seen = BTreeSet::new();
+        let first: Vec<usize> = (0..of.len()).filter(|i| seen.insert(of[*i])).collect();
+        let texts: Vec<f32> =
+            first.iter().flat_map(|i| &self.texts[i * width..][..width]).copied().collect();
+        let of_texts: Vec<usize> = first.iter().map(|i| of[*i]).collect();
+        let images = Side { embeddings: &self.images, of: &of };
+        let texts = Side { embeddings: &texts, of: &of_texts };
+        let mut measures = Measures::new();
+        for (from_to, queries, candidates) in
+            [("image_to_text", images, texts), ("text_to_image", texts, images)]
+        {
+            let ranks = retrieval::ranks(queries, candidates, width);
+            for k in RECALL_AT {
+                measures.insert(format!("{from_to}_r{k}"), retrieval::recall(&ranks, k));
+            }
+        }
+        measures
+    }
+}
+
 /// The model under training.
 struct Contrastive {
     clip: Clip,
@@ -49,7 +105,7 @@ struct Contrastive {
 /// disk fails.
 pub fn run(command: &Command) -> Result<Told, TrainError> {
     let file = command.read_config()?;
-    until_done(command, |command, troubles| attempt(command, &file, troubles))
+    until_done(command, |command, troubles| attempt(command, &file, troubles)).map(Ended::into_told)
 }
 
 fn attempt(
@@ -62,8 +118,9 @@ fn attempt(
     file.require_whole_batches()?;
     file.require_no_z_loss()?;
     file.require_images(|images| images == 1, "1")?;
-    for entry in &file.config.data {
-        let key = format!("data.{}.pack", entry.name);
+    file.require_measures(&MEASURES)?;
+    for (path, entry) in file.datasets() {
+        let key = format!("{path}.pack");
         file.require(entry.pack == 1, key, &entry.pack, "1: a caption is matched by itself")?;
     }
     let image = file.image()?;
@@ -104,7 +161,84 @@ fn clip_config(model: &ContrastiveModel) -> ClipConfig {
     ClipConfig { vision, text, embedding, pool: model.pool }
 }
 
+impl Contrastive {
+    /// Embeddings of all rows, each row once: one may stand in for a corrupt one.
+    fn embed(&self, held_out: &HeldOut) -> Result<Embedded, TrainError> {
+        let (mut all, mut rows) = (Embedded::default(), BTreeSet::new());
+        let width = self.clip.config().embedding;
+        held_out.each_batch(|batch| {
+            let pairs = inputs::pairs(batch)?;
+            let images = self.clip.embed_images(&pairs.images).map_err(TrainError::model("run"))?;
+            let texts = self.clip.embed_texts(&pairs.tokens, pairs.length, &pairs.lengths);
+            let texts = texts.map_err(TrainError::model("run"))?;
+            for (i, row) in batch.rows.iter().enumerate() {
+                if !rows.insert(*row) {
+                    continue;
+                }
+                all.images.extend_from_slice(&images[i * width..][..width]);
+                all.texts.extend_from_slice(&texts[i * width..][..width]);
+                let caption = &pairs.tokens[i * pairs.length..][..pairs.lengths[i]];
+                all.captions.push(caption.to_vec());
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// The embedding of each class, the mean of those of its prompts: `[C, E]`.
+    fn classes(&self, held_out: &HeldOut) -> Result<Vec<f32>, TrainError> {
+        let HeldOutConfig { classes, prompts, tokens: length, .. } = held_out.config();
+        let mut all = Vec::new();
+        for class in classes {
+            let (mut tokens, mut lengths) = (Vec::new(), Vec::new());
+            for prompt in prompts {
+                let prompt = prompt.replace(CLASS_PLACE, class);
+                let mut row = caption_tokens(&prompt, held_out.tokenizer());
+                row.truncate(*length);
+                lengths.push(row.len());
+                row.resize(*length, held_out.tokenizer().pad_id());
+                tokens.extend(row);
+            }
+            let embeddings = self.clip.embed_texts(&tokens, *length, &lengths);
+            let embeddings = embeddings.map_err(TrainError::model("run"))?;
+            all.extend(retrieval::mean_direction(&embeddings, self.clip.config().embedding));
+        }
+        Ok(all)
+    }
+
+    /// Share of the images that are nearest to the class that their caption names, and how many these
+    /// are: those whose caption names none, or several, are left out.
+    fn classified(&self, held_out: &HeldOut, all: &Embedded) -> Result<Measures, TrainError> {
+        let (width, names) = (self.clip.config().embedding, &held_out.config().classes);
+        let (mut images, mut of) = (Vec::new(), Vec::new());
+        for (image, caption) in all.images.chunks(width).zip(&all.captions) {
+            let caption = held_out.tokenizer().decode(caption);
+            if let Some(class) = retrieval::class_named(&caption, names) {
+                images.extend_from_slice(image);
+                of.push(class);
+            }
+        }
+        let (classes, numbers) = (self.classes(held_out)?, (0..names.len()).collect::<Vec<_>>());
+        let classes = Side { embeddings: &classes, of: &numbers };
+        let ranks = retrieval::ranks(Side { embeddings: &images, of: &of }, classes, width);
+        let mut measures = Measures::from([(CLASS_ROWS.to_owned(), of.len() as f64)]);
+        if !of.is_empty() {
+            measures.insert(CLASS_ACCURACY.to_owned(), retrieval::recall(&ranks, 1));
+        }
+        Ok(measures)
+    }
+}
+
 impl Stage for Contrastive {
+    fn validate(&self, held_out: &HeldOut) -> Result<Measures, TrainError> {
+        let all = self.embed(held_out)?;
+        let mut measures = all.recalls(self.clip.config().embedding);
+        if !held_out.config().classes.is_empty() {
+            measures.extend(self.classified(held_out, &all)?);
+        }
+        Ok(measures)
+    }
+
     fn loss(&self, batch: &Batch) -> Result<f32, TrainError> {
         self.clip
             .contrastive_loss(&inputs::pairs(batch)?, self.label_smoothing)

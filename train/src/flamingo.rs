@@ -30,6 +30,7 @@ use crate::setup::{
 };
 use crate::trainer::{Ended, Stage, observe};
 use crate::trouble::Trouble;
+use crate::validation::{self, HeldOut, Measures, TextLoss};
 
 /// `[model]` of this stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,6 +90,11 @@ impl FlamingoModel {
     }
 }
 
+/// What is measured on rows that are not learned from: of texts, and how much more is lost without the
+/// own images, in nats per token.
+const MEASURES: [&str; 5] =
+    ["nll", "perplexity", "bits_per_byte", "blindness_shuffled", "blindness_blank"];
+
 /// The model under training.
 struct Joined {
     flamingo: Flamingo,
@@ -106,7 +112,7 @@ struct Joined {
 /// longer a number, a frozen weight changes, or the disk fails.
 pub fn run(command: &Command) -> Result<Told, TrainError> {
     let file = command.read_config()?;
-    until_done(command, |command, troubles| attempt(command, &file, troubles))
+    until_done(command, |command, troubles| attempt(command, &file, troubles)).map(Ended::into_told)
 }
 
 fn attempt(
@@ -115,6 +121,7 @@ fn attempt(
     troubles: Vec<Trouble>,
 ) -> Result<Ended, TrainError> {
     check_images(file)?;
+    file.require_measures(&MEASURES)?;
     let image = file.image()?;
     check_model(file)?;
     file.require_tasks(&command.eval_program(&file.config)?)?;
@@ -177,11 +184,9 @@ fn check_model(file: &ConfigFile<FlamingoModel>) -> Result<(), TrainError> {
     file.require_model(resampler.validate())?;
     file.require_model(cross_attention.validate())?;
     if cross_attention.attend == MediaAttention::AllPrevious {
-        for entry in &file.config.data {
-            let (key, chance) = (
-                format!("data.{}.next_image_probability", entry.name),
-                entry.next_image_probability,
-            );
+        for (path, entry) in file.datasets() {
+            let (key, chance) =
+                (format!("{path}.next_image_probability"), entry.next_image_probability);
             file.require(
                 chance == 0.0,
                 key,
@@ -326,6 +331,27 @@ fn shift_to_other_rows(image_count: &[usize]) -> Option<usize> {
     (most > 0 && 2 * most <= image_count.iter().sum()).then_some(most)
 }
 
+/// Gives `look` inputs with other images, in place of their own: those of other rows, then black ones.
+fn with_other_images(
+    inputs: &mut Inputs,
+    mut look: impl FnMut(&'static str, &Inputs) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    if let Some(shift) = shift_to_other_rows(&inputs.image_count) {
+        let n_images = inputs.image_count.iter().sum::<usize>();
+        for values in [Some(&mut inputs.pixels), inputs.features.as_mut()].into_iter().flatten() {
+            let of_image = values.len() / n_images;
+            values.rotate_left(shift * of_image);
+        }
+        look("shuffled", inputs)?;
+    }
+    if !inputs.pixels.is_empty() {
+        inputs.pixels.fill(0.0);
+        inputs.features = None;
+        look("blank", inputs)?;
+    }
+    Ok(())
+}
+
 impl Stage for Joined {
     fn loss(&self, batch: &Batch) -> Result<f32, TrainError> {
         self.flamingo.loss_only(&self.inputs(batch)?).map_err(TrainError::model("run"))
@@ -343,24 +369,13 @@ impl Stage for Joined {
     }
 
     fn blind_losses(&self, batch: &Batch) -> Result<Vec<(&'static str, f32)>, TrainError> {
-        let loss =
-            |inputs: &Inputs| self.flamingo.loss_only(inputs).map_err(TrainError::model("run"));
-        let mut inputs = self.inputs(batch)?;
         let mut losses = Vec::new();
-        if let Some(shift) = shift_to_other_rows(&inputs.image_count) {
-            let n_images = inputs.image_count.iter().sum::<usize>();
-            for values in [Some(&mut inputs.pixels), inputs.features.as_mut()].into_iter().flatten()
-            {
-                let of_image = values.len() / n_images;
-                values.rotate_left(shift * of_image);
-            }
-            losses.push(("shuffled", loss(&inputs)?));
-        }
-        if !inputs.pixels.is_empty() {
-            inputs.pixels.fill(0.0);
-            inputs.features = None;
-            losses.push(("blank", loss(&inputs)?));
-        }
+        let mut inputs = self.inputs(batch)?;
+        with_other_images(&mut inputs, |images, inputs| {
+            let loss = self.flamingo.loss_only(inputs).map_err(TrainError::model("run"))?;
+            losses.push((images, loss));
+            Ok(())
+        })?;
         Ok(losses)
     }
 
@@ -381,6 +396,33 @@ impl Stage for Joined {
             ratios.extend(feed_forward.map(|r| (format!("gate_ratio.{block}.feed_forward"), r)));
         }
         Ok(ratios)
+    }
+
+    fn validate(&self, held_out: &HeldOut) -> Result<Measures, TrainError> {
+        let nll =
+            |inputs: &Inputs| self.flamingo.token_nll(inputs).map_err(TrainError::model("run"));
+        let mut loss = TextLoss::default();
+        // Nats more than with the own images, and tokens, of the batches that could be looked at.
+        let mut blind: BTreeMap<&str, (f64, u64)> = BTreeMap::new();
+        held_out.each_batch(|batch| {
+            let mut inputs = self.inputs(batch)?;
+            let own = nll(&inputs)?;
+            loss.add(batch, &own, held_out.tokenizer());
+            with_other_images(&mut inputs, |images, inputs| {
+                let (nats, tokens) = blind.entry(images).or_default();
+                *nats += validation::nats(&nll(inputs)?) - validation::nats(&own);
+                *tokens += batch.n_predicted();
+                Ok(())
+            })
+        })?;
+        let mut measures = loss.measures();
+        let blind = blind.into_iter().filter(|(_, (_, tokens))| *tokens > 0);
+        measures.extend(
+            blind.map(|(images, (nats, tokens))| {
+                (format!("blindness_{images}"), nats / tokens as f64)
+            }),
+        );
+        Ok(measures)
     }
 
     fn model(&self) -> &dyn Trainable {

@@ -7,6 +7,7 @@ use std::fmt::{self, Display, Formatter};
 use flamingo_dataset::CorruptRow;
 
 use crate::metrics::StepMetrics;
+use crate::validation;
 
 /// Buckets of a curve. A chart is fewer pixels wide.
 const BUCKETS_MAX: usize = 1024;
@@ -135,12 +136,14 @@ impl History {
 }
 
 /// The chart of something observed, and its line there: `gate.0.attention` is line `0.attention` of
-/// chart `gate`. What is known of gradients has not one unit, so `gradient.pages.norm` is line `pages`
-/// of chart `gradient, norm`.
+/// chart `gate`. What is known of gradients and validations has not one unit, so `gradient.pages.norm` is
+/// line `pages` of chart `gradient, norm`.
 fn chart_of(name: &str) -> (String, &str) {
     let (group, line) = name.split_once('.').unwrap_or((name, name));
     match line.rsplit_once('.') {
-        Some((line, measure)) if group == "gradient" => (format!("{group}, {measure}"), line),
+        Some((line, measure)) if matches!(group, "gradient" | validation::PREFIX) => {
+            (format!("{group}, {measure}"), line)
+        }
         _ => (group.to_owned(), line),
     }
 }
@@ -273,11 +276,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_observed_is_drawn_by_group_and_gradients_by_measure() {
+    fn what_is_observed_is_drawn_by_group_and_what_has_many_units_by_measure() {
         for (name, chart, line) in [
             ("gate.0.attention", "gate", "0.attention"),
             ("beta", "beta", "beta"),
-            ("validation.a.b.nll", "validation", "a.b.nll"),
+            ("validation.a.b.nll", "validation, nll", "a.b"),
             ("gradient.pages.norm", "gradient, norm", "pages"),
             ("gradient.my.pages.cosine", "gradient, cosine", "my.pages"),
         ] {

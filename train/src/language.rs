@@ -15,6 +15,7 @@ use crate::inputs;
 use crate::setup::{Command, Prepared, Told, launch, open_corpora, own_tokenizer, until_done};
 use crate::trainer::{Ended, Stage};
 use crate::trouble::Trouble;
+use crate::validation::{self, HeldOut, Measures, TextLoss};
 
 /// The model under training.
 pub(crate) struct Language {
@@ -30,7 +31,7 @@ pub(crate) struct Language {
 /// disk fails.
 pub fn run(command: &Command) -> Result<Told, TrainError> {
     let file = command.read_config()?;
-    until_done(command, |command, troubles| attempt(command, &file, troubles))
+    until_done(command, |command, troubles| attempt(command, &file, troubles)).map(Ended::into_told)
 }
 
 fn attempt(
@@ -41,6 +42,7 @@ fn attempt(
     file.require_no_feature_cache()?;
     file.require_nothing_of_flamingo()?;
     file.require_images(|images| images == 0, "0")?;
+    file.require_measures(&validation::OF_TEXTS)?;
     let model = &file.config.model;
     file.require_context(model.context)?;
     file.require_model(model.validate())?;
@@ -84,6 +86,16 @@ impl Stage for Language {
         let objective = Objective { scale: weight, z_loss: self.z_loss };
         let step = self.model.step_on(&inputs::text(batch), objective, gradients);
         step.map_err(TrainError::model("run"))
+    }
+
+    fn validate(&self, held_out: &HeldOut) -> Result<Measures, TrainError> {
+        let mut loss = TextLoss::default();
+        held_out.each_batch(|batch| {
+            let nll = self.model.nll(&inputs::text(batch)).map_err(TrainError::model("run"))?;
+            loss.add(batch, &nll, held_out.tokenizer());
+            Ok(())
+        })?;
+        Ok(loss.measures())
     }
 
     fn n_images(&self, _batch: &Batch) -> u64 {

@@ -26,6 +26,8 @@
 //! - [`optimizer`], [`groups`], [`schedule`]: one update, for which weights it differs, and how far it goes
 //! - [`ema`]: the running average of the weights
 //! - [`trouble`], [`stop`]: steps that go wrong, and signals to stop
+//! - [`validation`], [`retrieval`], [`early_stop`]: rows that are not learned from, and when a run ends by
+//!   them
 //! - [`checkpoint`], [`checkpoint_writer`], [`room`], [`run_folder`], [`files`]: what is on disk, whatever
 //!   happens
 //! - [`metrics`], [`history`], [`report`], [`tensorboard`], [`progress`]: what a user sees of a run
@@ -46,6 +48,7 @@ pub mod config_file;
 pub mod contrastive;
 pub mod device;
 pub mod difference;
+pub mod early_stop;
 pub mod ema;
 pub mod error;
 pub mod export;
@@ -69,6 +72,7 @@ pub mod plan;
 pub mod progress;
 pub mod replay;
 pub mod report;
+pub mod retrieval;
 pub mod room;
 pub mod run_folder;
 pub mod schedule;
@@ -77,6 +81,7 @@ pub mod stop;
 pub mod tensorboard;
 pub mod trainer;
 pub mod trouble;
+pub mod validation;
 
 pub use error::TrainError;
 pub use setup::Command;

@@ -4,6 +4,7 @@
 //! A new folder is written only after the whole set-up of a run has succeeded, so a wrong config
 //! leaves none behind. While a process trains it holds `lock`, which ends with the process.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ const MAY_CHANGE: &[&str] = &[
     "keep_every",
     "keep_last",
     "recompute",
+    VALIDATION,
 ];
 
 /// Keys of a dataset that may: rows that spoil a run are left out from then on, and a run goes on where
@@ -52,6 +54,10 @@ const MAY_CHANGE_OF_DATA: [&str; 4] = ["batch", "micro_batches", "skip_rows", "c
 
 /// The key that may change as well where the learning rate does not depend on it.
 const STEPS: &str = "steps";
+
+/// A key that may change only as long as no [`EARLY_STOP`] depends on it.
+const VALIDATION: &str = "validation";
+const EARLY_STOP: &str = "early_stop";
 
 /// What to do with a run folder that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +196,8 @@ impl RunFolder {
             files::replace(&self.path.join(PLACE), &place)?;
         }
         files::sync_parent(&self.path)?;
+        let best = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.state.best_step());
+        checkpoint::point_best(&self.path, best)?;
         checkpoint::sweep(&self.path)
     }
 
@@ -271,8 +279,13 @@ fn lasting(path: &Path, text: &str, decay: Decay) -> Result<Table, TrainError> {
         line: None,
         message: error.message().to_owned(),
     })?;
-    let may_change = |key: &str| MAY_CHANGE.contains(&key) || decay.is_endless() && key == STEPS;
-    table.retain(|key, _| !may_change(key));
+    let is_decisive = |key: &str| key == VALIDATION && table.contains_key(EARLY_STOP);
+    let may_change = |key: &str| {
+        MAY_CHANGE.contains(&key) && !is_decisive(key) || decay.is_endless() && key == STEPS
+    };
+    let lasting = table.keys().filter(|key| !may_change(key)).cloned();
+    let lasting: BTreeSet<String> = lasting.collect();
+    table.retain(|key, _| lasting.contains(key));
     for entry in table.get_mut("data").and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some(entry) = entry.as_table_mut() {
             entry.retain(|key, _| !MAY_CHANGE_OF_DATA.contains(&key));

@@ -1,6 +1,7 @@
 //! What every stage does between its config and the loop: corpora, tokenizer, optimizer, loader,
 //! run folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,10 +14,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::accounting::Accounting;
-use crate::checkpoint::Checkpoint;
-use crate::config::{RunConfig, TokenizerConfig};
+use crate::checkpoint::{Checkpoint, State};
+use crate::config::{DataConfig, RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
 use crate::device::{self, DeviceArgs};
+use crate::early_stop::EarlyStop;
 use crate::ema::Ema;
 use crate::error::TrainError;
 use crate::few_shot::{self, FewShot, FewShotConfig};
@@ -32,6 +34,7 @@ use crate::room::{self, Size};
 use crate::run_folder::{RunFolder, Start};
 use crate::trainer::{Ended, Run, Source, Stage, train};
 use crate::trouble::{Guard, Trouble};
+use crate::validation::Validation;
 
 /// A command line, checked for form.
 #[derive(Debug, Clone)]
@@ -128,7 +131,15 @@ pub(crate) fn located(root: Option<&Path>, path: &str) -> String {
     }
 }
 
-/// Opens the corpora of a config, in its order.
+/// Open corpora, in the order of the config.
+pub(crate) struct Corpora {
+    /// Those that are learned from.
+    pub(crate) learned: Vec<(MixtureEntry, Corpus)>,
+    /// Those of `[validation]`.
+    pub(crate) held_out: Vec<(MixtureEntry, Corpus)>,
+}
+
+/// Opens the corpora of a config.
 ///
 /// `expected` describes the kinds for which `fits` holds.
 pub(crate) fn open_corpora<M>(
@@ -137,7 +148,7 @@ pub(crate) fn open_corpora<M>(
     image: &ImageConfig,
     fits: impl Fn(CorpusKind) -> bool,
     expected: &'static str,
-) -> Result<Vec<(MixtureEntry, Corpus)>, TrainError> {
+) -> Result<Corpora, TrainError> {
     let open = |mut entry: MixtureEntry| {
         if command.purpose == Purpose::DryRun {
             entry.disk_cache = None;
@@ -154,7 +165,12 @@ pub(crate) fn open_corpora<M>(
             expected,
         })
     };
-    config.mixture_entries(image, |path| command.locate(path)).into_iter().map(open).collect()
+    let all = |entries: Vec<MixtureEntry>| entries.into_iter().map(open).collect();
+    let learned: Result<_, TrainError> =
+        all(config.mixture_entries(image, |path| command.locate(path)));
+    let held_out: Result<_, TrainError> =
+        all(config.held_out_entries(image, |path| command.locate(path)));
+    Ok(Corpora { learned: learned?, held_out: held_out? })
 }
 
 fn in_dataset(name: &str) -> impl FnOnce(CorpusError) -> TrainError {
@@ -168,7 +184,7 @@ pub(crate) fn own_tokenizer(
     command: &Command,
     config: &TokenizerConfig,
     folder: &RunFolder,
-    corpora: &[(MixtureEntry, Corpus)],
+    corpora: &Corpora,
 ) -> Result<Tokenizer, TrainError> {
     if let Some(checkpoint) = &folder.checkpoint {
         return same_tokenizer(folder, checkpoint);
@@ -178,7 +194,7 @@ pub(crate) fn own_tokenizer(
             read_tokenizer(Path::new(&command.locate(&path.to_string_lossy())))
         }
         TokenizerConfig::Train { vocabulary, rows_max } => {
-            let corpora = corpora.iter().map(|(_, corpus)| corpus);
+            let corpora = corpora.learned.iter().map(|(_, corpus)| corpus);
             Ok(train_tokenizer(*vocabulary, *rows_max, corpora)?.0)
         }
     }
@@ -281,7 +297,7 @@ pub(crate) struct Prepared<'run, M> {
     pub(crate) command: &'run Command,
     pub(crate) file: &'run ConfigFile<M>,
     pub(crate) folder: RunFolder,
-    pub(crate) corpora: Vec<(MixtureEntry, Corpus)>,
+    pub(crate) corpora: Corpora,
     pub(crate) tokenizer: Tokenizer,
     /// Where the stage's model is.
     pub(crate) device: Device,
@@ -297,34 +313,31 @@ pub(crate) struct Prepared<'run, M> {
 pub(crate) fn until_done(
     command: &Command,
     attempt: impl Fn(&Command, Vec<Trouble>) -> Result<Ended, TrainError>,
-) -> Result<Told, TrainError> {
+) -> Result<Ended, TrainError> {
     let mut command = command.clone();
     let mut troubles = Vec::new();
     loop {
         match attempt(&command, troubles)? {
-            Ended::Done => return Ok(Told { text: String::new(), is_right: true }),
-            Ended::Told(told) => return Ok(told),
-            Ended::GoesOn(with) => {
-                troubles = with;
-                command.start = Start::Resume;
-            }
+            Ended::GoesOn(with) => troubles = with,
+            ended => return Ok(ended),
         }
+        command.start = Start::Resume;
     }
 }
 
 /// Completes the set-up, makes the run folder and trains; or does what else is wanted of the run.
 pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<Ended, TrainError> {
-    let Prepared { command, file, mut folder, mut corpora, tokenizer, device, mut troubles } =
-        prepared;
+    let Prepared { command, file, mut folder, corpora, tokenizer, device, mut troubles } = prepared;
     let config = &file.config;
     let state = folder.checkpoint.as_ref().map(|checkpoint| checkpoint.state.clone());
-    let entries = corpora.iter().map(|(entry, _)| entry.clone()).collect();
+    let entries = corpora.learned.iter().map(|(entry, _)| entry.clone()).collect();
     if let Some(state) = &state
         && troubles.len() < state.troubles.len()
     {
         troubles.clone_from(&state.troubles);
     }
-    for (entry, _) in &mut corpora {
+    let Corpora { mut learned, held_out } = corpora;
+    for (entry, _) in &mut learned {
         let rows = troubles.iter().filter_map(|trouble| trouble.rows.get(&entry.name));
         entry.skip_rows.extend(rows.flatten());
     }
@@ -333,14 +346,9 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     if folder.step() < stop_after {
         device::note(&mut devices, folder.step(), device);
     }
-    let sources = config.data.iter().zip(&corpora).map(|(data, (entry, corpus))| Source {
-        name: data.name.clone(),
-        batch_rows: data.rows(),
-        n_rows: corpus.n_rows(),
-        left_out: entry.skip_rows.clone(),
-    });
-    let sources: Vec<Source> = sources.collect();
-    let corpora_sha256 = same_corpora(config, &folder, &corpora)?;
+    let sources = sources(config, &learned);
+    let corpora_sha256 = same_corpora(config, &folder, &learned)?;
+    let held_out_sha256 = same_held_out(&folder, &held_out)?;
     check_groups(file, stage)?;
     let optimizer = optimizer(config, &folder, stage)?;
     let ema = ema(config, &folder, stage)?;
@@ -351,8 +359,9 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     }
     let tokenizer = Arc::new(tokenizer);
     let mixture =
-        Mixture::with_corpora(corpora, Arc::clone(&tokenizer), config.mixture, config.seed)
+        Mixture::with_corpora(learned, Arc::clone(&tokenizer), config.mixture, config.seed)
             .map_err(TrainError::loader)?;
+    let validation = Validation::open(file, held_out, &tokenizer)?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let loader = Loader::start(mixture, folder.step(), n_threads);
     let turns = match config.mixture {
@@ -397,6 +406,8 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         },
         few_shot: command.few_shot(config)?,
         accounting: Accounting::new(config.accounting_every),
+        validation,
+        early_stop: early_stop(config, state.as_ref()),
         gauge: Gauge::new(device, &config.hardware.unwrap_or_default()),
         guard: Guard::new(
             &config.guard,
@@ -407,10 +418,28 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         stop_after,
         tokenizer_sha256: tokenizer_sha256(&folder.tokenizer())?,
         corpora_sha256,
+        held_out_sha256,
     };
     let Purpose::Replay(job) = &command.purpose else { return train(run) };
     let rows = Rows { entries, tokenizer, mode: config.mixture, seed: config.seed };
     replay::replay(run, &rows, job).map(Ended::Told)
+}
+
+/// The rows of each dataset.
+fn sources<M>(config: &RunConfig<M>, learned: &[(MixtureEntry, Corpus)]) -> Vec<Source> {
+    let source = |(data, (entry, corpus)): (&DataConfig, &(MixtureEntry, Corpus))| Source {
+        name: data.name.clone(),
+        batch_rows: data.rows(),
+        n_rows: corpus.n_rows(),
+        left_out: entry.skip_rows.clone(),
+    };
+    config.data.iter().zip(learned).map(source).collect()
+}
+
+/// What ends the run early, as far as the checkpoint knows it.
+fn early_stop<M>(config: &RunConfig<M>, state: Option<&State>) -> Option<EarlyStop> {
+    let progress = state.map(|state| state.early_stop).unwrap_or_default();
+    config.early_stop.clone().map(|stop| EarlyStop::new(stop, progress))
 }
 
 /// What a config minimises. Rows of all datasets in one batch are one dataset without lambda.
@@ -438,6 +467,24 @@ fn same_corpora<M>(
     for (entry, (was, now)) in config.data.iter().zip(both) {
         let what = format!("the manifest's digest of dataset `{}`", entry.name);
         checkpoint.require_same(what, was, now)?;
+    }
+    Ok(now)
+}
+
+/// The same for corpora that are not learned from: under one name there is one curve.
+fn same_held_out(
+    folder: &RunFolder,
+    corpora: &[(MixtureEntry, Corpus)],
+) -> Result<BTreeMap<String, String>, TrainError> {
+    let digest =
+        |(entry, corpus): &(MixtureEntry, Corpus)| (entry.name.clone(), corpus.manifest().sha256());
+    let now: BTreeMap<String, String> = corpora.iter().map(digest).collect();
+    let Some(checkpoint) = &folder.checkpoint else { return Ok(now) };
+    for (name, now) in &now {
+        if let Some(was) = checkpoint.state.held_out_sha256.get(name) {
+            let what = format!("the manifest's digest of the validation's dataset `{name}`");
+            checkpoint.require_same(what, was, now)?;
+        }
     }
     Ok(now)
 }

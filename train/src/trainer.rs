@@ -19,6 +19,7 @@ use crate::checkpoint::{self, Keep, State};
 use crate::checkpoint_writer::{CheckpointWriter, Job, Learned};
 use crate::config::BatchesDivide;
 use crate::device::Devices;
+use crate::early_stop::{EarlyStop, Verdict};
 use crate::ema::Ema;
 use crate::error::TrainError;
 use crate::few_shot::FewShot;
@@ -35,6 +36,7 @@ use crate::setup::Told;
 use crate::stop::{StopSignal, StopSignals};
 use crate::tensorboard::Events;
 use crate::trouble::{Action, Finding, Guard, Trouble};
+use crate::validation::{self, HeldOut, Measures, Validation};
 
 /// What differs between the stages of training.
 pub trait Stage {
@@ -119,6 +121,14 @@ pub trait Stage {
         Ok(BTreeMap::new())
     }
 
+    /// What is measured on rows that are not learned from, under the names of the measures.
+    ///
+    /// # Errors
+    /// When rows cannot be read, do not fit the model, or the device is out of memory.
+    fn validate(&self, _held_out: &HeldOut) -> Result<Measures, TrainError> {
+        Ok(Measures::new())
+    }
+
     /// What a run logs about the model besides its loss.
     fn observe(&self) -> BTreeMap<String, f64> {
         BTreeMap::new()
@@ -170,6 +180,10 @@ pub struct Run<'run> {
     pub accounting: Accounting,
     /// Evaluations of checkpoints.
     pub few_shot: FewShot,
+    /// What is looked at that is not learned from.
+    pub validation: Option<Validation>,
+    /// Whether that ends the run.
+    pub early_stop: Option<EarlyStop>,
     /// Reads what the machine does.
     pub gauge: Gauge,
     /// Looks for steps that go wrong.
@@ -182,6 +196,8 @@ pub struct Run<'run> {
     pub tokenizer_sha256: String,
     /// Digests of the corpora's manifests.
     pub corpora_sha256: Vec<String>,
+    /// The same of the corpora that are not learned from, under the datasets' names.
+    pub held_out_sha256: BTreeMap<String, String>,
 }
 
 impl Run<'_> {
@@ -223,6 +239,11 @@ impl Run<'_> {
         self.accounting.look(self.stage, mixture)
     }
 
+    /// Whether an early stop has ended the run.
+    fn has_stopped(&self) -> bool {
+        self.early_stop.as_ref().is_some_and(|stop| stop.progress().has_stopped)
+    }
+
     /// For `map_err` on what is done after `done` updates.
     pub(crate) fn failed(&self, done: u64) -> impl Fn(TrainError) -> TrainError {
         move |error| error.in_step(done + 1, &self.less_memory)
@@ -254,13 +275,27 @@ impl Source {
 /// How [`train`] ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ended {
-    /// At its last step, or where a scheduler stopped it.
+    /// At its last step, or by its early stop.
     Done,
+    /// Where a scheduler stopped it, at a checkpoint.
+    Stopped,
     /// At a step that went wrong, the last of these: the run goes on from the checkpoint that is the
     /// latest now, without their rows.
     GoesOn(Vec<Trouble>),
     /// Without training, after this was found.
     Told(Told),
+}
+
+impl Ended {
+    /// What is to be said of it on standard output.
+    pub(crate) fn into_told(self) -> Told {
+        match self {
+            Self::Told(told) => told,
+            Self::Done | Self::Stopped | Self::GoesOn(_) => {
+                Told { text: String::new(), is_right: true }
+            }
+        }
+    }
 }
 
 /// Trains until the run's last step, until a signal stops it, or until a step goes wrong.
@@ -280,14 +315,14 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
 
     let mut report = Report::open(&run.folder.path)?;
     report.add_scores(run.few_shot.open(done)?);
-    if done >= run.stop_after {
+    if done >= run.stop_after || run.has_stopped() {
         // Killed between its last checkpoint and its report.
         report.draw(&run.devices, &run.troubles)?;
         return Ok(Ended::Done);
     }
     let mut events = Events::create(&run.folder.path, done)?;
     let mut checkpoints = CheckpointWriter::start(run.learned())?;
-    while done < run.stop_after {
+    while done < run.stop_after && !run.has_stopped() {
         checkpoints.check()?;
         evaluate(&mut run, done, &mut checkpoints, (&mut events, &mut report, &progress))?;
         let clock = Instant::now();
@@ -336,7 +371,8 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             skipped: found.map(|found| found.text),
             observed,
         };
-        let metrics = measured(&run, &batches, update)?;
+        let mut metrics = measured(&run, &batches, update)?;
+        let verdict = validate(&mut run, &mut metrics, &progress).map_err(run.failed(done - 1))?;
         log.append(&metrics)?;
         events.append(&metrics)?;
         report.add(&metrics);
@@ -344,8 +380,9 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         progress.show(&metrics);
         progress.note_all(accounting::note(done, &metrics.observed));
         let signal = signals.came();
-        let is_due = done.is_multiple_of(run.checkpoint_every) || done == run.stop_after;
-        if is_due || signal.is_some() || metrics.skipped.is_some() {
+        let is_last = done == run.stop_after || verdict == Verdict::Stops;
+        let is_due = done.is_multiple_of(run.checkpoint_every) || is_last;
+        if is_due || verdict == Verdict::Best || signal.is_some() || metrics.skipped.is_some() {
             run.stage.at_checkpoint()?;
             let log = log.shared()?;
             // Others are taken in need; they must not push out what came before it.
@@ -372,16 +409,6 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     note_frozen("end", run.stage.frozen_sha256().as_deref(), &progress);
     progress.finish();
     Ok(Ended::Done)
-}
-
-fn stopped(signal: StopSignal, done: u64, progress: &Progress) -> Result<Ended, TrainError> {
-    let name = signal.name();
-    progress.note(&format!("{name} after step {done}; --resume goes on from there"));
-    progress.finish();
-    match signal {
-        StopSignal::Terminate => Ok(Ended::Done),
-        StopSignal::Interrupt => Err(TrainError::Interrupted { step: done }),
-    }
 }
 
 /// Puts the checkpoint after `done` updates to tasks where that is due; a run that was stopped before it
@@ -412,6 +439,17 @@ fn note_start(run: &Run, done: u64, progress: &Progress) {
     }
 }
 
+/// What a run that a signal ends says and returns.
+fn stopped(signal: StopSignal, done: u64, progress: &Progress) -> Result<Ended, TrainError> {
+    let name = signal.name();
+    progress.note(&format!("{name} after step {done}; --resume goes on from there"));
+    progress.finish();
+    match signal {
+        StopSignal::Terminate => Ok(Ended::Stopped),
+        StopSignal::Interrupt => Err(TrainError::Interrupted { step: done }),
+    }
+}
+
 /// Looks at the first part of each batch: what a step has memory for.
 fn check_fresh(run: &Run, batches: &[Batch], progress: &Progress) -> Result<(), TrainError> {
     for part in batches.iter().filter_map(|batch| run.objective.parts(batch).next()) {
@@ -432,6 +470,26 @@ fn note_frozen(when: &str, sha256: Option<&str>, progress: &Progress) {
 fn learned_losses<'a>(run: &Run, batches: &'a [Batch], losses: &[f32]) -> Vec<(&'a str, f32)> {
     let learned = batches.iter().zip(losses).filter(|(batch, _)| run.objective.learns_from(batch));
     learned.map(|(batch, loss)| (&*batch.name, *loss)).collect()
+}
+
+/// Validates the model where that is due, and adds the measures to those of the step.
+fn validate(
+    run: &mut Run,
+    metrics: &mut StepMetrics,
+    progress: &Progress,
+) -> Result<Verdict, TrainError> {
+    let validation = run.validation.as_ref().filter(|it| it.is_due(metrics.step));
+    let Some(validation) = validation else { return Ok(Verdict::GoesOn) };
+    let measures = validation.measure(run.stage)?;
+    let step = metrics.step;
+    progress.note(&format!("after step {step}: {}", validation::text(&measures)));
+    let stop = run.early_stop.as_mut();
+    let verdict = stop.map_or(Verdict::GoesOn, |stop| stop.look(step, &measures));
+    if let (Verdict::Stops, Some(stop)) = (verdict, &run.early_stop) {
+        progress.note(&stop.reason());
+    }
+    metrics.observed.extend(measures.into_iter().filter(|(_, value)| value.is_finite()));
+    Ok(verdict)
 }
 
 /// What the loop knows of an update.
@@ -532,6 +590,8 @@ fn state(run: &Run, step: u64, frozen_sha256: Option<String>) -> State {
         devices: run.devices.clone(),
         troubles: run.troubles.clone(),
         recent_losses: run.guard.recent().clone(),
+        early_stop: run.early_stop.as_ref().map(EarlyStop::progress).unwrap_or_default(),
+        held_out_sha256: run.held_out_sha256.clone(),
     }
 }
 

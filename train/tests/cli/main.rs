@@ -15,4 +15,5 @@ mod refusal;
 mod replay;
 mod resume;
 mod seeing;
+mod validation;
 mod world;

@@ -124,7 +124,7 @@ fn picture(index: usize) -> EncodedImage {
     EncodedImage { bytes: bytes.into_inner().into(), path: None }
 }
 
-fn colour(index: usize) -> &'static str {
+pub(crate) fn colour(index: usize) -> &'static str {
     COLOURS[index % COLOURS.len()].0
 }
 

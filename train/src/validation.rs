@@ -1,0 +1,366 @@
+//! Validation: what a model makes of rows that it never learns from, every few updates.
+//!
+//! Each time the same batches are read, the first ones of epoch 0 in the order of the run's seed, by a
+//! loader of their own: the rows that are learned from, and every weight, are those of a run without
+//! validation. Nothing is augmented.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use flamingo_dataset::{
+    Batch, Corpus, Layout, Loader, LossMask, Mixture, MixtureEntry, MixtureMode, PixelType,
+    Shuffle, Tokenizer,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{self, DataConfig};
+use crate::config_file::ConfigFile;
+use crate::error::TrainError;
+use crate::trainer::Stage;
+
+/// What the names of all measures begin with.
+pub const PREFIX: &str = "validation";
+
+/// Measures by their names.
+pub type Measures = BTreeMap<String, f64>;
+
+/// Read from `[validation]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationConfig {
+    /// Updates between two validations.
+    pub every: u64,
+    /// Most batches of each dataset; one with fewer rows gives as many whole batches as it has.
+    pub batches: u64,
+    /// The datasets.
+    pub data: Vec<HeldOutConfig>,
+}
+
+/// A dataset that is not learned from. Keys are those of `[[data]]`, without weight, augmentations and
+/// shuffling.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldOutConfig {
+    /// Its name in metrics and messages. When a run is continued, another corpus needs another name.
+    pub name: String,
+    /// Path or URL of the corpus.
+    pub corpus: String,
+    /// Who wrote it, where it is not a corpus of this project.
+    #[serde(default, skip_serializing_if = "Layout::is_own")]
+    pub layout: Layout,
+    /// Rows per batch.
+    pub batch: usize,
+    /// Tokens per row.
+    pub tokens: usize,
+    /// Most images per row.
+    #[serde(default)]
+    pub images: usize,
+    /// Frames per image or clip.
+    #[serde(default = "config::one")]
+    pub frames: usize,
+    /// Chance that the text of a page looks at the next image. Drawn for each document from the seed,
+    /// so that it is the same each time.
+    #[serde(default = "config::paper_chance")]
+    pub next_image_probability: f64,
+    /// How pixels leave the loader.
+    #[serde(default)]
+    pub pixels: PixelType,
+    /// Which tokens are predicted.
+    #[serde(default = "config::paper_loss")]
+    pub loss: LossMask,
+    /// Rows that share a sequence.
+    #[serde(default = "config::one")]
+    pub pack: usize,
+    /// Of captions only what follows the last occurrence of this text is predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learn_after: Option<String>,
+    /// Largest share of corrupt rows.
+    #[serde(default = "config::few_corrupt")]
+    pub corrupt_share_max: f64,
+    /// In the contrastive stage: classes among which images are told apart by their captions' words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
+    /// Texts that describe an image of a class, whose name stands for `{}`; a class is the mean of their
+    /// embeddings.
+    #[serde(default = "class_alone", skip_serializing_if = "is_class_alone")]
+    pub prompts: Vec<String>,
+}
+
+/// Share of images that are nearest to the class that their caption names.
+pub const CLASS_ACCURACY: &str = "class_accuracy";
+
+/// The measures of texts, see [`TextLoss::measures`].
+pub const OF_TEXTS: [&str; 3] = ["nll", "perplexity", "bits_per_byte"];
+
+/// Stands for the name of a class.
+pub const CLASS_PLACE: &str = "{}";
+
+fn class_alone() -> Vec<String> {
+    vec![CLASS_PLACE.to_owned()]
+}
+
+fn is_class_alone(prompts: &Vec<String>) -> bool {
+    *prompts == class_alone()
+}
+
+impl HeldOutConfig {
+    /// The dataset as one that is learned from, with weight 0 and without augmentation.
+    pub fn to_data(&self) -> DataConfig {
+        DataConfig {
+            name: self.name.clone(),
+            corpus: self.corpus.clone(),
+            layout: self.layout.clone(),
+            batch: self.batch,
+            micro_batches: 1,
+            weight: 0.0,
+            tokens: self.tokens,
+            images: self.images,
+            frames: self.frames,
+            next_image_probability: self.next_image_probability,
+            space_prefix_probability: 0.0,
+            flip_probability: 0.0,
+            colour_jitter: 0.0,
+            pixels: self.pixels,
+            loss: self.loss,
+            learn_after: self.learn_after.clone(),
+            pack: self.pack,
+            shuffle: Shuffle::default(),
+            skip_rows: std::collections::BTreeSet::new(),
+            corrupt_share_max: self.corrupt_share_max,
+        }
+    }
+}
+
+/// The validation of a run.
+pub struct Validation {
+    every: u64,
+    held_out: Vec<HeldOut>,
+}
+
+/// A dataset that is not learned from, open.
+pub struct HeldOut {
+    config: HeldOutConfig,
+    mixture: Arc<Mixture>,
+    n_batches: u64,
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl Validation {
+    /// The datasets of a config, which are open in its order; none if it has no `[validation]`.
+    ///
+    /// # Errors
+    /// When a corpus has no whole batch.
+    pub(crate) fn open<M>(
+        file: &ConfigFile<M>,
+        corpora: Vec<(MixtureEntry, Corpus)>,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Result<Option<Self>, TrainError> {
+        let Some(config) = &file.config.validation else { return Ok(None) };
+        let mut held_out = Vec::with_capacity(corpora.len());
+        for (data, (entry, corpus)) in config.data.iter().zip(corpora) {
+            let (n_rows, batch_rows) = (corpus.n_rows(), (data.batch * data.pack) as u64);
+            let n_whole = n_rows / batch_rows;
+            if n_whole == 0 {
+                return Err(TrainError::ConfigValue {
+                    path: file.path.clone(),
+                    key: format!("validation.data.{}.batch", data.name),
+                    value: data.batch.to_string(),
+                    expected: format!("a batch that the {n_rows} rows of its corpus fill"),
+                });
+            }
+            let (tokenizer, seed) = (Arc::clone(tokenizer), file.config.seed);
+            let corpora = vec![(entry, corpus)];
+            let mode = MixtureMode::Accumulate;
+            let mixture = Mixture::with_corpora(corpora, Arc::clone(&tokenizer), mode, seed)
+                .map_err(TrainError::loader)?;
+            let (config, n_batches) = (data.clone(), config.batches.min(n_whole));
+            held_out.push(HeldOut { config, mixture: Arc::new(mixture), n_batches, tokenizer });
+        }
+        Ok(Some(Self { every: config.every, held_out }))
+    }
+
+    /// Whether there is to be a validation after `done` updates.
+    pub fn is_due(&self, done: u64) -> bool {
+        done.is_multiple_of(self.every)
+    }
+
+    /// All measures of all datasets, such as `validation.pairs.nll`.
+    ///
+    /// # Errors
+    /// When rows cannot be read or the model cannot be run.
+    pub fn measure(&self, stage: &dyn Stage) -> Result<Measures, TrainError> {
+        let mut all = Measures::new();
+        for held_out in &self.held_out {
+            let name = &held_out.config.name;
+            let measures = stage.validate(held_out)?.into_iter();
+            all.extend(measures.map(|(key, value)| (format!("{PREFIX}.{name}.{key}"), value)));
+        }
+        Ok(all)
+    }
+}
+
+impl HeldOut {
+    /// What the config says of it.
+    pub fn config(&self) -> &HeldOutConfig {
+        &self.config
+    }
+
+    /// The run's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Gives each batch to `look`, in the same order each time.
+    ///
+    /// # Errors
+    /// When rows cannot be read, or `look` fails.
+    pub fn each_batch(
+        &self,
+        mut look: impl FnMut(&Batch) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let n_threads = n_threads.min(self.n_batches as usize);
+        let steps = 0..self.n_batches;
+        let mut loader = Loader::start_within(Arc::clone(&self.mixture), steps, n_threads);
+        for _ in 0..self.n_batches {
+            for batch in loader.next_step().map_err(TrainError::loader)? {
+                look(&batch)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a model loses on texts, summed over all batches: a long batch counts more than a short one.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct TextLoss {
+    /// Negative log-likelihood of all predicted tokens.
+    pub nats: f64,
+    /// How many these are, `<EOC>` and `<EOS>` included.
+    pub tokens: u64,
+    /// UTF-8 bytes of their text, in which `<EOC>` and `<EOS>` are nothing.
+    pub bytes: u64,
+}
+
+impl TextLoss {
+    /// Adds a batch, of which `nll` `[B, L]` has what each position loses, 0 where nothing is predicted.
+    pub fn add(&mut self, batch: &Batch, nll: &[f32], tokenizer: &Tokenizer) {
+        self.nats += nats(nll);
+        self.tokens += batch.n_predicted();
+        let rows = batch.tokens.chunks(batch.length).zip(batch.loss_mask.chunks(batch.length));
+        self.bytes +=
+            rows.map(|(tokens, mask)| predicted_bytes(tokens, mask, tokenizer)).sum::<u64>();
+    }
+
+    /// `nll` in nats per token, `perplexity` per token, and `bits_per_byte`, which does not depend on how
+    /// a tokenizer cuts text. Nothing where nothing was predicted.
+    pub fn measures(&self) -> Measures {
+        let mut measures = Measures::new();
+        if self.tokens > 0 {
+            let nll = self.nats / self.tokens as f64;
+            measures.insert("nll".to_owned(), nll);
+            measures.insert("perplexity".to_owned(), nll.exp());
+        }
+        if self.bytes > 0 {
+            let bits = self.nats / std::f64::consts::LN_2;
+            measures.insert("bits_per_byte".to_owned(), bits / self.bytes as f64);
+        }
+        measures
+    }
+}
+
+/// Measures in one line.
+pub fn text(measures: &Measures) -> String {
+    let one = |(name, value): (&String, &f64)| {
+        let name = name.strip_prefix(PREFIX).map_or(&name[..], |name| &name[1..]);
+        format!("{name} {value:.4}")
+    };
+    measures.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// The sum of losses.
+pub fn nats(nll: &[f32]) -> f64 {
+    nll.iter().map(|nats| f64::from(*nats)).sum()
+}
+
+/// Bytes of the text that a row predicts: each run of predicted tokens is decoded as a whole, since a
+/// character may be of several.
+fn predicted_bytes(tokens: &[u32], mask: &[f32], tokenizer: &Tokenizer) -> u64 {
+    let predicted: Vec<usize> = (0..tokens.len()).filter(|l| mask[*l] > 0.0).collect();
+    let runs = predicted.chunk_by(|one, next| one + 1 == *next);
+    let text = |run: &[usize]| {
+        let next: Vec<u32> = run.iter().map(|l| tokens[l + 1]).collect();
+        tokenizer.decode(&next).len() as u64
+    };
+    runs.map(text).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use flamingo_dataset::BatchPixels;
+
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::train(["naïve café".to_owned()].into_iter(), 262).unwrap()
+    }
+
+    /// One row, of which the text after `n_read` tokens is predicted.
+    fn batch(tokens: Vec<u32>, n_read: usize) -> Batch {
+        let length = tokens.len();
+        let mask = (0..length).map(|l| if l + 1 >= n_read && l + 1 < length { 1.0 } else { 0.0 });
+        Batch {
+            dataset: 0,
+            name: "pairs".to_owned(),
+            phi: vec![-1; length],
+            loss_mask: mask.collect(),
+            tokens,
+            pixels: BatchPixels::F32(Vec::new().into()),
+            image_count: vec![0],
+            n_images: 0,
+            n_frames: 1,
+            size: 1,
+            length,
+            rows: vec![0],
+            corrupt: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_text_and_marks_have_none() {
+        let tokenizer = tokenizer();
+        let bytes = |tokens: Vec<u32>, n_read| {
+            let mut loss = TextLoss::default();
+            let nll = vec![0.0; tokens.len()];
+            loss.add(&batch(tokens, n_read), &nll, &tokenizer);
+            (loss.tokens, loss.bytes)
+        };
+        let mut caption = flamingo_dataset::caption_tokens("café ï", &tokenizer);
+        let n_tokens = caption.len() as u64;
+        assert_eq!(bytes(caption.clone(), 2), (n_tokens - 2, "café ï".len() as u64));
+        // A row that is cut within a character has U+FFFD there, of three bytes.
+        caption.truncate(2 + tokenizer.encode("café ").len() + 1);
+        assert_eq!(bytes(caption, 2).1, "café \u{FFFD}".len() as u64);
+        assert_eq!(bytes(vec![tokenizer.bos_id(), tokenizer.eos_id()], 1), (1, 0));
+    }
+
+    #[test]
+    fn batches_are_weighted_by_their_tokens() {
+        let tokenizer = tokenizer();
+        let mut loss = TextLoss::default();
+        let long = flamingo_dataset::caption_tokens("cafe", &tokenizer);
+        let nll: Vec<f32> =
+            batch(long.clone(), 2).loss_mask.iter().map(|mask| 2.0 * mask).collect();
+        loss.add(&batch(long.clone(), 2), &nll, &tokenizer);
+        let n_long = long.len() as f64 - 2.0;
+        loss.add(&batch(vec![1, 2], 1), &[10.0, 0.0], &tokenizer);
+        let nll = (2.0 * n_long + 10.0) / (n_long + 1.0);
+        let bits = (2.0 * n_long + 10.0) / 2.0_f64.ln() / 4.0;
+        let expected = [("bits_per_byte", bits), ("nll", nll), ("perplexity", nll.exp())];
+        for ((key, value), (name, expected)) in loss.measures().iter().zip(expected) {
+            assert_eq!(key, name);
+            assert!((value - expected).abs() < 1e-12, "{key}: {value}, not {expected}");
+        }
+        assert_eq!(TextLoss::default().measures(), Measures::new());
+    }
+}
