@@ -20,6 +20,7 @@ use crate::early_stop::EarlyStopConfig;
 use crate::ema::EmaConfig;
 use crate::few_shot::FewShotConfig;
 use crate::gradient::LossNormalisation;
+use crate::grid::GridConfig;
 use crate::machine::HardwareConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
@@ -86,6 +87,9 @@ pub struct RunConfig<M> {
     /// When the run ends before its last step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stop: Option<EarlyStopConfig>,
+    /// Values to try, each combination in a run of its own, whose config has no grid.
+    #[serde(default, skip_serializing)]
+    pub grid: Option<GridConfig>,
     /// What is known of the machine, in the Flamingo stage. May change when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<HardwareConfig>,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::BatchesDivide;
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
+use crate::grid;
 use crate::inputs;
 use crate::retrieval::{self, Side};
 use crate::setup::{Command, Prepared, Told, launch, open_corpora, own_tokenizer, until_done};
@@ -104,8 +105,9 @@ struct Contrastive {
 /// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the
 /// disk fails.
 pub fn run(command: &Command) -> Result<Told, TrainError> {
-    let file = command.read_config()?;
-    until_done(command, |command, troubles| attempt(command, &file, troubles)).map(Ended::into_told)
+    grid::run(command, |command, file| {
+        until_done(command, |command, troubles| attempt(command, file, troubles))
+    })
 }
 
 fn attempt(

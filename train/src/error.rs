@@ -1,5 +1,6 @@
 //! Why a run stops, and with which exit code.
 
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
 use flamingo_dataset::CorpusError;
@@ -80,6 +81,22 @@ pub enum TrainError {
     /// A preset has no weights that could be written.
     #[error("a preset has no weights: give --dry-run, or --model or --from-open-flamingo")]
     NoModel,
+    /// The folder of a grid is that of a run.
+    #[error("{} is a run, not the folder of a grid", path.display())]
+    NotAGrid {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Points of a grid failed; the others were run.
+    #[error("{failed} of {points} points failed, see {}", path.display())]
+    GridFailed {
+        /// Those that failed.
+        failed: usize,
+        /// All of them.
+        points: usize,
+        /// The summary, with their errors.
+        path: PathBuf,
+    },
     /// The folder that is to be continued holds something else than a run.
     #[error("{} is neither a run, for it has no config.toml, nor an empty folder", path.display())]
     NotARun {
@@ -295,6 +312,7 @@ impl TrainError {
             | Self::OutExists { .. }
             | Self::OutName { .. }
             | Self::NoModel
+            | Self::NotAGrid { .. }
             | Self::NotARun { .. }
             | Self::NoStep { .. }
             | Self::ConfigChanged { .. }
@@ -303,6 +321,22 @@ impl TrainError {
             Self::Interrupted { .. } => 130,
             _ => 1,
         }
+    }
+
+    /// The error and its causes in one line, separated by colons.
+    pub fn one_line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            line = format!("{line}: {error}");
+            cause = error.source();
+        }
+        line.replace('\n', " ")
+    }
+
+    /// Whether other runs may do better: neither is the config at fault nor does the user stop.
+    pub(crate) fn is_of_one_run(&self) -> bool {
+        self.exit_code() == 1
     }
 
     /// This error, or what can be done about it where it is that a step found no memory.

@@ -13,6 +13,7 @@ use flamingo_model::{
     LossTerms, MediaAttention, ModelError, Objective, Params, ResamplerConfig, Snapshot, Spare,
     Tower, Trainable, TrainedTowers,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -22,8 +23,9 @@ use crate::config_file::{ConfigFile, parse_error};
 use crate::difference::first_difference;
 use crate::error::TrainError;
 use crate::flop::{self, Parts, StepRows};
+use crate::grid;
 use crate::inputs;
-use crate::run_folder::{self, run_of};
+use crate::run_folder::{self, RunFolder, run_of};
 use crate::setup::{
     Command, Prepared, Purpose, Told, launch, open_corpora, read_tokenizer, same_tokenizer,
     until_done,
@@ -92,12 +94,32 @@ impl FlamingoModel {
 
 /// What is measured on rows that are not learned from: of texts, and how much more is lost without the
 /// own images, in nats per token.
-const MEASURES: [&str; 5] =
+pub(crate) const MEASURES: [&str; 5] =
     ["nll", "perplexity", "bits_per_byte", "blindness_shuffled", "blindness_blank"];
+
+/// What a model is before the first update of its run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// With closed gates its language model.
+    LanguageModel,
+    /// Trained already.
+    Trained,
+}
+
+/// A model that is ready to be trained, and what the rest of the set-up needs to know of it.
+pub(crate) struct Joining {
+    pub(crate) flamingo: Flamingo,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) trained: TrainedTowers,
+    pub(crate) beginning: Beginning,
+    /// The key of the config that the vocabulary comes from.
+    pub(crate) vocabulary: &'static str,
+}
 
 /// The model under training.
 struct Joined {
     flamingo: Flamingo,
+    beginning: Beginning,
     features: Option<Mutex<FeatureCache>>,
     parts: Parts,
     trained: TrainedTowers,
@@ -111,8 +133,9 @@ struct Joined {
 /// When the config, a corpus, one of the two runs or the run folder is not right, the loss is no
 /// longer a number, a frozen weight changes, or the disk fails.
 pub fn run(command: &Command) -> Result<Told, TrainError> {
-    let file = command.read_config()?;
-    until_done(command, |command, troubles| attempt(command, &file, troubles)).map(Ended::into_told)
+    grid::run(command, |command, file| {
+        until_done(command, |command, troubles| attempt(command, file, troubles))
+    })
 }
 
 fn attempt(
@@ -131,16 +154,33 @@ fn attempt(
     if trained.vision {
         file.require_no_feature_cache()?;
     }
-    let (mut flamingo, tokenizer) = match &folder.checkpoint {
+    let (flamingo, tokenizer) = match &folder.checkpoint {
         Some(checkpoint) => (continued(checkpoint, trained)?, same_tokenizer(&folder, checkpoint)?),
         None => fresh(command, file, image)?,
     };
+    let (beginning, vocabulary) = (Beginning::LanguageModel, "model.language");
+    let joining = Joining { flamingo, tokenizer, trained, beginning, vocabulary };
+    launch_joined(command, file, folder, joining, troubles)
+}
+
+/// Completes the set-up of a model that is there, and trains.
+///
+/// # Errors
+/// When its rows or corpora do not fit it, and as [`launch`].
+pub(crate) fn launch_joined<M: DeserializeOwned + Serialize>(
+    command: &Command,
+    file: &ConfigFile<M>,
+    folder: RunFolder,
+    joining: Joining,
+    troubles: Vec<Trouble>,
+) -> Result<Ended, TrainError> {
+    let Joining { mut flamingo, tokenizer, trained, beginning, vocabulary: key } = joining;
     flamingo.set_recompute(file.config.recompute);
     let language = &flamingo.config().language;
     file.require_context(language.context)?;
     let vocabulary = flamingo.config().vocabulary();
-    file.require_vocabulary("model.language", vocabulary, &tokenizer)?;
-    let corpora = open_corpora(command, &file.config, image, |_| true, "any")?;
+    file.require_vocabulary(key, vocabulary, &tokenizer)?;
+    let corpora = open_corpora(command, &file.config, file.image()?, |_| true, "any")?;
 
     let device = command.place(&mut flamingo)?;
     let features = file.config.feature_cache.as_ref();
@@ -149,7 +189,7 @@ fn attempt(
     let parts = Parts::of(flamingo.config())?;
     let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
     let (features, z_loss) = (features.map(Mutex::new), file.config.z_loss.unwrap_or_default());
-    launch(prepared, &mut Joined { flamingo, features, parts, trained, z_loss })
+    launch(prepared, &mut Joined { flamingo, beginning, features, parts, trained, z_loss })
 }
 
 /// The features of the model's vision encoder.
@@ -183,6 +223,17 @@ fn check_model(file: &ConfigFile<FlamingoModel>) -> Result<(), TrainError> {
     file.require(fits, "model.mark_rows", &"\"trained\"", expected)?;
     file.require_model(resampler.validate())?;
     file.require_model(cross_attention.validate())?;
+    check_attend(file, cross_attention)
+}
+
+/// Fails where text looks ahead that attends to all images before it.
+///
+/// # Errors
+/// When a dataset has a chance of that.
+pub(crate) fn check_attend<M: DeserializeOwned + Serialize>(
+    file: &ConfigFile<M>,
+    cross_attention: &CrossAttentionConfig,
+) -> Result<(), TrainError> {
     if cross_attention.attend == MediaAttention::AllPrevious {
         for (path, entry) in file.datasets() {
             let (key, chance) =
@@ -226,7 +277,8 @@ fn fresh(
         config.trained_tokens = marks(&tokenizer, config.language.vocabulary);
     }
     if is_run(&vision) && model.vision_weights != TowerWeights::FromScratch {
-        require_same_image(file, image, &run_of(&vision))?;
+        let (was, path) = image_of_run(&run_of(&vision))?;
+        require_same_image(file, image, &was, &path)?;
     } else {
         config.vision.set_image_size(image.size);
     }
@@ -250,26 +302,39 @@ fn marks(tokenizer: &Tokenizer, vocabulary: usize) -> Vec<u32> {
 }
 
 /// Whether a folder is a run of ours or a checkpoint of one.
-fn is_run(folder: &Path) -> bool {
+pub(crate) fn is_run(folder: &Path) -> bool {
     run_of(folder).join(run_folder::CONFIG).is_file()
 }
 
-/// What a flamingo run reads of the config of a vision run.
+/// What is read of the config of another run.
 #[derive(Deserialize)]
-struct VisionRun {
+struct RunWithImages {
     image: ImageConfig,
 }
 
-/// Fails unless images become pixels as they did for the vision encoder: it knows no others.
-fn require_same_image(
-    file: &ConfigFile<FlamingoModel>,
-    image: &ImageConfig,
-    vision: &Path,
-) -> Result<(), TrainError> {
-    let path = vision.join(run_folder::CONFIG);
+/// How images became pixels in another run, and the config that says so.
+///
+/// # Errors
+/// When its config cannot be read.
+pub(crate) fn image_of_run(run: &Path) -> Result<(ImageConfig, PathBuf), TrainError> {
+    let path = run.join(run_folder::CONFIG);
     let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
-    let run: VisionRun = toml::from_str(&text).map_err(|e| parse_error(&path, &text, &e))?;
-    match first_difference(&table(&run.image), &table(image)) {
+    let run: RunWithImages = toml::from_str(&text).map_err(|e| parse_error(&path, &text, &e))?;
+    Ok((run.image, path))
+}
+
+/// Fails unless images become pixels as they `was` for the vision encoder, by the config at `path`: it
+/// knows no others.
+///
+/// # Errors
+/// When a key differs.
+pub(crate) fn require_same_image<M: DeserializeOwned + Serialize>(
+    file: &ConfigFile<M>,
+    image: &ImageConfig,
+    was: &ImageConfig,
+    path: &Path,
+) -> Result<(), TrainError> {
+    match first_difference(&table(was), &table(image)) {
         None => Ok(()),
         Some((key, was, now)) => Err(TrainError::ConfigValue {
             path: file.path.clone(),
@@ -285,7 +350,13 @@ fn table(image: &ImageConfig) -> Table {
 }
 
 /// The model of a checkpoint, after checking that its frozen half is what the run began with.
-fn continued(checkpoint: &Checkpoint, trained: TrainedTowers) -> Result<Flamingo, TrainError> {
+///
+/// # Errors
+/// When it cannot be read, or was changed.
+pub(crate) fn continued(
+    checkpoint: &Checkpoint,
+    trained: TrainedTowers,
+) -> Result<Flamingo, TrainError> {
     let flamingo = Flamingo::load_to_train(&checkpoint.folder, trained);
     let flamingo = flamingo.map_err(TrainError::model("load"))?;
     if let Some(was) = &checkpoint.state.frozen_sha256 {
@@ -479,7 +550,8 @@ impl Stage for Joined {
         // not know them all, and shares no probability among them; and with rows elsewhere logits are
         // multiplied in other pieces.
         let other_rows = config.added_tokens > 0 || !config.trained_tokens.is_empty();
-        if config.cross_attention.gate == GateKind::None || other_rows {
+        let is_trained = self.beginning == Beginning::Trained;
+        if is_trained || config.cross_attention.gate == GateKind::None || other_rows {
             return Ok(None);
         }
         let flamingo = self.loss(first)?;

@@ -11,6 +11,7 @@ use flamingo_model::{
 
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
+use crate::grid;
 use crate::inputs;
 use crate::setup::{Command, Prepared, Told, launch, open_corpora, own_tokenizer, until_done};
 use crate::trainer::{Ended, Stage};
@@ -30,8 +31,9 @@ pub(crate) struct Language {
 /// When the config, a corpus or the run folder is not right, the loss is no longer a number, or the
 /// disk fails.
 pub fn run(command: &Command) -> Result<Told, TrainError> {
-    let file = command.read_config()?;
-    until_done(command, |command, troubles| attempt(command, &file, troubles)).map(Ended::into_told)
+    grid::run(command, |command, file| {
+        until_done(command, |command, troubles| attempt(command, file, troubles))
+    })
 }
 
 fn attempt(

@@ -17,7 +17,8 @@
 //!
 //! In reading order:
 //! - [`trainer`]: the loop, and what a stage is
-//! - [`contrastive`], [`language`], [`flamingo`]: the stages
+//! - [`contrastive`], [`language`], [`flamingo`], [`finetune`]: the stages
+//! - [`grid`]: many runs, of which the best is wanted
 //! - [`setup`]: from a config to a run that is ready
 //! - [`inputs`]: from the loader's batch to the models' inputs
 //! - [`config`], [`config_file`], [`overrides`]: every number of a run
@@ -54,9 +55,11 @@ pub mod error;
 pub mod export;
 pub mod few_shot;
 pub mod files;
+pub mod finetune;
 pub mod flamingo;
 pub mod flop;
 pub mod gradient;
+pub mod grid;
 pub mod groups;
 pub mod history;
 pub mod inputs;

@@ -38,5 +38,8 @@ pub const TROUBLES_MAX: usize = 1000;
 /// Groups of weights that are updated in ways of their own, and parts of names in one.
 pub const GROUPS_MAX: usize = 64;
 
+/// Points of a grid.
+pub const GRID_POINTS_MAX: usize = 1000;
+
 /// Tokens of the smallest tokenizer that can be trained: the five marks and the 256 bytes.
 pub const TRAINED_VOCABULARY_MIN: usize = 5 + 256;

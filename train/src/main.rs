@@ -1,6 +1,5 @@
 //! `flamingo-train`: parses the command line, runs one stage, sets the exit code.
 
-use std::error::Error;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +16,7 @@ use flamingo_train::overrides::Override;
 use flamingo_train::replay::{self, Replay};
 use flamingo_train::run_folder::Start;
 use flamingo_train::setup::{Purpose, Told};
-use flamingo_train::{Command, TrainError, contrastive, flamingo, language, setup};
+use flamingo_train::{Command, TrainError, contrastive, finetune, flamingo, language, setup};
 
 /// Trains the three parts of a Flamingo model, one stage at a time.
 ///
@@ -57,6 +56,11 @@ enum Stage {
     #[command(after_help = "Example:\n  \
         flamingo-train replay --run runs/mine --step 1234 --out step-1234")]
     Replay(Replay),
+    /// Trains a Flamingo on a task of its own, on larger images (paper, appendix B.2.2).
+    #[command(after_help = "Example:\n  \
+        flamingo-train finetune --config configs/finetune.toml --root runs/demo \\\n      \
+        --out runs/demo/finetuned")]
+    Finetune(StageArgs),
     /// Shows which image each token of a row sees and which tokens are learned, or looks for rows
     /// whose masks are wrong.
     #[command(after_help = "Examples:\n  \
@@ -322,6 +326,7 @@ fn main() -> ExitCode {
         Stage::Language(args) => language::run(&args.into()).map(told),
         Stage::Flamingo(args) => flamingo::run(&args.into()).map(told),
         Stage::Replay(args) => replay::run(&args).map(told),
+        Stage::Finetune(args) => finetune::run(&args.into()).map(told),
         Stage::Masks(args) => masks(&args),
         Stage::Batches(args) => batches(&args),
         Stage::TrainTokenizer(args) => train_tokenizer(&args),
@@ -332,19 +337,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            eprintln!("error: {}", error.one_line());
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-/// The error and its causes, separated by colons.
-fn one_line(error: &TrainError) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line.replace('\n', " ")
 }

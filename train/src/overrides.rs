@@ -32,6 +32,12 @@ impl std::str::FromStr for Override {
 }
 
 impl Override {
+    /// The change of the value at `key.path`.
+    pub fn new(key: &str, value: Value) -> Self {
+        let given = format!("{key}={value}");
+        Self { given, path: key.split('.').map(str::to_owned).collect(), value }
+    }
+
     /// Puts the value in its place. Elements of a list are named by their `name` or their index
     /// from 0.
     ///

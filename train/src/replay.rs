@@ -25,7 +25,7 @@ use crate::run_folder::{self, StageName, Start};
 use crate::setup::{Command, Purpose, Told};
 use crate::trainer::Run;
 use crate::trouble::Trouble;
-use crate::{contrastive, flamingo, language};
+use crate::{contrastive, finetune, flamingo, language};
 
 /// Which step.
 #[derive(Debug, Args)]
@@ -83,6 +83,7 @@ pub fn run(replay: &Replay) -> Result<Told, TrainError> {
         StageName::Contrastive => contrastive::run(&command),
         StageName::Language => language::run(&command),
         StageName::Flamingo => flamingo::run(&command),
+        StageName::Finetune => finetune::run(&command),
     }
 }
 

@@ -79,6 +79,8 @@ pub enum StageName {
     Language,
     /// What joins them.
     Flamingo,
+    /// A task for what is joined.
+    Finetune,
 }
 
 /// The stage that a run is of: each has a key of `[model]` that the others lack.
@@ -95,6 +97,7 @@ pub fn stage_of(run: &Path) -> Result<StageName, TrainError> {
         ("resampler", StageName::Flamingo),
         ("embedding", StageName::Contrastive),
         ("vocabulary", StageName::Language),
+        ("from", StageName::Finetune),
     ]
     .into_iter()
     .find_map(|(key, stage)| has(key).then_some(stage))

@@ -6,6 +6,7 @@ mod bench;
 #[cfg(feature = "cuda-emulator")]
 mod emulated;
 mod export;
+mod finetune;
 mod learning;
 mod masks;
 mod micro_batches;
