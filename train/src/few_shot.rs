@@ -400,6 +400,6 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let (n, few_shot) = open(15);
         assert!(n == 1 && !few_shot.is_due(10) && few_shot.is_due(20));
-        assert_eq!(open(20).0, 1);
+        assert_eq!((open(20).0, open(10).0, open(9).0), (1, 1, 0));
     }
 }
