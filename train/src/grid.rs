@@ -128,6 +128,8 @@ pub(crate) fn run<M: DeserializeOwned + Serialize>(
         eprintln!("{name} ({number} of {})", points.len());
         let ended = train(&point.command, &point.file);
         let goes_on = match &ended {
+            // What the first one cannot even begin with, all lack.
+            Err(_) if number == 1 && !point.command.out.exists() => false,
             Err(error) => error.is_of_one_run(),
             Ok(ended) => *ended != Ended::Stopped,
         };

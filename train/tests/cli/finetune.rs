@@ -309,6 +309,10 @@ fn grids_that_cannot_work_are_refused_before_the_first_point() {
     check("lr = [1e-2, 0.01]", "refused", &[], "`grid` is lr=0.01, expected each point once");
     check("lr = [1e-2, -1.0]", "refused", &[], "`optimizer.lr` is -1");
     check("\"optimizer.rate\" = [1.0]", "refused", &[], "rate");
+    let nowhere = grid("lr = [1e-2, 1e-3]").replace("corpus = \"pages\"", "corpus = \"nowhere\"");
+    let finished = world.train("language", &nowhere, "refused", &[]);
+    assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
+    assert!(finished.stderr().contains("error: dataset `pages`"), "{}", finished.stderr());
     check("lr = [1e-2]", "run", &["--resume"], "is a run, not the folder of a grid");
     check("lr = [1e-2]", "run", &[], "exists; --resume continues it");
     assert!(!world.path("refused").exists());
