@@ -256,6 +256,12 @@ impl CorpusError {
         matches!(self, Self::Object { source: PermissionDenied { .. }, .. })
     }
 
+    /// Whether a store did not answer as it should, which may pass.
+    pub fn is_outage(&self) -> bool {
+        use object_store::Error::Generic;
+        matches!(self, Self::Object { source: Generic { .. }, .. })
+    }
+
     /// Whether another row of the same corpus may well be readable. The loader goes on after such
     /// an error and counts it; a missing shard or a failing disk stops it.
     pub fn is_about_one_row(&self) -> bool {

@@ -90,7 +90,7 @@
 //! `shard_reader`, `block_cache` and `row_view` (and back), `corpus` (rows by number), `layout` (what others wrote). Examples: [`media_mask`]
 //! (which image a token may see), `tokenizer`, `bpe_ranks`, `decode` (a file to an image), `pixels`, `sample` (a row to an example), `example_check`. Batches:
 //! `order`, `permutation` and `keyed_random` (order without state), `batch`, `pixel_buffer`, `mixture` (what a step holds),
-//! `read_ahead` (of distant rows), `loader` (batches made ahead). `feature_cache` keeps what a frozen encoder made of images. For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
+//! `read_ahead` (of distant rows), `patience` (with their stores), `loader` (batches made ahead). `feature_cache` keeps what a frozen encoder made of images. For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
 //! `error`.
 
 mod batch;
@@ -114,6 +114,7 @@ pub mod media_mask;
 mod mixture;
 mod open_files;
 mod order;
+mod patience;
 mod permutation;
 mod pixel_buffer;
 mod pixels;
@@ -140,7 +141,7 @@ pub use error::CorpusError;
 pub use example_check::{ExampleProblem, example_problems};
 pub use feature_cache::FeatureCache;
 pub use layout::{Layout, MissingImage};
-pub use loader::{Cursor, Loader};
+pub use loader::{Cursor, LOOK_EVERY, Loader};
 pub use manifest::{MANIFEST_FILE, Manifest, ShardEntry};
 pub use media_mask::Attend;
 pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode, Rank};

@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ const BATCHES_AHEAD: u64 = 2;
 
 /// A share of corrupt rows is taken of no fewer rows than this: the first row may be a bad one.
 const CORRUPT_ROWS_MIN: u64 = 1000;
+
+/// How often a reader that waits is asked whether it still wants its rows.
+pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Where a loader stands. A run stores it in its checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,17 +102,39 @@ impl Loader {
     /// at its end. The loader is of no further use then.
     pub fn next_step(&mut self) -> Result<Vec<Batch>, CorpusError> {
         let step = self.cursor.step;
+        let batches = self.next_step_unless(&|| false)?;
+        batches.ok_or(CorpusError::LoaderStopped { step })
+    }
+
+    /// The batches of the next step; none if `is_over` says so while they are waited for. It is asked every
+    /// [`LOOK_EVERY`]. The loader is of no further use then, and dropping it does not wait for what its
+    /// threads are at, such as a store that does not answer.
+    ///
+    /// # Errors
+    /// As those of [`Loader::next_step`].
+    pub fn next_step_unless(
+        &mut self,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Batch>>, CorpusError> {
+        let step = self.cursor.step;
         if self.failed || step >= self.end {
             return Err(CorpusError::LoaderStopped { step });
         }
-        let batches = (0..self.shared.mixture.batches_per_step()).map(|_| self.shared.take());
-        let batches = batches.collect::<Result<Vec<_>, _>>();
+        let n_batches = self.shared.mixture.batches_per_step();
+        let batches = (0..n_batches).map(|_| self.shared.take(is_over));
+        let batches = batches.collect::<Option<Result<Vec<_>, _>>>();
+        let Some(batches) = batches else {
+            self.failed = true;
+            // They end with the process, or when their requests do.
+            self.threads.clear();
+            return Ok(None);
+        };
         let batches = batches.and_then(|batches| self.check_corrupt(&batches).map(|()| batches));
         self.failed = batches.is_err();
         if !self.failed {
             self.cursor.step += 1;
         }
-        batches
+        batches.map(Some)
     }
 
     /// Counts the rows of a step, and stops where more are corrupt than a dataset allows.
@@ -205,17 +231,21 @@ impl Shared {
         }
     }
 
-    /// Waits for the next batch in order.
-    fn take(&self) -> Result<Batch, CorpusError> {
+    /// Waits for the next batch in order, as long as the reader wants it.
+    fn take(&self, is_over: &dyn Fn() -> bool) -> Option<Result<Batch, CorpusError>> {
         let mut queue = self.lock();
         loop {
             let next = queue.taken;
             if let Some(batch) = queue.ready.remove(&next) {
                 queue.taken += 1;
                 self.moved.notify_all();
-                return batch;
+                return Some(batch);
             }
-            queue = self.moved.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            if is_over() {
+                return None;
+            }
+            let waited = self.moved.wait_timeout(queue, LOOK_EVERY);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{Batch, BatchPixels, BatchShape, CorruptRow};
 use crate::digest::sha256_u64;
 use crate::order::{EpochOrder, Shuffle};
+use crate::patience::patiently;
 use crate::pixels::PixelType;
 use crate::read_ahead::{ReadAhead, read_ahead};
 use crate::sample::{SampleConfig, SampleKey, Sequence, make_sequence};
@@ -208,13 +209,13 @@ impl Mixture {
             let first = part.first + self.rank.index as u64 * share;
             let sequences = first..first + share;
             let mut fill = |ahead: Option<&ReadAhead>| {
+                let from = Reading { ahead, stop };
                 for sequence in sequences.clone() {
                     if stop.load(Ordering::Relaxed) {
                         return Ok(false);
                     }
                     let pixels = &mut batch.pixels;
-                    let drawn =
-                        dataset.draw(sequence, self.seed, &self.tokenizer, pixels, ahead)?;
+                    let drawn = dataset.draw(sequence, self.seed, &self.tokenizer, pixels, from)?;
                     batch.corrupt.extend(drawn.corrupt);
                     batch.push(drawn.sequence, &drawn.rows, self.tokenizer.pad_id(), shape);
                 }
@@ -222,7 +223,7 @@ impl Mixture {
             };
             let is_whole = if dataset.corpus.is_distant() {
                 let rows = dataset.rows(sequences.clone(), self.seed);
-                read_ahead(&rows, |row| dataset.read(row), |ahead| fill(Some(ahead)))?
+                read_ahead(&rows, |row| dataset.read(row, stop), |ahead| fill(Some(ahead)))?
             } else {
                 fill(None)?
             };
@@ -262,6 +263,15 @@ impl Mixture {
     }
 }
 
+/// How rows are read.
+#[derive(Clone, Copy)]
+struct Reading<'a> {
+    /// Those that are on their way already.
+    ahead: Option<&'a ReadAhead<'a>>,
+    /// Set when nobody wants them any more.
+    stop: &'a AtomicBool,
+}
+
 /// A sequence and what it cost.
 struct Drawn {
     sequence: Sequence,
@@ -299,12 +309,16 @@ impl Dataset {
         positions.map(|position| self.candidates(position, seed).next_row()).collect()
     }
 
-    fn read(&self, row: u64) -> Result<Row, CorpusError> {
-        if self.entry.sample.images > 0 {
-            self.corpus.read(row)
-        } else {
-            self.corpus.read_texts(row)
-        }
+    /// A row; a distant store that does not answer is waited for until `stop` is set.
+    fn read(&self, row: u64, stop: &AtomicBool) -> Result<Row, CorpusError> {
+        let read = || {
+            if self.entry.sample.images > 0 {
+                self.corpus.read(row)
+            } else {
+                self.corpus.read_texts(row)
+            }
+        };
+        if self.corpus.is_distant() { patiently(stop, read) } else { read() }
     }
 
     /// Makes a sequence of the rows of its positions, or of the first sound rows after them. Adds its
@@ -315,7 +329,7 @@ impl Dataset {
         seed: u64,
         tokenizer: &Tokenizer,
         pixels: &mut BatchPixels,
-        ahead: Option<&ReadAhead>,
+        from: Reading,
     ) -> Result<Drawn, CorpusError> {
         let pack = self.entry.sample.pack as u64;
         let positions = sequence * pack..(sequence + 1) * pack;
@@ -323,7 +337,7 @@ impl Dataset {
         let mut corrupt = Vec::new();
         let mut drawn = Vec::with_capacity(candidates.len());
         for candidates in &mut candidates {
-            drawn.push(self.next_readable(candidates, &mut corrupt, ahead)?);
+            drawn.push(self.next_readable(candidates, &mut corrupt, from)?);
         }
         loop {
             let rows: Vec<_> = drawn.iter().map(|(row, key)| (row, *key)).collect();
@@ -337,7 +351,7 @@ impl Dataset {
             };
             pixels.resize(before);
             candidates[place].note(drawn[place].1.row, error, &mut corrupt)?;
-            drawn[place] = self.next_readable(&mut candidates[place], &mut corrupt, ahead)?;
+            drawn[place] = self.next_readable(&mut candidates[place], &mut corrupt, from)?;
         }
     }
 
@@ -354,12 +368,12 @@ impl Dataset {
         &self,
         candidates: &mut Candidates,
         corrupt: &mut Vec<CorruptRow>,
-        ahead: Option<&ReadAhead>,
+        from: Reading,
     ) -> Result<(Row, SampleKey), CorpusError> {
         loop {
             let row = candidates.next_row();
-            let was_read = ahead.and_then(|ahead| ahead.take(row));
-            match was_read.unwrap_or_else(|| self.read(row)) {
+            let was_read = from.ahead.and_then(|ahead| ahead.take(row));
+            match was_read.unwrap_or_else(|| self.read(row, from.stop)) {
                 Ok(stored) => {
                     let (seed, epoch) = (candidates.seed, candidates.epoch);
                     return Ok((stored, SampleKey { seed, epoch, row }));

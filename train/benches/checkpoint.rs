@@ -82,7 +82,7 @@ fn main() {
     println!("{:.3} GB of trained weights and moments", size.copied_bytes as f64 / 1e9);
 
     let learned = Learned { stage: &stage, optimizer: &adamw, ema: None };
-    let mut writer = CheckpointWriter::start(learned).unwrap();
+    let mut writer = CheckpointWriter::start(learned, 0).unwrap();
     writer.wait().unwrap();
     for step in 1..=CHECKPOINTS {
         let state: State = serde_json::from_value(serde_json::json!({

@@ -35,6 +35,8 @@ pub struct Job {
 /// The checkpoint that is being written, if there is one. Dropping it waits for its end.
 #[derive(Debug)]
 pub struct CheckpointWriter {
+    /// The step of the newest checkpoint, written or being written.
+    newest: u64,
     size: Size,
     /// Memory for the copy, while no thread uses it.
     spare: Spare,
@@ -60,15 +62,15 @@ struct Copied {
 }
 
 impl CheckpointWriter {
-    /// Begins to get memory for the copies.
+    /// Begins to get memory for the copies, in a run whose newest checkpoint is that of step `newest`.
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn start(learned: Learned) -> Result<Self, TrainError> {
+    pub fn start(learned: Learned, newest: u64) -> Result<Self, TrainError> {
         let params = learned.stage.model().params();
         let copies = room::copies(learned.ema);
         let (size, spare) = (Size::of(&params, copies), Spare::of(&params, copies));
-        let mut writer = Self { size, spare, writing: None };
+        let mut writer = Self { newest, size, spare, writing: None };
         if size.fits_memory(0) {
             // What it fails to get is asked for again by the first checkpoint.
             writer.spawn(|spare| {
@@ -88,6 +90,7 @@ impl CheckpointWriter {
     pub fn write(&mut self, job: Job, learned: Learned) -> Result<f64, TrainError> {
         let clock = Instant::now();
         self.wait()?;
+        self.newest = job.state.step;
         self.size.require_disk(&job.run, room::disk_bytes)?;
         let fits = self.size.fits_memory(self.spare.bytes());
         match fits.then(|| Copied::take(learned, &self.spare)) {
@@ -111,6 +114,17 @@ impl CheckpointWriter {
             }
         }
         Ok(clock.elapsed().as_secs_f64())
+    }
+
+    /// Writes a checkpoint unless that of its step is the newest, and waits until it is written.
+    ///
+    /// # Errors
+    /// As those of [`write`](Self::write) and [`wait`](Self::wait).
+    pub fn settle(&mut self, job: Job, learned: Learned) -> Result<(), TrainError> {
+        if job.state.step != self.newest {
+            self.write(job, learned)?;
+        }
+        self.wait()
     }
 
     fn spawn(

@@ -321,12 +321,20 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         return Ok(Ended::Done);
     }
     let mut events = Events::create(&run.folder.path, done)?;
-    let mut checkpoints = CheckpointWriter::start(run.learned())?;
+    let mut checkpoints = CheckpointWriter::start(run.learned(), done)?;
     while done < run.stop_after && !run.has_stopped() {
         checkpoints.check()?;
         evaluate(&mut run, done, &mut checkpoints, (&mut events, &mut report, &progress))?;
         let clock = Instant::now();
-        let batches = run.loader.next_step().map_err(TrainError::loader)?;
+        let frozen = || frozen_sha256.clone();
+        let ended = run.loader.next_step_unless(&|| signals.came().is_some());
+        let Ok(Some(batches)) = ended else {
+            // No rows come: what was learned so far is kept.
+            let job = job(&run, done, frozen(), &log, None);
+            let kept = job.and_then(|job| checkpoints.settle(job, run.learned()));
+            ended.map_err(TrainError::loader)?;
+            return kept.and_then(|()| stopped(&run, signals, done, &mut report, &progress));
+        };
         let data_wait_seconds = clock.elapsed().as_secs_f64();
 
         if done == 0 {
@@ -383,19 +391,13 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         let is_last = done == run.stop_after || verdict == Verdict::Stops;
         let is_due = done.is_multiple_of(run.checkpoint_every) || is_last;
         if is_due || verdict == Verdict::Best || signal.is_some() || metrics.skipped.is_some() {
-            run.stage.at_checkpoint()?;
-            let log = log.shared()?;
             // Others are taken in need; they must not push out what came before it.
-            let keep = is_due.then_some(run.keep);
-            let state = state(&run, done, frozen_sha256.clone());
-            let job = Job { run: run.folder.path.clone(), state, log, keep };
-            let seconds = checkpoints.write(job, run.learned())?;
-            progress.note_wait(done, seconds);
+            let job = job(&run, done, frozen(), &log, is_due.then_some(run.keep))?;
+            progress.note_wait(done, checkpoints.write(job, run.learned())?);
         }
-        if let Some(signal) = signal {
+        if signal.is_some() {
             checkpoints.wait()?;
-            report.draw(&run.devices, &run.troubles)?;
-            return stopped(signal, done, &progress);
+            return stopped(&run, signals, done, &mut report, &progress);
         }
         if metrics.skipped.is_some() && done < run.stop_after {
             checkpoints.wait()?;
@@ -440,7 +442,15 @@ fn note_start(run: &Run, done: u64, progress: &Progress) {
 }
 
 /// What a run that a signal ends says and returns.
-fn stopped(signal: StopSignal, done: u64, progress: &Progress) -> Result<Ended, TrainError> {
+fn stopped(
+    run: &Run,
+    signals: &StopSignals,
+    done: u64,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<Ended, TrainError> {
+    report.draw(&run.devices, &run.troubles)?;
+    let signal = signals.came().unwrap_or(StopSignal::Terminate);
     let name = signal.name();
     progress.note(&format!("{name} after step {done}; --resume goes on from there"));
     progress.finish();
@@ -581,8 +591,16 @@ fn rows_by_dataset(batch: &Batch, sources: &[Source]) -> Vec<(String, Vec<u64>)>
     sources.iter().map(of_one).collect()
 }
 
-fn state(run: &Run, step: u64, frozen_sha256: Option<String>) -> State {
-    State {
+/// What the checkpoint after `step` updates is made of besides what has learned.
+fn job(
+    run: &Run,
+    step: u64,
+    frozen_sha256: Option<String>,
+    log: &MetricsLog,
+    keep: Option<Keep>,
+) -> Result<Job, TrainError> {
+    run.stage.at_checkpoint()?;
+    let state = State {
         step,
         frozen_sha256,
         tokenizer_sha256: run.tokenizer_sha256.clone(),
@@ -592,7 +610,8 @@ fn state(run: &Run, step: u64, frozen_sha256: Option<String>) -> State {
         recent_losses: run.guard.recent().clone(),
         early_stop: run.early_stop.as_ref().map(EarlyStop::progress).unwrap_or_default(),
         held_out_sha256: run.held_out_sha256.clone(),
-    }
+    };
+    Ok(Job { run: run.folder.path.clone(), state, log: log.shared()?, keep })
 }
 
 /// The single values of a model whose names `wanted` chooses, after `view`, under `group` and their
