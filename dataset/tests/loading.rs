@@ -177,6 +177,24 @@ fn threads_do_not_change_a_batch() {
 }
 
 #[test]
+fn loaders_of_a_range_share_a_mixture_and_end_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let entries = three_corpora(folder.path());
+    let plain = Arc::new(mixture(&entries, MixtureMode::Accumulate));
+    for n_threads in [1, 3] {
+        let start = || Loader::start_within(Arc::clone(&plain), 2..4, n_threads);
+        let (mut one, mut other) = (start(), start());
+        for step in 2..4 {
+            let expected = plain.step(step).unwrap();
+            assert_eq!(one.next_step().unwrap(), expected);
+            assert_eq!(other.next_step().unwrap(), expected);
+        }
+        let ended = one.next_step().unwrap_err().to_string();
+        assert!(ended.contains("before step 4"), "{ended}");
+    }
+}
+
+#[test]
 fn another_seed_gives_another_order() {
     let folder = tempfile::tempdir().unwrap();
     let entries = three_corpora(folder.path());
