@@ -50,6 +50,10 @@ cargo fetch --locked --quiet
 step "tests"
 cargo test --locked --release --workspace
 
+step "ranks that talk by MPI"
+cargo clippy --locked --release -p flamingo-train --features mpi --all-targets -- -D warnings
+cargo test --locked --release -p flamingo-train --features mpi --test cli ranks
+
 step "the code for GPUs, on an emulator"
 ./build-cuda.sh --check
 

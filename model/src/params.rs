@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -146,8 +147,8 @@ impl Params {
         Ok(())
     }
 
-    /// Makes one update of every trained parameter by `AdamW`; `step` gives the numbers for a name and a
-    /// shape. Parameters without moments start with zeros.
+    /// Makes one update of every trained parameter by `AdamW` for whose name and shape `step` gives the
+    /// numbers. Parameters without moments start with zeros.
     ///
     /// # Errors
     /// When the device fails.
@@ -158,9 +159,11 @@ impl Params {
         &mut self,
         gradients: &mut Gradients,
         moments: &mut BTreeMap<String, Moments>,
-        step: impl Fn(&str, &[usize]) -> AdamStep,
+        step: impl Fn(&str, &[usize]) -> Option<AdamStep>,
     ) -> Result<(), ModelError> {
-        for parameter in self.list.iter().filter(|parameter| parameter.weight.is_trained()) {
+        let is_updated =
+            |p: &&Parameter| p.weight.is_trained() && step(&p.name, &p.shape).is_some();
+        for parameter in self.list.iter().filter(is_updated) {
             let fresh = || Moments::zeros(&parameter.shape);
             moments.entry(parameter.name.clone()).or_insert_with(fresh);
         }
@@ -170,8 +173,9 @@ impl Params {
         for parameter in Arc::make_mut(&mut self.list) {
             let Weight::Trained(weight) = &mut parameter.weight else { continue };
             let (name, shape) = (parameter.name.as_str(), &parameter.shape);
-            let moments = moments.remove(name).expect("each trained parameter has moments");
-            updates.push((weight, moments, step(name, shape)));
+            let Some(step) = step(name, shape) else { continue };
+            let moments = moments.remove(name).expect("each updated parameter has moments");
+            updates.push((weight, moments, step));
         }
         Ok(ops::adamw(updates, gradients)?)
     }
@@ -341,6 +345,86 @@ impl Params {
             }
         }
         Ok(ops::average(moved, rate)?)
+    }
+
+    /// Gradients of the trained parameters among some, by their places, one after the other; zeros where
+    /// no loss reached one.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    ///
+    /// # Panics
+    /// When there are no such places.
+    pub fn gradients(
+        &self,
+        places: Range<usize>,
+        gradients: &mut Gradients,
+    ) -> Result<Vec<f32>, ModelError> {
+        let mut all = Vec::new();
+        for parameter in &self.list[places] {
+            if let Weight::Trained(weight) = &parameter.weight {
+                all.extend_from_slice(weight.gradient(&mut gradients.0)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Gives the trained parameters among some, by their places, other gradients: as
+    /// [`gradients`](Self::gradients) has them.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    ///
+    /// # Panics
+    /// When there are no such places, or not as many values as they have.
+    pub fn set_gradients(
+        &self,
+        places: Range<usize>,
+        gradients: &mut Gradients,
+        values: &[f32],
+    ) -> Result<(), ModelError> {
+        let mut rest = values;
+        for parameter in self.list[places].iter().filter(|p| p.weight.is_trained()) {
+            let (of_this, others) = rest.split_at(parameter.n_values());
+            let set = |gradient: &mut [f32]| gradient.copy_from_slice(of_this);
+            parameter.weight.accumulate(&mut gradients.0, set)?;
+            rest = others;
+        }
+        assert!(rest.is_empty(), "{} values too many", rest.len());
+        Ok(())
+    }
+
+    /// Values of the trained parameters among some, by their places, one after the other.
+    ///
+    /// # Panics
+    /// When there are no such places.
+    pub fn trained_values(&self, places: Range<usize>) -> Vec<f32> {
+        let trained = self.list[places].iter().filter(|p| p.weight.is_trained());
+        trained.flat_map(|parameter| parameter.weight.values().into_owned()).collect()
+    }
+
+    /// Gives the trained parameters among some, by their places, other values.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When there are no such places, or not as many values as they have.
+    pub fn set_trained_values(
+        &mut self,
+        places: Range<usize>,
+        values: &[f32],
+    ) -> Result<(), ModelError> {
+        let mut rest = values;
+        for parameter in &mut Arc::make_mut(&mut self.list)[places] {
+            let n = parameter.n_values();
+            let Weight::Trained(weight) = &mut parameter.weight else { continue };
+            let (of_this, others) = rest.split_at(n);
+            weight.change(|values| values.copy_from_slice(of_this))?;
+            rest = others;
+        }
+        assert!(rest.is_empty(), "{} values too many", rest.len());
+        Ok(())
     }
 
     /// Gradient of the parameter called `name`, zeros if no loss reached it.
@@ -586,6 +670,20 @@ fn normal(key: u64, i: u64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_read_and_written_without_their_neighbours() {
+        let parameter = |i: usize| (format!("{i}"), vec![i + 1], vec![i as f32; i + 1]);
+        let mut params = Params::trained((0..4).map(parameter)).unwrap();
+        let mut gradients = Gradients::default();
+        params.add_to_gradient(&mut gradients, "1", &[5.0, 6.0]).unwrap();
+        assert_eq!(params.gradients(1..3, &mut gradients).unwrap(), [5.0, 6.0, 0.0, 0.0, 0.0]);
+        params.set_gradients(2..4, &mut gradients, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]).unwrap();
+        let all = params.gradients(0..4, &mut gradients).unwrap();
+        assert_eq!(all, [0.0, 5.0, 6.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        params.set_trained_values(1..2, &[8.0, 9.0]).unwrap();
+        assert_eq!(params.trained_values(0..3), [0.0, 8.0, 9.0, 2.0, 2.0, 2.0]);
+    }
 
     #[test]
     fn draws_are_normal_and_depend_on_the_name_only() {

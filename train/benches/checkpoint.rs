@@ -16,7 +16,7 @@ use flamingo_train::checkpoint::{Keep, State};
 use flamingo_train::checkpoint_writer::{CheckpointWriter, Job, Learned};
 use flamingo_train::groups::Norms;
 use flamingo_train::metrics::MetricsLog;
-use flamingo_train::optimizer::{AdamW, OptimizerConfig};
+use flamingo_train::optimizer::{AdamW, OptimizerConfig, Share};
 use flamingo_train::room::{Size, copies};
 use flamingo_train::trainer::Stage;
 
@@ -67,7 +67,7 @@ fn main() {
     let config: LanguageConfig = serde_json::from_str(MODEL).unwrap();
     let optimizer: OptimizerConfig = serde_json::from_str(OPTIMIZER).unwrap();
     let mut stage = Resting(LanguageModel::new(&config, 1).unwrap());
-    let mut adamw = AdamW::new(&optimizer);
+    let mut adamw = AdamW::new(&optimizer, Share::All);
     let mut update = |stage: &mut Resting, done| {
         let params = &mut stage.model_mut().params_mut();
         let norms = Norms { all: 1.0, together: 1.0, by_group: BTreeMap::new() };

@@ -26,7 +26,8 @@ use flamingo_model::Gradients;
 
 use crate::config::BatchesDivide;
 use crate::error::TrainError;
-use crate::gradient::{Extent, LossNormalisation, Objective, StepGradient};
+use crate::extent::Extent;
+use crate::gradient::{LossNormalisation, Objective, StepGradient};
 use crate::metrics;
 use crate::trainer::Stage;
 
@@ -52,6 +53,8 @@ pub struct Mixture<'a> {
     pub objective: &'a Objective,
     /// The batches of the step.
     pub batches: &'a [Batch],
+    /// How much there is of each.
+    pub extents: &'a [Extent],
     /// Its gradient.
     pub made: &'a mut StepGradient,
     /// Updates before it.
@@ -123,13 +126,16 @@ impl Accounting {
         mixture: Mixture,
     ) -> Result<BTreeMap<String, f64>, TrainError> {
         let mut seen = BTreeMap::new();
-        let Mixture { objective, batches, made, done } = mixture;
+        let Mixture { objective, batches, extents, made, done } = mixture;
         if self.every.is_none_or(|every| !done.is_multiple_of(every)) {
             return Ok(seen);
         }
         let learned = || batches.iter().filter(|batch| objective.learns_from(batch));
-        for batch in learned() {
-            let Look { norm, cosine, noise } = look_at(stage, objective, batch, made)?;
+        for (batch, extent) in batches.iter().zip(extents) {
+            if !objective.learns_from(batch) {
+                continue;
+            }
+            let Look { norm, cosine, noise } = look_at(stage, objective, (batch, extent), made)?;
             let mut see = |measure, value| seen.insert(key(&batch.name, measure), value);
             see("norm", norm);
             see("cosine", cosine);
@@ -191,10 +197,9 @@ fn advise<'a>(
 fn look_at(
     stage: &dyn Stage,
     objective: &Objective,
-    batch: &Batch,
+    (batch, extent): (&Batch, &Extent),
     made: &mut StepGradient,
 ) -> Result<Look, TrainError> {
-    let extent = Extent::of(stage, batch);
     let factor = objective.factor(batch, extent);
     let add = |parts: &[Cow<Batch>], mut gradients| {
         for part in parts.iter().filter(|part| stage.n_terms(part) > 0) {

@@ -21,7 +21,7 @@ use crate::device::DeviceArgs;
 use crate::error::TrainError;
 use crate::flop::{self, Parts, StepRows};
 use crate::limits::{BATCH_MAX, IMAGES_MAX, TOKENS_MAX};
-use crate::optimizer::{AdamW, OptimizerConfig};
+use crate::optimizer::{AdamW, OptimizerConfig, Share};
 use crate::schedule::Decay;
 
 /// What is timed, and how large it is.
@@ -312,7 +312,7 @@ impl Job<'_> {
     /// Training steps.
     fn train(&mut self) -> Result<Figures, ModelError> {
         let inputs = self.inputs();
-        let mut adamw = AdamW::new(&OptimizerConfig {
+        let config = OptimizerConfig {
             lr: LEARNING_RATE,
             warmup_steps: 0,
             schedule: Decay::Constant,
@@ -322,7 +322,8 @@ impl Job<'_> {
             epsilon: 1e-8,
             clip_norm: 1.0,
             groups: Vec::new(),
-        });
+        };
+        let mut adamw = AdamW::new(&config, Share::All);
         let mut last = (0.0, 0.0);
         let model = &mut self.model;
         let device = self.device;

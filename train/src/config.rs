@@ -262,11 +262,12 @@ impl<M> RunConfig<M> {
         }
     }
 
-    /// What can be done where memory does not suffice for a step; `batches_divide` if a batch can be cut.
-    pub fn less_memory(&self, batches_divide: BatchesDivide) -> String {
+    /// What can be done where memory does not suffice for a step on one of so many ranks;
+    /// `batches_divide` if a batch can be cut.
+    pub fn less_memory(&self, batches_divide: BatchesDivide, n_ranks: usize) -> String {
         let largest = self.data.iter().max_by_key(|entry| entry.tokens_at_once());
         let cut = |entry: &DataConfig| {
-            let (name, n) = (&entry.name, entry.next_micro_batches()?);
+            let (name, n) = (&entry.name, entry.next_micro_batches(n_ranks)?);
             Some(format!(
                 "`--set data.{name}.micro_batches={n}`, which takes time and changes no number but by \
                  rounding"
@@ -350,9 +351,10 @@ impl DataConfig {
         rows * (self.tokens + IMAGE_TOKENS * self.images * self.frames)
     }
 
-    /// The next larger number of parts that a batch can be cut into.
-    fn next_micro_batches(&self) -> Option<usize> {
-        (self.micro_batches + 1..=self.batch).find(|n| self.batch.is_multiple_of(*n))
+    /// The next larger number of parts that a rank's share of a batch can be cut into.
+    fn next_micro_batches(&self, n_ranks: usize) -> Option<usize> {
+        let share = self.batch / n_ranks;
+        (self.micro_batches + 1..=share).find(|n| share.is_multiple_of(*n))
     }
 
     /// Rows of one batch.
@@ -419,7 +421,7 @@ mod tests {
         .unwrap();
         let source = ModelError::Device(DeviceError::OutOfMemory);
         let error = TrainError::Model { action: "run", source }
-            .in_step(7, &config.less_memory(batches_divide));
+            .in_step(7, &config.less_memory(batches_divide, 1));
         let text = error.to_string();
         let rest = text.strip_prefix(
             "step 7 does not fit into memory; the last checkpoint, if there is one, stands: ",

@@ -524,6 +524,28 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         })
     }
 
+    /// Fails unless every batch can be shared out evenly among so many ranks, and the share of each be cut
+    /// as it is to be.
+    ///
+    /// # Errors
+    /// When a batch cannot, or `accounting_every` is given where there are several ranks.
+    pub fn require_ranks(&self, n_ranks: usize) -> Result<(), TrainError> {
+        if let Some(every) = self.config.accounting_every.filter(|_| n_ranks > 1) {
+            let expected =
+                format!("nothing on {n_ranks} ranks: one has the gradient of a part alone");
+            self.require(false, "accounting_every", &every, &expected)?;
+        }
+        self.config.data.iter().try_for_each(|entry| {
+            let key = format!("data.{}.batch", entry.name);
+            let expected = match entry.micro_batches {
+                1 => format!("a multiple of the {n_ranks} ranks"),
+                n => format!("a multiple of the {n_ranks} ranks times {n} micro_batches"),
+            };
+            let divides = entry.batch.is_multiple_of(n_ranks * entry.micro_batches);
+            self.require(divides, key, &entry.batch, &expected)
+        })
+    }
+
     /// The `[tokenizer]` section.
     ///
     /// # Errors

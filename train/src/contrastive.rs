@@ -115,6 +115,7 @@ fn attempt(
     file: &ConfigFile<ContrastiveModel>,
     troubles: Vec<Trouble>,
 ) -> Result<Ended, TrainError> {
+    command.require_one_rank("the contrastive stage", "its loss compares all pairs of a batch")?;
     file.require_no_feature_cache()?;
     file.require_nothing_of_flamingo()?;
     file.require_whole_batches()?;

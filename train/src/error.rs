@@ -275,6 +275,75 @@ pub enum TrainError {
     /// The system does not say where this program is.
     #[error("cannot find this program, beside which flamingo-eval should be")]
     OwnProgram(#[source] std::io::Error),
+    /// A variable of the environment is not what a launcher would set.
+    #[error("the environment's {name} is `{value}`, expected {expected}")]
+    Launch {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// The program was built without what ranks talk through.
+    #[error("{count} ranks need a build with `--features {feature}`")]
+    NoTransport {
+        /// How many were started.
+        count: usize,
+        /// The feature of this crate.
+        feature: &'static str,
+    },
+    /// Ranks on CPUs were started by who does not know MPI.
+    #[error(
+        "{count} ranks on CPUs are to be started by mpirun or srun; torchrun's take `--device cuda`"
+    )]
+    NoMpiLauncher {
+        /// How many were started.
+        count: usize,
+    },
+    /// Nobody says where the first rank is.
+    #[error("the environment lacks MASTER_ADDR and MASTER_PORT: where the first rank can be asked")]
+    NoMaster,
+    /// MPI is in use already.
+    #[error("MPI was begun twice in one process")]
+    MpiTwice,
+    /// MPI and the launcher do not agree.
+    #[error(
+        "the environment tells of {launched} ranks and MPI of {mpi}: start them with mpirun, or with srun and \
+         its --mpi, of the MPI that the program was built with"
+    )]
+    MpiDiffers {
+        /// Ranks that MPI knows.
+        mpi: usize,
+        /// Ranks that the environment tells of.
+        launched: usize,
+    },
+    /// Ranks do not agree in what must be the same on all of them.
+    #[error("{what} of rank {ranks} is not that of rank 0")]
+    RanksDiffer {
+        /// What differs.
+        what: String,
+        /// The ranks that differ from the first.
+        ranks: String,
+    },
+    /// What one rank alone can do.
+    #[error("{what} runs on 1 rank, not {count}: {reason}")]
+    OneRank {
+        /// What it is.
+        what: &'static str,
+        /// How many were started.
+        count: usize,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Another rank cannot be reached, or does not speak as this one.
+    #[error("cannot {action} other ranks")]
+    Ranks {
+        /// What was tried: `reach`, `read`.
+        action: &'static str,
+        /// What failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The system does not let the process hear signals.
     #[error("cannot listen to signals")]
     Signals(#[source] std::io::Error),
@@ -316,6 +385,12 @@ impl TrainError {
             | Self::NotARun { .. }
             | Self::NoStep { .. }
             | Self::ConfigChanged { .. }
+            | Self::Launch { .. }
+            | Self::NoTransport { .. }
+            | Self::NoMpiLauncher { .. }
+            | Self::NoMaster
+            | Self::MpiDiffers { .. }
+            | Self::OneRank { .. }
             | Self::Device(_) => 2,
             // As of a process that the signal ended: a script does not go on.
             Self::Interrupted { .. } => 130,
@@ -364,6 +439,13 @@ impl TrainError {
     /// For `map_err` on the loader.
     pub(crate) fn loader(source: CorpusError) -> Self {
         Self::Loader(Box::new(source))
+    }
+
+    /// For `map_err` on what other ranks are asked.
+    pub(crate) fn ranks<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        action: &'static str,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::Ranks { action, source: source.into() }
     }
 
     /// For `map_err` on model calls.

@@ -450,9 +450,7 @@ impl Stage for Joined {
         Ok(losses)
     }
 
-    /// Root mean square of what a block adds over that of what it is added to, over the tokens of all
-    /// batches that see an image and predict the next token.
-    fn gate_ratios(&self, parts: &[Cow<Batch>]) -> Result<BTreeMap<String, f64>, TrainError> {
+    fn gate_sums(&self, parts: &[Cow<Batch>]) -> Result<Vec<GateSums>, TrainError> {
         let mut all: Vec<GateSums> = Vec::new();
         for part in parts {
             let sums = self.flamingo.gate_sums(&self.inputs(part)?);
@@ -460,13 +458,7 @@ impl Stage for Joined {
             all.resize(sums.len(), GateSums::default());
             all.iter_mut().zip(sums).for_each(|(all, sums)| *all += sums);
         }
-        let mut ratios = BTreeMap::new();
-        for (block, GateSums { attention, feed_forward }) in all.into_iter().enumerate() {
-            ratios.insert(format!("gate_ratio.{block}.attention"), attention.ratio());
-            let feed_forward = feed_forward.map(|sums| sums.ratio());
-            ratios.extend(feed_forward.map(|r| (format!("gate_ratio.{block}.feed_forward"), r)));
-        }
-        Ok(ratios)
+        Ok(all)
     }
 
     fn validate(&self, held_out: &HeldOut) -> Result<Measures, TrainError> {

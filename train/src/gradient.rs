@@ -13,9 +13,12 @@ use flamingo_dataset::Batch;
 use flamingo_model::Gradients;
 use serde::{Deserialize, Serialize};
 
+use crate::collective::Collective;
 use crate::error::TrainError;
+use crate::extent::Extent;
 use crate::groups::Norms;
 use crate::optimizer::AdamW;
+use crate::ranks::Ranks;
 use crate::trainer::Stage;
 
 /// What the losses of the tokens of a batch become.
@@ -42,22 +45,6 @@ pub struct Objective {
     pub micro_batches: Vec<usize>,
 }
 
-/// How much there is of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Extent {
-    /// What its mean loss is a mean of: see [`Stage::n_terms`].
-    pub terms: u64,
-    /// Rows of the corpus.
-    pub rows: u64,
-}
-
-impl Extent {
-    /// That of a batch.
-    pub fn of(stage: &dyn Stage, batch: &Batch) -> Self {
-        Self { terms: stage.n_terms(batch), rows: batch.rows.len() as u64 }
-    }
-}
-
 impl Objective {
     /// Whether a batch changes the model, or is only watched.
     pub fn learns_from(&self, batch: &Batch) -> bool {
@@ -65,10 +52,10 @@ impl Objective {
     }
 
     /// What the mean loss of a batch is multiplied by to be its part of the objective.
-    pub(crate) fn factor(&self, batch: &Batch, extent: Extent) -> f64 {
+    pub(crate) fn factor(&self, batch: &Batch, extent: &Extent) -> f64 {
         let of_normalisation = match self.normalisation {
             LossNormalisation::TokenMean => 1.0,
-            LossNormalisation::Sum => extent.terms as f64 / extent.rows.max(1) as f64,
+            LossNormalisation::Sum => extent.terms as f64 / extent.n_rows().max(1) as f64,
         };
         self.weights[batch.dataset] * of_normalisation
     }
@@ -77,7 +64,7 @@ impl Objective {
     pub fn value(&self, batches: &[Batch], extents: &[Extent], losses: &[f32]) -> f64 {
         let all = batches.iter().zip(extents).zip(losses);
         let learned = all.filter(|((batch, _), _)| self.learns_from(batch));
-        learned.map(|((batch, extent), loss)| self.factor(batch, *extent) * f64::from(*loss)).sum()
+        learned.map(|((batch, extent), loss)| self.factor(batch, extent) * f64::from(*loss)).sum()
     }
 
     /// The parts of a batch, in order. The whole is not copied.
@@ -105,11 +92,11 @@ pub struct PartLoss {
 /// What a step's batches make.
 #[derive(Debug)]
 pub struct StepGradient {
-    /// Mean losses of the parts of each batch.
+    /// Mean losses of the parts of each batch that this rank has.
     pub parts: Vec<Vec<PartLoss>>,
     /// Mean loss of each batch.
     pub losses: Vec<f32>,
-    /// The gradient of the objective.
+    /// The gradient of the objective, of the parameters that this rank updates.
     pub gradients: Gradients,
     /// Its norms.
     pub norms: Norms,
@@ -117,16 +104,24 @@ pub struct StepGradient {
 
 impl StepGradient {
     /// Means of the terms beside the losses of batches that have one, as they are logged: `z_loss.DATASET`.
-    pub fn z_losses(&self, batches: &[Batch]) -> BTreeMap<String, f64> {
-        let of_batch = |(batch, parts): (&Batch, &Vec<PartLoss>)| {
-            let terms: u64 = parts.iter().map(|part| part.terms).sum();
-            let share = |part: &PartLoss| {
-                part.z_loss.map(|z| f64::from(z) * part.terms as f64 / terms as f64)
-            };
-            let shares: Vec<f64> = parts.iter().filter_map(share).collect();
-            (!shares.is_empty()).then(|| (format!("z_loss.{}", batch.name), shares.iter().sum()))
+    ///
+    /// # Errors
+    /// When another rank cannot be reached.
+    pub fn z_losses(
+        &self,
+        ranks: &dyn Collective,
+        batches: &[Batch],
+    ) -> Result<BTreeMap<String, f64>, TrainError> {
+        // Of each batch: what there is one mean of, and the sum.
+        let of_parts = |parts: &Vec<PartLoss>| {
+            let one = |part: &PartLoss| Some((part.terms as f64, part.z_loss?));
+            let add = |[n, sum]: [f64; 2], (terms, z)| [n + terms, sum + terms * f64::from(z)];
+            parts.iter().filter_map(one).fold([0.0; 2], add)
         };
-        batches.iter().zip(&self.parts).filter_map(of_batch).collect()
+        let mut sums: Vec<[f64; 2]> = self.parts.iter().map(of_parts).collect();
+        ranks.sum(sums.as_flattened_mut())?;
+        let there = batches.iter().zip(sums).filter(|(_, [n, _])| *n > 0.0);
+        Ok(there.map(|(b, [n, sum])| (format!("z_loss.{}", b.name), sum / n)).collect())
     }
 }
 
@@ -139,9 +134,11 @@ pub struct Step<'run> {
     pub objective: &'run Objective,
     /// What will make the update.
     pub optimizer: &'run AdamW,
+    /// Who makes it together.
+    pub ranks: &'run Ranks,
 }
 
-/// The losses of batches of these extents, and the gradient of the objective.
+/// The losses of batches of these extents, of which `batches` are this rank's shares, and the gradient of the objective.
 ///
 /// # Errors
 /// When a batch does not fit the model, or the device is out of memory.
@@ -153,20 +150,24 @@ pub fn accumulate(
     let mut gradients = Gradients::default();
     let mut parts = Vec::with_capacity(batches.len());
     for (batch, extent) in batches.iter().zip(extents) {
-        let (of_batch, sum) = add_batch(step, batch, *extent, gradients)?;
+        let (of_batch, sum) = add_batch(step, batch, extent, gradients)?;
         parts.push(of_batch);
         gradients = sum;
     }
-    let losses = iter::zip(&parts, extents).map(|(parts, extent)| mean(parts, *extent)).collect();
-    let norms = step.optimizer.norms(&step.stage.model().params(), &mut gradients);
-    Ok(StepGradient { parts, losses, gradients, norms: norms.map_err(TrainError::model("run"))? })
+    let own = iter::zip(&parts, extents).map(|(parts, extent)| mean(parts, extent));
+    let mut losses: Vec<f64> = own.collect();
+    step.ranks.each().sum(&mut losses)?;
+    let losses = losses.into_iter().map(|loss| loss as f32).collect();
+    let params = step.stage.model().params();
+    let norms = step.ranks.sum_gradients(step.optimizer, &params, &mut gradients)?;
+    Ok(StepGradient { parts, losses, gradients, norms })
 }
 
 /// Mean losses of the parts of a batch; adds its part of the objective's gradient.
 fn add_batch(
     step: &Step,
     batch: &Batch,
-    extent: Extent,
+    extent: &Extent,
     mut gradients: Gradients,
 ) -> Result<(Vec<PartLoss>, Gradients), TrainError> {
     let Step { stage, objective, .. } = step;
@@ -193,18 +194,22 @@ fn add_batch(
 }
 
 /// The mean loss of a batch of this extent, or as much of it as these parts make.
-fn mean(parts: &[PartLoss], extent: Extent) -> f32 {
+fn mean(parts: &[PartLoss], extent: &Extent) -> f64 {
     let share = |part: &PartLoss| part.terms as f64 / extent.terms as f64;
-    parts.iter().map(|part| share(part) * f64::from(part.loss)).sum::<f64>() as f32
+    parts.iter().map(|part| share(part) * f64::from(part.loss)).sum()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use flamingo_dataset::BatchPixels;
     use flamingo_model::{LanguageConfig, LanguageModel, Params};
 
     use super::*;
+    use crate::collective::Alone;
     use crate::language::Language;
+    use crate::optimizer::Share;
 
     const LENGTH: usize = 6;
 
@@ -253,13 +258,15 @@ mod tests {
         extents: &[Extent],
     ) -> StepGradient {
         let config = "lr = 1.0\nwarmup_steps = 0\nschedule = 'constant'";
-        let optimizer = AdamW::new(&toml::from_str(config).unwrap());
-        accumulate(&Step { stage, objective, optimizer: &optimizer }, batches, extents).unwrap()
+        let optimizer = &AdamW::new(&toml::from_str(config).unwrap(), Share::All);
+        let ranks = &Ranks::new(Rc::new(Alone), &stage.model().params());
+        accumulate(&Step { stage, objective, optimizer, ranks }, batches, extents).unwrap()
     }
 
     fn made(stage: &Language, objective: &Objective) -> (f64, StepGradient) {
         let batches = batches();
-        let extents: Vec<_> = batches.iter().map(|batch| Extent::of(stage, batch)).collect();
+        let extents: Vec<_> =
+            batches.iter().map(|batch| Extent::of(stage, batch, &[], 1)).collect();
         let made = step(stage, objective, &batches, &extents);
         (objective.value(&batches, &extents, &made.losses), made)
     }
@@ -284,7 +291,8 @@ mod tests {
                 for (a, b) in cut.losses.iter().zip(&whole.losses) {
                     assert!((a / b - 1.0).abs() < 1e-6, "{a}, whole {b}");
                 }
-                let z_losses = [&cut, &whole].map(|made| made.z_losses(&batches()));
+                let z_losses =
+                    [&cut, &whole].map(|made| made.z_losses(&Alone, &batches()).unwrap());
                 assert_eq!(z_losses[1].keys().collect::<Vec<_>>(), ["z_loss.0", "z_loss.1"]);
                 for (a, b) in z_losses[0].values().zip(z_losses[1].values()) {
                     assert!((a / b - 1.0).abs() < 1e-6, "{a}, whole {b}");
@@ -343,7 +351,7 @@ mod tests {
     #[test]
     fn a_batch_that_predicts_nothing_loses_nothing_and_moves_nothing() {
         let (stage, batches) = (stage(), [batch(0, &[0, 0])]);
-        let extents = [Extent::of(&stage, &batches[0])];
+        let extents = [Extent::of(&stage, &batches[0], &[], 1)];
         let objective = objective(LossNormalisation::TokenMean, [2, 1]);
         let made = step(&stage, &objective, &batches, &extents);
         assert_eq!((&made.losses[..], made.norms.all), (&[0.0][..], 0.0));

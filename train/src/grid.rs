@@ -21,7 +21,7 @@ use crate::files;
 use crate::limits::GRID_POINTS_MAX;
 use crate::metrics::{self, StepMetrics};
 use crate::overrides::Override;
-use crate::run_folder::{CONFIG, RunFolder, Start};
+use crate::run_folder::{CONFIG, Role, RunFolder, Start};
 use crate::setup::{Command, Purpose, Told};
 use crate::trainer::Ended;
 use crate::validation::PREFIX;
@@ -106,6 +106,7 @@ pub(crate) fn run<M: DeserializeOwned + Serialize>(
     let Some(grid) = &file.config.grid else {
         return train(command, &file).map(Ended::into_told);
     };
+    command.require_one_rank("a grid", "each of its points is a run")?;
     let points = points(command, &file, grid)?;
     if command.purpose == Purpose::DryRun {
         return told(&points, train);
@@ -240,7 +241,7 @@ impl<M: DeserializeOwned + Serialize> Point<M> {
         if self.command.start == Start::New && !self.command.out.exists() {
             return Ok(Status::Waiting);
         }
-        let folder = RunFolder::check(&self.command.out, Start::Resume, &self.file)?;
+        let folder = RunFolder::check(&self.command.out, Start::Resume, &self.file, Role::Writes)?;
         let steps = self.config().steps;
         let last = self.command.stop_after.map_or(steps, |step| step.min(steps));
         Ok(match &folder.checkpoint {

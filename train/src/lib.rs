@@ -23,7 +23,8 @@
 //! - [`inputs`]: from the loader's batch to the models' inputs
 //! - [`config`], [`config_file`], [`overrides`]: every number of a run
 //! - [`limits`], [`difference`]: how large numbers may be, and which of them changed
-//! - [`gradient`]: what the batches of a step make
+//! - [`gradient`], [`extent`]: what the batches of a step make, and how much there is of them
+//! - [`launch`], [`collective`], [`ranks`], [`sharding`]: processes that train one model together
 //! - [`optimizer`], [`groups`], [`schedule`]: one update, for which weights it differs, and how far it goes
 //! - [`ema`]: the running average of the weights
 //! - [`trouble`], [`stop`]: steps that go wrong, and signals to stop
@@ -44,6 +45,7 @@ pub mod batches;
 pub mod bench;
 pub mod checkpoint;
 pub mod checkpoint_writer;
+pub mod collective;
 pub mod config;
 pub mod config_file;
 pub mod contrastive;
@@ -53,6 +55,7 @@ pub mod early_stop;
 pub mod ema;
 pub mod error;
 pub mod export;
+pub mod extent;
 pub mod few_shot;
 pub mod files;
 pub mod finetune;
@@ -64,15 +67,22 @@ pub mod groups;
 pub mod history;
 pub mod inputs;
 pub mod language;
+pub mod launch;
 pub mod limits;
 pub mod looks;
 pub mod machine;
 pub mod masks;
 pub mod metrics;
+#[cfg(feature = "mpi")]
+pub mod mpi_ranks;
+#[cfg(feature = "nccl")]
+pub mod nccl_ranks;
 pub mod optimizer;
+mod outputs;
 pub mod overrides;
 pub mod plan;
 pub mod progress;
+pub mod ranks;
 pub mod replay;
 pub mod report;
 pub mod retrieval;
@@ -80,6 +90,7 @@ pub mod room;
 pub mod run_folder;
 pub mod schedule;
 pub mod setup;
+pub mod sharding;
 pub mod stop;
 pub mod tensorboard;
 pub mod trainer;

@@ -10,6 +10,7 @@ use flamingo_train::batches::{self, Batches};
 use flamingo_train::bench::{self, Bench};
 use flamingo_train::device::DeviceArgs;
 use flamingo_train::export::{self, Export};
+use flamingo_train::launch::Launch;
 use flamingo_train::limits::{TRAINED_VOCABULARY_MAX, TRAINED_VOCABULARY_MIN};
 use flamingo_train::masks::MasksJob;
 use flamingo_train::overrides::Override;
@@ -305,28 +306,51 @@ struct StageArgs {
     device: DeviceArgs,
 }
 
-impl From<StageArgs> for Command {
-    fn from(args: StageArgs) -> Self {
-        Self {
-            config: args.config,
-            root: args.root,
-            out: args.out,
-            start: if args.resume { Start::Resume } else { Start::New },
-            overrides: args.overrides,
-            stop_after: args.stop_after,
-            device: args.device,
-            purpose: if args.dry_run { Purpose::DryRun } else { Purpose::Train },
-        }
+impl StageArgs {
+    /// The command, after meeting the other ranks, if there are any.
+    fn command(self) -> Result<Command, TrainError> {
+        let launch = Launch::discover(|name| std::env::var(name).ok())?;
+        let device = launch.device(self.device.device);
+        Ok(Command {
+            config: self.config,
+            root: self.root,
+            out: self.out,
+            start: if self.resume { Start::Resume } else { Start::New },
+            overrides: self.overrides,
+            stop_after: self.stop_after,
+            device: DeviceArgs { device, ..self.device },
+            purpose: if self.dry_run { Purpose::DryRun } else { Purpose::Train },
+            ranks: launch.connect(device)?,
+        })
     }
+}
+
+/// Runs a stage. Where there are several ranks, one that fails ends all of them.
+fn train(
+    args: StageArgs,
+    stage: impl FnOnce(&Command) -> Result<Told, TrainError>,
+) -> Result<bool, TrainError> {
+    let command = args.command()?;
+    let done = stage(&command);
+    if let Err(error) = &done
+        && !command.ranks.is_alone()
+        // To which all ranks come together.
+        && !matches!(error, TrainError::Interrupted { .. })
+    {
+        eprintln!("error: rank {}: {}", command.ranks.rank().index, error.one_line());
+        command.ranks.abort(error.exit_code());
+    }
+    let is_first = command.ranks.is_first();
+    done.map(|text| if is_first { told(text) } else { text.is_right })
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().stage {
-        Stage::Contrastive(args) => contrastive::run(&args.into()).map(told),
-        Stage::Language(args) => language::run(&args.into()).map(told),
-        Stage::Flamingo(args) => flamingo::run(&args.into()).map(told),
+        Stage::Contrastive(args) => train(args, contrastive::run),
+        Stage::Language(args) => train(args, language::run),
+        Stage::Flamingo(args) => train(args, flamingo::run),
         Stage::Replay(args) => replay::run(&args).map(told),
-        Stage::Finetune(args) => finetune::run(&args.into()).map(told),
+        Stage::Finetune(args) => train(args, finetune::run),
         Stage::Masks(args) => masks(&args),
         Stage::Batches(args) => batches(&args),
         Stage::TrainTokenizer(args) => train_tokenizer(&args),

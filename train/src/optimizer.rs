@@ -6,7 +6,7 @@
 //! them to torch. The number of updates is not stored here: it is the step of the run. Skipped steps
 //! count, so the correction for moments that begin at zero fades as if they had been made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use flamingo_model::{
@@ -74,15 +74,53 @@ fn paper_clip_norm() -> f64 {
 pub struct AdamW {
     config: OptimizerConfig,
     moments: BTreeMap<String, Moments>,
+    /// The parameters that are updated here.
+    share: Share,
+    /// Moments of parameters that are updated elsewhere, for a checkpoint.
+    elsewhere: BTreeMap<String, Moments>,
+}
+
+/// Which parameters a rank updates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Share {
+    /// Every one.
+    All,
+    /// Those of these names; others are updated by other ranks.
+    Of(BTreeSet<String>),
+}
+
+impl Share {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(names) => names.contains(name),
+        }
+    }
 }
 
 /// Torch's guard against dividing by a zero norm.
 const NORM_EPSILON: f64 = 1e-6;
 
 impl AdamW {
-    /// An optimizer that has seen no gradient.
-    pub fn new(config: &OptimizerConfig) -> Self {
-        Self { config: config.clone(), moments: BTreeMap::new() }
+    /// An optimizer of a share of the parameters that has seen no gradient.
+    pub fn new(config: &OptimizerConfig, share: Share) -> Self {
+        let (moments, elsewhere) = (BTreeMap::new(), BTreeMap::new());
+        Self { config: config.clone(), moments, share, elsewhere }
+    }
+
+    /// Whether a parameter is updated here.
+    pub fn updates(&self, name: &str) -> bool {
+        self.share.has(name)
+    }
+
+    /// The moments of the parameters that are updated here.
+    pub fn moments(&self) -> &BTreeMap<String, Moments> {
+        &self.moments
+    }
+
+    /// Takes the moments of parameters that are updated elsewhere into the next copy, or forgets them.
+    pub fn set_elsewhere(&mut self, moments: BTreeMap<String, Moments>) {
+        self.elsewhere = moments;
     }
 
     /// Norms of the gradient of all trained parameters together, and by group.
@@ -96,11 +134,16 @@ impl AdamW {
     ) -> Result<Norms, ModelError> {
         let squares = params.iter().map(|params| params.gradient_squares(gradients));
         let squares = squares.collect::<Result<Vec<_>, _>>()?;
-        Ok(Norms::of(&self.config.groups, &squares))
+        Ok(self.norms_of(&squares))
     }
 
-    /// Makes one update of all trained parameters: the one after `done` updates, with learning rate
-    /// `lr`, of gradients whose norms are `norms`.
+    /// The norms of sums of squares: of each parameter, in one list for each of a model's [`Params`].
+    pub fn norms_of(&self, squares: &[Vec<(&str, f64)>]) -> Norms {
+        Norms::of(&self.config.groups, squares)
+    }
+
+    /// Makes one update of all trained parameters that are updated here: the one after `done` updates, with
+    /// learning rate `lr`, of gradients whose norms are `norms`.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -112,14 +155,16 @@ impl AdamW {
         lr: f64,
         done: u64,
     ) -> Result<(), ModelError> {
-        let config = &self.config;
         for params in params {
+            let config = &self.config;
             let agc = |name: &str| group_of(&config.groups, name)?.agc;
             if config.groups.iter().any(|group| group.agc.is_some()) {
                 params.clip_units(gradients, agc)?;
             }
+            let share = &self.share;
             params.adamw(gradients, &mut self.moments, |name, shape| {
-                numbers(config, &Update::of(config, norms, (name, shape), lr), done)
+                let update = || Update::of(config, norms, (name, shape), lr);
+                share.has(name).then(|| numbers(config, &update(), done))
             })?;
         }
         Ok(())
@@ -130,7 +175,7 @@ impl AdamW {
     /// # Errors
     /// When the device fails, or memory cannot hold the copy.
     pub fn to_tensors(&self, spare: &Spare) -> Result<Tensors, ModelError> {
-        let copied = self.moments.par_iter().map(|(name, moments)| {
+        let copied = self.moments.par_iter().chain(&self.elsewhere).map(|(name, moments)| {
             let values: Result<_, DeviceError> = moments.values(spare);
             Ok((name, moments, values?))
         });
@@ -143,29 +188,31 @@ impl AdamW {
         Ok(tensors)
     }
 
-    /// Goes on with the moments of a checkpoint; `path` names the file in messages.
+    /// Goes on with this share of the moments of a checkpoint; `path` names the file in messages.
     ///
     /// # Errors
     /// When the moments of a trained parameter are missing or have another shape.
     pub fn restore(
-        config: &OptimizerConfig,
+        mut self,
         params: &[&Params],
         mut tensors: Tensors,
         path: &Path,
     ) -> Result<Self, ModelError> {
         if tensors.names().next().is_none() {
             // Every step so far was skipped.
-            return Ok(Self::new(config));
+            return Ok(self);
         }
-        let mut moments = BTreeMap::new();
         let all = params.iter().flat_map(|params| params.iter());
         for parameter in all.filter(|parameter| parameter.weight.is_trained()) {
+            if !self.updates(&parameter.name) {
+                continue;
+            }
             let (name, shape) = (&parameter.name, &parameter.shape);
             let first = tensors.take(&format!("first.{name}"), shape, path)?;
             let second = tensors.take(&format!("second.{name}"), shape, path)?;
-            moments.insert(name.clone(), Moments::new(shape, first, second));
+            self.moments.insert(name.clone(), Moments::new(shape, first, second));
         }
-        Ok(Self { config: config.clone(), moments })
+        Ok(self)
     }
 }
 
@@ -283,7 +330,7 @@ mod tests {
         device.place(&mut params).unwrap();
         let schedule =
             Schedule { lr_peak: 1e-2, warmup_steps: 5, steps: 20, decay: Decay::Constant };
-        let mut adamw = AdamW::new(&config(1e-2));
+        let mut adamw = AdamW::new(&config(1e-2), Share::All);
         for (done, gradient) in (0..20).zip(inputs.get("gradients").unwrap().chunks(35)) {
             let mut gradients = Gradients::default();
             let (of_a, of_b) = gradient.split_at(30);
@@ -348,7 +395,7 @@ mod tests {
         for name in names {
             params.add_to_gradient(&mut gradients, name, &gradient).unwrap();
         }
-        let mut adamw = AdamW::new(&config);
+        let mut adamw = AdamW::new(&config, Share::All);
         let norms = adamw.norms(&[&params], &mut gradients).unwrap();
         adamw.update(&mut [&mut params], &mut gradients, &norms, config.lr, 0).unwrap();
 
@@ -384,7 +431,7 @@ mod tests {
             let part =
                 |(i, values): (usize, &[f32])| (format!("{i:03}"), vec![size], values.to_vec());
             let mut params = Params::trained(start.chunks(size).enumerate().map(part)).unwrap();
-            let mut adamw = AdamW::new(&config(1e-2));
+            let mut adamw = AdamW::new(&config(1e-2), Share::All);
             for done in 0..2 {
                 let mut gradients = Gradients::default();
                 for (i, part) in gradient.chunks(size).enumerate() {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use clap::Args;
@@ -16,10 +17,12 @@ use serde::Serialize;
 
 use crate::batches;
 use crate::checkpoint::Checkpoint;
+use crate::collective::Alone;
 use crate::device::DeviceArgs;
 use crate::error::TrainError;
+use crate::extent::Extent;
 use crate::files;
-use crate::gradient::{Extent, StepGradient, accumulate};
+use crate::gradient::{StepGradient, accumulate};
 use crate::metrics;
 use crate::run_folder::{self, StageName, Start};
 use crate::setup::{Command, Purpose, Told};
@@ -75,6 +78,7 @@ pub fn run(replay: &Replay) -> Result<Told, TrainError> {
         out: run.clone(),
         start: Start::Before(*step),
         overrides: Vec::new(),
+        ranks: Rc::new(Alone),
         stop_after: None,
         device: *device,
         purpose: Purpose::Replay(Job { step: *step, out: out.clone() }),
@@ -202,7 +206,7 @@ fn make(
     run.loader = rows.open(&left_out(done), done)?;
     loop {
         let batches = run.loader.next_step().map_err(TrainError::loader)?;
-        let extents: Vec<_> = batches.iter().map(|batch| Extent::of(run.stage, batch)).collect();
+        let extents = run.extents(&batches)?;
         let made = accumulate(&run.step(), &batches, &extents).map_err(run.failed(done));
         let mut made = made?;
         if done + 1 == step {

@@ -130,6 +130,15 @@ pub fn root_of(run: &Path) -> Result<Option<PathBuf>, TrainError> {
     Ok(Some(place.root))
 }
 
+/// What a process does with a run folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It trains there, or the first of its ranks.
+    Writes,
+    /// Another rank does.
+    Reads,
+}
+
 /// A run folder that may be used.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -144,7 +153,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Decides whether a run with this config may use the folder. Locks it if it is a run already.
+    /// Decides whether a run with this config may use the folder. Locks it if it is a run already
+    /// and this process is to write there.
     ///
     /// # Errors
     /// When the folder exists and is not to be continued, is not a run, is in use, or was started
@@ -153,6 +163,7 @@ impl RunFolder {
         path: &Path,
         start: Start,
         file: &ConfigFile<M>,
+        role: Role,
     ) -> Result<Self, TrainError> {
         if start == Start::New && path.exists() {
             return Err(TrainError::RunExists { path: path.to_path_buf() });
@@ -166,7 +177,7 @@ impl RunFolder {
             require_blank(path)?;
             return Ok(Self { path: path.to_path_buf(), checkpoint: None, config, lock: None });
         }
-        let lock = Some(lock(path)?);
+        let lock = if role == Role::Writes { Some(lock(path)?) } else { None };
         require_same_config(path, &file.path, &config, file.config.optimizer.schedule)?;
         let checkpoint = Checkpoint::latest(path)?;
         Ok(Self { path: path.to_path_buf(), checkpoint, config, lock })

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use flamingo_dataset::{
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::accounting::Accounting;
 use crate::checkpoint::{Checkpoint, State};
+use crate::collective::Collective;
 use crate::config::{DataConfig, RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
 use crate::device::{self, DeviceArgs};
@@ -29,9 +31,10 @@ use crate::machine::Gauge;
 use crate::optimizer::AdamW;
 use crate::overrides::Override;
 use crate::plan::Plan;
+use crate::ranks::Ranks;
 use crate::replay::{self, Rows};
 use crate::room::{self, Size};
-use crate::run_folder::{RunFolder, Start};
+use crate::run_folder::{Role, RunFolder, Start};
 use crate::trainer::{Ended, Run, Source, Stage, train};
 use crate::trouble::{Guard, Trouble};
 use crate::validation::Validation;
@@ -53,6 +56,8 @@ pub struct Command {
     pub stop_after: Option<u64>,
     /// Where the model runs.
     pub device: DeviceArgs,
+    /// Who trains it together.
+    pub ranks: Rc<dyn Collective>,
     /// What is wanted of the run.
     pub purpose: Purpose,
 }
@@ -104,7 +109,19 @@ impl Command {
     pub(crate) fn read_config<M: DeserializeOwned + Serialize>(
         &self,
     ) -> Result<ConfigFile<M>, TrainError> {
-        ConfigFile::read(&self.config, &self.overrides)
+        let file = ConfigFile::read(&self.config, &self.overrides)?;
+        file.require_ranks(self.ranks.rank().count)?;
+        Ok(file)
+    }
+
+    /// Fails where there are several ranks: `what` is for one, by this reason.
+    pub(crate) fn require_one_rank(
+        &self,
+        what: &'static str,
+        reason: &'static str,
+    ) -> Result<(), TrainError> {
+        let count = self.ranks.rank().count;
+        if count == 1 { Ok(()) } else { Err(TrainError::OneRank { what, count, reason }) }
     }
 
     /// Sends a model to the device that it is to be trained on.
@@ -119,7 +136,11 @@ impl Command {
         &self,
         file: &ConfigFile<M>,
     ) -> Result<RunFolder, TrainError> {
-        RunFolder::check(&self.out, self.start, file)
+        let role = if self.ranks.is_first() { Role::Writes } else { Role::Reads };
+        let folder = RunFolder::check(&self.out, self.start, file, role)?;
+        self.ranks.require_same("the config", &file.to_toml())?;
+        self.ranks.require_same("the last checkpoint", &folder.step().to_string())?;
+        Ok(folder)
     }
 }
 
@@ -350,28 +371,30 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     let corpora_sha256 = same_corpora(config, &folder, &learned)?;
     let held_out_sha256 = same_held_out(&folder, &held_out)?;
     check_groups(file, stage)?;
-    let optimizer = optimizer(config, &folder, stage)?;
-    let ema = ema(config, &folder, stage)?;
+    let ranks = Ranks::new(Rc::clone(&command.ranks), &stage.model().params());
+    let optimizer = optimizer(config, &folder, stage, &ranks)?;
+    // Where checkpoints are written; all ranks have the weights that it follows.
+    let ema = if ranks.each().is_first() { ema(config, &folder, stage)? } else { None };
     let copies = room::copies(ema.as_ref());
-    if folder.step() < stop_after && !matches!(command.purpose, Purpose::Replay(_)) {
+    let writes = ranks.each().is_first() && !matches!(command.purpose, Purpose::Replay(_));
+    if folder.step() < stop_after && writes {
         let size = Size::of(&stage.model().params(), copies);
         size.require_disk(&folder.path, room::disk_bytes)?;
     }
     let tokenizer = Arc::new(tokenizer);
     let mixture =
         Mixture::with_corpora(learned, Arc::clone(&tokenizer), config.mixture, config.seed)
+            .and_then(|mixture| mixture.for_rank(ranks.rank()))
             .map_err(TrainError::loader)?;
     let validation = Validation::open(file, held_out, &tokenizer)?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let loader = Loader::start(mixture, folder.step(), n_threads);
-    let turns = match config.mixture {
-        MixtureMode::RoundRobin => config.data.len() as u64,
-        MixtureMode::Accumulate | MixtureMode::Merged => 1,
-    };
+    let turns = turns(config);
     let (schedule, objective) = (config.schedule(), objective(config));
 
+    require_same_rows(&ranks, &tokenizer, &corpora_sha256)?;
     match command.purpose {
-        Purpose::Train => {
+        Purpose::Train if ranks.each().is_first() => {
             folder.create(command.root.as_deref())?;
             if folder.checkpoint.is_none() {
                 tokenizer.save(folder.tokenizer()).map_err(TrainError::tokenizer("write"))?;
@@ -384,12 +407,14 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
                 Plan { run, params, copies, sources, weights, turns, schedule, loader, tokenizer };
             return Ok(Ended::Told(Told { text: plan.text()?, is_right: true }));
         }
-        Purpose::Replay(_) => {}
+        Purpose::Train | Purpose::Replay(_) => {}
     }
-    let less_memory = config.less_memory(stage.batches_divide());
+    ranks.each().barrier()?;
+    let less_memory = config.less_memory(stage.batches_divide(), ranks.rank().count);
     let run = Run {
         folder: &folder,
         stage,
+        ranks,
         devices,
         less_memory,
         loader,
@@ -442,6 +467,14 @@ fn early_stop<M>(config: &RunConfig<M>, state: Option<&State>) -> Option<EarlySt
     config.early_stop.clone().map(|stop| EarlyStop::new(stop, progress))
 }
 
+/// Steps in which every dataset has its turn.
+fn turns<M>(config: &RunConfig<M>) -> u64 {
+    match config.mixture {
+        MixtureMode::RoundRobin => config.data.len() as u64,
+        MixtureMode::Accumulate | MixtureMode::Merged => 1,
+    }
+}
+
 /// What a config minimises. Rows of all datasets in one batch are one dataset without lambda.
 fn objective<M>(config: &RunConfig<M>) -> Objective {
     let each: Vec<(f64, usize)> = match config.mixture {
@@ -489,6 +522,20 @@ fn same_held_out(
     Ok(now)
 }
 
+/// Fails unless all ranks make the same tokens of the same corpora.
+fn require_same_rows(
+    ranks: &Ranks,
+    tokenizer: &Tokenizer,
+    corpora_sha256: &[String],
+) -> Result<(), TrainError> {
+    if ranks.each().is_alone() {
+        return Ok(());
+    }
+    let ids: Vec<u32> = (0..tokenizer.n_tokens() as u32).collect();
+    ranks.each().require_same("the tokenizer", &tokenizer.tokens_text(&ids))?;
+    ranks.each().require_same("the corpora", &corpora_sha256.join(" "))
+}
+
 fn check_groups<M>(file: &ConfigFile<M>, stage: &dyn Stage) -> Result<(), TrainError> {
     let refuse = |key, value, expected| TrainError::ConfigValue {
         path: file.path.clone(),
@@ -517,9 +564,11 @@ fn optimizer<M>(
     config: &RunConfig<M>,
     folder: &RunFolder,
     stage: &dyn Stage,
+    ranks: &Ranks,
 ) -> Result<AdamW, TrainError> {
-    let Some(checkpoint) = &folder.checkpoint else { return Ok(AdamW::new(&config.optimizer)) };
+    let params = stage.model().params();
+    let fresh = AdamW::new(&config.optimizer, ranks.share(&params));
+    let Some(checkpoint) = &folder.checkpoint else { return Ok(fresh) };
     let (tensors, path) = checkpoint.moments()?;
-    AdamW::restore(&config.optimizer, &stage.model().params(), tensors, &path)
-        .map_err(TrainError::model("load"))
+    fresh.restore(&params, tensors, &path).map_err(TrainError::model("load"))
 }

@@ -9,32 +9,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use flamingo_dataset::{Batch, Loader, MERGED};
+use flamingo_dataset::{Batch, Loader};
 use flamingo_model::{
-    Gradients, LossTerms, ModelError, Parameter, Params, Snapshot, Spare, Trainable,
+    GateSums, Gradients, LossTerms, ModelError, Parameter, Params, Snapshot, Spare, Trainable,
 };
 
-use crate::accounting::{self, Accounting, Mixture};
+use crate::accounting::{Accounting, Mixture};
 use crate::checkpoint::{self, Keep, State};
-use crate::checkpoint_writer::{CheckpointWriter, Job, Learned};
+use crate::checkpoint_writer::Learned;
 use crate::config::BatchesDivide;
 use crate::device::Devices;
 use crate::early_stop::{EarlyStop, Verdict};
 use crate::ema::Ema;
 use crate::error::TrainError;
+use crate::extent::{Extent, all_extents};
 use crate::few_shot::FewShot;
-use crate::gradient::{Extent, Objective, Step, StepGradient, accumulate};
+use crate::gradient::{Objective, Step, StepGradient, accumulate};
 use crate::looks::Looks;
 use crate::machine::Gauge;
-use crate::metrics::{MetricsLog, StepMetrics};
+use crate::metrics::StepMetrics;
 use crate::optimizer::AdamW;
-use crate::progress::Progress;
-use crate::report::Report;
+use crate::outputs::Outputs;
+use crate::ranks::Ranks;
 use crate::run_folder::RunFolder;
 use crate::schedule::Schedule;
 use crate::setup::Told;
 use crate::stop::{StopSignal, StopSignals};
-use crate::tensorboard::Events;
 use crate::trouble::{Action, Finding, Guard, Trouble};
 use crate::validation::{self, HeldOut, Measures, Validation};
 
@@ -113,12 +113,13 @@ pub trait Stage {
         Ok(Vec::new())
     }
 
-    /// What each cross-attention block adds to the text states of these batches, as a share of them.
+    /// What each cross-attention block adds to the text states of these parts of batches, over the tokens
+    /// that see an image and predict the next token.
     ///
     /// # Errors
     /// As those of [`loss`](Self::loss).
-    fn gate_ratios(&self, _parts: &[Cow<Batch>]) -> Result<BTreeMap<String, f64>, TrainError> {
-        Ok(BTreeMap::new())
+    fn gate_sums(&self, _parts: &[Cow<Batch>]) -> Result<Vec<GateSums>, TrainError> {
+        Ok(Vec::new())
     }
 
     /// What is measured on rows that are not learned from, under the names of the measures.
@@ -154,7 +155,9 @@ pub struct Run<'run> {
     pub folder: &'run RunFolder,
     /// What is trained.
     pub stage: &'run mut dyn Stage,
-    /// The rows of each step.
+    /// Who trains it together.
+    pub ranks: Ranks,
+    /// This rank's share of the rows of each step.
     pub loader: Loader,
     /// Where its updates were made, and are.
     pub devices: Devices,
@@ -212,6 +215,7 @@ impl Run<'_> {
         let StepGradient { gradients, norms, .. } = made;
         let updated = self.optimizer.update(params, gradients, norms, lr, done);
         updated.map_err(TrainError::model("run"))?;
+        self.ranks.share_weights(params)?;
         match &mut self.ema {
             Some(ema) => ema.follow(&self.stage.model().params(), done),
             None => Ok(()),
@@ -220,11 +224,19 @@ impl Run<'_> {
 
     /// What a step is made with.
     pub(crate) fn step(&self) -> Step<'_> {
-        Step { stage: self.stage, objective: &self.objective, optimizer: &self.optimizer }
+        let Self { stage, objective, optimizer, ranks, .. } = self;
+        Step { stage: &**stage, objective, optimizer, ranks }
+    }
+
+    /// How much there is of the batches of which these are this rank's shares.
+    pub(crate) fn extents(&self, batches: &[Batch]) -> Result<Vec<Extent>, TrainError> {
+        let n_ranks = self.ranks.rank().count;
+        let own = batches.iter().map(|b| Extent::of(self.stage, b, &self.sources, n_ranks));
+        all_extents(self.ranks.each(), own.collect())
     }
 
     /// What a checkpoint is made of.
-    fn learned(&self) -> Learned<'_> {
+    pub(crate) fn learned(&self) -> Learned<'_> {
         Learned { stage: self.stage, optimizer: &self.optimizer, ema: self.ema.as_ref() }
     }
 
@@ -232,10 +244,11 @@ impl Run<'_> {
     fn account(
         &mut self,
         batches: &[Batch],
+        extents: &[Extent],
         made: &mut StepGradient,
         done: u64,
     ) -> Result<BTreeMap<String, f64>, TrainError> {
-        let mixture = Mixture { objective: &self.objective, batches, made, done };
+        let mixture = Mixture { objective: &self.objective, batches, extents, made, done };
         self.accounting.look(self.stage, mixture)
     }
 
@@ -306,52 +319,51 @@ impl Ended {
 pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     let signals = StopSignals::listen().map_err(TrainError::Signals)?;
     let mut done = run.folder.step();
-    let mut log = MetricsLog::open(&run.folder.path, done)?;
+    let mut outputs = Outputs::open(&mut run, done)?;
     run.accounting.recall(&run.folder.path)?;
-    let mut progress = Progress::start(done, run.stop_after);
-    note_start(&run, done, &progress);
+    note_start(&run, done, &outputs);
     let frozen_sha256 = run.stage.frozen_sha256();
-    note_frozen("start", frozen_sha256.as_deref(), &progress);
+    note_frozen("start", frozen_sha256.as_deref(), &outputs);
 
-    let mut report = Report::open(&run.folder.path)?;
-    report.add_scores(run.few_shot.open(done)?);
     if done >= run.stop_after || run.has_stopped() {
         // Killed between its last checkpoint and its report.
-        report.draw(&run.devices, &run.troubles)?;
+        outputs.draw(&run)?;
         return Ok(Ended::Done);
     }
-    let mut events = Events::create(&run.folder.path, done)?;
-    let mut checkpoints = CheckpointWriter::start(run.learned(), done)?;
+    run.ranks.require_same_weights(&run.stage.model().params())?;
+    outputs.begin(&run, done)?;
     while done < run.stop_after && !run.has_stopped() {
-        checkpoints.check()?;
-        evaluate(&mut run, done, &mut checkpoints, (&mut events, &mut report, &progress))?;
+        outputs.check()?;
+        outputs.evaluate(&mut run.few_shot, done)?;
         let clock = Instant::now();
         let frozen = || frozen_sha256.clone();
         let ended = run.loader.next_step_unless(&|| signals.came().is_some());
+        let ended = run.ranks.together(ended)?;
         let Ok(Some(batches)) = ended else {
             // No rows come: what was learned so far is kept.
-            let job = job(&run, done, frozen(), &log, None);
-            let kept = job.and_then(|job| checkpoints.settle(job, run.learned()));
+            let state = gathered(&mut run, done, frozen());
+            let kept = state.and_then(|state| outputs.settle(&run, state));
             ended.map_err(TrainError::loader)?;
-            return kept.and_then(|()| stopped(&run, signals, done, &mut report, &progress));
+            let signal = kept.and_then(|()| run.ranks.signal(signals.came()))?;
+            return stopped(&run, signal, done, &mut outputs);
         };
         let data_wait_seconds = clock.elapsed().as_secs_f64();
 
         if done == 0 {
-            check_fresh(&run, &batches, &progress).map_err(run.failed(done))?;
+            check_fresh(&run, &batches, &outputs).map_err(run.failed(done))?;
         }
 
-        let extents: Vec<_> = batches.iter().map(|batch| Extent::of(run.stage, batch)).collect();
+        let extents = run.extents(&batches)?;
         let mut made = accumulate(&run.step(), &batches, &extents).map_err(run.failed(done))?;
         let found = run.guard.look(&learned_losses(&run, &batches, &made.losses), made.norms.all);
         if let Some(found) = &found {
-            checkpoints.wait()?;
-            let trouble = trouble(&run, &batches, done, found)?;
-            progress.note(&trouble.to_string());
+            outputs.wait(&run)?;
+            let trouble = trouble(&run, &batches, &extents, done, found)?;
+            outputs.note(&trouble.to_string());
             let goes_back = trouble.back_to.is_some();
             run.troubles.push(trouble);
             if goes_back {
-                progress.finish();
+                outputs.finish();
                 return Ok(Ended::GoesOn(run.troubles));
             }
         }
@@ -359,16 +371,16 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         let mut observed = BTreeMap::new();
         let lr = run.schedule.lr(done);
         if found.is_none() {
-            let seen = run.looks.look(run.stage, &run.objective, &batches, &made, done);
+            let seen = run.looks.look(&run.step(), &batches, &made, done);
             observed = seen.map_err(run.failed(done))?;
-            let seen = run.account(&batches, &mut made, done);
+            let seen = run.account(&batches, &extents, &mut made, done);
             observed.extend(seen.map_err(run.failed(done))?);
             run.update(&mut made, lr, done).map_err(run.failed(done))?;
         }
         done += 1;
         observed.extend(run.stage.observe());
         observed.extend(made.norms.observed());
-        observed.extend(made.z_losses(&batches));
+        observed.extend(made.z_losses(run.ranks.each(), &batches)?);
         let update = Update {
             step: done,
             made,
@@ -380,80 +392,56 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             observed,
         };
         let mut metrics = measured(&run, &batches, update)?;
-        let verdict = validate(&mut run, &mut metrics, &progress).map_err(run.failed(done - 1))?;
-        log.append(&metrics)?;
-        events.append(&metrics)?;
-        report.add(&metrics);
-        report.draw_if_due(&run.devices, &run.troubles, &progress);
-        progress.show(&metrics);
-        progress.note_all(accounting::note(done, &metrics.observed));
-        let signal = signals.came();
+        let verdict = validate(&mut run, &mut metrics, &outputs).map_err(run.failed(done - 1))?;
+        outputs.add(&run, &metrics)?;
+        let signal = run.ranks.signal(signals.came())?;
         let is_last = done == run.stop_after || verdict == Verdict::Stops;
         let is_due = done.is_multiple_of(run.checkpoint_every) || is_last;
         if is_due || verdict == Verdict::Best || signal.is_some() || metrics.skipped.is_some() {
+            let state = gathered(&mut run, done, frozen())?;
             // Others are taken in need; they must not push out what came before it.
-            let job = job(&run, done, frozen(), &log, is_due.then_some(run.keep))?;
-            progress.note_wait(done, checkpoints.write(job, run.learned())?);
+            outputs.save(&run, state, is_due.then_some(run.keep))?;
+            run.optimizer.set_elsewhere(BTreeMap::new());
         }
         if signal.is_some() {
-            checkpoints.wait()?;
-            return stopped(&run, signals, done, &mut report, &progress);
+            outputs.wait(&run)?;
+            return stopped(&run, signal, done, &mut outputs);
         }
         if metrics.skipped.is_some() && done < run.stop_after {
-            checkpoints.wait()?;
-            progress.finish();
+            outputs.wait(&run)?;
+            outputs.finish();
             return Ok(Ended::GoesOn(run.troubles));
         }
     }
-    checkpoints.wait()?;
-    evaluate(&mut run, done, &mut checkpoints, (&mut events, &mut report, &progress))?;
-    report.draw(&run.devices, &run.troubles)?;
-    note_frozen("end", run.stage.frozen_sha256().as_deref(), &progress);
-    progress.finish();
+    outputs.wait(&run)?;
+    outputs.evaluate(&mut run.few_shot, done)?;
+    outputs.draw(&run)?;
+    note_frozen("end", run.stage.frozen_sha256().as_deref(), &outputs);
+    outputs.finish();
     Ok(Ended::Done)
 }
 
-/// Puts the checkpoint after `done` updates to tasks where that is due; a run that was stopped before it
-/// could does so when it goes on.
-fn evaluate(
-    run: &mut Run,
-    done: u64,
-    checkpoints: &mut CheckpointWriter,
-    (events, report, progress): (&mut Events, &mut Report, &Progress),
-) -> Result<(), TrainError> {
-    if !run.few_shot.is_due(done) {
-        return Ok(());
-    }
-    checkpoints.wait()?;
-    let signals = StopSignals::listen().map_err(TrainError::Signals)?;
-    let scores = run.few_shot.evaluate(done, progress, || signals.came().is_some())?;
-    events.append_scores(&scores)?;
-    report.add_scores(&scores);
-    Ok(())
-}
-
-fn note_start(run: &Run, done: u64, progress: &Progress) {
+fn note_start(run: &Run, done: u64, outputs: &Outputs) {
     if done > 0 {
-        progress.note(&format!("going on after step {done}"));
+        outputs.note(&format!("going on after step {done}"));
     }
     if let Some((_, device)) = run.devices.last_key_value() {
-        progress.note(&format!("device: {device}"));
+        outputs.note(&format!("device: {device}"));
     }
 }
 
 /// What a run that a signal ends says and returns.
 fn stopped(
     run: &Run,
-    signals: &StopSignals,
+    signal: Option<StopSignal>,
     done: u64,
-    report: &mut Report,
-    progress: &Progress,
+    outputs: &mut Outputs,
 ) -> Result<Ended, TrainError> {
-    report.draw(&run.devices, &run.troubles)?;
-    let signal = signals.came().unwrap_or(StopSignal::Terminate);
+    outputs.draw(run)?;
+    let signal = signal.unwrap_or(StopSignal::Terminate);
     let name = signal.name();
-    progress.note(&format!("{name} after step {done}; --resume goes on from there"));
-    progress.finish();
+    outputs.note(&format!("{name} after step {done}; --resume goes on from there"));
+    outputs.finish();
     match signal {
         StopSignal::Terminate => Ok(Ended::Stopped),
         StopSignal::Interrupt => Err(TrainError::Interrupted { step: done }),
@@ -461,18 +449,18 @@ fn stopped(
 }
 
 /// Looks at the first part of each batch: what a step has memory for.
-fn check_fresh(run: &Run, batches: &[Batch], progress: &Progress) -> Result<(), TrainError> {
+fn check_fresh(run: &Run, batches: &[Batch], outputs: &Outputs) -> Result<(), TrainError> {
     for part in batches.iter().filter_map(|batch| run.objective.parts(batch).next()) {
         if let Some(note) = run.stage.check_fresh(&part)? {
-            progress.note(&format!("{}: {note}", part.name));
+            outputs.note(&format!("{}: {note}", part.name));
         }
     }
     Ok(())
 }
 
-fn note_frozen(when: &str, sha256: Option<&str>, progress: &Progress) {
+fn note_frozen(when: &str, sha256: Option<&str>, outputs: &Outputs) {
     if let Some(sha256) = sha256 {
-        progress.note(&format!("frozen weights at the {when}: sha256 {sha256}"));
+        outputs.note(&format!("frozen weights at the {when}: sha256 {sha256}"));
     }
 }
 
@@ -486,17 +474,17 @@ fn learned_losses<'a>(run: &Run, batches: &'a [Batch], losses: &[f32]) -> Vec<(&
 fn validate(
     run: &mut Run,
     metrics: &mut StepMetrics,
-    progress: &Progress,
+    outputs: &Outputs,
 ) -> Result<Verdict, TrainError> {
     let validation = run.validation.as_ref().filter(|it| it.is_due(metrics.step));
     let Some(validation) = validation else { return Ok(Verdict::GoesOn) };
     let measures = validation.measure(run.stage)?;
     let step = metrics.step;
-    progress.note(&format!("after step {step}: {}", validation::text(&measures)));
+    outputs.note(&format!("after step {step}: {}", validation::text(&measures)));
     let stop = run.early_stop.as_mut();
     let verdict = stop.map_or(Verdict::GoesOn, |stop| stop.look(step, &measures));
     if let (Verdict::Stops, Some(stop)) = (verdict, &run.early_stop) {
-        progress.note(&stop.reason());
+        outputs.note(&stop.reason());
     }
     metrics.observed.extend(measures.into_iter().filter(|(_, value)| value.is_finite()));
     Ok(verdict)
@@ -518,7 +506,7 @@ struct Update {
 }
 
 fn measured(run: &Run, batches: &[Batch], update: Update) -> Result<StepMetrics, TrainError> {
-    let Update { made, mut observed, .. } = update;
+    let Update { made, extents, mut observed, .. } = update;
     observed.retain(|_, value| value.is_finite());
     let finite = batches.iter().zip(&made.losses).filter(|(_, loss)| loss.is_finite());
     let learned = batches.iter().filter(|batch| run.objective.learns_from(batch));
@@ -526,17 +514,17 @@ fn measured(run: &Run, batches: &[Batch], update: Update) -> Result<StepMetrics,
     let seconds = update.clock.elapsed().as_secs_f64();
     Ok(StepMetrics {
         step: update.step,
-        loss: run.objective.value(batches, &update.extents, &made.losses),
+        loss: run.objective.value(batches, &extents, &made.losses),
         losses: finite.map(|(batch, loss)| (batch.name.clone(), f64::from(*loss))).collect(),
         lr: update.lr,
         grad_norm: made.norms.all,
-        tokens: batches.iter().map(Batch::n_predicted).sum(),
-        images: batches.iter().map(|batch| run.stage.n_images(batch)).sum(),
-        samples: batches.iter().map(|batch| batch.size as u64).sum(),
+        tokens: extents.iter().map(|extent| extent.tokens).sum(),
+        images: extents.iter().map(|extent| extent.images).sum(),
+        samples: extents.iter().map(|extent| extent.samples).sum(),
         seconds,
         data_wait_seconds: update.data_wait_seconds,
         machine: run.gauge.read(flop, seconds)?,
-        corrupt_rows: batches.iter().flat_map(|batch| batch.corrupt.clone()).collect(),
+        corrupt_rows: extents.into_iter().flat_map(|extent| extent.corrupt).collect(),
         skipped: update.skipped,
         observed,
     })
@@ -546,13 +534,14 @@ fn measured(run: &Run, batches: &[Batch], update: Update) -> Result<StepMetrics,
 fn trouble(
     run: &Run,
     batches: &[Batch],
+    extents: &[Extent],
     done: u64,
     found: &Finding,
 ) -> Result<Trouble, TrainError> {
     let is_it = |name: &str| found.dataset.as_ref().is_none_or(|it| it == name);
-    let batches =
-        batches.iter().filter(|batch| run.objective.learns_from(batch) && is_it(&batch.name));
-    let rows = batches.flat_map(|batch| rows_by_dataset(batch, &run.sources)).collect();
+    let learned = |batch: &Batch| run.objective.learns_from(batch) && is_it(&batch.name);
+    let extents = batches.iter().zip(extents).filter(|(batch, _)| learned(batch));
+    let rows = extents.flat_map(|(_, extent)| extent.rows.clone()).collect();
     let text = found.text.clone();
     let mut trouble = Trouble { step: done + 1, found: text, back_to: None, rows };
     let mut action = run.guard.action_after(run.troubles.len());
@@ -573,34 +562,29 @@ fn trouble(
         }
         Action::Skip => {}
         Action::RollBack => {
-            let to = checkpoint::go_back(&run.folder.path, done, run.checkpoint_every)?;
-            trouble.back_to = Some(to);
+            trouble.back_to = Some(go_back(run, done)?);
         }
     }
     Ok(trouble)
 }
 
-/// The rows of a batch under the names of the datasets that they are of.
-fn rows_by_dataset(batch: &Batch, sources: &[Source]) -> Vec<(String, Vec<u64>)> {
-    if batch.name != MERGED {
-        return vec![(batch.name.clone(), batch.rows.clone())];
-    }
-    let mut rows = batch.rows.iter().copied();
-    let of_one =
-        |source: &Source| (source.name.clone(), rows.by_ref().take(source.batch_rows).collect());
-    sources.iter().map(of_one).collect()
+/// Moves `latest` back, and says which step to.
+fn go_back(run: &Run, done: u64) -> Result<u64, TrainError> {
+    let ranks = run.ranks.each();
+    let to = if ranks.is_first() {
+        checkpoint::go_back(&run.folder.path, done, run.checkpoint_every)?
+    } else {
+        0
+    };
+    Ok(ranks.gather_values(&to)?[0])
 }
 
-/// What the checkpoint after `step` updates is made of besides what has learned.
-fn job(
-    run: &Run,
-    step: u64,
-    frozen_sha256: Option<String>,
-    log: &MetricsLog,
-    keep: Option<Keep>,
-) -> Result<Job, TrainError> {
+/// What the checkpoint after `step` updates is made of besides what has learned, of which the first rank
+/// is lent what others have.
+fn gathered(run: &mut Run, step: u64, frozen_sha256: Option<String>) -> Result<State, TrainError> {
     run.stage.at_checkpoint()?;
-    let state = State {
+    run.ranks.lend_moments(&run.stage.model().params(), &mut run.optimizer)?;
+    Ok(State {
         step,
         frozen_sha256,
         tokenizer_sha256: run.tokenizer_sha256.clone(),
@@ -610,8 +594,7 @@ fn job(
         recent_losses: run.guard.recent().clone(),
         early_stop: run.early_stop.as_ref().map(EarlyStop::progress).unwrap_or_default(),
         held_out_sha256: run.held_out_sha256.clone(),
-    };
-    Ok(Job { run: run.folder.path.clone(), state, log: log.shared()?, keep })
+    })
 }
 
 /// The single values of a model whose names `wanted` chooses, after `view`, under `group` and their

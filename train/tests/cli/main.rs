@@ -13,6 +13,8 @@ mod masks;
 mod micro_batches;
 mod optimisation;
 mod plan;
+#[cfg(feature = "mpi")]
+mod ranks;
 mod refusal;
 mod replay;
 mod resume;

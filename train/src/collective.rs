@@ -1,0 +1,249 @@
+//! What the ranks of a run say to each other: processes that train one model together, each on its share of
+//! every batch.
+//!
+//! All ranks make the same calls in the same order; a call ends when every rank has made it. A rank that
+//! fails ends all of them, by [`Collective::abort`].
+
+use std::fmt::Debug;
+
+use flamingo_dataset::Rank;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::TrainError;
+
+/// A way for ranks to reach each other.
+pub trait Collective: Debug {
+    /// Which rank this is.
+    fn rank(&self) -> Rank;
+
+    /// The bytes of all ranks, in their order, on each of them.
+    ///
+    /// # Errors
+    /// When another rank cannot be reached.
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, TrainError>;
+
+    /// Makes the values of rank `root` the sum of those of all ranks, which have as many; those of the
+    /// others are of no use then. The order of the sum depends on the numbers of ranks and values alone.
+    ///
+    /// # Errors
+    /// When another rank cannot be reached.
+    fn reduce(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError>;
+
+    /// Makes the values of all ranks those of rank `root`.
+    ///
+    /// # Errors
+    /// When another rank cannot be reached.
+    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError>;
+
+    /// Ends the other ranks, and this one: it has failed. One rank alone goes on, to end by itself.
+    fn abort(&self, code: u8);
+}
+
+/// One process that does all by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Alone;
+
+impl Collective for Alone {
+    fn rank(&self) -> Rank {
+        Rank::ONLY
+    }
+
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, TrainError> {
+        Ok(vec![bytes.to_vec()])
+    }
+
+    fn reduce(&self, _root: usize, _values: &mut [f32]) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    fn broadcast(&self, _root: usize, _values: &mut [f32]) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    fn abort(&self, _code: u8) {}
+}
+
+impl dyn Collective + '_ {
+    /// Whether this is the rank that writes and speaks.
+    pub fn is_first(&self) -> bool {
+        self.rank().index == 0
+    }
+
+    /// Whether there is no other.
+    pub fn is_alone(&self) -> bool {
+        self.rank().count == 1
+    }
+
+    /// Waits for all ranks.
+    ///
+    /// # Errors
+    /// When another rank cannot be reached.
+    pub fn barrier(&self) -> Result<(), TrainError> {
+        self.gather(&[]).map(|_| ())
+    }
+
+    /// A value of each rank, in their order.
+    ///
+    /// # Errors
+    /// When another rank cannot be reached, or runs another program.
+    ///
+    /// # Panics
+    /// Never: what is said is numbers, texts, lists and tables.
+    pub fn gather_values<T: Serialize + DeserializeOwned>(
+        &self,
+        value: &T,
+    ) -> Result<Vec<T>, TrainError> {
+        let bytes = serde_json::to_vec(value).expect("numbers, texts, lists and tables");
+        let all = self.gather(&bytes)?;
+        let read =
+            |bytes: &Vec<u8>| serde_json::from_slice(bytes).map_err(TrainError::ranks("read"));
+        all.iter().map(read).collect()
+    }
+
+    /// Sums in f64, in the order of the ranks: the same bits on each of them.
+    ///
+    /// # Errors
+    /// When another rank cannot be reached.
+    pub fn sum(&self, values: &mut [f64]) -> Result<(), TrainError> {
+        if self.is_alone() {
+            return Ok(());
+        }
+        // As bits: what is not a number is none in JSON.
+        let bits: Vec<u64> = values.iter().map(|value| value.to_bits()).collect();
+        let all = self.gather_values(&bits)?;
+        values.fill(0.0);
+        for of_rank in all {
+            values.iter_mut().zip(of_rank).for_each(|(sum, bits)| *sum += f64::from_bits(bits));
+        }
+        Ok(())
+    }
+
+    /// Fails unless `found` is the same on all ranks; `what` says what it is.
+    ///
+    /// # Errors
+    /// When it is not; the error names the ranks that differ from the first.
+    pub fn require_same(&self, what: &str, found: &str) -> Result<(), TrainError> {
+        if self.is_alone() {
+            return Ok(());
+        }
+        let all = self.gather_values(&found.to_owned())?;
+        let first = &all[0];
+        let others = all.iter().enumerate().filter(|(_, other)| *other != first);
+        let others: Vec<String> = others.map(|(rank, _)| rank.to_string()).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        Err(TrainError::RanksDiffer { what: what.to_owned(), ranks: others.join(", ") })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::{Arc, Barrier, Mutex};
+
+    use super::*;
+
+    /// Ranks that are threads of one process.
+    #[derive(Debug, Clone)]
+    pub(crate) struct Threads {
+        rank: Rank,
+        said: Arc<Mutex<Vec<Vec<u8>>>>,
+        met: Arc<Barrier>,
+    }
+
+    impl Collective for Threads {
+        fn rank(&self) -> Rank {
+            self.rank
+        }
+
+        fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, TrainError> {
+            self.said.lock().unwrap()[self.rank.index] = bytes.to_vec();
+            self.met.wait();
+            let all = self.said.lock().unwrap().clone();
+            self.met.wait();
+            Ok(all)
+        }
+
+        fn reduce(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError> {
+            let all = self.gather(&to_bytes(values))?;
+            if self.rank.index != root {
+                // Of no use.
+                values.fill(f32::NAN);
+                return Ok(());
+            }
+            values.fill(0.0);
+            for bytes in all {
+                values.iter_mut().zip(from_bytes(&bytes)).for_each(|(sum, value)| *sum += value);
+            }
+            Ok(())
+        }
+
+        fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError> {
+            let all = self.gather(&to_bytes(values))?;
+            values.copy_from_slice(&from_bytes(&all[root]));
+            Ok(())
+        }
+
+        fn abort(&self, _code: u8) {}
+    }
+
+    fn to_bytes(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Vec<f32> {
+        let (words, _) = bytes.as_chunks::<4>();
+        words.iter().map(|word| f32::from_le_bytes(*word)).collect()
+    }
+
+    /// What each of some ranks makes, in their order.
+    pub(crate) fn on_threads<T: Send>(
+        count: usize,
+        work: impl Fn(&dyn Collective) -> T + Sync,
+    ) -> Vec<T> {
+        let said = Arc::new(Mutex::new(vec![Vec::new(); count]));
+        let met = Arc::new(Barrier::new(count));
+        let rank = |index| Threads {
+            rank: Rank { index, count },
+            said: Arc::clone(&said),
+            met: Arc::clone(&met),
+        };
+        std::thread::scope(|scope| {
+            let work = &work;
+            let threads = (0..count).map(|index| {
+                let threads = rank(index);
+                scope.spawn(move || work(&threads))
+            });
+            let threads: Vec<_> = threads.collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn sums_are_the_same_bits_on_all_ranks_and_keep_what_is_not_a_number() {
+        let sums = on_threads(3, |ranks| {
+            let own = ranks.rank().index;
+            let mut values = [[1e16, 0.0, -1e16][own], 0.1, [0.0, f64::NAN, 0.0][own]];
+            ranks.sum(&mut values).unwrap();
+            values
+        });
+        for sum in sums {
+            assert_eq!(sum[0].to_bits(), ((1e16 + 0.0) + -1e16_f64).to_bits());
+            assert_eq!(sum[1].to_bits(), (0.1 + 0.1 + 0.1_f64).to_bits());
+            assert!(sum[2].is_nan());
+        }
+    }
+
+    #[test]
+    fn ranks_that_differ_are_named() {
+        let errors = on_threads(4, |ranks| {
+            let found = if [1, 3].contains(&ranks.rank().index) { "b" } else { "a" };
+            ranks.require_same("the config", "same").unwrap();
+            ranks.require_same("the config", found).unwrap_err().to_string()
+        });
+        for error in errors {
+            assert_eq!(error, "the config of rank 1, 3 is not that of rank 0");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Several ranks train as one process does. Needs `mpirun`.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use flamingo_model::Tensors;
+
+use crate::micro_batches::assert_same_metrics;
+use crate::world::{CONTRASTIVE, FLAMINGO, Finished, LANGUAGE, World, latest, metrics};
+
+/// A command of ours as so many ranks, which share what processors there are.
+fn on_ranks(n: usize, command: &Command) -> Command {
+    let mut ranks = Command::new("mpirun");
+    ranks.args(["-n", &n.to_string(), "--allow-run-as-root", "--oversubscribe"]);
+    ranks.args(["--bind-to", "none", "--mca", "btl_vader_single_copy_mechanism", "none"]);
+    ranks.env("RAYON_NUM_THREADS", "1");
+    ranks.arg(command.get_program()).args(command.get_args());
+    ranks
+}
+
+fn train(world: &World, n: usize, config: &str, run: &str, more: &[&str]) -> Finished {
+    let stage = if config.contains("[model.resampler]") { "flamingo" } else { "language" };
+    let command = world.command(stage, config, run, more);
+    if n == 1 {
+        return world.train(stage, config, run, more);
+    }
+    Finished(on_ranks(n, &command).output().unwrap())
+}
+
+/// Batches that four ranks can share.
+fn for_four(config: &str) -> String {
+    let fours = ["batch = 1\n", "batch = 2\n", "batch = 3\n"];
+    fours.iter().fold(config.to_owned(), |text, batch| text.replace(batch, "batch = 4\n"))
+}
+
+/// Weights or moments of the last checkpoint.
+fn tensors(run: &Path, file: &str) -> Tensors {
+    Tensors::open(&latest(run).join(file)).unwrap()
+}
+
+/// Fails unless the last checkpoints of two runs are alike but for the rounding of sums.
+fn assert_close_checkpoints(found: &Path, expected: &Path, most: f32) {
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        let (found, expected) = (tensors(found, file), tensors(expected, file));
+        let names = |all: &Tensors| all.names().map(ToOwned::to_owned).collect::<Vec<String>>();
+        assert_eq!(names(&found), names(&expected), "{file}");
+        for name in names(&expected) {
+            let pairs = found.get(&name).unwrap().iter().zip(expected.get(&name).unwrap());
+            let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < most, "{file} {name} differs by {worst}");
+        }
+    }
+}
+
+fn assert_same_bytes(found: &Path, expected: &Path) {
+    for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+        let [found, expected] =
+            [found, expected].map(|run| std::fs::read(latest(run).join(file)).unwrap());
+        assert!(found == expected, "{file} differs");
+    }
+}
+
+#[test]
+fn one_two_and_four_ranks_measure_and_learn_the_same() {
+    let world = World::with_towers();
+    // The norm is clipped, images are looked at, a row stands in for a corrupt one: none of it is one
+    // rank's affair. Few steps and a low rate: rounding grows as a run goes on.
+    let more = ["--set", "steps=3", "--set", "blindness_every=1", "--set", "gates_every=1"];
+    let more = [&more[..], &["--set", "optimizer.lr=1e-3", "--set", "ema.decay=0.5"]].concat();
+    for (name, mixture) in [("each", "accumulate"), ("all", "merged"), ("turn", "round_robin")] {
+        let mut config = for_four(FLAMINGO);
+        if mixture == "merged" {
+            config = config.replace("images = 1\nframes = 2\n", "images = 1\n");
+            config = config.replace("corpus = \"clips\"", "corpus = \"pairs\"");
+        }
+        let set = format!("mixture={mixture:?}");
+        let more = [&more[..], &["--set", &set]].concat();
+        let run = |n: usize| world.path(&format!("{name}-{n}"));
+        let measured = |n: usize| {
+            let finished = train(&world, n, &config, &format!("{name}-{n}"), &more);
+            finished.expect_success();
+            let mut lines = metrics(&run(n));
+            for line in &mut lines {
+                // Images are shuffled among the rows of a rank.
+                let observed = line["observed"].as_object_mut().unwrap();
+                observed.retain(|name, _| !name.contains("shuffled"));
+            }
+            lines
+        };
+        let alone = measured(1);
+        for n in [2, 4] {
+            assert_same_metrics(&measured(n), &alone, 1e-6);
+            assert_close_checkpoints(&run(n), &run(1), 2e-5);
+        }
+    }
+}
+
+#[test]
+fn stopped_ranks_go_on_to_the_same_bytes_and_other_numbers_of_them_go_on_too() {
+    let world = World::new();
+    let config = for_four(LANGUAGE);
+    train(&world, 2, &config, "whole", &[]).expect_success();
+    train(&world, 2, &config, "stopped", &["--stop-after", "4"]).expect_success();
+    train(&world, 2, &config, "stopped", &["--resume"]).expect_success();
+    assert_same_bytes(&world.path("stopped"), &world.path("whole"));
+
+    train(&world, 1, &config, "alone", &[]).expect_success();
+    train(&world, 4, &config, "mixed", &["--stop-after", "2"]).expect_success();
+    train(&world, 1, &config, "mixed", &["--resume", "--stop-after", "5"]).expect_success();
+    train(&world, 2, &config, "mixed", &["--resume"]).expect_success();
+    let [mixed, alone] = ["mixed", "alone"].map(|run| metrics(&world.path(run)));
+    assert_same_metrics(&mixed, &alone, 1e-4);
+}
+
+#[test]
+fn steps_that_go_wrong_are_left_out_on_all_ranks_alike() {
+    let world = World::new();
+    let config = LANGUAGE.replace("batch = 2", "batch = 2\nspace_prefix_probability = 0.0");
+    for action in ["skip", "roll_back"] {
+        let set = format!("guard.action={action:?}");
+        let leaps = ["--set", &set, "--set", "guard.leap=1.01", "--set", "guard.window=1"];
+        let more = [&leaps[..], &["--set", "guard.most=1", "--set", "checkpoint_every=2"]].concat();
+        let ended = [1, 2].map(|n| {
+            let run = format!("{action}-{n}");
+            let finished =
+                train(&world, n, &config, &run, &[&more[..], &["--set", "steps=30"]].concat());
+            let stderr = finished.stderr();
+            let told =
+                |line: &&str| line.contains("; the step is skipped") || line.contains("goes back");
+            let told: Vec<String> = stderr.lines().filter(told).map(ToOwned::to_owned).collect();
+            let state =
+                std::fs::read_to_string(latest(&world.path(&run)).join("state.json")).unwrap();
+            let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+            (told.len(), state["troubles"][0]["step"].clone(), state["troubles"][0]["rows"].clone())
+        });
+        assert_eq!(ended[0], ended[1]);
+        assert_eq!(ended[0].0, 1, "one trouble is told of, once");
+    }
+}
+
+#[test]
+fn a_killed_rank_ends_the_job_and_it_goes_on_from_the_last_checkpoint() {
+    let world = World::new();
+    let config = for_four(LANGUAGE);
+    let long = ["--set", "steps=100000", "--set", "checkpoint_every=2"];
+    let command = world.command("language", &config, "run", &long);
+    let mut job = on_ranks(2, &command);
+    let job = job.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let run = world.path("run");
+    let started = Instant::now();
+    while !run.join("latest").exists() {
+        assert!(started.elapsed() < Duration::from_mins(2), "no checkpoint after two minutes");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let victim = child_of(job.id(), "OMPI_COMM_WORLD_RANK=1");
+    assert!(Command::new("kill").args(["-9", &victim]).status().unwrap().success());
+    let output = job.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{stderr}");
+    assert!(stderr.contains("rank 1") && stderr.contains("signal 9"), "{stderr}");
+
+    let step: u64 = latest(&run).to_str().unwrap().rsplit_once('-').unwrap().1.parse().unwrap();
+    let end = (step + 3).to_string();
+    let more = [&long[..], &["--resume", "--stop-after", &end]].concat();
+    train(&world, 2, &config, "run", &more).expect_success();
+    assert!(latest(&run).ends_with(format!("step-{end}")));
+    let steps: Vec<u64> = metrics(&run).iter().map(|m| m["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (1..=step + 3).collect::<Vec<_>>());
+    train(&world, 2, &config, "whole", &[&long[..], &["--stop-after", &end]].concat())
+        .expect_success();
+    assert_same_bytes(&run, &world.path("whole"));
+}
+
+/// The number of the process below another that has this variable.
+fn child_of(parent: u32, variable: &str) -> String {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let mut found = processes.filter_map(|entry| {
+        let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
+        let is_child = status.lines().any(|line| line == format!("PPid:\t{parent}"));
+        let environment = std::fs::read(entry.path().join("environ")).ok()?;
+        let has_it = environment.split(|byte| *byte == 0).any(|one| one == variable.as_bytes());
+        (is_child && has_it).then(|| entry.file_name().to_str().unwrap().to_owned())
+    });
+    found.next().unwrap()
+}
+
+#[test]
+fn what_ranks_cannot_do_is_refused_before_the_first_step() {
+    let world = World::new();
+    let refused = |stage: &str, config: &str, words: &str| {
+        let command = world.command(stage, config, "refused", &[]);
+        let output = on_ranks(2, &command).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(words), "{stderr}");
+        assert!(!world.path("refused").exists());
+    };
+    let odd = LANGUAGE.replacen("batch = 2", "batch = 3", 1);
+    let words = "`data.pages.batch` is 3, expected a multiple of the 2 ranks";
+    refused("language", &odd, words);
+    let cut = LANGUAGE.replacen("batch = 2", "batch = 2\nmicro_batches = 2", 1);
+    let words = "is 2, expected a multiple of the 2 ranks times 2 micro_batches";
+    refused("language", &cut, words);
+    let words =
+        "the contrastive stage runs on 1 rank, not 2: its loss compares all pairs of a batch";
+    refused("contrastive", CONTRASTIVE, words);
+}
