@@ -402,7 +402,8 @@ fn shift_to_other_rows(image_count: &[usize]) -> Option<usize> {
     (most > 0 && 2 * most <= image_count.iter().sum()).then_some(most)
 }
 
-/// Gives `look` inputs with other images, in place of their own: those of other rows, then black ones.
+/// Gives `look` inputs with other images, in place of their own: those of other rows, then images of the
+/// mean colour alone, which is 0 after normalisation.
 fn with_other_images(
     inputs: &mut Inputs,
     mut look: impl FnMut(&'static str, &Inputs) -> Result<(), TrainError>,
