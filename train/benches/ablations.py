@@ -6,7 +6,8 @@
 configs/ablations.toml says what a row changes in configs/flamingo.toml. Each row is trained once for each seed, all for as many
 gradients, and scored on the demo's held-out scenes: captions with 4 shots (CIDEr-D) beside the paper's COCO, labels with 4 shots
 (accuracy) beside its VQAv2, and, least noisy of all, the negative log-likelihood of the true captions under their images (nats a token)
-beside its overall score. Runs that are there already go on, or are not done again, so a list of rows can grow. The table has the mean
+beside its overall score. Runs that are there already go on, or are not done again, so a list of rows can grow. What
+the programs say of a run stands beside it in RUN.log. The table has the mean
 over seeds with lowest and highest, and on how many seeds the difference to `base` has the paper's sign.
 """
 import argparse
@@ -38,15 +39,23 @@ def arguments():
     return parser.parse_args()
 
 
-def run(*command):
-    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def run(log, *command):
+    with log.open("a") as file:
+        ended = subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=file)
+    if ended.returncode != 0:
+        raise SystemExit(f"{command[0]} {command[1]} ended with {ended.returncode}; what it said is in {log}")
+
+
+def log_of(out):
+    """The file with what is said of a run, beside its folder."""
+    return out.with_name(out.name + ".log")
 
 
 def train(options, row, seed, out):
     steps = options.steps * row.get("steps_times", 1)
     changes = row["set"] + [f"seed={seed}", f"steps={steps}", f"checkpoint_every={steps}", f"blindness_every={steps}"]
     resume = ["--resume"] if out.exists() else []
-    run(options.programs / "flamingo-train", "flamingo", "--config", ROOT / "configs/flamingo.toml", "--root", options.demo,
+    run(log_of(out), options.programs / "flamingo-train", "flamingo", "--config", ROOT / "configs/flamingo.toml", "--root", options.demo,
         "--out", out, *resume, *(part for change in changes for part in ("--set", change)))
 
 
@@ -54,7 +63,8 @@ def scores(options, model):
     out = model.with_name(model.name + "-scores")
     tasks = [part for task in TASKS for part in ("--task", task, "--annotations", options.demo / "tasks" / task)]
     if not (out / "results.json").exists():
-        run(options.programs / "flamingo-eval", "run", "--model", model, *tasks, "--shots", "4", "--out", out, "--limit", options.queries)
+        run(log_of(model), options.programs / "flamingo-eval", "run", "--model", model, *tasks, "--shots", "4", "--out", out,
+            "--limit", options.queries)
     results = json.loads((out / "results.json").read_text())["results"]
     return [results[entry][metric] for _, entry, metric, *_ in FIGURES]
 
@@ -93,7 +103,8 @@ def main(options):
         cells = []
         for i, (*_, column, _, less) in enumerate(FIGURES):
             paper, compared = row["paper"][column], base is not None and row["name"] != "base"
-            verdict = sign(ours[i], base[i], paper, paper_base[column], less) if compared else ""
+            against = row.get("paper_base", paper_base) if compared else None
+            verdict = sign(ours[i], base[i], paper, against[column], less) if compared else ""
             cells += [text(ours[i]), str(paper), verdict]
         print(f"| {row['name']} | " + " | ".join(cells) + " |", flush=True)
 

@@ -10,11 +10,14 @@ demo=${1:-runs/demo-quick} train=${2:-target/release/flamingo-train}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# Without looks between steps: they would be no part of a step that learns.
+sed '/^blindness_every\|^gates_every/d' configs/flamingo.toml >"$work/flamingo.toml"
+
 share() { # NAME STEPS [SET...]: a run, and the shares of its steps after the first three
   local name=$1 steps=$2 sets=()
   shift 2
-  for set in "$@" "steps=$steps" 'optimizer.schedule="constant"' 'blindness_every=1000000'; do sets+=(--set "$set"); done
-  "$train" flamingo --config configs/flamingo.toml --root "$demo" --out "$work/$name" --device cpu "${sets[@]}" 2>/dev/null
+  for set in "$@" "steps=$steps" 'optimizer.schedule="constant"'; do sets+=(--set "$set"); done
+  "$train" flamingo --config "$work/flamingo.toml" --root "$demo" --out "$work/$name" --device cpu "${sets[@]}" 2>/dev/null
   python3 - "$name" "$work/$name/metrics.jsonl" <<'PY'
 import json, statistics, sys
 lines = [json.loads(line) for line in open(sys.argv[2])][3:]

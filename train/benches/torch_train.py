@@ -45,10 +45,10 @@ def arguments():
 
 
 def make_config():
-    """The demo's config at a constant rate and without looks at how much images matter."""
+    """The demo's config at a constant rate and without looks at how much images and gates matter."""
     text = (ROOT / "configs/flamingo.toml").read_text()
     text = text.replace('schedule = "linear"', 'schedule = "constant"')
-    lines = [line for line in text.splitlines() if not line.startswith("blindness_every")]
+    lines = [line for line in text.splitlines() if not line.startswith(("blindness_every", "gates_every"))]
     path = WORK / "flamingo.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
