@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use flamingo_dataset::{ImageConfig, MixtureMode, Tokenizer};
+use flamingo_dataset::{ImageConfig, LossMask, MixtureMode, Tokenizer};
 use flamingo_model::ModelError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -259,6 +259,9 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             }
             let n_classes = data.classes.len();
             self.require(n_classes != 1, key("classes"), &"one class", "none, or two at least")?;
+            let prompts = format!("{:?}", data.prompts);
+            let fits = n_classes > 0 || validation::is_class_alone(&data.prompts);
+            self.require(fits, key("prompts"), &prompts, "nothing without `classes`")?;
             let place = |prompt: &&String| !prompt.contains(CLASS_PLACE);
             if let Some(prompt) = data.prompts.iter().find(place) {
                 self.require(false, key("prompts"), prompt, "`{}` in place of the class")?;
@@ -480,6 +483,37 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     pub fn require_no_feature_cache(&self) -> Result<(), TrainError> {
         let none = self.config.feature_cache.is_none();
         self.require(none, "feature_cache", &"given", "nothing: no frozen vision encoder here")
+    }
+
+    /// Fails where a tokenizer is asked for in a stage that takes another one.
+    ///
+    /// # Errors
+    /// When there is a section `[tokenizer]`.
+    pub fn require_no_tokenizer(&self, taken: &str) -> Result<(), TrainError> {
+        let none = self.config.tokenizer.is_none();
+        self.require(none, "tokenizer", &"given", &format!("nothing: that of `{taken}` is taken"))
+    }
+
+    /// Fails where it is said how images become pixels: the stage reads none.
+    ///
+    /// # Errors
+    /// When there is a section `[image]`.
+    pub fn require_no_image(&self) -> Result<(), TrainError> {
+        let none = self.config.image.is_none();
+        self.require(none, "image", &"given", "nothing: images are not read here")
+    }
+
+    /// Fails where only some tokens of a caption are to be learned: the stage has one loss of it as a
+    /// whole.
+    ///
+    /// # Errors
+    /// When a dataset has another `loss` than the default.
+    pub fn require_whole_captions(&self) -> Result<(), TrainError> {
+        self.datasets().into_iter().try_for_each(|(path, entry)| {
+            let (key, value) = (format!("{path}.loss"), serde_json::json!(entry.loss));
+            let expected = "\"paper\", the default: a caption is matched as a whole";
+            self.require(entry.loss == LossMask::Paper, key, &value, expected)
+        })
     }
 
     /// Fails where something is to be measured that only the Flamingo stage has: how its model looks at

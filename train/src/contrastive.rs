@@ -119,6 +119,7 @@ fn attempt(
     file.require_no_feature_cache()?;
     file.require_nothing_of_flamingo()?;
     file.require_whole_batches()?;
+    file.require_whole_captions()?;
     file.require_no_z_loss()?;
     file.require_images(|images| images == 1, "1")?;
     file.require_measures(&MEASURES)?;

@@ -57,6 +57,7 @@ fn attempt(
     troubles: Vec<Trouble>,
 ) -> Result<Ended, TrainError> {
     file.require_images(|images| images >= 1, "at least 1")?;
+    file.require_no_tokenizer("model.from")?;
     file.require_measures(&MEASURES)?;
     let image = file.image()?;
     let weights = file.config.model.vision_weights;

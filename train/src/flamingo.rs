@@ -144,6 +144,7 @@ fn attempt(
     troubles: Vec<Trouble>,
 ) -> Result<Ended, TrainError> {
     check_images(file)?;
+    file.require_no_tokenizer("model.language")?;
     file.require_measures(&MEASURES)?;
     let image = file.image()?;
     check_model(file)?;

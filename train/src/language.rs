@@ -43,6 +43,7 @@ fn attempt(
 ) -> Result<Ended, TrainError> {
     file.require_no_feature_cache()?;
     file.require_nothing_of_flamingo()?;
+    file.require_no_image()?;
     file.require_images(|images| images == 0, "0")?;
     file.require_measures(&validation::OF_TEXTS)?;
     let model = &file.config.model;

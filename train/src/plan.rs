@@ -138,12 +138,20 @@ impl Plan<'_> {
 
     fn datasets(&self, text: &mut String, first_step: u64) {
         let (steps, turns) = (self.schedule.steps, self.turns);
-        put(text, &format!("\ndatasets, for steps {} to {steps}", first_step + 1));
+        // Of a run that goes on, those that are done are done.
+        let steps_left = steps.saturating_sub(first_step);
+        put(
+            text,
+            &match steps_left {
+                0 => format!("\ndatasets; all {steps} steps are done"),
+                _ => format!("\ndatasets, for steps {} to {steps}", first_step + 1),
+            },
+        );
         for (index, source) in self.sources.iter().enumerate() {
             let Source { name, batch_rows, n_rows, left_out } = source;
             let rows = n_rows.saturating_sub(left_out.len() as u64);
             let per_epoch = rows as f64 * turns as f64 / *batch_rows as f64;
-            let epochs = steps as f64 / per_epoch;
+            let epochs = steps_left as f64 / per_epoch;
             // Merged rows have no lambda of their own.
             let weight =
                 self.weights.get(index).filter(|_| self.weights.len() == self.sources.len());

@@ -99,7 +99,8 @@ fn class_alone() -> Vec<String> {
     vec![CLASS_PLACE.to_owned()]
 }
 
-fn is_class_alone(prompts: &Vec<String>) -> bool {
+/// Whether these are the prompts where none are given.
+pub(crate) fn is_class_alone(prompts: &Vec<String>) -> bool {
     *prompts == class_alone()
 }
 

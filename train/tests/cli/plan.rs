@@ -98,6 +98,31 @@ fn a_dry_run_tells_epochs_and_learning_rates_and_shows_masks_as_the_command_for_
 }
 
 #[test]
+fn a_dry_run_of_a_run_under_way_counts_the_steps_that_are_left() {
+    let world = World::new();
+    let epochs_after = |step: &str| {
+        world.train("language", LANGUAGE, step, &["--stop-after", step]).expect_success();
+        let before = files(&world.path(step));
+        let planned = world.train("language", LANGUAGE, step, &["--dry-run", "--resume"]);
+        planned.expect_success();
+        assert!(files(&world.path(step)) == before, "something was written");
+        let text = planned.stdout();
+        let mut lines = text.lines().skip_while(|line| !line.starts_with("datasets"));
+        let heading = lines.next().unwrap().to_owned();
+        // Both have six rows, two a batch.
+        let epochs: Vec<String> =
+            lines.take(2).map(|line| line.rsplit_once(", ").unwrap().1.to_owned()).collect();
+        (heading, epochs)
+    };
+    let (heading, epochs) = epochs_after("5");
+    assert_eq!(heading, "datasets, for steps 6 to 8");
+    assert_eq!(epochs, ["1.00 epochs"; 2]);
+    let (heading, epochs) = epochs_after("8");
+    assert_eq!(heading, "datasets; all 8 steps are done");
+    assert_eq!(epochs, ["0.00 epochs"; 2]);
+}
+
+#[test]
 fn a_dry_run_refuses_what_a_real_start_refuses() {
     let world = World::new();
     let refused = |more: &[&str]| {

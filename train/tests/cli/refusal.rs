@@ -121,6 +121,44 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
 }
 
 #[test]
+fn keys_that_mean_nothing_in_a_stage_are_refused() {
+    let world = World::new();
+    let change = |stage: &str, to: &str, words: &[&str]| {
+        check_change(&world, stage, "keep_last = 2\n", &format!("keep_last = 2\n{to}"), words);
+    };
+    let tokenizer = "[tokenizer]\npath = \"tokenizer.json\"\n";
+    let words = "`tokenizer` is given, expected nothing: that of `model.language` is taken";
+    change("flamingo", tokenizer, &[words]);
+    let finetune = format!(
+        "{}[tokenizer]\npath = \"t\"\n",
+        FLAMINGO
+            .split_once("[model]")
+            .map(|(head, data)| {
+                let data = &data[data.find("[[data]]").unwrap()..];
+                format!("{head}[model]\nfrom = \"flamingo\"\n{data}")
+            })
+            .unwrap()
+    );
+    let words = "`tokenizer` is given, expected nothing: that of `model.from` is taken";
+    check(&world, "finetune", &finetune, &[], 2, &[words]);
+    let image = "[image]\nsize = 16\nfit = \"squash\"\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n";
+    let words = "`image` is given, expected nothing: images are not read here";
+    change("language", image, &[words]);
+    let held = "[validation]\nevery = 2\nbatches = 1\n[[validation.data]]\nname = \"held\"\n\
+                corpus = \"pairs\"\nbatch = 2\ntokens = 24\nimages = 1\n";
+    let prompts = format!("{held}prompts = [\"a {{}}\"]\n");
+    let words = "`validation.data.held.prompts` is [\"a {}\"], expected nothing without `classes`";
+    for stage in ["contrastive", "flamingo"] {
+        change(stage, &prompts, &[words]);
+    }
+    let loss = format!("{held}loss = \"open_flamingo\"\n");
+    let expected = "is \"open_flamingo\", expected \"paper\", the default";
+    change("contrastive", &loss, &["`validation.data.held.loss`", expected]);
+    let loss = CONTRASTIVE.replace("images = 1", "images = 1\nloss = \"open_flamingo\"");
+    check(&world, "contrastive", &loss, &[], 2, &["`data.pairs.loss`", expected]);
+}
+
+#[test]
 fn sizes_have_limits() {
     let world = World::new();
     let change = |stage: &str, from: &str, to: &str, words: &[&str]| {
