@@ -85,7 +85,7 @@ if [ -n "$check" ]; then
   features=flamingo-train/cuda-emulator,flamingo-model/ops-bench
   # Clippy runs build scripts for itself: kernels for one GPU will do, the tests compile those for all.
   FLAMINGO_CUDA_CAPABILITIES=80 cargo clippy --locked --release --workspace --all-targets \
-    --features $features,flamingo-eval/cuda -- -D warnings
+    --features $features,flamingo-train/nccl,flamingo-eval/cuda -- -D warnings
   # Not again the tests that use no GPU; `cli` is the trainer's.
   cargo test --locked --release --workspace --exclude flamingo-eval --lib --test cli --features $features \
     -- ops:: golden:: nfnet:: cuda:: optimizer:: emulated

@@ -51,8 +51,9 @@ step "tests"
 cargo test --locked --release --workspace
 
 step "ranks that talk by MPI"
-cargo clippy --locked --release -p flamingo-train --features mpi --all-targets -- -D warnings
-cargo test --locked --release -p flamingo-train --features mpi --test cli ranks
+# With the whole workspace, as other builds have it: the trainer alone is compiled once more.
+cargo clippy --locked --release --workspace --all-targets --features flamingo-train/mpi -- -D warnings
+cargo test --locked --release --workspace --features flamingo-train/mpi --test cli ranks
 
 step "the code for GPUs, on an emulator"
 ./build-cuda.sh --check

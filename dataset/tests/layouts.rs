@@ -319,6 +319,14 @@ fn texts_are_read_from_files_lines_and_columns() {
     assert_eq!(marked[..2], ok(&["one\n\ntwo", "three"]));
     assert!(marked[2].as_ref().unwrap_err().contains("not UTF-8"), "{marked:?}");
 
+    for separator in [" <end>", "\n\n"] {
+        let error = open("marked", &plain(separator)).err().unwrap().to_string();
+        assert!(error.contains("`separator` is"), "{error}");
+    }
+    write("long/a.txt", &b"0123456789abcde\n".repeat((16 << 16) + 1));
+    let error = open("long", &plain("")).err().unwrap().to_string();
+    assert!(error.contains("the document at byte 0 has more than"), "{error}");
+
     write("lines/a.jsonl", b"{\"body\": \"one\\ntwo\"}\n\n{\"body\": 3}\n{\"body\"\n");
     let lines = texts(&open("lines", &Layout::JsonLines { text: "body".to_owned() }).unwrap());
     assert_eq!(lines[0], Ok("one\ntwo".to_owned()));

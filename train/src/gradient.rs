@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::iter;
+use std::time::Instant;
 
 use flamingo_dataset::Batch;
 use flamingo_model::Gradients;
@@ -100,6 +101,8 @@ pub struct StepGradient {
     pub gradients: Gradients,
     /// Its norms.
     pub norms: Norms,
+    /// What it took, and the update once that is made: passes of the model and sums over ranks.
+    pub seconds: f64,
 }
 
 impl StepGradient {
@@ -147,6 +150,7 @@ pub fn accumulate(
     batches: &[Batch],
     extents: &[Extent],
 ) -> Result<StepGradient, TrainError> {
+    let clock = Instant::now();
     let mut gradients = Gradients::default();
     let mut parts = Vec::with_capacity(batches.len());
     for (batch, extent) in batches.iter().zip(extents) {
@@ -160,7 +164,8 @@ pub fn accumulate(
     let losses = losses.into_iter().map(|loss| loss as f32).collect();
     let params = step.stage.model().params();
     let norms = step.ranks.sum_gradients(step.optimizer, &params, &mut gradients)?;
-    Ok(StepGradient { parts, losses, gradients, norms })
+    let seconds = clock.elapsed().as_secs_f64();
+    Ok(StepGradient { parts, losses, gradients, norms, seconds })
 }
 
 /// Mean losses of the parts of a batch; adds its part of the objective's gradient.

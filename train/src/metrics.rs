@@ -41,6 +41,9 @@ pub struct StepMetrics {
     pub seconds: f64,
     /// Seconds spent waiting for rows.
     pub data_wait_seconds: f64,
+    /// Seconds of passes of the model, sums over ranks and the update; looks between updates are apart.
+    #[serde(default)]
+    pub model_seconds: f64,
     /// What the step asked of the machine.
     #[serde(default)]
     pub machine: Machine,
@@ -189,6 +192,7 @@ pub(crate) mod tests {
             samples: 4,
             seconds: 0.25,
             data_wait_seconds: 0.05,
+            model_seconds: 0.15,
             machine: Machine::default(),
             corrupt_rows: Vec::new(),
             skipped: None,

@@ -211,15 +211,17 @@ impl Run<'_> {
         lr: f64,
         done: u64,
     ) -> Result<(), TrainError> {
+        let clock = Instant::now();
         let params = &mut self.stage.model_mut().params_mut();
         let StepGradient { gradients, norms, .. } = made;
         let updated = self.optimizer.update(params, gradients, norms, lr, done);
         updated.map_err(TrainError::model("run"))?;
         self.ranks.share_weights(params)?;
-        match &mut self.ema {
-            Some(ema) => ema.follow(&self.stage.model().params(), done),
-            None => Ok(()),
+        if let Some(ema) = &mut self.ema {
+            ema.follow(&self.stage.model().params(), done)?;
         }
+        made.seconds += clock.elapsed().as_secs_f64();
+        Ok(())
     }
 
     /// What a step is made with.
@@ -523,6 +525,7 @@ fn measured(run: &Run, batches: &[Batch], update: Update) -> Result<StepMetrics,
         samples: extents.iter().map(|extent| extent.samples).sum(),
         seconds,
         data_wait_seconds: update.data_wait_seconds,
+        model_seconds: made.seconds,
         machine: run.gauge.read(flop, seconds)?,
         corrupt_rows: extents.into_iter().flat_map(|extent| extent.corrupt).collect(),
         skipped: update.skipped,

@@ -14,6 +14,9 @@ use crate::{CorpusError, CorpusStore};
 /// Longest line that is read; pages have some kilobytes.
 const LINE_BYTES_MAX: u64 = 64 << 20;
 
+/// Longest document: each draw reads and tokenizes all of it for a window of some hundred tokens.
+const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
+
 /// The bytes of each row of a file.
 type Places = Vec<Range<u64>>;
 
@@ -35,6 +38,13 @@ pub(super) fn index_documents(
     file: &str,
     separator: &str,
 ) -> Result<IndexedFile<Places>, CorpusError> {
+    let refuse = |problem: String| CorpusError::Layout { object: store.name_of(file), problem };
+    if separator.trim() != separator || separator.contains('\n') {
+        let problem = format!(
+            "`separator` is {separator:?}, expected a line without white space at its ends"
+        );
+        return Err(refuse(problem));
+    }
     let (mut documents, mut open): (Vec<Range<u64>>, _) = (Vec::new(), false);
     each_line(store, file, |place, line| {
         if line == separator.as_bytes() {
@@ -46,6 +56,14 @@ pub(super) fn index_documents(
             open = true;
         }
     })?;
+    let long = documents.iter().find(|document| document.end - document.start > DOCUMENT_BYTES_MAX);
+    if let Some(Range { start, .. }) = long {
+        let problem = format!(
+            "the document at byte {start} has more than {DOCUMENT_BYTES_MAX} bytes; `separator` is \
+             the line that stands between documents"
+        );
+        return Err(refuse(problem));
+    }
     Ok(indexed(documents))
 }
 
