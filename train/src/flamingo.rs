@@ -11,7 +11,7 @@ use flamingo_dataset::{Batch, FeatureCache, ImageConfig, Tokenizer};
 use flamingo_model::{
     CrossAttentionConfig, Flamingo, FlamingoConfig, GateKind, GateSums, Gradients, Inputs,
     LossTerms, MediaAttention, ModelError, Objective, Params, ResamplerConfig, Snapshot, Spare,
-    Tower, Trainable, TrainedTowers,
+    Tower, Trainable, TrainedTowers, VisionConfig,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -279,10 +279,12 @@ fn fresh(
     }
     if is_run(&vision) && model.vision_weights != TowerWeights::FromScratch {
         let (was, path) = image_of_run(&run_of(&vision))?;
-        require_same_image(file, image, &was, &path)?;
-    } else {
-        config.vision.set_image_size(image.size);
+        // An `NFNet` has no position embeddings (paper: 288 pixels, then 320).
+        let takes_any_size = matches!(config.vision, VisionConfig::Nfnet(_));
+        let size = if takes_any_size { was.size } else { image.size };
+        require_same_image(file, &ImageConfig { size, ..image.clone() }, &was, &path)?;
     }
+    config.vision.set_image_size(image.size);
     let tower = |folder, weights| Tower {
         from: (weights != TowerWeights::FromScratch).then_some(folder),
         trained: weights != TowerWeights::Frozen,

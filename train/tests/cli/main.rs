@@ -3,6 +3,7 @@
 
 mod batches;
 mod bench;
+mod configs;
 mod distant;
 #[cfg(feature = "cuda-emulator")]
 mod emulated;
