@@ -217,8 +217,9 @@ fn point_latest(run: &Path, name: &str) -> Result<(), TrainError> {
     files::replace(&run.join(LATEST), format!("{name}\n").as_bytes())
 }
 
-/// Moves `latest` back to the newest checkpoint of a step up to `step` that is a multiple of `every`;
-/// without one the run begins anew. Says which step that is.
+/// Moves `latest` back to the newest checkpoint of a step up to `step` that is a multiple of `every`, and
+/// removes those of later steps, which are not gone on from; without one the run begins anew. Says which
+/// step that is.
 ///
 /// # Errors
 /// When the disk cannot be read or written.
@@ -226,14 +227,22 @@ pub fn go_back(run: &Path, step: u64, every: u64) -> Result<u64, TrainError> {
     let parent = run.join(FOLDER);
     let found = if parent.exists() { steps_up_to(&parent, step)? } else { Vec::new() };
     let latest = run.join(LATEST);
-    match found.into_iter().rfind(|step| step.is_multiple_of(every)) {
-        Some(step) => point_latest(run, &format!("step-{step}")).map(|()| step),
-        None if latest.exists() => {
-            std::fs::remove_file(&latest).map_err(TrainError::file("remove", &latest))?;
-            files::sync(run).map(|()| 0)
-        }
-        None => Ok(0),
+    let to = found.into_iter().rfind(|step| step.is_multiple_of(every));
+    let mut best = None;
+    if let Some(step) = to {
+        best = read_state(&folder(run, step))?.best_step();
+        point_latest(run, &format!("step-{step}"))?;
+    } else if latest.exists() {
+        std::fs::remove_file(&latest).map_err(TrainError::file("remove", &latest))?;
+        files::sync(run)?;
     }
+    point_best(run, best)?;
+    let to = to.unwrap_or(0);
+    if parent.exists() {
+        let all = steps_up_to(&parent, u64::MAX)?;
+        all.into_iter().filter(|step| *step > to).try_for_each(|step| discard(&parent, step))?;
+    }
+    Ok(to)
 }
 
 fn write_unfinished(
@@ -443,7 +452,14 @@ mod tests {
         }
         assert_eq!(sorted_names(run.path()), ["step-5", "step-7", "step-8"]);
         assert_eq!((go_back(run.path(), 8, 5).unwrap(), latest()), (5, Some(5)));
+        // What was gone back from does not push out what comes next.
+        assert_eq!(sorted_names(run.path()), ["step-5"]);
+        for step in [6, 7] {
+            write_step(run.path(), step);
+        }
+        assert_eq!(sorted_names(run.path()), ["step-5", "step-6", "step-7"]);
         assert_eq!((go_back(run.path(), 4, 5).unwrap(), latest()), (0, None));
+        assert!(sorted_names(run.path()).is_empty());
     }
 
     #[test]

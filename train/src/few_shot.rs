@@ -152,11 +152,16 @@ impl FewShot {
     }
 
     fn due(&self, step: u64) -> impl Iterator<Item = &FewShotConfig> {
-        let is_known = move |task: &str| {
-            self.scores.iter().any(|score| score.step == step && score.task == task)
+        let is_known = move |config: &FewShotConfig| {
+            config.shots.iter().all(|shots| self.knows(step, &config.task, *shots))
         };
         let due = move |config: &&FewShotConfig| step.is_multiple_of(config.every);
-        self.tasks.iter().filter(due).filter(move |config| !is_known(&config.task))
+        self.tasks.iter().filter(due).filter(move |config| !is_known(config))
+    }
+
+    fn knows(&self, step: u64, task: &str, shots: usize) -> bool {
+        let is_it = |score: &Score| (score.step, &*score.task, score.shots) == (step, task, shots);
+        self.scores.iter().any(is_it)
     }
 
     /// Evaluates the checkpoint of a step, which is on disk. Waits for it, unless `is_stopped`.
@@ -174,7 +179,9 @@ impl FewShot {
         for config in tasks {
             let clock = Instant::now();
             match self.evaluate_task(&config, step, &is_stopped) {
-                Ok(scores) => {
+                Ok(mut scores) => {
+                    // A crash may have left some of them.
+                    scores.retain(|score| !self.knows(step, &score.task, score.shots));
                     let found: Vec<String> = scores.iter().map(Score::text).collect();
                     let seconds = clock.elapsed().as_secs_f64();
                     let found = found.join(", ");
@@ -398,6 +405,12 @@ mod tests {
         let mut text = std::fs::read_to_string(&path).unwrap();
         text.push_str("{\"step\": 3");
         std::fs::write(&path, text).unwrap();
+        let tasks = vec![config(&[0, 4])];
+        let mut more = FewShot::new(run.path(), "none".into(), tasks, DeviceArgs::default());
+        assert_eq!(more.open(20).unwrap().len(), 2);
+        assert!(more.is_due(10), "a number of shots is missing");
+        more.scores.push(Score { shots: 4, ..score(10) });
+        assert!(!more.is_due(10));
         let (n, few_shot) = open(15);
         assert!(n == 1 && !few_shot.is_due(10) && few_shot.is_due(20));
         assert_eq!((open(20).0, open(10).0, open(9).0), (1, 1, 0));

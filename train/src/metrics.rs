@@ -95,10 +95,8 @@ impl MetricsLog {
         let mut options = OpenOptions::new();
         let file = options.create(true).append(true).open(&path);
         let file = file.map_err(TrainError::file("open", &path))?;
-        let text = std::fs::read(&path).map_err(TrainError::file("read", &path))?;
-        let kept = whole_lines(&text).take_while(|line| is_up_to(line, step));
-        let length: usize = kept.map(<[u8]>::len).sum();
-        file.set_len(length as u64).map_err(TrainError::file("shorten", &path))?;
+        let length = length_up_to(&path, step)?;
+        file.set_len(length).map_err(TrainError::file("shorten", &path))?;
         Ok(Self { file, path })
     }
 
@@ -170,6 +168,20 @@ pub fn each_with_text(
 /// Lines with their ends; a last line without one was cut by a crash and is left out.
 fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"))
+}
+
+/// Bytes of the lines up to a step, which are read one at a time.
+fn length_up_to(path: &Path, step: u64) -> Result<u64, TrainError> {
+    let file = File::open(path).map_err(TrainError::file("open", path))?;
+    let (mut lines, mut line, mut length) = (BufReader::new(file), Vec::new(), 0);
+    loop {
+        lines.read_until(b'\n', &mut line).map_err(TrainError::file("read", path))?;
+        if !line.ends_with(b"\n") || !is_up_to(&line, step) {
+            return Ok(length);
+        }
+        length += line.len() as u64;
+        line.clear();
+    }
 }
 
 fn is_up_to(line: &[u8], step: u64) -> bool {

@@ -58,6 +58,22 @@ impl Outputs {
         }
     }
 
+    /// Says what followed the last step that went wrong.
+    ///
+    /// # Errors
+    /// What was found, where it ends the run; it stands in the report then.
+    pub(crate) fn note_trouble(&mut self, run: &Run) -> Result<(), TrainError> {
+        let Some(trouble) = run.troubles.last() else { return Ok(()) };
+        if !trouble.stops {
+            self.note(&trouble.to_string());
+            return Ok(());
+        }
+        // That the report cannot be written is the lesser evil.
+        let _ = self.draw(run);
+        let (step, found, rows) = (trouble.step, trouble.found.clone(), trouble.rows_text());
+        Err(TrainError::Trouble { step, found, rows })
+    }
+
     /// Writes what a step measured.
     ///
     /// # Errors

@@ -154,8 +154,11 @@ fn page(
         page.table(&["step", "dataset", "row", "problem"], &corrupt);
     }
     if !troubles.is_empty() {
-        page.heading("Steps that went wrong, whose rows are left out");
-        page.table(&["step", "what was found", "what followed", "rows"], &trouble_rows(troubles));
+        page.heading("Steps that went wrong");
+        page.table(
+            &["step", "what was found", "what followed", "rows, left out from then on"],
+            &trouble_rows(troubles),
+        );
     }
     page.heading("Config");
     page.table(&["line"], &config.lines().map(|line| vec![line.to_owned()]).collect::<Vec<_>>());
@@ -240,10 +243,8 @@ fn corrupt_rows(history: &History) -> Vec<Vec<String>> {
 
 fn trouble_rows(troubles: &[Trouble]) -> Vec<Vec<String>> {
     let line = |trouble: &Trouble| {
-        let Trouble { step, found, back_to, .. } = trouble;
-        let action =
-            back_to.map_or_else(|| "skipped".to_owned(), |step| format!("back to step {step}"));
-        vec![step.to_string(), found.clone(), action, trouble.rows_text()]
+        let Trouble { step, found, .. } = trouble;
+        vec![step.to_string(), found.clone(), trouble.action(), trouble.rows_text()]
     };
     troubles.iter().map(line).collect()
 }
@@ -272,6 +273,7 @@ mod tests {
             step: 9,
             found: "the loss of dataset `pairs` is NaN".to_owned(),
             back_to: Some(4),
+            stops: false,
             rows: BTreeMap::from([("pairs".to_owned(), vec![8, 1234])]),
         };
         let devices = Devices::from([(0, "CPU (f32)".to_owned())]);

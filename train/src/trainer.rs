@@ -361,9 +361,9 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
         if let Some(found) = &found {
             outputs.wait(&run)?;
             let trouble = trouble(&run, &batches, &extents, done, found)?;
-            outputs.note(&trouble.to_string());
             let goes_back = trouble.back_to.is_some();
             run.troubles.push(trouble);
+            outputs.note_trouble(&run)?;
             if goes_back {
                 outputs.finish();
                 return Ok(Ended::GoesOn(run.troubles));
@@ -546,7 +546,7 @@ fn trouble(
     let extents = batches.iter().zip(extents).filter(|(batch, _)| learned(batch));
     let rows = extents.flat_map(|(_, extent)| extent.rows.clone()).collect();
     let text = found.text.clone();
-    let mut trouble = Trouble { step: done + 1, found: text, back_to: None, rows };
+    let mut trouble = Trouble { step: done + 1, found: text, back_to: None, stops: false, rows };
     let mut action = run.guard.action_after(run.troubles.len());
     let used_up = run.sources.iter().find(|source| {
         let rows = trouble.rows.get(&source.name);
@@ -559,10 +559,7 @@ fn trouble(
         trouble.found.push_str(&more);
     }
     match action {
-        Action::Stop => {
-            let (rows, step) = (trouble.rows_text(), trouble.step);
-            return Err(TrainError::Trouble { step, found: trouble.found, rows });
-        }
+        Action::Stop => trouble.stops = true,
         Action::Skip => {}
         Action::RollBack => {
             trouble.back_to = Some(go_back(run, done)?);

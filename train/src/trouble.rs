@@ -51,8 +51,11 @@ pub struct Trouble {
     pub step: u64,
     /// What was found, such as "the loss of dataset `pairs` is NaN".
     pub found: String,
-    /// The step that the run went back to; none if the step was skipped.
+    /// The step that the run went back to; none if the step was skipped or ended the run.
     pub back_to: Option<u64>,
+    /// Whether it ended the run. No checkpoint has such a step.
+    #[serde(skip)]
+    pub stops: bool,
     /// Rows that the step was computed from, which are not drawn again, of each dataset.
     pub rows: BTreeMap<String, Vec<u64>>,
 }
@@ -70,6 +73,15 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
+    /// What followed, in words.
+    pub fn action(&self) -> String {
+        match self.back_to {
+            Some(step) => format!("back to step {step}"),
+            None if self.stops => "the run stopped".to_owned(),
+            None => "skipped".to_owned(),
+        }
+    }
+
     /// The step after which its rows are left out.
     pub fn begins_after(&self) -> u64 {
         self.back_to.unwrap_or(self.step)

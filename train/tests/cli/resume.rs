@@ -428,6 +428,8 @@ fn a_run_that_begins_with_skipped_steps_goes_on_until_its_rows_are_used_up() {
     assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
     let words = "without its rows dataset `pages` would not fill a batch";
     assert!(finished.stderr().contains(words), "{}", finished.stderr());
+    let report = std::fs::read_to_string(world.path("run").join("report.html")).unwrap();
+    assert!(report.contains(words) && report.contains("the run stopped"), "the report is silent");
     assert!(before == outcome(&world.path("run")), "the last checkpoint does not stand");
 }
 
