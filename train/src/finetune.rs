@@ -67,7 +67,7 @@ fn attempt(
     if trained.vision {
         file.require_no_feature_cache()?;
     }
-    file.require_tasks(&command.eval_program(&file.config)?)?;
+    command.require_tasks(file)?;
     let folder = command.check_folder(file)?;
     let (flamingo, tokenizer) = model(command, file, &folder, image, trained)?;
     check_attend(file, &flamingo.config().cross_attention)?;

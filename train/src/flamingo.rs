@@ -148,7 +148,7 @@ fn attempt(
     file.require_measures(&MEASURES)?;
     let image = file.image()?;
     check_model(file)?;
-    file.require_tasks(&command.eval_program(&file.config)?)?;
+    command.require_tasks(file)?;
 
     let folder = command.check_folder(file)?;
     let trained = file.config.model.trained();

@@ -74,6 +74,13 @@ pub enum Purpose {
     Replay(replay::Job),
 }
 
+impl Purpose {
+    /// Whether a step is to be seen again.
+    pub(crate) fn is_replay(&self) -> bool {
+        matches!(self, Self::Replay(_))
+    }
+}
+
 /// What a command has to say on standard output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
@@ -90,9 +97,20 @@ impl Command {
     }
 
     /// The program that evaluates checkpoints.
-    pub(crate) fn eval_program<M>(&self, config: &RunConfig<M>) -> Result<PathBuf, TrainError> {
+    fn eval_program<M>(&self, config: &RunConfig<M>) -> Result<PathBuf, TrainError> {
         let locate = |path: &PathBuf| PathBuf::from(self.locate(&path.to_string_lossy()));
         few_shot::program(config.eval_program.as_ref().map(locate).as_deref())
+    }
+
+    /// Fails unless the program that evaluates knows the tasks of the config, where any are to be evaluated.
+    pub(crate) fn require_tasks<M: DeserializeOwned + Serialize>(
+        &self,
+        file: &ConfigFile<M>,
+    ) -> Result<(), TrainError> {
+        if self.purpose.is_replay() {
+            return Ok(());
+        }
+        file.require_tasks(&self.eval_program(&file.config)?)
     }
 
     /// The evaluations of a run.
@@ -156,7 +174,7 @@ pub(crate) fn located(root: Option<&Path>, path: &str) -> String {
 pub(crate) struct Corpora {
     /// Those that are learned from.
     pub(crate) learned: Vec<(MixtureEntry, Corpus)>,
-    /// Those of `[validation]`.
+    /// Those of `[validation]`; none where a step is only seen again.
     pub(crate) held_out: Vec<(MixtureEntry, Corpus)>,
 }
 
@@ -189,8 +207,12 @@ pub(crate) fn open_corpora<M>(
     let all = |entries: Vec<MixtureEntry>| entries.into_iter().map(open).collect();
     let learned: Result<_, TrainError> =
         all(config.mixture_entries(image, |path| command.locate(path)));
-    let held_out: Result<_, TrainError> =
-        all(config.held_out_entries(image, |path| command.locate(path)));
+    let held_out = if command.purpose.is_replay() {
+        Vec::new()
+    } else {
+        config.held_out_entries(image, |path| command.locate(path))
+    };
+    let held_out: Result<_, TrainError> = all(held_out);
     Ok(Corpora { learned: learned?, held_out: held_out? })
 }
 
@@ -376,7 +398,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     // Where checkpoints are written; all ranks have the weights that it follows.
     let ema = if ranks.each().is_first() { ema(config, &folder, stage)? } else { None };
     let copies = room::copies(ema.as_ref());
-    let writes = ranks.each().is_first() && !matches!(command.purpose, Purpose::Replay(_));
+    let writes = ranks.each().is_first() && !command.purpose.is_replay();
     if folder.step() < stop_after && writes {
         let size = Size::of(&stage.model().params(), copies);
         size.require_disk(&folder.path, room::disk_bytes)?;

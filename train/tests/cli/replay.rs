@@ -6,7 +6,7 @@ use std::process::Command;
 use flamingo_model::Tensors;
 
 use crate::plan::files;
-use crate::world::{Finished, LANGUAGE, STAGES, World, metrics};
+use crate::world::{FLAMINGO, Finished, LANGUAGE, STAGES, World, metrics, pair};
 
 fn replay(run: &Path, step: u64, more: &[&str]) -> Finished {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
@@ -100,6 +100,24 @@ fn steps_after_troubles_come_out_without_the_rows_that_were_left_out() {
             assert_eq!(finished.code(), Some(0), "step {step}: {}", finished.stdout());
         }
     }
+}
+
+#[test]
+fn a_step_is_made_again_without_what_only_looked_at_the_run() {
+    let world = World::with_towers();
+    let held_out = "[validation]\nevery = 2\nbatches = 1\n[[validation.data]]\nname = \"held\"\n\
+                    corpus = \"held\"\nbatch = 2\ntokens = 24\nimages = 1\n";
+    world.write_corpus("held", &(0..2).map(pair).collect::<Vec<_>>());
+    let config = format!("{FLAMINGO}\n{held_out}");
+    world.train("flamingo", &config, "run", &KEEP).expect_success();
+    let run = world.path("run");
+    std::fs::remove_dir_all(world.path("held")).unwrap();
+    // A program that is not there, as `flamingo-eval` may be where the run is looked at.
+    let path = run.join("config.toml");
+    let few_shot = "\n[[few_shot]]\ntask = \"caption\"\nannotations = \"a\"\nevery = 3\n";
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("eval_program = \"nowhere\"\n{text}{few_shot}")).unwrap();
+    check(&run, 7, "from the checkpoint of step 6");
 }
 
 #[test]
