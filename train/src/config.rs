@@ -177,7 +177,8 @@ pub struct DataConfig {
     /// update, but for the rounding of sums. Divides `batch`. May change when a run is continued.
     #[serde(default = "one")]
     pub micro_batches: usize,
-    /// Its lambda. Paper: 1.0 for M3W, 0.2 for ALIGN and LTIP, 0.03 for VTP.
+    /// Its lambda. Paper: 1.0 for M3W, 0.2 for ALIGN and LTIP, 0.03 for VTP. Where the rows of all datasets
+    /// are one batch, which has one loss, it is 1.
     pub weight: f64,
     /// Tokens per row. Paper: 256 for M3W, 32 or 64 for pairs.
     pub tokens: usize,

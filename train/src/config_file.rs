@@ -99,6 +99,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         self.check_datasets("data", &config.data)?;
         config.data.iter().try_for_each(|entry| self.check_frames(entry))?;
         config.data.iter().try_for_each(|entry| self.check_micro_batches(entry))?;
+        self.check_weights()?;
         config.validation.iter().try_for_each(|validation| self.check_validation(validation))?;
         config.early_stop.iter().try_for_each(|stop| self.check_early_stop(stop))?;
         Ok(self)
@@ -391,6 +392,21 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         let fits = self.config.mixture != MixtureMode::Merged || n == first.micro_batches;
         let expected = format!("{}, as in `{}`, to merge", first.micro_batches, first.name);
         self.require(fits, key, &n, &expected)
+    }
+
+    /// Something is learned; and where rows of all datasets are one batch, they have one mean loss.
+    fn check_weights(&self) -> Result<(), TrainError> {
+        let RunConfig { mixture, data, .. } = &self.config;
+        let key = |entry: &DataConfig| format!("data.{}.weight", entry.name);
+        let is_merged = *mixture == MixtureMode::Merged;
+        for entry in data.iter().filter(|_| is_merged) {
+            let expected = "1 with `mixture = \"merged\"`, where rows of all datasets are one batch with one loss";
+            let is_one = (entry.weight - 1.0).abs() < f64::EPSILON;
+            self.require(is_one, key(entry), &entry.weight, expected)?;
+        }
+        let learns = data.iter().any(|entry| entry.weight > 0.0);
+        let first = &data[0];
+        self.require(learns, key(first), &first.weight, "above 0 in one dataset at least")
     }
 
     /// Fails unless every size of a table is within its limit.

@@ -103,6 +103,8 @@ pub struct StepGradient {
     pub norms: Norms,
     /// What it took, and the update once that is made: passes of the model and sums over ranks.
     pub seconds: f64,
+    /// Whether there was anything to learn from, on any rank.
+    pub is_learned: bool,
 }
 
 impl StepGradient {
@@ -164,8 +166,10 @@ pub fn accumulate(
     let losses = losses.into_iter().map(|loss| loss as f32).collect();
     let params = step.stage.model().params();
     let norms = step.ranks.sum_gradients(step.optimizer, &params, &mut gradients)?;
+    let is_learned = iter::zip(batches, extents)
+        .any(|(batch, extent)| step.objective.learns_from(batch) && extent.terms > 0);
     let seconds = clock.elapsed().as_secs_f64();
-    Ok(StepGradient { parts, losses, gradients, norms, seconds })
+    Ok(StepGradient { parts, losses, gradients, norms, seconds, is_learned })
 }
 
 /// Mean losses of the parts of a batch; adds its part of the objective's gradient.
@@ -360,5 +364,6 @@ mod tests {
         let objective = objective(LossNormalisation::TokenMean, [2, 1]);
         let made = step(&stage, &objective, &batches, &extents);
         assert_eq!((&made.losses[..], made.norms.all), (&[0.0][..], 0.0));
+        assert!(!made.is_learned);
     }
 }

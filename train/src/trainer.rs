@@ -204,7 +204,8 @@ pub struct Run<'run> {
 }
 
 impl Run<'_> {
-    /// Makes the update after `done` others, and lets the average follow.
+    /// Makes the update after `done` others, and lets the average follow. A step in which nothing was learned
+    /// from changes nothing: moments and weight decay would move the weights all the same.
     pub(crate) fn update(
         &mut self,
         made: &mut StepGradient,
@@ -212,8 +213,11 @@ impl Run<'_> {
         done: u64,
     ) -> Result<(), TrainError> {
         let clock = Instant::now();
+        let StepGradient { gradients, norms, is_learned, .. } = made;
+        if !*is_learned {
+            return Ok(());
+        }
         let params = &mut self.stage.model_mut().params_mut();
-        let StepGradient { gradients, norms, .. } = made;
         let updated = self.optimizer.update(params, gradients, norms, lr, done);
         updated.map_err(TrainError::model("run"))?;
         self.ranks.share_weights(params)?;

@@ -79,6 +79,28 @@ fn a_dataset_without_weight_changes_no_trained_value_and_one_with_weight_does() 
 }
 
 #[test]
+fn a_turn_of_a_dataset_without_weight_leaves_weights_moments_and_average_alone() {
+    let world = World::new();
+    let set = ["mixture=\"round_robin\"", "data.pages.weight=0.0", "ema.decay=0.5"];
+    let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+    // Pairs have the second and the fourth turn.
+    let after = |step: &str| {
+        let args = [&set[..], &["--resume", "--stop-after", step]].concat();
+        world.train("language", LANGUAGE, "run", &args).expect_success();
+        let checkpoint = latest(&world.path("run"));
+        let files = ["model.safetensors", "optimizer.safetensors", "ema/model.safetensors"];
+        files.map(|file| std::fs::read(checkpoint.join(file)).unwrap())
+    };
+    let [second, third, fourth] = ["2", "3", "4"].map(after);
+    assert!(second == third, "a turn without weight is felt");
+    for (file, (third, fourth)) in third.iter().zip(&fourth).enumerate() {
+        assert!(third != fourth, "file {file}: a turn with weight is not felt");
+    }
+    let watched = &metrics(&world.path("run"))[2];
+    assert!(watched["losses"]["pages"].as_f64().unwrap() > 0.0, "{watched}");
+}
+
+#[test]
 fn a_fresh_flamingo_is_its_language_model_and_the_frozen_half_stays() {
     let world = World::with_towers();
     let finished = world.train("flamingo", FLAMINGO, "run", &[]);
@@ -127,7 +149,7 @@ fn a_mixture_may_take_turns_or_merge_its_rows() {
     let world = World::new();
     let datasets = |mode: &str| {
         let set = format!("mixture=\"{mode}\"");
-        let steps = ["--set", &set, "--set", "steps=3"];
+        let steps = ["--set", &set, "--set", "steps=3", "--set", "data.pairs.weight=1.0"];
         world.train("language", LANGUAGE, mode, &steps).expect_success();
         let lines = metrics(&world.path(mode));
         let names = lines.iter().map(|line| line["losses"].as_object().unwrap().keys().cloned());

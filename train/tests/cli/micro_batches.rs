@@ -50,8 +50,14 @@ fn parts_of_a_batch_train_as_the_whole_does_in_any_mixture() {
         "--set",
         "gates_every=1",
     ];
-    let merged = ["--set", "mixture=\"merged\"", "--set", "data.pages.frames=2"];
-    let merged = [&merged[..], &["--set", "data.pairs.frames=2"]].concat();
+    let merged = [
+        "mixture=\"merged\"",
+        "data.pages.frames=2",
+        "data.pairs.frames=2",
+        "data.pairs.weight=1.0",
+        "data.clips.weight=1.0",
+    ];
+    let merged: Vec<&str> = merged.iter().flat_map(|set| ["--set", set]).collect();
     let mixtures = [("accumulate", vec![], [2, 3, 2]), ("merged", merged, [1, 1, 1])];
     for (mixture, more, cuts) in mixtures {
         let train = |name: &str, cuts: [usize; 3]| {

@@ -65,8 +65,12 @@ fn a_dry_run_tells_epochs_and_learning_rates_and_shows_masks_as_the_command_for_
     world.train("language", LANGUAGE, "done", &["--stop-after", "1"]).expect_success();
     for mixture in ["accumulate", "round_robin", "merged"] {
         let mixture_set = format!("mixture={mixture:?}");
+        let config = match mixture {
+            "merged" => LANGUAGE.replace("weight = 0.2", "weight = 1.0"),
+            _ => LANGUAGE.to_owned(),
+        };
         let planned =
-            world.train("language", LANGUAGE, "run", &["--dry-run", "--set", &mixture_set]);
+            world.train("language", &config, "run", &["--dry-run", "--set", &mixture_set]);
         planned.expect_success();
         let text = planned.stdout();
         let (steps, epochs) =

@@ -73,6 +73,8 @@ fn one_two_and_four_ranks_measure_and_learn_the_same() {
         if mixture == "merged" {
             config = config.replace("images = 1\nframes = 2\n", "images = 1\n");
             config = config.replace("corpus = \"clips\"", "corpus = \"pairs\"");
+            config = config.replace("weight = 0.2", "weight = 1.0");
+            config = config.replace("weight = 0.03", "weight = 1.0");
         }
         let set = format!("mixture={mixture:?}");
         let more = [&more[..], &["--set", &set]].concat();

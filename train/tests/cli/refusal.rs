@@ -112,6 +112,10 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     change("flamingo", "every = 1", "every = 0", &["`model.cross_attention.every` is 0"]);
     let merged = "seed = 3\nmixture = \"merged\"";
     change("flamingo", "seed = 3", merged, &["`data.clips.frames` is 2, expected 1"]);
+    let merged = "seed = 2\nmixture = \"merged\"";
+    change("language", "seed = 2", merged, &["`data.pairs.weight` is 0.2, expected 1 with"]);
+    let words = ["`data.pairs.weight` is 0, expected above 0 in one dataset at least"];
+    change("contrastive", "weight = 1.0", "weight = 0.0", &words);
     let attend = ("every = 1", "every = 1\nattend = \"all-previous\"");
     let words = ["`data.pages.next_image_probability` is 0.5, expected 0"];
     change("flamingo", attend.0, attend.1, &words);

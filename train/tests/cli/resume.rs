@@ -353,6 +353,8 @@ fn a_run_goes_on_without_the_rows_of_steps_that_leap_however_it_is_stopped() {
             let action_set = format!("guard.action={action:?}");
             let mixture_set = format!("mixture={mixture:?}");
             let rest = [&rest[..], &["--set", &action_set, "--set", &mixture_set]].concat();
+            let alike = ["--set", "data.pairs.weight=1.0"];
+            let rest = [&rest[..], if mixture == "merged" { &alike } else { &[] }].concat();
             let train = |name: &str, more: &[&str]| {
                 let name = format!("{action}-{mixture}-{name}");
                 let args = [&rest, more].concat();
