@@ -331,13 +331,12 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     let frozen_sha256 = run.stage.frozen_sha256();
     note_frozen("start", frozen_sha256.as_deref(), &outputs);
 
-    if done >= run.stop_after || run.has_stopped() {
-        // Killed between its last checkpoint and its report.
-        outputs.draw(&run)?;
-        return Ok(Ended::Done);
-    }
     run.ranks.require_same_weights(&run.stage.model().params())?;
-    outputs.begin(&run, done)?;
+    // One that is over may have been stopped before its last checkpoint was evaluated, or its report drawn.
+    let is_over = done >= run.stop_after || run.has_stopped();
+    if !is_over || run.few_shot.is_due(done) {
+        outputs.begin(&run, done)?;
+    }
     while done < run.stop_after && !run.has_stopped() {
         outputs.check()?;
         outputs.evaluate(&mut run.few_shot, done)?;
@@ -421,6 +420,10 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     }
     outputs.wait(&run)?;
     outputs.evaluate(&mut run.few_shot, done)?;
+    let signal = run.ranks.signal(signals.came())?;
+    if signal.is_some() {
+        return stopped(&run, signal, done, &mut outputs);
+    }
     outputs.draw(&run)?;
     note_frozen("end", run.stage.frozen_sha256().as_deref(), &outputs);
     outputs.finish();

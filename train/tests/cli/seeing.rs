@@ -1,6 +1,8 @@
 //! What a user sees of a run: beside its losses, and changing none of them.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use flamingo_model::Tensors;
 
@@ -268,6 +270,36 @@ fn an_evaluation_without_end_is_ended() {
     let finished = world.train("flamingo", &config, "run", &["--stop-after", "3"]);
     finished.expect_success();
     assert!(finished.stderr().contains("it took longer than 1 s"), "{}", finished.stderr());
+}
+
+#[test]
+fn an_evaluation_after_the_last_step_that_a_signal_cuts_off_is_made_up_for() {
+    let world = World::with_towers();
+    let config = evaluating(&world);
+    let waits = EVAL.replace("mkdir", "[ \"${model##*-}\" = 3 ] || exec sleep 1000; mkdir");
+    std::fs::write(world.path("eval"), waits).unwrap();
+    let last = ["--set", "steps=6"];
+    let mut command = world.command("flamingo", &config, "run", &last);
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let calls = || std::fs::read_to_string(world.path("eval.calls")).unwrap_or_default();
+    while calls().lines().count() < 2 {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended before its last evaluation");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", "INT", &id]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let steps = || scores(&world.path("run")).iter().map(|score| score.0).collect::<Vec<_>>();
+    assert_eq!(steps(), [3, 3]);
+
+    std::fs::write(world.path("eval"), EVAL).unwrap();
+    let resumed = [&last[..], &["--resume"]].concat();
+    world.train("flamingo", &config, "run", &resumed).expect_success();
+    assert_eq!(steps(), [3, 3, 6, 6]);
+    let html = std::fs::read_to_string(world.path("run/report.html")).unwrap();
+    assert!(html.contains("Observed: few_shot"), "no chart");
+    world.train("flamingo", &config, "run", &resumed).expect_success();
+    assert_eq!(calls().lines().count(), 3, "{}", calls());
 }
 
 #[test]
