@@ -267,11 +267,13 @@ impl<M> RunConfig<M> {
     /// `batches_divide` if a batch can be cut.
     pub fn less_memory(&self, batches_divide: BatchesDivide, n_ranks: usize) -> String {
         let largest = self.data.iter().max_by_key(|entry| entry.tokens_at_once());
-        let cut = |entry: &DataConfig| {
-            let (name, n) = (&entry.name, entry.next_micro_batches(n_ranks)?);
+        let cut = |entries: &[DataConfig]| {
+            let n = next_micro_batches(entries, n_ranks)?;
+            let set = |entry: &DataConfig| format!("--set data.{}.micro_batches={n}", entry.name);
+            let sets: Vec<String> = entries.iter().map(set).collect();
             Some(format!(
-                "`--set data.{name}.micro_batches={n}`, which takes time and changes no number but by \
-                 rounding"
+                "`{}`, which takes time and changes no number but by rounding",
+                sets.join(" ")
             ))
         };
         let halved = |entry: &DataConfig| {
@@ -279,7 +281,9 @@ impl<M> RunConfig<M> {
             (half > 0).then(|| format!("`--set data.{name}.batch={half}`, half of it"))
         };
         let smaller = largest.and_then(|entry| match batches_divide {
-            BatchesDivide::Yes => cut(entry),
+            // It is cut as one.
+            BatchesDivide::Yes if self.mixture == MixtureMode::Merged => cut(&self.data),
+            BatchesDivide::Yes => cut(std::slice::from_ref(entry)),
             BatchesDivide::No => halved(entry),
         });
         let again = (self.recompute != Recompute::All).then(|| {
@@ -352,12 +356,6 @@ impl DataConfig {
         rows * (self.tokens + IMAGE_TOKENS * self.images * self.frames)
     }
 
-    /// The next larger number of parts that a rank's share of a batch can be cut into.
-    fn next_micro_batches(&self, n_ranks: usize) -> Option<usize> {
-        let share = self.batch / n_ranks;
-        (self.micro_batches + 1..=share).find(|n| share.is_multiple_of(*n))
-    }
-
     /// Rows of one batch.
     pub fn rows(&self) -> usize {
         self.batch * self.pack
@@ -392,6 +390,13 @@ impl DataConfig {
     }
 }
 
+/// The next larger number of parts that a rank's share of each of these batches can be cut into.
+fn next_micro_batches(entries: &[DataConfig], n_ranks: usize) -> Option<usize> {
+    let shares = || entries.iter().map(|entry| entry.batch / n_ranks);
+    let now = entries.iter().map(|entry| entry.micro_batches).max()?;
+    (now + 1..=shares().min()?).find(|n| shares().all(|share| share.is_multiple_of(*n)))
+}
+
 #[cfg(test)]
 mod tests {
     use flamingo_model::{DeviceError, ModelError};
@@ -400,8 +405,18 @@ mod tests {
     use super::*;
     use crate::error::TrainError;
 
-    /// Batches and their micro-batches.
     fn check(
+        batches: [(usize, usize); 2],
+        recompute: &str,
+        batches_divide: BatchesDivide,
+        expected: &str,
+    ) {
+        check_mixture("accumulate", batches, recompute, batches_divide, expected);
+    }
+
+    /// Batches and their micro-batches.
+    fn check_mixture(
+        mixture: &str,
         batches: [(usize, usize); 2],
         recompute: &str,
         batches_divide: BatchesDivide,
@@ -417,7 +432,7 @@ mod tests {
         let data: String = [("pages", 5, pages), ("pairs", 1, pairs)].map(dataset).concat();
         let config: RunConfig<Table> = toml::from_str(&format!(
             "seed = 0\nsteps = 1\ncheckpoint_every = 1\nkeep_last = 1\nrecompute = {recompute:?}\n\
-             [optimizer]\nlr = 1e-4\nwarmup_steps = 0\nschedule = 'constant'\n[model]\n{data}"
+             mixture = {mixture:?}\n[optimizer]\nlr = 1e-4\nwarmup_steps = 0\nschedule = 'constant'\n[model]\n{data}"
         ))
         .unwrap();
         let source = ModelError::Device(DeviceError::OutOfMemory);
@@ -449,5 +464,11 @@ mod tests {
         let more = "a GPU with more of it can go on from there with --resume";
         check([(1, 1), (1, 1)], "all", No, more);
         check([(9, 9), (1, 1)], "all", Yes, more);
+        // A merged batch is cut as one: in parts that are alike in every dataset.
+        let both = "`--set data.pages.micro_batches=3 --set data.pairs.micro_batches=3`";
+        let both =
+            format!("{go_on} {both}, which takes time and changes no number but by rounding");
+        check_mixture("merged", [(9, 1), (12, 1)], "all", Yes, &both);
+        check_mixture("merged", [(9, 3), (12, 3)], "all", Yes, more);
     }
 }

@@ -19,8 +19,11 @@ use crate::groups::GroupConfig;
 use crate::limits::{self, Size};
 use crate::optimizer::OptimizerConfig;
 use crate::overrides::Override;
+use crate::retrieval::words;
 use crate::trouble::GuardConfig;
-use crate::validation::{self, CLASS_ACCURACY, CLASS_PLACE, ValidationConfig};
+use crate::validation::{
+    self, CLASS_ACCURACY, CLASS_PLACE, CLASS_ROWS, ValidationConfig, measure_name,
+};
 
 /// A config as read, with the names that messages need.
 #[derive(Debug, Clone)]
@@ -246,17 +249,24 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         {
             self.require(value > 0, key, &value, "at least 1")?;
         }
+        let RunConfig { steps, early_stop, grid, .. } = &self.config;
+        let is_chosen_by = early_stop.is_some() || grid.is_some();
+        let fits = validation.every <= *steps || !is_chosen_by;
+        let expected =
+            format!("at most `steps`, {steps}, where an early stop or a grid goes by it");
+        self.require(fits, "validation.every", &validation.every, &expected)?;
         let key = "validation.data";
         self.require(!validation.data.is_empty(), key, &"empty", "at least one dataset")?;
         self.check_datasets(key, &self.config.held_out())?;
         for data in &validation.data {
             let key = |field: &str| format!("{key}.{}.{field}", data.name);
-            let alike = (1..data.classes.len()).find(|i| {
-                let lower = data.classes[*i].to_lowercase();
-                data.classes[..*i].iter().any(|other| other.to_lowercase() == lower)
-            });
-            if let Some(i) = alike {
-                self.require(false, key("classes"), &data.classes[i], "each class once")?;
+            let classes: Vec<String> = data.classes.iter().map(|class| words(class)).collect();
+            for (i, (class, name)) in classes.iter().zip(&data.classes).enumerate() {
+                let has_words = !class.trim().is_empty();
+                let name = format!("{name:?}");
+                self.require(has_words, key("classes"), &name, "a class with a letter or digit")?;
+                let is_new = !classes[..i].contains(class);
+                self.require(is_new, key("classes"), &name, "each class once, by its words")?;
             }
             let n_classes = data.classes.len();
             self.require(n_classes != 1, key("classes"), &"one class", "none, or two at least")?;
@@ -298,6 +308,16 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
                 "validation.NAME.MEASURE with a dataset of `[validation]` ({names}) and one of {measures}"
             );
             self.require(fits, "early_stop.metric", metric, &expected)?;
+            let classless = data.clone().find(|data| {
+                let of_classes =
+                    [CLASS_ACCURACY, CLASS_ROWS].map(|key| measure_name(&data.name, key));
+                data.classes.is_empty() && of_classes.contains(metric)
+            });
+            if let Some(data) = classless {
+                let expected =
+                    format!("a measure that needs no `validation.data.{}.classes`", data.name);
+                self.require(false, "early_stop.metric", metric, &expected)?;
+            }
         }
         let tells_classes = of_stage.contains(&CLASS_ACCURACY);
         for data in data.filter(|data| !data.classes.is_empty() && !tells_classes) {

@@ -20,7 +20,9 @@ use crate::retrieval::{self, Side};
 use crate::setup::{Command, Prepared, Told, launch, open_corpora, own_tokenizer, until_done};
 use crate::trainer::{Ended, Stage, observe};
 use crate::trouble::Trouble;
-use crate::validation::{CLASS_ACCURACY, CLASS_PLACE, HeldOut, HeldOutConfig, Measures};
+use crate::validation::{
+    CLASS_ACCURACY, CLASS_PLACE, CLASS_ROWS, HeldOut, HeldOutConfig, Measures,
+};
 
 /// `[model]` of this stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,9 +52,6 @@ const MEASURES: [&str; 8] = [
     CLASS_ACCURACY,
     CLASS_ROWS,
 ];
-
-/// Images whose captions name one class.
-const CLASS_ROWS: &str = "class_rows";
 
 /// Among how many of the others a right one must be.
 const RECALL_AT: [usize; 3] = [1, 5, 10];

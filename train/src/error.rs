@@ -239,6 +239,21 @@ pub enum TrainError {
         /// What the device says.
         source: Box<ModelError>,
     },
+    /// The memory of the device does not suffice for a validation.
+    #[error(
+        "the validation of `{dataset}` after step {step} does not fit into memory; the last checkpoint, if \
+         there is one, stands: {less_memory}"
+    )]
+    ValidationMemory {
+        /// Updates done.
+        step: u64,
+        /// The dataset of `[validation]`.
+        dataset: String,
+        /// What can be done.
+        less_memory: String,
+        /// What the device says.
+        source: Box<ModelError>,
+    },
     /// The user stopped the run.
     #[error("interrupted after step {step}, at a checkpoint; --resume goes on from there")]
     Interrupted {

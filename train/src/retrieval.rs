@@ -71,8 +71,8 @@ pub fn class_named(caption: &str, classes: &[String]) -> Option<usize> {
     }
 }
 
-/// The words of a text in lower case, each between spaces.
-fn words(text: &str) -> String {
+/// The words of a text in lower case, each between spaces; one space where there are none.
+pub(crate) fn words(text: &str) -> String {
     let text = text.to_lowercase();
     let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     words.fold(" ".to_owned(), |all, word| all + word + " ")

@@ -36,7 +36,7 @@ use crate::schedule::Schedule;
 use crate::setup::Told;
 use crate::stop::{StopSignal, StopSignals};
 use crate::trouble::{Action, Finding, Guard, Trouble};
-use crate::validation::{self, HeldOut, Measures, Validation};
+use crate::validation::{self, Found, HeldOut, Measures, Validation};
 
 /// What differs between the stages of training.
 pub trait Stage {
@@ -397,7 +397,7 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             observed,
         };
         let mut metrics = measured(&run, &batches, update)?;
-        let verdict = validate(&mut run, &mut metrics, &outputs).map_err(run.failed(done - 1))?;
+        let verdict = validate(&mut run, &mut metrics, &outputs)?;
         outputs.add(&run, &metrics)?;
         let signal = run.ranks.signal(signals.came())?;
         let is_last = done == run.stop_after || verdict == Verdict::Stops;
@@ -487,8 +487,9 @@ fn validate(
 ) -> Result<Verdict, TrainError> {
     let validation = run.validation.as_ref().filter(|it| it.is_due(metrics.step));
     let Some(validation) = validation else { return Ok(Verdict::GoesOn) };
-    let measures = validation.measure(run.stage)?;
     let step = metrics.step;
+    let Found { measures, corrupt_rows } = validation.measure(run.stage, step)?;
+    metrics.corrupt_rows.extend(corrupt_rows);
     outputs.note(&format!("after step {step}: {}", validation::text(&measures)));
     let stop = run.early_stop.as_mut();
     let verdict = stop.map_or(Verdict::GoesOn, |stop| stop.look(step, &measures));

@@ -4,12 +4,13 @@
 //! loader of their own: the rows that are learned from, and every weight, are those of a run without
 //! validation. Nothing is augmented.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use flamingo_dataset::{
-    Batch, Corpus, Layout, Loader, LossMask, Mixture, MixtureEntry, MixtureMode, PixelType,
-    Shuffle, Tokenizer,
+    Batch, Corpus, CorruptRow, Layout, Loader, LossMask, Mixture, MixtureEntry, MixtureMode,
+    PixelType, Shuffle, Tokenizer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,7 @@ pub type Measures = BTreeMap<String, f64>;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationConfig {
-    /// Updates between two validations.
+    /// Updates between two validations; there is one after the last step as well.
     pub every: u64,
     /// Most batches of each dataset; one with fewer rows gives as many whole batches as it has.
     pub batches: u64,
@@ -89,8 +90,16 @@ pub struct HeldOutConfig {
 /// Share of images that are nearest to the class that their caption names.
 pub const CLASS_ACCURACY: &str = "class_accuracy";
 
+/// Images whose captions name one class.
+pub const CLASS_ROWS: &str = "class_rows";
+
 /// The measures of texts, see [`TextLoss::measures`].
 pub const OF_TEXTS: [&str; 3] = ["nll", "perplexity", "bits_per_byte"];
+
+/// The name of a measure of a dataset.
+pub(crate) fn measure_name(dataset: &str, measure: &str) -> String {
+    format!("{PREFIX}.{dataset}.{measure}")
+}
 
 /// Stands for the name of a class.
 pub const CLASS_PLACE: &str = "{}";
@@ -135,6 +144,10 @@ impl HeldOutConfig {
 /// The validation of a run.
 pub struct Validation {
     every: u64,
+    /// The last step of the run, which there is a validation after as well.
+    last: u64,
+    /// Whether an early stop goes by it, and it may not change.
+    decides: bool,
     held_out: Vec<HeldOut>,
 }
 
@@ -144,6 +157,17 @@ pub struct HeldOut {
     mixture: Arc<Mixture>,
     n_batches: u64,
     tokenizer: Arc<Tokenizer>,
+    /// Those of the last time that all batches were given.
+    corrupt: RefCell<Vec<CorruptRow>>,
+}
+
+/// What a validation finds.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// All measures of all datasets, such as `validation.pairs.nll`.
+    pub measures: Measures,
+    /// Corrupt rows that others stood in for; their datasets are named as in `validation.pairs`.
+    pub corrupt_rows: Vec<CorruptRow>,
 }
 
 impl Validation {
@@ -175,28 +199,53 @@ impl Validation {
             let mixture = Mixture::with_corpora(corpora, Arc::clone(&tokenizer), mode, seed)
                 .map_err(TrainError::loader)?;
             let (config, n_batches) = (data.clone(), config.batches.min(n_whole));
-            held_out.push(HeldOut { config, mixture: Arc::new(mixture), n_batches, tokenizer });
+            let (mixture, corrupt) = (Arc::new(mixture), RefCell::default());
+            held_out.push(HeldOut { config, mixture, n_batches, tokenizer, corrupt });
         }
-        Ok(Some(Self { every: config.every, held_out }))
+        let (last, decides) = (file.config.steps, file.config.early_stop.is_some());
+        Ok(Some(Self { every: config.every, last, decides, held_out }))
     }
 
-    /// Whether there is to be a validation after `done` updates.
+    /// Whether there is to be a validation after `done` updates. Where a run is stopped before its last step
+    /// counts for nothing: it finds the same when it goes on.
     pub fn is_due(&self, done: u64) -> bool {
-        done.is_multiple_of(self.every)
+        done.is_multiple_of(self.every) || done == self.last
     }
 
-    /// All measures of all datasets, such as `validation.pairs.nll`.
+    /// Looks at all datasets after `done` updates.
     ///
     /// # Errors
     /// When rows cannot be read or the model cannot be run.
-    pub fn measure(&self, stage: &dyn Stage) -> Result<Measures, TrainError> {
-        let mut all = Measures::new();
+    pub fn measure(&self, stage: &dyn Stage, done: u64) -> Result<Found, TrainError> {
+        let mut found = Found::default();
         for held_out in &self.held_out {
             let name = &held_out.config.name;
-            let measures = stage.validate(held_out)?.into_iter();
-            all.extend(measures.map(|(key, value)| (format!("{PREFIX}.{name}.{key}"), value)));
+            let measures = stage.validate(held_out);
+            let measures = measures.map_err(|error| self.failed(error, &held_out.config, done))?;
+            let named = measures.into_iter().map(|(key, value)| (measure_name(name, &key), value));
+            found.measures.extend(named);
+            found.corrupt_rows.extend(held_out.corrupt.take().into_iter().map(|row| {
+                let dataset = format!("{PREFIX}.{}", row.dataset);
+                CorruptRow { dataset, ..row }
+            }));
         }
-        Ok(all)
+        Ok(found)
+    }
+
+    /// An error, or what can be done about it where it is that a batch found no memory.
+    fn failed(&self, error: TrainError, of: &HeldOutConfig, step: u64) -> TrainError {
+        let TrainError::Model { action, source } = error else { return error };
+        if !source.is_out_of_memory() {
+            return TrainError::Model { action, source };
+        }
+        let (dataset, half) = (of.name.clone(), of.batch / 2);
+        let set = format!("`--set validation.data.{dataset}.batch={half}`, half of it");
+        let less_memory = match (half, self.decides) {
+            (0, _) => "a GPU with more of it can go on from there with --resume".to_owned(),
+            (_, false) => format!("go on from there with --resume and {set}"),
+            (_, true) => format!("start anew with {set}: what an early stop goes by cannot change"),
+        };
+        TrainError::ValidationMemory { step, dataset, less_memory, source: Box::new(source) }
     }
 }
 
@@ -222,9 +271,11 @@ impl HeldOut {
         let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let n_threads = n_threads.min(self.n_batches as usize);
         let steps = 0..self.n_batches;
+        self.corrupt.take();
         let mut loader = Loader::start_within(Arc::clone(&self.mixture), steps, n_threads);
         for _ in 0..self.n_batches {
             for batch in loader.next_step().map_err(TrainError::loader)? {
+                self.corrupt.borrow_mut().extend_from_slice(&batch.corrupt);
                 look(&batch)?;
             }
         }
@@ -299,6 +350,7 @@ fn predicted_bytes(tokens: &[u32], mask: &[f32], tokenizer: &Tokenizer) -> u64 {
 #[cfg(test)]
 mod tests {
     use flamingo_dataset::BatchPixels;
+    use flamingo_model::{DeviceError, ModelError};
 
     use super::*;
 
@@ -325,6 +377,31 @@ mod tests {
             rows: vec![0],
             corrupt: Vec::new(),
         }
+    }
+
+    #[test]
+    fn without_memory_the_batch_that_found_none_is_named() {
+        let check = |batch, decides, expected: &str| {
+            let keys = "name = 'held'\ncorpus = ''\ntokens = 8";
+            let of: HeldOutConfig = toml::from_str(&format!("{keys}\nbatch = {batch}")).unwrap();
+            let validation = Validation { every: 5, last: 10, decides, held_out: Vec::new() };
+            let source = ModelError::Device(DeviceError::OutOfMemory);
+            let error = TrainError::Model { action: "run", source };
+            // Not what would be less memory in a step.
+            let error = validation.failed(error, &of, 5).in_step(6, "less of the step's");
+            assert_eq!(error.exit_code(), 1);
+            let text = error.to_string();
+            let rest = text.strip_prefix(
+                "the validation of `held` after step 5 does not fit into memory; the last checkpoint, if \
+                 there is one, stands: ",
+            );
+            assert_eq!(rest, Some(expected), "{text}");
+        };
+        let set = |half| format!("`--set validation.data.held.batch={half}`, half of it");
+        check(9, false, &format!("go on from there with --resume and {}", set(4)));
+        let anew = format!("start anew with {}: what an early stop goes by cannot change", set(1));
+        check(2, true, &anew);
+        check(1, false, "a GPU with more of it can go on from there with --resume");
     }
 
     #[test]

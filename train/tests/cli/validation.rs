@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use flamingo_dataset::{Tokenizer, caption_tokens};
+use flamingo_dataset::{Row, Tokenizer, caption_tokens};
 use flamingo_model::{Clip, LanguageModel};
 use serde_json::Value;
 
@@ -68,6 +68,44 @@ fn it_changes_no_weight_and_a_resumed_run_finds_the_same() {
         let chart = if stage == "contrastive" { "image_to_text_r1" } else { "bits_per_byte" };
         assert!(report.contains(&format!("Observed: validation, {chart}")), "{stage}");
     }
+}
+
+#[test]
+fn there_is_a_validation_after_the_last_step_and_none_where_a_run_is_stopped() {
+    let world = World::new();
+    let config = validated(LANGUAGE).replace("every = 2", "every = 3");
+    world.train("language", &config, "whole", &[]).expect_success();
+    world.train("language", &config, "stopped", &["--stop-after", "4"]).expect_success();
+    assert!(found(&world.path("stopped"), 4).is_empty());
+    world.train("language", &config, "stopped", &["--resume"]).expect_success();
+    for step in 1..=8 {
+        let whole = found(&world.path("whole"), step);
+        assert_eq!(whole.is_empty(), ![3, 6, 8].contains(&step), "{step}");
+        assert_eq!(whole, found(&world.path("stopped"), step), "{step}");
+    }
+    let late = config.replace("every = 3", "every = 100");
+    world.train("language", &late, "late", &[]).expect_success();
+    assert_eq!(found(&world.path("late"), 8), found(&world.path("whole"), 8));
+}
+
+#[test]
+fn corrupt_rows_that_are_held_out_are_told_like_others() {
+    let world = World::new();
+    let mut rows: Vec<Row> = (0..6).map(pair).collect();
+    let Row::ImageText(broken) = &mut rows[3] else { panic!("a pair") };
+    broken.image.bytes = b"no picture".as_slice().into();
+    world.write_corpus("broken", &rows);
+    let held = "name = \"held\"\ncorpus = \"broken\"\ncorrupt_share_max = 0.5";
+    let config = validated(CONTRASTIVE).replace("name = \"held\"\ncorpus = \"pairs\"", held);
+    world.train("contrastive", &config, "run", &["--stop-after", "2"]).expect_success();
+    let lines = metrics(&world.path("run"));
+    let told =
+        |step: usize| lines[step - 1]["corrupt_rows"].as_array().cloned().unwrap_or_default();
+    assert_eq!(told(1), Vec::<Value>::new());
+    let told = told(2);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["dataset"].as_str(), Some("validation.held"));
+    assert_eq!(told[0]["row"].as_u64(), Some(3));
 }
 
 /// The loss of the rows that a model was to predict, from its logits in f64.
@@ -176,7 +214,7 @@ fn images_and_captions_find_each_other_once_they_are_learned() {
 
 /// Image and caption of the `i`-th pair, embedded by themselves.
 fn embed(clip: &Clip, tokenizer: &Tokenizer, i: usize) -> (Vec<f32>, Vec<f32>) {
-    let flamingo_dataset::Row::ImageText(pair) = pair(i) else { panic!("a pair") };
+    let Row::ImageText(pair) = pair(i) else { panic!("a pair") };
     let image = flamingo_dataset::ImageConfig {
         size: 16,
         fit: flamingo_dataset::Fit::MeanPad,
@@ -294,9 +332,27 @@ fn what_cannot_be_validated_is_refused_before_the_first_step() {
         let stop = format!("[early_stop]\nmetric = {metric:?}\npatience = 1\nbetter = 'lower'");
         added("language", LANGUAGE, &stop, "`early_stop.metric`");
     }
+    let stop = |metric: &str| {
+        format!(
+            "[early_stop]\nmetric = 'validation.held.{metric}'\npatience = 1\nbetter = 'higher'"
+        )
+    };
+    for metric in ["class_accuracy", "class_rows"] {
+        let words = "expected a measure that needs no `validation.data.held.classes`";
+        added("contrastive", CONTRASTIVE, &stop(metric), words);
+    }
+    // Without one, there is a validation after the last step.
+    let late = ["--set", "validation.every=9"];
+    let finished = world.train("language", &early(2), "refused", &late);
+    let words = "`validation.every` is 9, expected at most `steps`, 8,";
+    assert_eq!(finished.code(), Some(2), "{}", finished.stderr());
+    assert!(finished.stderr().contains(words), "{}", finished.stderr());
+    assert!(!world.path("refused").exists());
     for (keys, words) in [
         ("classes = ['a']", "`validation.data.held.classes` is one class"),
         ("classes = ['a', 'A']", "expected each class once"),
+        ("classes = ['dark red', 'dark-red']", "is \"dark-red\", expected each class once"),
+        ("classes = ['red', '?!']", "is \"?!\", expected a class with a letter or digit"),
         ("classes = ['a', 'b']\nprompts = ['an a']", "`validation.data.held.prompts` is an a"),
         ("pack = 2", "`validation.data.held.pack` is 2"),
     ] {
