@@ -38,6 +38,14 @@ impl Better {
             Self::Higher => value - than,
         }
     }
+
+    /// Whether a value is better than the best so far, and by so much.
+    pub fn is_improved(self, value: f64, best: Option<Best>, min_delta: f64) -> bool {
+        best.is_none_or(|best| {
+            let gain = self.gain(value, best.value);
+            gain > 0.0 && gain >= min_delta
+        })
+    }
 }
 
 /// A value and the step that it is of.
@@ -94,13 +102,9 @@ impl EarlyStop {
     pub fn look(&mut self, step: u64, measures: &Measures) -> Verdict {
         let Progress { best, since, has_stopped } = &mut self.progress;
         let value = measures.get(&self.config.metric).filter(|value| value.is_finite());
-        let is_better = |value: f64| {
-            best.is_none_or(|best| {
-                let gain = self.config.better.gain(value, best.value);
-                gain > 0.0 && gain >= self.config.min_delta
-            })
-        };
-        if let Some(value) = value.copied().filter(|value| is_better(*value)) {
+        let EarlyStopConfig { better, min_delta, .. } = self.config;
+        let is_better = |value: &f64| better.is_improved(*value, *best, min_delta);
+        if let Some(value) = value.copied().filter(is_better) {
             (*best, *since) = (Some(Best { step, value }), 0);
             return Verdict::Best;
         }

@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
+use crate::checkpoint::State;
 use crate::config::RunConfig;
 use crate::config_file::ConfigFile;
-use crate::early_stop::{Best, Better};
+use crate::early_stop::{Best, Better, EarlyStopConfig};
 use crate::error::TrainError;
 use crate::files;
 use crate::limits::GRID_POINTS_MAX;
@@ -24,7 +25,7 @@ use crate::overrides::Override;
 use crate::run_folder::{CONFIG, Role, RunFolder, Start};
 use crate::setup::{Command, Purpose, Told};
 use crate::trainer::Ended;
-use crate::validation::PREFIX;
+use crate::validation::measure_name;
 
 /// Read from `[grid]`: the values of keys, which are spelled as for `--set`; `lr` is `optimizer.lr`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -122,7 +123,7 @@ pub(crate) fn run<M: DeserializeOwned + Serialize>(
     let mut errors = BTreeMap::new();
     for (number, point) in (1..).zip(&points) {
         let name = &point.name;
-        if matches!(point.status()?, Status::Done | Status::StoppedEarly) {
+        if point.is_over()? {
             eprintln!("{name} ({number} of {}): is done", points.len());
             continue;
         }
@@ -181,6 +182,9 @@ fn points<M: DeserializeOwned + Serialize>(
     let fits = n_points.is_some_and(|n| (1..=GRID_POINTS_MAX).contains(&n)) && !grid.0.is_empty();
     let number = n_points.map_or_else(|| "too many points".to_owned(), |n| format!("{n} points"));
     file.require(fits, "grid", &number, &format!("1 to {GRID_POINTS_MAX}, a value of each key"))?;
+    let both = [LR.0, LR.1].iter().all(|key| grid.0.contains_key(*key));
+    let expected = format!("nothing beside `{}`: both are one key", LR.1);
+    file.require(!both, "grid.lr", &"given", &expected)?;
     let mut all = vec![BTreeMap::new()];
     for (key, values) in &grid.0 {
         let with = |values_before: &BTreeMap<String, Value>, value: &Value| {
@@ -236,20 +240,31 @@ impl<M: DeserializeOwned + Serialize> Point<M> {
         &self.file.config
     }
 
-    /// How far it is by its last checkpoint.
-    fn status(&self) -> Result<Status, TrainError> {
+    /// What its last checkpoint knows.
+    fn state(&self) -> Result<Option<State>, TrainError> {
         if self.command.start == Start::New && !self.command.out.exists() {
-            return Ok(Status::Waiting);
+            return Ok(None);
         }
         let folder = RunFolder::check(&self.command.out, Start::Resume, &self.file, Role::Writes)?;
-        let steps = self.config().steps;
-        let last = self.command.stop_after.map_or(steps, |step| step.min(steps));
-        Ok(match &folder.checkpoint {
-            Some(checkpoint) if checkpoint.state.early_stop.has_stopped => Status::StoppedEarly,
-            Some(checkpoint) if checkpoint.state.step >= last => Status::Done,
+        Ok(folder.checkpoint.map(|checkpoint| checkpoint.state))
+    }
+
+    /// How far it is by its last checkpoint.
+    fn status(&self) -> Result<Status, TrainError> {
+        Ok(match self.state()? {
+            Some(state) if state.early_stop.has_stopped => Status::StoppedEarly,
+            Some(state) if state.step >= self.config().steps => Status::Done,
             Some(_) => Status::UnderWay,
             None => Status::Waiting,
         })
+    }
+
+    /// Whether it is as far as it is to go now.
+    fn is_over(&self) -> Result<bool, TrainError> {
+        let steps = self.config().steps;
+        let last = self.command.stop_after.map_or(steps, |step| step.min(steps));
+        let is_over = |state: State| state.early_stop.has_stopped || state.step >= last;
+        Ok(self.state()?.is_some_and(is_over))
     }
 
     fn outcome(
@@ -285,27 +300,31 @@ impl<M: DeserializeOwned + Serialize> Point<M> {
 struct Metric {
     name: String,
     better: Better,
+    /// How much better a value must be than one before it in its run.
+    min_delta: f64,
 }
 
 impl Metric {
     /// That of the early stop, else the first one of the first validation's dataset.
     fn of<M>(config: &RunConfig<M>) -> Vec<Self> {
         if let Some(stop) = &config.early_stop {
-            return vec![Self { name: stop.metric.clone(), better: stop.better }];
+            let EarlyStopConfig { metric, better, min_delta, .. } = stop;
+            return vec![Self { name: metric.clone(), better: *better, min_delta: *min_delta }];
         }
         let data = config.validation.iter().flat_map(|validation| &validation.data).next();
         let measure = |data: &str, (measure, better): (&str, Better)| Self {
-            name: format!("{PREFIX}.{data}.{measure}"),
+            name: measure_name(data, measure),
             better,
+            min_delta: 0.0,
         };
         let measures = [("nll", Better::Lower), ("image_to_text_r1", Better::Higher)];
         data.into_iter().flat_map(|data| measures.map(|of| measure(&data.name, of))).collect()
     }
 
-    /// Takes in a step; the first of the best values stays.
+    /// Takes in a step, as an early stop does; the first of the best values stays.
     fn take(&self, best: &mut Option<Best>, line: &StepMetrics) {
         let Some(value) = line.observed.get(&self.name).copied() else { return };
-        if best.is_none_or(|best| self.better.gain(value, best.value) > 0.0) {
+        if self.better.is_improved(value, *best, self.min_delta) {
             *best = Some(Best { step: line.step, value });
         }
     }
@@ -422,7 +441,7 @@ mod tests {
             outcome("e", None, Status::Waiting),
         ];
         let best = |better| {
-            let metric = Metric { name: "m".to_owned(), better };
+            let metric = Metric { name: "m".to_owned(), better, min_delta: 0.0 };
             best_point(&metric, &outcomes).map(|outcome| &*outcome.point)
         };
         assert_eq!((best(Better::Lower), best(Better::Higher)), (Some("b"), Some("a")));

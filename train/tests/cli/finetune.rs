@@ -232,6 +232,14 @@ fn each_point_of_a_grid_is_the_run_that_it_would_be_alone() {
     for point in points {
         assert!(latest(&world.path("grid").join(point)).ends_with("step-3"), "{point}");
     }
+    let statuses: Vec<String> = {
+        let found = summary(&world, "grid");
+        let points = found["points"].as_array().unwrap();
+        points.iter().map(|point| point["status"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(statuses, ["under_way"; 4]);
+    let again = world.train("language", &config, "grid", &["--resume", "--stop-after", "3"]);
+    assert!(again.stderr().contains("(4 of 4): is done"), "{}", again.stderr());
     world.train("language", &config, "grid", &["--resume"]).expect_success();
     let model = |run: &Path| std::fs::read(latest(run).join("model.safetensors")).unwrap();
     let alone = grid("").replace("[grid]", "");
@@ -256,6 +264,24 @@ fn each_point_of_a_grid_is_the_run_that_it_would_be_alone() {
     assert_eq!(lines[0]["steps"].as_u64(), Some(8));
     let text = std::fs::read_to_string(world.path("grid/summary.md")).unwrap();
     assert!(text.contains(&format!("Best: {}, validation.held.nll", points[best])), "{text}");
+}
+
+#[test]
+fn the_best_of_a_point_is_that_of_its_early_stop() {
+    let world = World::new();
+    let stop = "[early_stop]\nmetric = \"validation.held.nll\"\nbetter = \"lower\"\n\
+                patience = 9\nmin_delta = 100.0";
+    let config = grid(&format!("lr = [1e-2]\n{stop}"));
+    world.train("language", &config, "grid", &[]).expect_success();
+    let lines = metrics(&world.path("grid/lr=0.01"));
+    let nll = |step: usize| lines[step - 1]["observed"]["validation.held.nll"].as_f64();
+    assert!(nll(8) < nll(2), "nothing was learned");
+    // Nothing after it was better by so much.
+    let best = std::fs::read_to_string(world.path("grid/lr=0.01/best")).unwrap();
+    assert_eq!(best, "step-2\n");
+    let found = summary(&world, "grid");
+    let best = &found["points"][0]["best"];
+    assert_eq!((best["step"].as_u64(), best["value"].as_f64()), (Some(2), nll(2)), "{found}");
 }
 
 #[test]
@@ -307,6 +333,10 @@ fn grids_that_cannot_work_are_refused_before_the_first_point() {
     check("lr = []", "refused", &[], "`grid` is 0 points");
     check("", "refused", &[], "`grid` is 1 points, expected");
     check("lr = [1e-2, 0.01]", "refused", &[], "`grid` is lr=0.01, expected each point once");
+    let both = "`grid.lr` is given, expected nothing beside `optimizer.lr`";
+    check("lr = [1e-2]\n\"optimizer.lr\" = [1e-3]", "refused", &[], both);
+    let rare = ["--set", "validation.every=9"];
+    check("lr = [1e-2]", "refused", &rare, "`validation.every` is 9, expected at most `steps`");
     check("lr = [1e-2, -1.0]", "refused", &[], "`optimizer.lr` is -1");
     check("\"optimizer.rate\" = [1.0]", "refused", &[], "rate");
     let nowhere = grid("lr = [1e-2, 1e-3]").replace("corpus = \"pages\"", "corpus = \"nowhere\"");
