@@ -90,7 +90,7 @@ pub fn run(export: &Export) -> Result<String, TrainError> {
         return Ok(format!("{n} tensors in {}\n", out.display()));
     }
     let tokenizer = export.tokenizer();
-    let parts = fill_folder(out, |folder| {
+    let parts = files::fill_folder(out, |folder| {
         let (parts, beside) = match format {
             Format::HuggingFace => (save_towers(&model, folder)?, folder.join("language")),
             Format::OpenFlamingo | Format::Flamingo => {
@@ -174,19 +174,12 @@ fn save_towers(model: &Flamingo, folder: &Path) -> Result<&'static str, TrainErr
     }
 }
 
-/// The name beside `out` under which it is written.
-fn part_of(out: &Path) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    out.with_file_name(name)
-}
-
 /// Writes a file under another name and gives it its own.
 fn replace_file(
     out: &Path,
     write: impl FnOnce(&Path) -> Result<(), ModelError>,
 ) -> Result<(), TrainError> {
-    let part = part_of(out);
+    let part = files::part_of(out);
     write(&part).map_err(TrainError::model("export"))?;
     std::fs::rename(&part, out).map_err(|source| {
         // The first error is the one to report.
@@ -194,32 +187,4 @@ fn replace_file(
         TrainError::file("replace", out)(source)
     })?;
     files::sync_parent(out)
-}
-
-/// Makes a folder under another name, fills it and gives it its own. In a folder that is there, files
-/// are replaced one by one, and others left alone.
-fn fill_folder<T>(
-    out: &Path,
-    fill: impl FnOnce(&Path) -> Result<T, TrainError>,
-) -> Result<T, TrainError> {
-    if out.exists() {
-        return fill(out);
-    }
-    let part = part_of(out);
-    if part.exists() {
-        std::fs::remove_dir_all(&part).map_err(TrainError::file("remove", &part))?;
-    }
-    let made = std::fs::create_dir_all(&part).map_err(TrainError::file("make", &part));
-    let filled = made.and_then(|()| {
-        let filled = fill(&part)?;
-        files::sync(&part)?;
-        std::fs::rename(&part, out).map_err(TrainError::file("rename", &part))?;
-        Ok(filled)
-    });
-    if filled.is_err() {
-        let _ = std::fs::remove_dir_all(&part);
-    }
-    let filled = filled?;
-    files::sync_parent(out)?;
-    Ok(filled)
 }

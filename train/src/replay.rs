@@ -255,8 +255,6 @@ fn square_sum(values: impl Iterator<Item = f64>) -> f64 {
 
 /// Writes the files under another name and gives the folder its own when they are whole.
 fn write(out: &Path, run: &Run, made: &mut Made, summary: &Summary) -> Result<(), TrainError> {
-    let part = out.with_extension("part");
-    std::fs::create_dir_all(&part).map_err(TrainError::file("create", &part))?;
     let mut rows = Tensors::default();
     made.batches.iter().for_each(|batch| batches::add(&mut rows, batch));
     let mut gradients = Tensors::default();
@@ -268,13 +266,14 @@ fn write(out: &Path, run: &Run, made: &mut Made, summary: &Summary) -> Result<()
             }
         }
     }
-    for (name, tensors) in [("batch", rows), ("gradients", gradients)] {
-        let path = part.join(format!("{name}.safetensors"));
-        tensors.write(&path).map_err(TrainError::model("save"))?;
-    }
     let text = serde_json::to_vec_pretty(summary).expect("a summary is numbers under texts");
-    files::write_new(&part.join("step.json"), &text)?;
-    std::fs::rename(&part, out).map_err(TrainError::file("rename", &part))
+    files::fill_folder(out, |folder| {
+        for (name, tensors) in [("batch", rows), ("gradients", gradients)] {
+            let path = folder.join(format!("{name}.safetensors"));
+            tensors.write(&path).map_err(TrainError::model("save"))?;
+        }
+        files::write_new(&folder.join("step.json"), &text)
+    })
 }
 
 impl Summary {

@@ -136,6 +136,17 @@ fn another_number_in_the_log_is_told_of_and_steps_that_are_not_there_are_refused
     assert!(text.contains("NOT the same as in metrics.jsonl"), "{text}");
     assert_eq!(text.matches("bit by bit").count(), 1, "{text}");
 
+    // Beside it lie what a crash left of it, and what another replay is writing.
+    let (out, left) = (world.path("step-1.6"), world.path("step-1.6.part"));
+    let of_another = world.path("step-1.part");
+    for folder in [&left, &of_another] {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::write(folder.join("more"), "").unwrap();
+    }
+    replay(&run, 8, &["--out", out.to_str().unwrap()]).expect_success();
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 3);
+    assert!(of_another.join("more").exists() && !left.exists());
+
     let refused = replay(&run, 9, &[]);
     assert_eq!(refused.code(), Some(2));
     let words = "metrics.jsonl has no step 9; its last one is 8";
