@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use flamingo_model::{ModelError, Tensors};
 use serde::{Deserialize, Serialize};
 
+use crate::data_history::DataHistory;
 use crate::device::Devices;
 use crate::early_stop;
 use crate::error::TrainError;
@@ -42,6 +43,9 @@ pub struct State {
     /// Where the updates were made.
     #[serde(default)]
     pub devices: Devices,
+    /// What the datasets were drawn by; empty in checkpoints of earlier versions.
+    #[serde(default)]
+    pub data_history: DataHistory,
     /// Steps that went wrong, whose rows are left out.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
@@ -369,6 +373,7 @@ mod tests {
             tokenizer_sha256: String::new(),
             corpora_sha256: Vec::new(),
             devices: Devices::new(),
+            data_history: DataHistory::new(),
             troubles: Vec::new(),
             recent_losses: RecentLosses::default(),
             early_stop: early_stop::Progress::default(),

@@ -36,7 +36,7 @@
 //! - [`looks`], [`accounting`]: whether the model reads its images, and whose gradient it is
 //! - [`few_shot`]: what another program makes of its checkpoints
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
-//! - [`plan`], [`replay`]: what a run would be, and what a step of one was
+//! - [`plan`], [`replay`], [`data_history`]: what a run would be, and what a step of one was
 //! - [`export`]: models for others, and from them
 //! - [`device`], [`machine`], [`flop`], [`bench`]: where a command runs, and how fast
 
@@ -49,6 +49,7 @@ pub mod collective;
 pub mod config;
 pub mod config_file;
 pub mod contrastive;
+pub mod data_history;
 pub mod device;
 pub mod difference;
 pub mod early_stop;

@@ -1,7 +1,8 @@
 //! `flamingo-train replay`: makes one step of a run again, from the checkpoint before it, and shows what it
 //! was made of: its rows, its losses, and the gradient of each parameter.
 //!
-//! The run folder is only read. Rows that the run left out since steps went wrong are left out in the
+//! The run folder is only read. Of what may change when a run goes on, and changes what comes out, each step has
+//! what held when it was made (see [`data_history`](crate::data_history)). Rows that the run left out since steps went wrong are left out in the
 //! steps that came after those, as they were. A run that went back and has made no checkpoint since does
 //! not know them yet: its last steps come out as if it had not gone back.
 
@@ -18,6 +19,7 @@ use serde::Serialize;
 use crate::batches;
 use crate::checkpoint::Checkpoint;
 use crate::collective::Alone;
+use crate::data_history::{self, AllDrawn};
 use crate::device::DeviceArgs;
 use crate::error::TrainError;
 use crate::extent::Extent;
@@ -95,21 +97,43 @@ pub fn run(replay: &Replay) -> Result<Told, TrainError> {
 pub(crate) struct Rows {
     /// The datasets, without what was left out later.
     pub(crate) entries: Vec<MixtureEntry>,
+    /// What they are drawn by after the last checkpoint.
+    pub(crate) drawn: AllDrawn,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) mode: MixtureMode,
     pub(crate) seed: u64,
 }
 
 impl Rows {
-    /// Reads from the step after `done` on, without the rows of `troubles`.
-    fn open(&self, troubles: &[&Trouble], done: u64) -> Result<Loader, TrainError> {
+    /// Reads from the step after `done` on what is drawn then, without the rows of `troubles`.
+    fn open(
+        &self,
+        drawn: &AllDrawn,
+        troubles: &[&Trouble],
+        done: u64,
+    ) -> Result<Loader, TrainError> {
         let mut entries = self.entries.clone();
         for entry in &mut entries {
+            if let Some(drawn) = drawn.get(&entry.name) {
+                entry.batch = drawn.batch;
+                entry.skip_rows.clone_from(&drawn.skip_rows);
+            }
             let rows = troubles.iter().filter_map(|trouble| trouble.rows.get(&entry.name));
             entry.skip_rows.extend(rows.flatten());
         }
         let tokenizer = Arc::clone(&self.tokenizer);
         Loader::open(entries, tokenizer, self.mode, self.seed, done).map_err(TrainError::loader)
+    }
+
+    /// Into how many parts the batches of a step are cut, as [`Objective`](crate::gradient::Objective) has
+    /// it.
+    fn micro_batches(&self, drawn: &AllDrawn) -> Vec<usize> {
+        let of_one = |entry: &MixtureEntry| drawn.get(&entry.name).map_or(1, |d| d.micro_batches);
+        let n_batches = match self.mode {
+            MixtureMode::Merged => 1,
+            MixtureMode::Accumulate | MixtureMode::RoundRobin => self.entries.len(),
+        };
+        self.entries.iter().take(n_batches).map(of_one).collect()
     }
 }
 
@@ -197,14 +221,20 @@ fn make(
     step: u64,
     skipped: &BTreeSet<u64>,
 ) -> Result<Made, TrainError> {
-    let latest = Checkpoint::latest(&run.folder.path)?;
-    let troubles = latest.map(|latest| latest.state.troubles).unwrap_or_default();
+    let latest = Checkpoint::latest(&run.folder.path)?.map(|latest| latest.state);
+    let last_step = latest.as_ref().map_or(0, |state| state.step);
+    let (troubles, mut history) =
+        latest.map(|state| (state.troubles, state.data_history)).unwrap_or_default();
+    // The config in the run folder is the one with which the run went on from there.
+    data_history::note(&mut history, last_step, &rows.drawn);
+    let drawn = |done: u64| data_history::after(&history, done).unwrap_or(&rows.drawn);
     let left_out = |done: u64| -> Vec<&Trouble> {
         troubles.iter().filter(|trouble| trouble.begins_after() <= done).collect()
     };
     let mut done = run.folder.step();
-    run.loader = rows.open(&left_out(done), done)?;
+    run.loader = rows.open(drawn(done), &left_out(done), done)?;
     loop {
+        run.objective.micro_batches = rows.micro_batches(drawn(done));
         let batches = run.loader.next_step().map_err(TrainError::loader)?;
         let extents = run.extents(&batches)?;
         let made = accumulate(&run.step(), &batches, &extents).map_err(run.failed(done));
@@ -217,8 +247,8 @@ fn make(
             run.update(&mut made, lr, done).map_err(run.failed(done))?;
         }
         done += 1;
-        if left_out(done).len() != left_out(done - 1).len() {
-            run.loader = rows.open(&left_out(done), done)?;
+        if left_out(done).len() != left_out(done - 1).len() || drawn(done) != drawn(done - 1) {
+            run.loader = rows.open(drawn(done), &left_out(done), done)?;
         }
     }
 }

@@ -19,7 +19,8 @@ use crate::checkpoint::{Checkpoint, State};
 use crate::collective::Collective;
 use crate::config::{DataConfig, RunConfig, TokenizerConfig};
 use crate::config_file::ConfigFile;
-use crate::device::{self, DeviceArgs};
+use crate::data_history::{self, AllDrawn, DataHistory};
+use crate::device::{self, DeviceArgs, Devices};
 use crate::early_stop::EarlyStop;
 use crate::ema::Ema;
 use crate::error::TrainError;
@@ -385,10 +386,9 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         entry.skip_rows.extend(rows.flatten());
     }
     let stop_after = command.stop_after.map_or(config.steps, |step| step.min(config.steps));
-    let mut devices = state.as_ref().map(|state| state.devices.clone()).unwrap_or_default();
-    if folder.step() < stop_after {
-        device::note(&mut devices, folder.step(), device);
-    }
+    let drawn = data_history::drawn(&config.data);
+    let now = (folder.step() < stop_after).then_some((device, &drawn));
+    let (devices, data_history) = noted(state.as_ref(), now);
     let sources = sources(config, &learned);
     let corpora_sha256 = same_corpora(config, &folder, &learned)?;
     let held_out_sha256 = same_held_out(&folder, &held_out)?;
@@ -438,6 +438,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         stage,
         ranks,
         devices,
+        data_history,
         less_memory,
         loader,
         optimizer,
@@ -468,8 +469,20 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         held_out_sha256,
     };
     let Purpose::Replay(job) = &command.purpose else { return train(run) };
-    let rows = Rows { entries, tokenizer, mode: config.mixture, seed: config.seed };
+    let rows = Rows { entries, drawn, tokenizer, mode: config.mixture, seed: config.seed };
     replay::replay(run, &rows, job).map(Ended::Told)
+}
+
+/// Where the updates of a run were made and what its datasets were drawn by, and `now` are where it goes on.
+fn noted(state: Option<&State>, now: Option<(Device, &AllDrawn)>) -> (Devices, DataHistory) {
+    let known = |state: &State| (state.devices.clone(), state.data_history.clone());
+    let (mut devices, mut data_history) = state.map(known).unwrap_or_default();
+    if let Some((device, drawn)) = now {
+        let step = state.map_or(0, |state| state.step);
+        device::note(&mut devices, step, device);
+        data_history::note(&mut data_history, step, drawn);
+    }
+    (devices, data_history)
 }
 
 /// The rows of each dataset.

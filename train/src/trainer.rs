@@ -18,6 +18,7 @@ use crate::accounting::{Accounting, Mixture};
 use crate::checkpoint::{self, Keep, State};
 use crate::checkpoint_writer::Learned;
 use crate::config::BatchesDivide;
+use crate::data_history::DataHistory;
 use crate::device::Devices;
 use crate::early_stop::{EarlyStop, Verdict};
 use crate::ema::Ema;
@@ -161,6 +162,8 @@ pub struct Run<'run> {
     pub loader: Loader,
     /// Where its updates were made, and are.
     pub devices: Devices,
+    /// What its datasets were drawn by, and are.
+    pub data_history: DataHistory,
     /// What can be done where memory does not suffice, such as "give it `--set recompute=\"all\"`".
     pub less_memory: String,
     /// The optimizer, with the moments of the checkpoint.
@@ -598,6 +601,7 @@ fn gathered(run: &mut Run, step: u64, frozen_sha256: Option<String>) -> Result<S
         tokenizer_sha256: run.tokenizer_sha256.clone(),
         corpora_sha256: run.corpora_sha256.clone(),
         devices: run.devices.clone(),
+        data_history: run.data_history.clone(),
         troubles: run.troubles.clone(),
         recent_losses: run.guard.recent().clone(),
         early_stop: run.early_stop.as_ref().map(EarlyStop::progress).unwrap_or_default(),

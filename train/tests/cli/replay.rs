@@ -103,6 +103,53 @@ fn steps_after_troubles_come_out_without_the_rows_that_were_left_out() {
 }
 
 #[test]
+fn steps_come_out_as_they_were_made_after_the_run_went_on_with_other_batches_or_rows() {
+    let world = World::new();
+    let change = [
+        ["--resume", "--set", "data.pages.batch=4"],
+        ["--set", "data.pages.micro_batches=2", "--set"],
+        ["data.pairs.micro_batches=2", "--set", "data.pairs.skip_rows=[1, 4]"],
+    ]
+    .concat();
+    let back = ["--resume", "--set", "data.pages.skip_rows=[0]"];
+    for mixture in ["accumulate", "merged"] {
+        let mixture_set = format!("mixture={mixture:?}");
+        let train = |more: &[&str]| {
+            let set = ["--set", &mixture_set, "--set", "data.pairs.weight=1"];
+            let args = [&KEEP[..], &set, more].concat();
+            world.train("language", LANGUAGE, mixture, &args).expect_success();
+        };
+        train(&["--stop-after", "2"]);
+        train(&[&change[..], &["--stop-after", "6"]].concat());
+        train(&back);
+        let run = world.path(mixture);
+        // The config of a run that is done is written once more; no step was made by it.
+        train(&change);
+        for (step, from) in
+            [(1, "the start"), (3, "the start"), (5, "step 3"), (6, "step 3"), (8, "step 6")]
+        {
+            check(&run, step, from);
+        }
+
+        // A run that was killed after its change, before it made a checkpoint.
+        train(&back);
+        std::fs::write(run.join("latest"), "step-6\n").unwrap();
+        std::fs::remove_dir_all(run.join("checkpoints/step-8")).unwrap();
+        check(&run, 8, "step 6");
+        check(&run, 4, "step 3");
+
+        // Checkpoints of an earlier version do not know it: the config's are taken.
+        let state = run.join("checkpoints/step-6/state.json");
+        let text = std::fs::read_to_string(&state).unwrap();
+        let mut old: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(old.as_object_mut().unwrap().remove("data_history").is_some());
+        std::fs::write(&state, old.to_string()).unwrap();
+        check(&run, 8, "step 6");
+        train(&back);
+    }
+}
+
+#[test]
 fn a_step_is_made_again_without_what_only_looked_at_the_run() {
     let world = World::with_towers();
     let held_out = "[validation]\nevery = 2\nbatches = 1\n[[validation.data]]\nname = \"held\"\n\
