@@ -29,7 +29,8 @@ pub type Measures = BTreeMap<String, f64>;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationConfig {
-    /// Updates between two validations; there is one after the last step as well.
+    /// Updates between two validations; there is one after the last step as well, which stays where a run goes
+    /// on for more steps.
     pub every: u64,
     /// Most batches of each dataset; one with fewer rows gives as many whole batches as it has.
     pub batches: u64,
