@@ -18,6 +18,7 @@ use crate::device::Devices;
 use crate::early_stop;
 use crate::error::TrainError;
 use crate::files;
+use crate::metrics::StepMetrics;
 use crate::trouble::{RecentLosses, Trouble};
 
 const FOLDER: &str = "checkpoints";
@@ -58,6 +59,9 @@ pub struct State {
     /// Digest of each manifest of the corpora that are not learned from, under the datasets' names.
     #[serde(default)]
     pub held_out_sha256: BTreeMap<String, String>,
+    /// The last step where its validation was cut off: it is made up for when the run goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmeasured: Option<StepMetrics>,
 }
 
 impl State {
@@ -378,6 +382,7 @@ mod tests {
             recent_losses: RecentLosses::default(),
             early_stop: early_stop::Progress::default(),
             held_out_sha256: BTreeMap::new(),
+            unmeasured: None,
         }
     }
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TrainError;
+use crate::validation::Measures;
 
 /// A way for ranks to reach each other.
 pub trait Collective: Debug {
@@ -117,6 +118,27 @@ impl dyn Collective + '_ {
             values.iter_mut().zip(of_rank).for_each(|(sum, bits)| *sum += f64::from_bits(bits));
         }
         Ok(())
+    }
+
+    /// The measures of the first rank, on all of them; none where it has none.
+    ///
+    /// # Errors
+    /// When another rank cannot be reached, and what this one failed with.
+    pub fn of_first(
+        &self,
+        own: Result<Option<Measures>, TrainError>,
+    ) -> Result<Option<Measures>, TrainError> {
+        if self.is_alone() {
+            return own;
+        }
+        // As bits: what is not a number is none in JSON.
+        let bits = |(name, value): (&String, &f64)| (name.clone(), value.to_bits());
+        let said = own.as_ref().ok().and_then(Option::as_ref);
+        let said = said.map(|measures| measures.iter().map(bits).collect::<Vec<_>>());
+        let first = self.gather_values(&said)?.swap_remove(0);
+        own?;
+        let value = |(name, bits): (String, u64)| (name, f64::from_bits(bits));
+        Ok(first.map(|measures| measures.into_iter().map(value).collect()))
     }
 
     /// Fails unless `found` is the same on all ranks; `what` says what it is.
@@ -245,5 +267,21 @@ pub(crate) mod tests {
         for error in errors {
             assert_eq!(error, "the config of rank 1, 3 is not that of rank 0");
         }
+    }
+
+    #[test]
+    fn all_ranks_have_the_measures_of_the_first_to_the_last_bit() {
+        let measures = |value: f64| Some(Measures::from([("validation.a.nll".to_owned(), value)]));
+        let found = on_threads(3, |each| {
+            let own = |value: f64| if each.is_first() { measures(value) } else { None };
+            let shared = each.of_first(Ok(own(0.1 + 0.2))).unwrap();
+            let nan = each.of_first(Ok(own(f64::NAN))).unwrap().unwrap();
+            assert!(nan["validation.a.nll"].is_nan());
+            // The first alone says what it failed with.
+            let failed = if each.is_first() { Err(TrainError::NoMaster) } else { Ok(None) };
+            assert_eq!(each.of_first(failed).is_err(), each.is_first());
+            shared
+        });
+        assert_eq!(found, vec![measures(0.1 + 0.2); 3]);
     }
 }

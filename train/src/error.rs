@@ -359,6 +359,9 @@ pub enum TrainError {
         /// What failed.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A signal ends the run before a validation is through.
+    #[error("a signal came while rows that are not learned from were waited for")]
+    ValidationCut,
     /// The system does not let the process hear signals.
     #[error("cannot listen to signals")]
     Signals(#[source] std::io::Error),

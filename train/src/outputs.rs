@@ -33,7 +33,9 @@ impl Outputs {
         if !run.ranks.each().is_first() {
             return Ok(Self(None));
         }
-        let log = MetricsLog::open(&run.folder.path, done)?;
+        // A step whose validation is made up for is written then.
+        let logged = if run.unmeasured.is_some() { done - 1 } else { done };
+        let log = MetricsLog::open(&run.folder.path, logged)?;
         let progress = Progress::start(done, run.stop_after);
         let mut report = Report::open(&run.folder.path)?;
         report.add_scores(run.few_shot.open(done)?);

@@ -455,6 +455,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         few_shot: command.few_shot(config)?,
         accounting: Accounting::new(config.accounting_every),
         validation,
+        unmeasured: state.as_ref().and_then(|state| state.unmeasured.clone()),
         early_stop: early_stop(config, state.as_ref()),
         gauge: Gauge::new(device, &config.hardware.unwrap_or_default()),
         guard: Guard::new(

@@ -188,6 +188,8 @@ pub struct Run<'run> {
     pub few_shot: FewShot,
     /// What is looked at that is not learned from.
     pub validation: Option<Validation>,
+    /// The last step where that was cut off.
+    pub unmeasured: Option<StepMetrics>,
     /// Whether that ends the run.
     pub early_stop: Option<EarlyStop>,
     /// Reads what the machine does.
@@ -337,23 +339,22 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
     run.ranks.require_same_weights(&run.stage.model().params())?;
     // One that is over may have been stopped before its last checkpoint was evaluated, or its report drawn.
     let is_over = done >= run.stop_after || run.has_stopped();
-    if !is_over || run.few_shot.is_due(done) {
+    if !is_over || run.few_shot.is_due(done) || run.unmeasured.is_some() {
         outputs.begin(&run, done)?;
+    }
+    let frozen = || frozen_sha256.clone();
+    if let Some(ended) = make_up(&mut run, frozen(), &mut outputs)? {
+        return Ok(ended);
     }
     while done < run.stop_after && !run.has_stopped() {
         outputs.check()?;
         outputs.evaluate(&mut run.few_shot, done)?;
         let clock = Instant::now();
-        let frozen = || frozen_sha256.clone();
         let ended = run.loader.next_step_unless(&|| signals.came().is_some());
         let ended = run.ranks.together(ended)?;
         let Ok(Some(batches)) = ended else {
-            // No rows come: what was learned so far is kept.
-            let state = gathered(&mut run, done, frozen());
-            let kept = state.and_then(|state| outputs.settle(&run, state));
-            ended.map_err(TrainError::loader)?;
-            let signal = kept.and_then(|()| run.ranks.signal(signals.came()))?;
-            return stopped(&run, signal, done, &mut outputs);
+            let why = ended.map(|_| ()).map_err(TrainError::loader);
+            return end_without_rows(&mut run, done, frozen(), why, &mut outputs);
         };
         let data_wait_seconds = clock.elapsed().as_secs_f64();
 
@@ -400,8 +401,10 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
             observed,
         };
         let mut metrics = measured(&run, &batches, update)?;
-        let verdict = validate(&mut run, &mut metrics, &outputs)?;
-        outputs.add(&run, &metrics)?;
+        let verdict = add(&mut run, &mut metrics, &mut outputs)?;
+        let Ok(Some(verdict)) = verdict else {
+            return end_without_rows(&mut run, done, frozen(), verdict.map(|_| ()), &mut outputs);
+        };
         let signal = run.ranks.signal(signals.came())?;
         let is_last = done == run.stop_after || verdict == Verdict::Stops;
         let is_due = done.is_multiple_of(run.checkpoint_every) || is_last;
@@ -440,6 +443,36 @@ fn note_start(run: &Run, done: u64, outputs: &Outputs) {
     if let Some((_, device)) = run.devices.last_key_value() {
         outputs.note(&format!("device: {device}"));
     }
+}
+
+/// Ends a run that no rows come to, by a signal or by what is `why`: what was learned so far is kept.
+fn end_without_rows(
+    run: &mut Run,
+    done: u64,
+    frozen_sha256: Option<String>,
+    why: Result<(), TrainError>,
+    outputs: &mut Outputs,
+) -> Result<Ended, TrainError> {
+    let signals = StopSignals::listen().map_err(TrainError::Signals)?;
+    let state = gathered(run, done, frozen_sha256);
+    let kept = state.and_then(|state| outputs.settle(run, state));
+    why?;
+    let signal = kept.and_then(|()| run.ranks.signal(signals.came()))?;
+    stopped(run, signal, done, outputs)
+}
+
+/// Makes up for a validation that was cut off; says how the run ends where it is again.
+fn make_up(
+    run: &mut Run,
+    frozen_sha256: Option<String>,
+    outputs: &mut Outputs,
+) -> Result<Option<Ended>, TrainError> {
+    let Some(mut metrics) = run.unmeasured.clone() else { return Ok(None) };
+    let verdict = add(run, &mut metrics, outputs)?;
+    if matches!(verdict, Ok(Some(_))) {
+        return Ok(None);
+    }
+    end_without_rows(run, metrics.step, frozen_sha256, verdict.map(|_| ()), outputs).map(Some)
 }
 
 /// What a run that a signal ends says and returns.
@@ -482,17 +515,42 @@ fn learned_losses<'a>(run: &Run, batches: &'a [Batch], losses: &[f32]) -> Vec<(&
     learned.map(|(batch, loss)| (&*batch.name, *loss)).collect()
 }
 
-/// Validates the model where that is due, and adds the measures to those of the step.
+/// Writes what a step measured, after a validation where that is due. Where it cannot be made it is made
+/// up for when the run goes on.
+fn add(
+    run: &mut Run,
+    metrics: &mut StepMetrics,
+    outputs: &mut Outputs,
+) -> Result<Result<Option<Verdict>, TrainError>, TrainError> {
+    let verdict = validate(run, metrics, outputs);
+    outputs.add(run, metrics)?;
+    run.unmeasured = (!matches!(verdict, Ok(Some(_)))).then(|| metrics.clone());
+    Ok(verdict)
+}
+
+/// Validates the model where that is due, and adds the measures to those of the step. None where a signal
+/// cuts it off, or another rank cannot make it.
 fn validate(
     run: &mut Run,
     metrics: &mut StepMetrics,
     outputs: &Outputs,
-) -> Result<Verdict, TrainError> {
+) -> Result<Option<Verdict>, TrainError> {
     let validation = run.validation.as_ref().filter(|it| it.is_due(metrics.step));
-    let Some(validation) = validation else { return Ok(Verdict::GoesOn) };
+    let Some(validation) = validation else { return Ok(Some(Verdict::GoesOn)) };
+    // One rank alone measures, so that all of them decide by the same bits.
+    let is_first = run.ranks.each().is_first();
+    let own = is_first.then(|| validation.measure(run.stage, metrics.step)).transpose();
+    let own = own.or_else(|error| match error {
+        TrainError::ValidationCut => Ok(None),
+        other => Err(other),
+    });
+    let own = own.map(|found| {
+        let Found { measures, corrupt_rows } = found?;
+        metrics.corrupt_rows.extend(corrupt_rows);
+        Some(measures)
+    });
+    let Some(measures) = run.ranks.each().of_first(own)? else { return Ok(None) };
     let step = metrics.step;
-    let Found { measures, corrupt_rows } = validation.measure(run.stage, step)?;
-    metrics.corrupt_rows.extend(corrupt_rows);
     outputs.note(&format!("after step {step}: {}", validation::text(&measures)));
     let stop = run.early_stop.as_mut();
     let verdict = stop.map_or(Verdict::GoesOn, |stop| stop.look(step, &measures));
@@ -500,7 +558,7 @@ fn validate(
         outputs.note(&stop.reason());
     }
     metrics.observed.extend(measures.into_iter().filter(|(_, value)| value.is_finite()));
-    Ok(verdict)
+    Ok(Some(verdict))
 }
 
 /// What the loop knows of an update.
@@ -606,6 +664,7 @@ fn gathered(run: &mut Run, step: u64, frozen_sha256: Option<String>) -> Result<S
         recent_losses: run.guard.recent().clone(),
         early_stop: run.early_stop.as_ref().map(EarlyStop::progress).unwrap_or_default(),
         held_out_sha256: run.held_out_sha256.clone(),
+        unmeasured: run.unmeasured.clone(),
     })
 }
 

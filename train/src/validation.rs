@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{self, DataConfig};
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
+use crate::stop::StopSignals;
 use crate::trainer::Stage;
 
 /// What the names of all measures begin with.
@@ -264,7 +265,7 @@ impl HeldOut {
     /// Gives each batch to `look`, in the same order each time.
     ///
     /// # Errors
-    /// When rows cannot be read, or `look` fails.
+    /// When rows cannot be read, a signal comes while they are waited for, or `look` fails.
     pub fn each_batch(
         &self,
         mut look: impl FnMut(&Batch) -> Result<(), TrainError>,
@@ -273,9 +274,12 @@ impl HeldOut {
         let n_threads = n_threads.min(self.n_batches as usize);
         let steps = 0..self.n_batches;
         self.corrupt.take();
+        let signals = StopSignals::listen().map_err(TrainError::Signals)?;
         let mut loader = Loader::start_within(Arc::clone(&self.mixture), steps, n_threads);
         for _ in 0..self.n_batches {
-            for batch in loader.next_step().map_err(TrainError::loader)? {
+            let batches = loader.next_step_unless(&|| signals.came().is_some());
+            let batches = batches.map_err(TrainError::loader)?;
+            for batch in batches.ok_or(TrainError::ValidationCut)? {
                 self.corrupt.borrow_mut().extend_from_slice(&batch.corrupt);
                 look(&batch)?;
             }

@@ -226,6 +226,62 @@ fn a_store_that_denies_its_rows_ends_the_run_at_a_checkpoint() {
     assert_same_outcome(&world.path("whole"), &run);
 }
 
+/// What the validations of a run found, by step.
+fn found(run: &Path) -> Vec<Vec<(String, serde_json::Value)>> {
+    let of_step = |line: serde_json::Value| {
+        let observed = line["observed"].as_object().unwrap().clone();
+        observed.into_iter().filter(|(name, _)| name.starts_with("validation.")).collect()
+    };
+    metrics(run).into_iter().map(of_step).collect()
+}
+
+#[test]
+fn a_validation_without_rows_ends_the_run_at_a_checkpoint_and_is_made_up_for() {
+    let world = World::new();
+    let (server, other) = (Server::start(world.path("")), Server::start(world.path("")));
+    let validation = format!(
+        "[validation]\nevery = 2\nbatches = 9\n[[validation.data]]\nname = \"held\"\n\
+         corpus = \"{}/pairs\"\nbatch = 2\ntokens = 24\nimages = 1\n\
+         [early_stop]\nmetric = \"validation.held.image_to_text_r1\"\npatience = 9\nbetter = \"higher\"\n",
+        other.address
+    );
+    let config = format!("{}\n{validation}", distant(&server));
+    let end = |step: &'static str| [&LONG[..], &["--resume", "--stop-after", step]].concat();
+    world.train("contrastive", &config, "whole", &end("5")).expect_success();
+    let whole = world.path("whole");
+    for (name, mode, signal, code) in [
+        ("TERM", NEVER, Some("TERM"), 0),
+        ("INT", NEVER, Some("INT"), 130),
+        ("denied", DENIED, None, 1),
+    ] {
+        let run = world.path(name);
+        other.set(mode);
+        // The second time it is cut off again, before any step.
+        for more in [&LONG[..], &end("5")] {
+            let n_before = other.n_hung.load(Ordering::SeqCst);
+            let mut command = world.command("contrastive", &config, name, more);
+            let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+            if let Some(signal) = signal {
+                let is_asked = || other.n_hung.load(Ordering::SeqCst) > n_before;
+                wait_until("a request without answer", is_asked);
+                send(&child, signal);
+            }
+            wait_until("the end", || child.try_wait().unwrap().is_some());
+            let output = child.wait_with_output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{stderr}");
+            assert!(latest(&run).ends_with("step-2"), "{stderr}");
+            assert_eq!(found(&run), [vec![], vec![]]);
+        }
+        other.set(WELL);
+        world.train("contrastive", &config, name, &end("2")).expect_success();
+        assert_eq!(found(&run), found(&whole)[..2]);
+        world.train("contrastive", &config, name, &end("5")).expect_success();
+        assert_eq!(found(&run), found(&whole));
+        assert_same_outcome(&whole, &run);
+    }
+}
+
 /// What a second SIGTERM does.
 const SIGTERM: i32 = 15;
 
