@@ -37,6 +37,13 @@ pub trait Collective: Debug {
     /// When another rank cannot be reached.
     fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError>;
 
+    /// Makes the values of the first rank those of rank `from`, another one. Ranks beside these two do not take
+    /// part in the call; values elsewhere than on the first stay.
+    ///
+    /// # Errors
+    /// When the other rank cannot be reached.
+    fn send_to_first(&self, from: usize, values: &mut [f32]) -> Result<(), TrainError>;
+
     /// Ends the other ranks, and this one: it has failed. One rank alone goes on, to end by itself.
     fn abort(&self, code: u8);
 }
@@ -59,6 +66,10 @@ impl Collective for Alone {
     }
 
     fn broadcast(&self, _root: usize, _values: &mut [f32]) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    fn send_to_first(&self, _from: usize, _values: &mut [f32]) -> Result<(), TrainError> {
         Ok(())
     }
 
@@ -162,9 +173,13 @@ impl dyn Collective + '_ {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::{BTreeMap, VecDeque};
     use std::sync::{Arc, Barrier, Mutex};
 
     use super::*;
+
+    /// Values on their way from some rank to the first, one after the other.
+    type Sent = Arc<Mutex<BTreeMap<usize, VecDeque<Vec<f32>>>>>;
 
     /// Ranks that are threads of one process.
     #[derive(Debug, Clone)]
@@ -172,6 +187,7 @@ pub(crate) mod tests {
         rank: Rank,
         said: Arc<Mutex<Vec<Vec<u8>>>>,
         met: Arc<Barrier>,
+        sent: Sent,
     }
 
     impl Collective for Threads {
@@ -207,6 +223,23 @@ pub(crate) mod tests {
             Ok(())
         }
 
+        fn send_to_first(&self, from: usize, values: &mut [f32]) -> Result<(), TrainError> {
+            assert!(from > 0 && [0, from].contains(&self.rank.index), "no part in the call");
+            if self.rank.index == from {
+                let mut sent = self.sent.lock().unwrap();
+                sent.entry(from).or_default().push_back(values.to_vec());
+                return Ok(());
+            }
+            loop {
+                let came = self.sent.lock().unwrap().entry(from).or_default().pop_front();
+                if let Some(came) = came {
+                    values.copy_from_slice(&came);
+                    return Ok(());
+                }
+                std::thread::yield_now();
+            }
+        }
+
         fn abort(&self, _code: u8) {}
     }
 
@@ -225,11 +258,12 @@ pub(crate) mod tests {
         work: impl Fn(&dyn Collective) -> T + Sync,
     ) -> Vec<T> {
         let said = Arc::new(Mutex::new(vec![Vec::new(); count]));
-        let met = Arc::new(Barrier::new(count));
+        let (met, sent) = (Arc::new(Barrier::new(count)), Sent::default());
         let rank = |index| Threads {
             rank: Rank { index, count },
             said: Arc::clone(&said),
             met: Arc::clone(&met),
+            sent: Arc::clone(&sent),
         };
         std::thread::scope(|scope| {
             let work = &work;

@@ -9,7 +9,7 @@ use mpi::collective::{Root, SystemOperation};
 use mpi::datatype::PartitionMut;
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
-use mpi::traits::{Communicator, CommunicatorCollectives};
+use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Source};
 use mpi::{Count, Threading};
 
 use crate::collective::Collective;
@@ -95,6 +95,17 @@ impl Collective for MpiRanks {
     fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError> {
         let process = self.world.process_at_rank(root as i32);
         values.chunks_mut(VALUES_PER_CALL).for_each(|values| process.broadcast_into(values));
+        Ok(())
+    }
+
+    fn send_to_first(&self, from: usize, values: &mut [f32]) -> Result<(), TrainError> {
+        for values in values.chunks_mut(VALUES_PER_CALL) {
+            if self.rank.index == from {
+                self.world.process_at_rank(0).send(&*values);
+            } else {
+                self.world.process_at_rank(from as i32).receive_into(values);
+            }
+        }
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use flamingo_dataset::sha256_hex;
 use flamingo_model::{Gradients, Moments, Parameter, Params, Spare};
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::collective::Collective;
 use crate::error::TrainError;
@@ -133,17 +134,19 @@ impl Sharding {
         if n[0] == 0.0 {
             return Ok(moments);
         }
-        for bucket in self.0.iter().filter(|bucket| bucket.owner != 0) {
+        let rank = ranks.rank().index;
+        let takes_part = |bucket: &&Bucket| bucket.owner != 0 && [0, bucket.owner].contains(&rank);
+        for bucket in self.0.iter().filter(takes_part) {
             for parameter in bucket.trained(params) {
                 let mut both = vec![0.0; 2 * parameter.n_values()];
-                if bucket.owner == ranks.rank().index
+                if bucket.owner == rank
                     && let Some(own) = optimizer.moments().get(&parameter.name)
                 {
                     let values = own.values(&Spare::default());
                     let values = values.map_err(|error| TrainError::model("save")(error.into()))?;
                     both = values.concat();
                 }
-                ranks.broadcast(bucket.owner, &mut both)?;
+                ranks.send_to_first(bucket.owner, &mut both)?;
                 if ranks.is_first() {
                     let second = both.split_off(parameter.n_values());
                     let pair = Moments::new(&parameter.shape, both, second);
@@ -165,12 +168,15 @@ impl Bucket {
 /// Digest of all trained parameters, which must be the same on all ranks.
 pub fn trained_sha256(params: &[&Params]) -> String {
     let trained = params.iter().flat_map(|params| params.iter()).filter(|p| p.weight.is_trained());
-    let one = |parameter: &Parameter| {
+    let trained: Vec<&Parameter> = trained.collect();
+    let one = |parameter: &&Parameter| {
         let bytes: Vec<u8> =
             parameter.weight.values().iter().flat_map(|value| value.to_le_bytes()).collect();
         format!("{} {}\n", parameter.name, sha256_hex(&bytes))
     };
-    sha256_hex(trained.map(one).collect::<String>().as_bytes())
+    // One after the other they would hold up every checkpoint; the lines are in the model's order.
+    let lines: Vec<String> = trained.par_iter().map(one).collect();
+    sha256_hex(lines.concat().as_bytes())
 }
 
 #[cfg(test)]
