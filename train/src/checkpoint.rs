@@ -19,6 +19,7 @@ use crate::early_stop;
 use crate::error::TrainError;
 use crate::files;
 use crate::metrics::StepMetrics;
+use crate::ranks;
 use crate::trouble::{RecentLosses, Trouble};
 
 const FOLDER: &str = "checkpoints";
@@ -47,6 +48,9 @@ pub struct State {
     /// What the datasets were drawn by; empty in checkpoints of earlier versions.
     #[serde(default)]
     pub data_history: DataHistory,
+    /// How many ranks made them; nothing in runs of versions before there were any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ranks: ranks::Numbers,
     /// Steps that went wrong, whose rows are left out.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
@@ -377,6 +381,7 @@ mod tests {
             tokenizer_sha256: String::new(),
             corpora_sha256: Vec::new(),
             devices: Devices::new(),
+            ranks: ranks::Numbers::new(),
             data_history: DataHistory::new(),
             troubles: Vec::new(),
             recent_losses: RecentLosses::default(),

@@ -1,6 +1,8 @@
 //! The ranks of a run: each makes the gradient of its share of the rows, updates its share of the weights, and
 //! together they do what one process would, but for the rounding of sums.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use flamingo_dataset::Rank;
@@ -12,6 +14,23 @@ use crate::groups::Norms;
 use crate::optimizer::{AdamW, Share};
 use crate::sharding::{Sharding, trained_sha256};
 use crate::stop::StopSignal;
+
+/// How many ranks made a run, each number under the step after which so many began.
+pub type Numbers = BTreeMap<u64, usize>;
+
+/// Notes that a run goes on after `step` on so many ranks.
+pub fn note(numbers: &mut Numbers, step: u64, count: usize) {
+    if numbers.last_key_value().is_none_or(|(_, last)| *last != count) {
+        numbers.insert(step, count);
+    }
+}
+
+/// The most ranks that made one of the updates after so many others.
+pub fn most(numbers: &Numbers, done: Range<u64>) -> usize {
+    let at_first = numbers.range(..=done.start).next_back();
+    let later = numbers.iter().filter(|(step, _)| **step > done.start && **step < done.end);
+    at_first.into_iter().chain(later).map(|(_, count)| *count).max().unwrap_or(1)
+}
 
 /// All ranks, as one of them sees them.
 #[derive(Debug)]
@@ -135,5 +154,22 @@ impl Ranks {
         self.each.sum(&mut n)?;
         let interrupted = (n[0] > 0.0).then_some(StopSignal::Interrupt);
         Ok(interrupted.or_else(|| (n[1] > 0.0).then_some(StopSignal::Terminate)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_know_how_many_ranks_made_them() {
+        let mut numbers = Numbers::new();
+        for (step, count) in [(0, 1), (4, 2), (6, 2), (9, 1)] {
+            note(&mut numbers, step, count);
+        }
+        assert_eq!(numbers, Numbers::from([(0, 1), (4, 2), (9, 1)]));
+        let most = |done: Range<u64>| most(&numbers, done);
+        assert_eq!([most(0..4), most(0..5), most(4..5), most(5..12), most(9..10)], [1, 2, 2, 2, 1]);
+        assert_eq!(super::most(&Numbers::new(), 3..4), 1);
     }
 }

@@ -26,6 +26,7 @@ use crate::extent::Extent;
 use crate::files;
 use crate::gradient::{StepGradient, accumulate};
 use crate::metrics;
+use crate::ranks;
 use crate::run_folder::{self, StageName, Start};
 use crate::setup::{Command, Purpose, Told};
 use crate::trainer::Run;
@@ -160,6 +161,9 @@ struct Summary {
     /// Whether both are the same, bit by bit.
     loss_is_equal: bool,
     grad_norm_is_equal: bool,
+    /// The most ranks that made the run's steps since the checkpoint. Above 1 sums are rounded otherwise
+    /// than here, and what is close is right.
+    ranks: usize,
     parameters: Vec<Norms>,
 }
 
@@ -189,6 +193,8 @@ pub(crate) fn replay(mut run: Run, rows: &Rows, job: &Job) -> Result<Told, Train
     let Some((line, text)) = found else {
         return Err(TrainError::NoStep { run: run.folder.path.clone(), step: job.step, last });
     };
+    let latest = Checkpoint::latest(&run.folder.path)?.map(|latest| latest.state.ranks);
+    let ranks = ranks::most(&latest.unwrap_or_default(), run.folder.step()..job.step);
     let mut made = make(&mut run, rows, job.step, &skipped)?;
     let parameters = norms(&run, &mut made.step.gradients)?;
     let loss = run.objective.value(&made.batches, &made.extents, &made.step.losses);
@@ -205,12 +211,13 @@ pub(crate) fn replay(mut run: Run, rows: &Rows, job: &Job) -> Result<Told, Train
         logged_grad_norm: line.grad_norm,
         loss_is_equal: has(&text, "loss", loss),
         grad_norm_is_equal: has(&text, "grad_norm", norm),
+        ranks,
         parameters,
     };
     if let Some(out) = &job.out {
         write(out, &run, &mut made, &summary)?;
     }
-    let is_right = summary.loss_is_equal && summary.grad_norm_is_equal;
+    let is_right = summary.compared().iter().all(|compared| compared.is_right(ranks));
     Ok(Told { text: summary.text(&run.folder.path), is_right })
 }
 
@@ -306,7 +313,46 @@ fn write(out: &Path, run: &Run, made: &mut Made, summary: &Summary) -> Result<()
     })
 }
 
+/// Largest difference from what several ranks found, as a share of it.
+const CLOSE: f64 = 1e-6;
+
+/// A number of the step beside that of the log.
+struct Compared {
+    name: &'static str,
+    found: f64,
+    logged: f64,
+    is_equal: bool,
+}
+
+impl Compared {
+    fn is_right(&self, ranks: usize) -> bool {
+        let is_close = (self.found - self.logged).abs() <= CLOSE * self.logged.abs();
+        self.is_equal || ranks > 1 && is_close
+    }
+
+    fn text(&self, ranks: usize) -> String {
+        let Self { name, found, logged, is_equal } = self;
+        if *is_equal {
+            format!("{name} {found}: the same as in metrics.jsonl, bit by bit")
+        } else if self.is_right(ranks) {
+            format!(
+                "{name} {found}: as in metrics.jsonl, {logged}, but for the rounding of sums over ranks"
+            )
+        } else {
+            format!("{name} {found}: NOT the same as in metrics.jsonl, {logged}")
+        }
+    }
+}
+
 impl Summary {
+    fn compared(&self) -> [Compared; 2] {
+        let compared = |name, found, logged, is_equal| Compared { name, found, logged, is_equal };
+        [
+            compared("loss", self.loss, self.logged_loss, self.loss_is_equal),
+            compared("grad_norm", self.grad_norm, self.logged_grad_norm, self.grad_norm_is_equal),
+        ]
+    }
+
     /// What people read: norms of the parts of the model, and how the step compares with the log.
     fn text(&self, run: &Path) -> String {
         let from = match self.from {
@@ -314,6 +360,9 @@ impl Summary {
             step => format!("the checkpoint of step {step}"),
         };
         let mut lines = vec![format!("step {} of {}, from {from}", self.step, run.display())];
+        if self.ranks > 1 {
+            lines.push(format!("the run's steps since then were made by {} ranks", self.ranks));
+        }
         lines.push(format!("{:<30} {:>14} {:>14}", "norms of", "weights", "gradient"));
         let mut parts: Vec<(String, Vec<&Norms>)> = Vec::new();
         for norms in &self.parameters {
@@ -334,16 +383,7 @@ impl Summary {
         for (name, loss) in &self.losses {
             lines.push(format!("loss of {name}: {loss}"));
         }
-        for (name, found, logged, is_equal) in [
-            ("loss", self.loss, self.logged_loss, self.loss_is_equal),
-            ("grad_norm", self.grad_norm, self.logged_grad_norm, self.grad_norm_is_equal),
-        ] {
-            lines.push(if is_equal {
-                format!("{name} {found}: the same as in metrics.jsonl, bit by bit")
-            } else {
-                format!("{name} {found}: NOT the same as in metrics.jsonl, {logged}")
-            });
-        }
+        lines.extend(self.compared().iter().map(|compared| compared.text(self.ranks)));
         lines.join("\n") + "\n"
     }
 }
@@ -366,6 +406,19 @@ mod tests {
         assert!(has(&line(loss), "loss", loss));
         for other in [f64::from_bits(loss.to_bits() + 1), f64::from_bits(loss.to_bits() - 1), 3.0] {
             assert!(!has(&line(loss), "loss", other), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_close_is_right_after_several_ranks_alone() {
+        let right = |found, ranks| {
+            let compared = Compared { name: "loss", found, logged: 2.0, is_equal: false };
+            (compared.is_right(ranks), compared.text(ranks).contains("NOT"))
+        };
+        assert_eq!(right(2.000_001, 2), (true, false));
+        assert_eq!(right(2.000_001, 1), (false, true));
+        for wrong in [2.000_003, f64::NAN] {
+            assert_eq!(right(wrong, 2), (false, true));
         }
     }
 

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use flamingo_dataset::{
-    Corpus, CorpusError, CorpusKind, ImageConfig, Loader, Mixture, MixtureEntry, MixtureMode, Row,
-    Slot, Tokenizer, sha256_hex,
+    Corpus, CorpusError, CorpusKind, ImageConfig, Loader, Mixture, MixtureEntry, MixtureMode, Rank,
+    Row, Slot, Tokenizer, sha256_hex,
 };
 use flamingo_model::{Device, Trainable};
 use serde::Serialize;
@@ -32,7 +32,7 @@ use crate::machine::Gauge;
 use crate::optimizer::AdamW;
 use crate::overrides::Override;
 use crate::plan::Plan;
-use crate::ranks::Ranks;
+use crate::ranks::{self, Ranks};
 use crate::replay::{self, Rows};
 use crate::room::{self, Size};
 use crate::run_folder::{Role, RunFolder, Start};
@@ -388,7 +388,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     let stop_after = command.stop_after.map_or(config.steps, |step| step.min(config.steps));
     let drawn = data_history::drawn(&config.data);
     let now = (folder.step() < stop_after).then_some((device, &drawn));
-    let (devices, data_history) = noted(state.as_ref(), now);
+    let (devices, data_history, numbers) = noted(state.as_ref(), now, command.ranks.rank());
     let sources = sources(config, &learned);
     let corpora_sha256 = same_corpora(config, &folder, &learned)?;
     let held_out_sha256 = same_held_out(&folder, &held_out)?;
@@ -437,6 +437,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         folder: &folder,
         stage,
         ranks,
+        numbers,
         devices,
         data_history,
         less_memory,
@@ -474,16 +475,23 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     replay::replay(run, &rows, job).map(Ended::Told)
 }
 
-/// Where the updates of a run were made and what its datasets were drawn by, and `now` are where it goes on.
-fn noted(state: Option<&State>, now: Option<(Device, &AllDrawn)>) -> (Devices, DataHistory) {
-    let known = |state: &State| (state.devices.clone(), state.data_history.clone());
-    let (mut devices, mut data_history) = state.map(known).unwrap_or_default();
+/// Where the updates of a run were made, what its datasets were drawn by and how many ranks there were, and
+/// `now` are where it goes on.
+fn noted(
+    state: Option<&State>,
+    now: Option<(Device, &AllDrawn)>,
+    rank: Rank,
+) -> (Devices, DataHistory, ranks::Numbers) {
+    let known =
+        |state: &State| (state.devices.clone(), state.data_history.clone(), state.ranks.clone());
+    let (mut devices, mut data_history, mut numbers) = state.map(known).unwrap_or_default();
     if let Some((device, drawn)) = now {
         let step = state.map_or(0, |state| state.step);
         device::note(&mut devices, step, device);
         data_history::note(&mut data_history, step, drawn);
+        ranks::note(&mut numbers, step, rank.count);
     }
-    (devices, data_history)
+    (devices, data_history, numbers)
 }
 
 /// The rows of each dataset.

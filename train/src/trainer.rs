@@ -31,7 +31,7 @@ use crate::machine::Gauge;
 use crate::metrics::StepMetrics;
 use crate::optimizer::AdamW;
 use crate::outputs::Outputs;
-use crate::ranks::Ranks;
+use crate::ranks::{self, Ranks};
 use crate::run_folder::RunFolder;
 use crate::schedule::Schedule;
 use crate::setup::Told;
@@ -160,6 +160,8 @@ pub struct Run<'run> {
     pub ranks: Ranks,
     /// This rank's share of the rows of each step.
     pub loader: Loader,
+    /// How many ranks made its updates, and make them.
+    pub numbers: ranks::Numbers,
     /// Where its updates were made, and are.
     pub devices: Devices,
     /// What its datasets were drawn by, and are.
@@ -659,6 +661,7 @@ fn gathered(run: &mut Run, step: u64, frozen_sha256: Option<String>) -> Result<S
         tokenizer_sha256: run.tokenizer_sha256.clone(),
         corpora_sha256: run.corpora_sha256.clone(),
         devices: run.devices.clone(),
+        ranks: run.numbers.clone(),
         data_history: run.data_history.clone(),
         troubles: run.troubles.clone(),
         recent_losses: run.guard.recent().clone(),

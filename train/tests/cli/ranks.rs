@@ -99,6 +99,18 @@ fn one_two_and_four_ranks_measure_and_learn_the_same() {
 }
 
 #[test]
+fn a_step_of_several_ranks_is_made_again_by_one_but_for_rounding() {
+    let world = World::new();
+    let more = ["--stop-after", "3", "--set", "optimizer.lr=1e-3"];
+    train(&world, 2, &for_four(LANGUAGE), "run", &more).expect_success();
+    let mut replay = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+    replay.arg("replay").arg("--run").arg(world.path("run")).args(["--step", "2"]);
+    let replayed = Finished(replay.output().unwrap());
+    replayed.expect_success();
+    assert!(replayed.stdout().contains("made by 2 ranks"), "{}", replayed.stdout());
+}
+
+#[test]
 fn stopped_ranks_go_on_to_the_same_bytes_and_other_numbers_of_them_go_on_too() {
     let world = World::new();
     let config = for_four(LANGUAGE);
