@@ -133,8 +133,7 @@ fn gradients_of_datasets_are_accounted_for_and_no_bit_of_the_run_changes() {
     // Running means go on where the run was stopped.
     let last = metrics(&run).swap_remove(6);
     for (name, value) in lines[6]["observed"].as_object().unwrap() {
-        let (value, found) = (value.as_f64().unwrap(), last["observed"][name].as_f64().unwrap());
-        assert!((value - found).abs() <= 1e-9 * value.abs(), "{name}: {found}, not {value}");
+        assert_eq!(*value, last["observed"][name], "{name}");
     }
     let html = std::fs::read_to_string(whole.join("report.html")).unwrap();
     for part in ["Gradients of the datasets at step 7", "Observed: gradient, cosine"] {
