@@ -1,8 +1,10 @@
 //! Runs on an emulated GPU follow those on the CPU, and go on where the others stopped.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use flamingo_model::{Device, Precision};
+use flamingo_train::collective::Alone;
 use flamingo_train::device::DeviceArgs;
 use flamingo_train::run_folder::Start;
 use flamingo_train::setup::{Purpose, Told};
@@ -23,6 +25,7 @@ fn train(world: &World, stage: &str, run: &str, device: Device, stop_after: u64)
         overrides: Vec::new(),
         stop_after: Some(stop_after),
         device: DeviceArgs { ready: Some(device), ..DeviceArgs::default() },
+        ranks: Rc::new(Alone),
         purpose: Purpose::Train,
     };
     let run: fn(&Command) -> Result<Told, TrainError> = match stage {
