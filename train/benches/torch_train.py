@@ -40,14 +40,16 @@ def arguments():
     parser.add_argument("--program", type=Path, default=TARGET / "release/flamingo-train")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    # The paper's. At the demo's 2e-3 what is rounded otherwise grows tenfold every ten steps or so.
+    parser.add_argument("--lr", default="1e-4")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def make_config():
+def make_config(lr):
     """The demo's config at a constant rate and without looks at how much images and gates matter."""
     text = (ROOT / "configs/flamingo.toml").read_text()
-    text = text.replace('schedule = "linear"', 'schedule = "constant"')
+    text = text.replace('schedule = "linear"', 'schedule = "constant"').replace("lr = 2e-3", f"lr = {lr}")
     lines = [line for line in text.splitlines() if not line.startswith(("blindness_every", "gates_every"))]
     path = WORK / "flamingo.toml"
     path.write_text("\n".join(lines) + "\n")
@@ -223,15 +225,16 @@ def compare(options, ours, theirs):
     """The largest difference of a loss, and of the weights, whole and by tensor."""
     from safetensors.torch import load_file
     logged, peers = metrics(ours), json.loads((theirs / "losses.json").read_text())["losses"]
-    loss = max(abs(line["losses"][name] - value) for line, of_step in zip(logged, peers, strict=True)
-               for name, value in zip(DATASETS, of_step))
+    differences = [max(abs(line["losses"][name] - value) for name, value in zip(DATASETS, of_step))
+                   for line, of_step in zip(logged, peers, strict=True)]
+    loss = max(differences)
     last = START + options.steps
     found, expected = load_file(ours / f"checkpoints/step-{last}/model.safetensors"), load_file(theirs / "model.safetensors")
     start = load_file(WORK / f"start/checkpoints/step-{START}/model.safetensors")
     squares = lambda difference: sum(difference(name).double().square().sum().item() for name in expected)
     whole = (squares(lambda n: found[n] - expected[n]) / squares(lambda n: expected[n])) ** 0.5
     moved = (squares(lambda n: start[n] - expected[n]) / squares(lambda n: expected[n])) ** 0.5
-    print(f"largest difference of a loss in {options.steps} steps: {loss:.1e} nats")
+    print(f"largest difference of a loss in {options.steps} steps: {loss:.1e} nats; in the first 20: {max(differences[:20]):.1e}")
     print(f"difference of all trained weights after them: {whole:.1e} of their norm; training moved them by {moved:.1e} of it")
     return loss
 
@@ -241,7 +244,7 @@ def main(options):
         return peer(options)
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
-    config, last = make_config(), START + options.steps
+    config, last = make_config(options.lr), START + options.steps
     keep = ["--set", f"steps={last}", "--set", f"checkpoint_every={last}"]
     train(options, config, WORK / "start", "--stop-after", str(START), *keep)
     subprocess.run([options.program, "batches", "--config", config, "--root", options.demo, "--tokenizer", WORK / "start/tokenizer.json",
