@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How long a step waits for its rows, decoding included: the share of the step, of a small model and of one of 150 million parameters.
+# How long a step waits for its rows, decoding included: the share of the step, of a small model and of one of about 180 million parameters.
 #   ./demo.sh --quick                        # makes corpora
 #   train/benches/data_wait.sh [DEMO [PROGRAM]]
 # The demo's mixture (72 images of pages, 16 of pairs, 16 frames of clips), resized to 64 pixels for the demo's model of 2 million

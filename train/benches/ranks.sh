@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Samples a second of two ranks with one thread each, against one process with one thread, and their ratio.
 #
-# Usage: train/benches/ranks.sh [STEPS]     (20 if not given). Needs mpirun and what feature `mpi` needs to build.
+# Usage: train/benches/ranks.sh [STEPS [DEMO]]     (20 steps if not given). Needs mpirun and what feature `mpi` needs to build.
 #
-# A language model with random weights on made-up text, large enough that a step is mostly arithmetic. The first
-# steps of a run do not count. BIN=PROGRAM takes a program that is built already.
+# A language model of three million parameters with random weights on made-up text, all of whose gradient is summed; or the Flamingo
+# stage of a demo, whose towers are frozen, on its corpora. The first steps of a run do not count. BIN=PROGRAM takes a program that is
+# built already.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-steps=${1:-20}
+steps=${1:-20} demo=${2-}
 skip=3
 [ "$steps" -gt $skip ] || { echo "ranks.sh: more than $skip steps expected, not $steps" >&2; exit 2; }
 
@@ -30,6 +31,13 @@ awk 'BEGIN {
     printf "{\"text\": \"%s\"}\n", text
   }
 }' >"$work/texts/all.jsonl"
+stage=language root_folder=$work
+if [ -n "$demo" ]; then
+  stage=flamingo root_folder=$demo
+  # Without looks between steps.
+  sed -e '/^blindness_every/d' -e '/^gates_every/d' -e "s/^steps = .*/steps = $steps/" -e 's/^checkpoint_every = .*/checkpoint_every = 1000000/' \
+    configs/flamingo.toml >"$work/config.toml"
+else
 cat >"$work/config.toml" <<TOML
 seed = 0
 steps = $steps
@@ -61,12 +69,13 @@ batch = 8
 weight = 1.0
 tokens = 128
 TOML
+fi
 
 # run NAME LAUNCHER...: trains; prints samples a second.
 run() {
   local name=$1
   shift
-  RAYON_NUM_THREADS=1 "$@" "$BIN" language --config "$work/config.toml" --root "$work" --out "$work/$name" \
+  RAYON_NUM_THREADS=1 "$@" "$BIN" $stage --config "$work/config.toml" --root "$root_folder" --out "$work/$name" \
     --device cpu 2>"$work/$name.log" || { cat "$work/$name.log" >&2; exit 1; }
   awk -v skip=$skip '
     NR > skip {
