@@ -125,6 +125,9 @@ fn attempt(
     for (path, entry) in file.datasets() {
         let key = format!("{path}.pack");
         file.require(entry.pack == 1, key, &entry.pack, "1: a caption is matched by itself")?;
+        let (after, key) = (&entry.learn_after, format!("{path}.learn_after"));
+        let given = after.clone().unwrap_or_default();
+        file.require(after.is_none(), key, &given, "nothing: a caption is matched as a whole")?;
     }
     let image = file.image()?;
     let model = &file.config.model;

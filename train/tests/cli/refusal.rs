@@ -67,6 +67,8 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     change("language", "heads = 2", "heads = 3", &["`model.heads` is 3"]);
     change("language", "width = 16", "width = 0", &["`model.width` is 0"]);
     change("contrastive", "patch_size = 8", "patch_size = 7", &["`model.vision.patch_size` is 7"]);
+    let after = "images = 1\nlearn_after = \"Answer:\"";
+    change("contrastive", "images = 1", after, &["`data.pairs.learn_after` is Answer:"]);
     let text = ("context = 24\nwidth = 16\nlayers = 1\nheads = 2", "`model.text.heads` is 5");
     change("contrastive", text.0, &text.0.replace("heads = 2", "heads = 5"), &[text.1]);
     change("contrastive", "embedding = 8", "embedding = 0", &["`model.embedding` is 0"]);
