@@ -566,7 +566,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             ("few_shot", few_shot.first().map(|_| "given".to_owned())),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key, value?))).try_for_each(
-            |(key, value)| self.require(false, key, &value, "nothing: only in the Flamingo stage"),
+            |(key, value)| self.require(false, key, &value, "nothing: only of a Flamingo"),
         )
     }
 
