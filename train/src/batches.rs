@@ -81,9 +81,9 @@ fn write(tensors: &Tensors, path: &Path) -> Result<(), TrainError> {
     tensors.write(path).map_err(TrainError::model("write"))
 }
 
-/// Adds a batch under the name of its dataset, all as f32, which holds ids of tokens and rows exactly up to
-/// 2^24: `NAME.tokens`, `.phi` and `.loss_mask` `[B, L]`, `.pixels` `[B, N, F, 3, H, W]` if there are any,
-/// `.image_count` `[B]` and `.rows`.
+/// Adds a batch under the name of its dataset, all as f32: `NAME.tokens`, `.phi` and `.loss_mask` `[B, L]`,
+/// `.pixels` `[B, N, F, 3, H, W]` if there are any, `.image_count` `[B]`, and `.rows` `[R, 2]`: how often
+/// 2^24 is in the number of a row, and the rest, since an f32 holds whole numbers exactly up to there.
 pub(crate) fn add(tensors: &mut Tensors, batch: &Batch) {
     let mut add = |part: &str, shape: &[usize], values: Vec<f32>| {
         tensors.insert(format!("{}.{part}", batch.name), shape, values);
@@ -93,8 +93,27 @@ pub(crate) fn add(tensors: &mut Tensors, batch: &Batch) {
     add("phi", &text, batch.phi.iter().map(|phi| *phi as f32).collect());
     add("loss_mask", &text, batch.loss_mask.clone());
     add("image_count", &[batch.size], batch.image_count.iter().map(|n| *n as f32).collect());
-    add("rows", &[batch.rows.len()], batch.rows.iter().map(|row| *row as f32).collect());
+    add("rows", &[batch.rows.len(), 2], batch.rows.iter().flat_map(|row| halves(*row)).collect());
     if let Some((side, pixels)) = padded_pixels(batch) {
         add("pixels", &[batch.size, batch.n_images, batch.n_frames, 3, side, side], pixels);
+    }
+}
+
+/// A row's number as multiples of 2^24 and the rest.
+fn halves(row: u64) -> [f32; 2] {
+    const EXACT: u64 = 1 << f32::MANTISSA_DIGITS;
+    [row / EXACT, row % EXACT].map(|half| half as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_rows_are_whole_in_corpora_of_billions() {
+        for row in [0, (1 << 24) - 1, (1 << 24) + 1, 1_800_000_001, (1 << 47) + 1] {
+            let [times, rest] = halves(row).map(|half| half as u64);
+            assert_eq!(times * (1 << 24) + rest, row);
+        }
     }
 }

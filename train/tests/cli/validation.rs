@@ -359,3 +359,18 @@ fn what_cannot_be_validated_is_refused_before_the_first_step() {
         added("contrastive", CONTRASTIVE, keys, words);
     }
 }
+
+#[test]
+fn a_dataset_that_was_left_out_for_a_while_comes_back_as_what_it_was() {
+    let world = World::new();
+    let with = validated(LANGUAGE);
+    let train = |config: &str, more: &[&str]| world.train("language", config, "run", more);
+    train(&with, &["--stop-after", "2"]).expect_success();
+    train(LANGUAGE, &["--resume", "--stop-after", "4"]).expect_success();
+    let (was, other) =
+        ("name = \"held\"\ncorpus = \"pairs\"", "name = \"held\"\ncorpus = \"clips\"");
+    assert!(with.contains(was));
+    let error = train(&with.replace(was, other), &["--resume"]).stderr();
+    assert!(error.contains("digest of the validation's dataset `held`"), "{error}");
+    train(&with, &["--resume"]).expect_success();
+}
