@@ -4,41 +4,37 @@ use std::path::PathBuf;
 
 use flamingo_model::{Device, DeviceChoice, Precision};
 
-use crate::annotations::Annotations;
+use crate::benchmark::{Benchmark, SplitChoice};
 use crate::bootstrap::RESAMPLES;
 use crate::error::EvalError;
-use crate::evaluate::{Evaluation, Plan};
+use crate::evaluate::{Evaluation, Options, Plan};
+use crate::local_subject::{LoadedModel, LocalSubject};
 use crate::report::report_html;
 use crate::results::results_json;
 use crate::settings::write_whole;
-use crate::subject::{LoadedModel, Subject};
-use crate::table::{control_table, score_table};
-use crate::task::TaskName;
+use crate::table::{control_table, score_table, seed_table};
+use crate::task_file::TaskFile;
 
 /// A task with its annotations.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Benchmark {
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asking {
     /// The rules.
-    pub task: TaskName,
-    /// Folder or URL with `support/`, `query/` and perhaps `task.toml`.
+    pub task: TaskFile,
+    /// Folder with its official files; or URL of our corpora.
     pub annotations: String,
 }
 
 /// A command line, checked for form.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Command {
     /// What to ask, each task once.
-    pub benchmarks: Vec<Benchmark>,
+    pub asking: Vec<Asking>,
+    /// Which splits.
+    pub splits: SplitChoice,
     /// A run of `flamingo-train`, or one of its checkpoints.
     pub model: PathBuf,
-    /// Shot counts, without repeats.
-    pub shots: Vec<usize>,
-    /// Folder for results.
-    pub out: PathBuf,
-    /// Only this many queries of each benchmark.
-    pub limit: Option<usize>,
-    /// Seed of everything random.
-    pub seed: u64,
+    /// What is asked of each.
+    pub options: Options,
     /// Where the model computes.
     pub device: DeviceChoice,
     /// In which number format, on a GPU.
@@ -52,43 +48,41 @@ pub struct Command {
 /// output folder holds samples made with other
 /// settings, the model fails, or the disk does.
 pub fn run(command: &Command) -> Result<String, EvalError> {
+    let options = &command.options;
+    let mut benchmarks = Vec::new();
+    for asking in &command.asking {
+        let (task, location) = (asking.task.clone(), &asking.annotations);
+        benchmarks.push(Benchmark::open(task, location, &command.splits, options.seed)?);
+    }
+    let plans = benchmarks.iter().map(|benchmark| Plan::new(benchmark, options));
+    let plans = plans.collect::<Result<Vec<_>, _>>()?;
+    plans.iter().try_for_each(Plan::check_shots)?;
     let device = Device::open(command.device, command.precision, |text| eprintln!("{text}"))
         .map_err(EvalError::Device)?;
     let model = LoadedModel::open(&command.model, device)?;
     eprintln!("device: {device}");
-    let mut opened = Vec::new();
-    for benchmark in &command.benchmarks {
-        let annotations = Annotations::open(&benchmark.annotations)?;
-        opened.push((benchmark.task.on(&annotations)?, annotations));
+    std::fs::create_dir_all(&options.out).map_err(EvalError::file("create", &options.out))?;
+    let mut evaluations: Vec<Evaluation<'_>> = Vec::new();
+    for plan in &plans {
+        let subject = LocalSubject::new(&model, plan.benchmark);
+        evaluations.push(plan.run(&subject)?);
     }
-    let plans = opened.iter().map(|(task, annotations)| Plan {
-        task: task.as_ref(),
-        annotations,
-        shots: &command.shots,
-        limit: command.limit,
-        seed: command.seed,
-        out: &command.out,
-    });
-    let plans = plans.map(|plan| Ok((plan.choose_shots()?, plan)));
-    let plans = plans.collect::<Result<Vec<_>, EvalError>>()?;
-    std::fs::create_dir_all(&command.out).map_err(EvalError::file("create", &command.out))?;
-    let mut evaluations: Vec<(Evaluation, &Annotations)> = Vec::new();
-    for (shown, plan) in &plans {
-        let subject = Subject::new(&model, plan.annotations);
-        evaluations.push((plan.run(&subject, shown)?, plan.annotations));
+    if let Some(part) = options.part {
+        let out = options.out.display();
+        return Ok(format!(
+            "part {part} is done; once all are, the same command without --index merges them in {out}\n"
+        ));
     }
-    let pairs: Vec<_> =
-        evaluations.iter().map(|(evaluation, files)| (evaluation, *files)).collect();
-    let report = report_html(&model, &pairs)?;
-    let all: Vec<&Evaluation> = pairs.iter().map(|(evaluation, _)| *evaluation).collect();
-    write_whole(&command.out.join("report.html"), &report)?;
-    write_whole(&command.out.join("results.json"), &results_json(&all, RESAMPLES))?;
-    Ok(tables(&all))
+    let report = report_html(&model, &evaluations)?;
+    write_whole(&options.out.join("report.html"), &report)?;
+    write_whole(&options.out.join("results.json"), &results_json(&evaluations, RESAMPLES))?;
+    Ok(tables(&evaluations))
 }
 
-fn tables(evaluations: &[&Evaluation]) -> String {
-    let controls = evaluations.iter().filter_map(|evaluation| control_table(evaluation));
-    let tables = [score_table(evaluations)].into_iter().chain(controls);
+fn tables(evaluations: &[Evaluation<'_>]) -> String {
+    let seeds = evaluations.iter().filter_map(seed_table);
+    let controls = evaluations.iter().filter_map(control_table);
+    let tables = [score_table(evaluations)].into_iter().chain(seeds).chain(controls);
     let texts: Vec<String> = tables.map(|table| table.to_text()).collect();
     texts.join("\n")
 }

@@ -9,14 +9,14 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::annotations::Annotations;
+use crate::benchmark::Benchmark;
 use crate::bootstrap::{Estimate, Term, estimate};
 use crate::draw::{mix, mix_text};
 use crate::error::EvalError;
+use crate::item::Truth;
+use crate::local_subject::{LocalSubject, Reading, Taught};
 use crate::prompt::{ImagePlace, Prompt, Template};
 use crate::samples::Record;
-use crate::subject::{Reading, Subject, Taught};
-use crate::task::Query;
 use crate::words::content_ranges;
 
 /// Ways in which each caption is shown: with the right image, with another one, without.
@@ -67,30 +67,30 @@ pub fn swap_images(keys: &[&str], seed: u64) -> Option<Vec<usize>> {
     Some(partner)
 }
 
-/// What the controls need of a benchmark.
-pub struct Controls<'a> {
+/// The right captions, read by a model under one image or another.
+pub struct ReadingControls<'a> {
     /// The model with its images.
-    pub subject: &'a Subject<'a>,
-    /// The benchmark's files.
-    pub annotations: &'a Annotations,
+    pub subject: &'a LocalSubject<'a>,
+    /// The benchmark.
+    pub benchmark: &'a Benchmark,
     /// What stands between image and caption.
     pub template: &'a Template,
 }
 
-impl Controls<'_> {
+impl ReadingControls<'_> {
     /// Measures some queries, each with the query whose image it gets.
     ///
     /// # Errors
     /// When an image cannot be read or the model fails.
-    pub fn measure(&self, pairs: &[(&Query, &Query)]) -> Result<Vec<ControlSample>, EvalError> {
+    pub fn measure(&self, pairs: &[(usize, usize)]) -> Result<Vec<ControlSample>, EvalError> {
         let taught: Vec<Taught> =
-            pairs.iter().flat_map(|(query, other)| self.sequences(query, other)).collect();
+            pairs.iter().flat_map(|&(query, other)| self.sequences(query, other)).collect();
         let readings = self.subject.read(&taught)?;
         let with_right_image: Vec<Taught> = taught.into_iter().step_by(VARIANTS).collect();
         let closed = self.subject.nll_with_closed_gates(&with_right_image)?;
         let mut at = 0;
-        let samples = pairs.iter().map(|(query, other)| {
-            let captions = at..at + query.targets.len();
+        let samples = pairs.iter().map(|&(query, other)| {
+            let captions = at..at + self.captions(query).len();
             at = captions.end;
             let own = &readings[VARIANTS * captions.start..VARIANTS * captions.end];
             let nll_closed_gates = closed[captions].iter().sum();
@@ -100,13 +100,14 @@ impl Controls<'_> {
     }
 
     /// Right image, other image, no image for each caption in turn.
-    fn sequences(&self, query: &Query, other: &Query) -> Vec<Taught> {
+    fn sequences(&self, query: usize, other: usize) -> Vec<Taught> {
         let tokenizer = self.subject.tokenizer();
-        let images = [Some(query.example), Some(other.example), None];
-        let all = query.targets.iter().flat_map(|caption| {
+        let item = &self.benchmark.query[query];
+        let images = [Some(query), Some(other), None];
+        let all = self.captions(query).iter().flat_map(|caption| {
             images.map(|image| Taught {
                 prompt: Prompt::encode(
-                    &self.template.query(image.map(ImagePlace::Query)),
+                    &self.template.query(item, image.map(ImagePlace::Query)),
                     tokenizer,
                 ),
                 answer: self.template.answer_tokens(caption, tokenizer),
@@ -115,8 +116,16 @@ impl Controls<'_> {
         all.collect()
     }
 
-    fn sample(&self, query: &Query, other: &Query, readings: &[Reading]) -> ControlSample {
-        let key = |query: &Query| self.annotations.query.examples[query.example].key.clone();
+    /// The captions of a query.
+    fn captions(&self, query: usize) -> &[String] {
+        match &self.benchmark.query[query].truth {
+            Truth::Captions(captions) => captions,
+            _ => &[],
+        }
+    }
+
+    fn sample(&self, query: usize, other: usize, readings: &[Reading]) -> ControlSample {
+        let key = |query: usize| self.benchmark.query[query].id.clone();
         let mut sample = ControlSample {
             key: key(query),
             shuffled_with: key(other),
@@ -129,11 +138,11 @@ impl Controls<'_> {
             words_right: 0,
             words_shuffled: 0,
         };
-        for (caption, three) in query.targets.iter().zip(readings.chunks_exact(VARIANTS)) {
+        for (caption, three) in self.captions(query).iter().zip(readings.chunks_exact(VARIANTS)) {
             let ranges = content_ranges(
                 self.template,
                 caption,
-                &self.annotations.config.content_words,
+                &self.benchmark.task.content_words,
                 self.subject.tokenizer(),
             );
             sample.tokens += three[0].nll.len();
@@ -153,13 +162,17 @@ fn words_told(reading: &Reading, words: &[Range<usize>]) -> usize {
     words.iter().filter(|range| reading.is_top[(*range).clone()].iter().all(|&top| top)).count()
 }
 
-/// Length of the longest sequence that the controls show the model, in tokens.
-pub fn longest(template: &Template, queries: &[Query], subject: &Subject<'_>) -> usize {
-    let tokenizer = subject.tokenizer();
-    let prompt = Prompt::encode(&template.query(Some(ImagePlace::Query(0))), tokenizer);
-    let captions = queries.iter().flat_map(|query| &query.targets);
-    let answers = captions.map(|caption| template.answer_tokens(caption, tokenizer).len());
-    prompt.tokens.len() + answers.max().unwrap_or_default()
+/// Length of the longest sequence that the controls of the first queries show the model, in tokens.
+pub fn longest(controls: &ReadingControls<'_>, n_queries: usize) -> usize {
+    let tokenizer = controls.subject.tokenizer();
+    let lengths = (0..n_queries).map(|query| {
+        let item = &controls.benchmark.query[query];
+        let pieces = controls.template.query(item, Some(ImagePlace::Query(query)));
+        let answers = controls.captions(query).iter();
+        let answers = answers.map(|it| controls.template.answer_tokens(it, tokenizer).len());
+        Prompt::encode(&pieces, tokenizer).tokens.len() + answers.max().unwrap_or_default()
+    });
+    lengths.max().unwrap_or_default()
 }
 
 /// One line of the controls' table.

@@ -59,6 +59,78 @@ pub enum EvalError {
         /// What is wrong with it.
         problem: String,
     },
+    /// There is no such benchmark.
+    #[error(
+        "no task `{name}`: `flamingo-eval tasks` lists them; one of your own is given by the path of its .toml"
+    )]
+    NoTask {
+        /// The name as given.
+        name: String,
+    },
+    /// A benchmark has no such split.
+    #[error("task `{task}` has no split `{split}`, expected one of {}", splits.join(", "))]
+    NoSplit {
+        /// The task.
+        task: String,
+        /// The split.
+        split: String,
+        /// Its splits.
+        splits: Vec<String>,
+    },
+    /// A split of a task file names no file for something that its reader needs.
+    #[error("task `{task}`: a split has no `{role}`, which its reader needs")]
+    NoFile {
+        /// The task.
+        task: String,
+        /// What the file is for.
+        role: &'static str,
+    },
+    /// A template names a field that an item lacks.
+    #[error("{template} has {{{field}}}, which item `{item}` has not, only {fields}")]
+    NoField {
+        /// The template with its task.
+        template: String,
+        /// The field.
+        field: String,
+        /// Id of an item without it.
+        item: String,
+        /// The fields that it has.
+        fields: String,
+    },
+    /// A template or another choice by name is not there.
+    #[error("task `{task}` has no template `{template}`, expected one of {}", templates.join(", "))]
+    NoTemplate {
+        /// The task.
+        task: String,
+        /// The template.
+        template: String,
+        /// Its templates.
+        templates: Vec<String>,
+    },
+    /// A closed task has an item without answers to choose from.
+    #[error("task `{task}`: item `{item}` has no two answers to choose from")]
+    NoCandidates {
+        /// The task.
+        task: String,
+        /// Id of the item.
+        item: String,
+    },
+    /// A picture or film cannot be used.
+    #[error("{name}: {problem}")]
+    Medium {
+        /// File, folder or key.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// What was asked for and the model or task do not go together.
+    #[error("{what}: {problem}")]
+    Unfit {
+        /// The option or key.
+        what: String,
+        /// Why not.
+        problem: String,
+    },
     /// A corpus, image or tokenizer could not be read.
     #[error(transparent)]
     Corpus(#[from] CorpusError),
@@ -89,7 +161,7 @@ pub enum EvalError {
         text: String,
     },
     /// An annotation corpus holds rows of another kind.
-    #[error("{location} holds {found} rows, expected image_text")]
+    #[error("{location} holds {found} rows, expected image_text or video_text")]
     Kind {
         /// The corpus.
         location: String,
@@ -183,6 +255,13 @@ impl EvalError {
             Self::Toml { .. }
                 | Self::Setting { .. }
                 | Self::FewExamples { .. }
+                | Self::NoTask { .. }
+                | Self::NoSplit { .. }
+                | Self::NoFile { .. }
+                | Self::NoField { .. }
+                | Self::NoTemplate { .. }
+                | Self::NoCandidates { .. }
+                | Self::Unfit { .. }
                 | Self::OtherSettings { .. }
                 | Self::Device(_)
         )

@@ -1,84 +1,169 @@
 //! One benchmark from beginning to end: shots, prompts, answers, scores, controls.
 
+use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use crate::annotations::Annotations;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::benchmark::Benchmark;
 use crate::bootstrap::{Estimate, Term, estimate};
-use crate::controls::{ControlScore, Controls, control_scores, longest, swap_images};
+use crate::controls::{ControlScore, ReadingControls, control_scores, longest, swap_images};
 use crate::draw::mix;
 use crate::error::EvalError;
+use crate::item::Item;
+use crate::likeness::Likeness;
+use crate::metric::{Judged, Judgement, Metric};
 use crate::progress::Progress;
-use crate::prompt::{ImagePlace, Piece, Prompt};
+use crate::prompt::{ImagePlace, Piece, Template};
 use crate::samples::{Record, Sample, SampleLog};
 use crate::settings::Settings;
-use crate::shots::choose_shots;
-use crate::subject::Subject;
-use crate::task::{Answer, Query, Task, ZeroShot};
+use crate::shots::{ShotChoice, Shots, orders};
+use crate::subject::{Asked, OutOfContext, Subject, Writing};
+use crate::task_file::ZeroShot;
 
-/// Queries answered at a time. Fixed, so that a resumed evaluation repeats the same batches and
-/// thereby the same rounding.
+/// Queries answered at a time. Fixed, so that a resumed evaluation and one in parts repeat the same batches
+/// and thereby the same rounding.
 const BATCH: usize = 16;
 
-/// What to evaluate beside the model.
-pub struct Plan<'a> {
-    /// The benchmark's rules.
-    pub task: &'a dyn Task,
-    /// The benchmark's files.
-    pub annotations: &'a Annotations,
+/// Text-only shots that stand in for shots in the zero-shot setting (paper, appendix A.2).
+const TEXT_SHOTS: usize = 2;
+
+/// What is asked of every benchmark.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
     /// Shot counts, without repeats.
-    pub shots: &'a [usize],
-    /// Only this many queries, from the start of the corpus.
+    pub shots: Vec<usize>,
+    /// Seeds of the choice of shots, without repeats, at least one.
+    pub demo_seeds: Vec<u64>,
+    /// How shots are chosen.
+    pub choice: ShotChoice,
+    /// Name of the template.
+    pub template: String,
+    /// Orders of the shots over which likelihoods are averaged, at least 1.
+    pub orders: usize,
+    /// Open continuations at a time, at least 1.
+    pub beams: usize,
+    /// A continuation's log-probability is divided by its length to this power.
+    pub length_penalty: f32,
+    /// Prompts in which something is missing or wrong, each at every shot count.
+    pub controls: Vec<Control>,
+    /// Only this many queries, from the start of the split.
     pub limit: Option<usize>,
-    /// Seed of everything random.
+    /// Seed of everything random but the choice of shots.
     pub seed: u64,
+    /// Only this part of the queries.
+    pub part: Option<Part>,
     /// Folder of the samples.
-    pub out: &'a Path,
+    pub out: PathBuf,
 }
 
-/// Support examples shown in one round: for each query, indices in the order in which they are
-/// shown.
-pub struct ShownShots {
-    n_shots: usize,
-    by_query: Vec<Vec<usize>>,
+/// A prompt in which something is missing or wrong: what its score loses is what the right one gains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Control {
+    /// Shots without their images; the query has its own.
+    TextShots,
+    /// The query has another query's image.
+    ShuffledImages,
+    /// No images at all.
+    NoImage,
+}
+
+impl Control {
+    /// Its name on the command line and in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TextShots => "text-shots",
+            Self::ShuffledImages => "shuffled-images",
+            Self::NoImage => "no-image",
+        }
+    }
+}
+
+/// One of several parts of the queries, that processes share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    index: usize,
+    of: usize,
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').and_then(|(index, of)| {
+            Some(Self { index: index.parse().ok()?, of: of.parse().ok()? })
+        });
+        numbers.filter(|part| part.index < part.of).ok_or_else(|| {
+            "expected INDEX/COUNT with an index from 0 to COUNT - 1, e.g. 0/4".to_owned()
+        })
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.of)
+    }
+}
+
+/// A round of questions: with how many shots, drawn by which seed, and what is wrong with the prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoundKey {
+    /// Shots asked for.
+    pub n_shots: usize,
+    /// Seed of their choice.
+    pub demo_seed: u64,
+    /// What is missing or wrong.
+    pub control: Option<Control>,
+}
+
+/// A benchmark, a model, and what is asked.
+pub struct Plan<'a> {
+    /// The benchmark.
+    pub benchmark: &'a Benchmark,
+    /// What is asked.
+    pub options: &'a Options,
+    /// The layout of prompts.
+    template: &'a Template,
 }
 
 /// What became of one benchmark.
-pub struct Evaluation {
-    /// Name of the task.
-    pub task: &'static str,
-    /// Name of its score.
-    pub metric: &'static str,
-    /// Queries that were asked.
-    pub queries: Vec<Query>,
-    /// Queries in the corpus.
-    pub n_queries_total: usize,
-    /// One entry per shot count.
+pub struct Evaluation<'a> {
+    /// The benchmark.
+    pub benchmark: &'a Benchmark,
+    /// Queries that were asked: the first so many.
+    pub n_queries: usize,
+    /// One entry per shot count, seed and control.
     pub rounds: Vec<Round>,
-    /// Whether the model looks; of captioning.
-    pub controls: Option<Vec<ControlScore>>,
+    /// Whether the model looks, by the loss of the right captions; of captioning by a model of ours.
+    pub reading_controls: Option<Vec<ControlScore>>,
     /// The settings that the samples were made with.
     pub settings: Settings,
+    /// Whether there are several seeds, so that rounds are named by theirs.
+    pub has_seeds: bool,
 }
 
-/// One shot count.
+/// One round.
 pub struct Round {
-    /// Shots asked for.
-    pub n_shots: usize,
+    /// What was asked.
+    pub key: RoundKey,
     /// What came of it.
     pub outcome: Outcome,
 }
 
-/// What came of one shot count.
+/// What came of one round.
 pub enum Outcome {
     /// All queries were answered.
     Scored(Scored),
-    /// The longest prompt and its answer do not fit the model.
+    /// Some prompts and their answers do not fit the model. Nothing is cut: the round has no score.
     OutOfContext {
-        /// Tokens of the longest prompt and its answer.
-        needed: usize,
-        /// Tokens that the model can hold.
-        context: usize,
+        /// The longest.
+        longest: OutOfContext,
+        /// Queries whose prompts are too long.
+        n_queries: usize,
     },
 }
 
@@ -86,210 +171,456 @@ pub enum Outcome {
 pub struct Scored {
     /// One per query, in order.
     pub samples: Vec<Sample>,
-    /// One per query, in order.
-    pub scores: Vec<f64>,
-    /// Mean score with its interval.
-    pub estimate: Estimate,
-    /// Mean difference to the first shot count, paired by query; none for the first itself.
+    /// What each metric found; empty where the benchmark keeps the truth back.
+    pub judgements: Vec<(Metric, Judgement)>,
+    /// Mean difference to the same round with the first shot count, paired by query; none for that itself.
     pub gain: Option<Estimate>,
 }
 
-impl Plan<'_> {
-    /// Chooses the shots of all rounds, so that too many fail before the first answer is made.
+impl Scored {
+    /// The score that counts.
+    pub fn headline(&self) -> Option<(Metric, Estimate)> {
+        let (metric, judgement) = self.judgements.first()?;
+        Some((*metric, judgement.figures.first()?.estimate))
+    }
+
+    /// What each query adds to the score that counts, where it is a mean over queries.
+    fn credits(&self) -> Option<Vec<f64>> {
+        let (_, judgement) = self.judgements.first()?;
+        judgement.credits.iter().map(serde_json::Value::as_f64).collect()
+    }
+}
+
+impl RoundKey {
+    /// What follows the task's name in files and results.
+    pub fn suffix(self, has_seeds: bool) -> String {
+        let seed = if has_seeds { format!("_seed{}", self.demo_seed) } else { String::new() };
+        let control = self.control.map(|control| format!("_{}", control.name()));
+        format!("{}shot{seed}{}", self.n_shots, control.unwrap_or_default())
+    }
+}
+
+impl<'a> Plan<'a> {
+    /// A plan for a benchmark.
+    ///
+    /// # Errors
+    /// When the task has no such template.
+    pub fn new(benchmark: &'a Benchmark, options: &'a Options) -> Result<Self, EvalError> {
+        let templates = &benchmark.task.templates;
+        let template = templates.get(&options.template).ok_or_else(|| EvalError::NoTemplate {
+            task: benchmark.task.name.clone(),
+            template: options.template.clone(),
+            templates: templates.keys().cloned().collect(),
+        })?;
+        Ok(Self { benchmark, options, template })
+    }
+
+    /// Whether there are enough examples for all rounds, before the first answer is made.
     ///
     /// # Errors
     /// When there are fewer support examples than shots.
-    pub fn choose_shots(&self) -> Result<Vec<ShownShots>, EvalError> {
-        let all = self.task.queries(self.annotations);
-        let queries = self.asked(&all);
-        let rounds = self.shots.iter().map(|&n_shots| {
-            let by_query = queries.iter().map(|query| self.shown(query, n_shots));
-            Ok(ShownShots { n_shots, by_query: by_query.collect::<Result<_, _>>()? })
-        });
-        rounds.collect()
+    pub fn check_shots(&self) -> Result<(), EvalError> {
+        let shots = Shots { benchmark: self.benchmark, likeness: None };
+        let most = self.options.shots.iter().map(|&n| self.n_shown(n)).max().unwrap_or(0);
+        (0..self.n_queries()).try_for_each(|query| shots.choose(query, most, 0).map(|_| ()))
     }
 
-    /// Evaluates a model with the shots that were chosen, going on from samples that are there
-    /// already.
+    /// Evaluates a model, going on from samples that are there already.
     ///
     /// # Errors
-    /// When a file or image cannot be read or written, the output folder holds samples made with
+    /// When a file or picture cannot be read or written, the output folder holds samples made with
     /// other settings, or the model fails.
-    pub fn run(
-        &self,
-        subject: &Subject<'_>,
-        chosen: &[ShownShots],
-    ) -> Result<Evaluation, EvalError> {
-        let name = self.task.name();
-        let settings = Settings::new(name, self.annotations, subject, self.seed);
-        settings.claim(&self.out.join(format!("settings_{name}.json")))?;
-        let all = self.task.queries(self.annotations);
-        let queries = self.asked(&all);
+    pub fn run(&self, subject: &dyn Subject) -> Result<Evaluation<'a>, EvalError> {
+        let name = &self.benchmark.task.name;
+        let settings = Settings::new(self.benchmark, &subject.card(), self.options);
+        settings.claim(&self.options.out.join(format!("settings_{name}.json")))?;
+        let likeness = self.likeness(subject)?;
+        let shots = Shots { benchmark: self.benchmark, likeness: likeness.as_ref() };
         let mut rounds: Vec<Round> = Vec::new();
-        for shown in chosen {
-            let outcome = self.round(subject, queries, shown, &rounds)?;
-            rounds.push(Round { n_shots: shown.n_shots, outcome });
+        for key in self.round_keys() {
+            let outcome = self.round(subject, key, &shots, &rounds)?;
+            rounds.push(Round { key, outcome });
         }
-        let controls = self.controls(subject, &all, queries.len())?;
+        let reading_controls = self.reading_controls(subject)?;
         Ok(Evaluation {
-            task: name,
-            metric: self.task.metric(),
-            queries: queries.to_vec(),
-            n_queries_total: all.len(),
+            benchmark: self.benchmark,
+            n_queries: self.n_queries(),
             rounds,
-            controls,
+            reading_controls,
             settings,
+            has_seeds: self.has_seeds(),
         })
+    }
+
+    fn round_keys(&self) -> Vec<RoundKey> {
+        let mut keys = Vec::new();
+        let controls = || [None].into_iter().chain(self.options.controls.iter().copied().map(Some));
+        for &n_shots in &self.options.shots {
+            // Without any shots there is nothing to choose.
+            let n_seeds =
+                if self.n_shown(n_shots) == 0 { 1 } else { self.options.demo_seeds.len() };
+            for &demo_seed in &self.options.demo_seeds[..n_seeds] {
+                keys.extend(controls().map(|control| RoundKey { n_shots, demo_seed, control }));
+            }
+        }
+        // Text-only shots are what there is at 0 shots anyway.
+        keys.retain(|key| key.n_shots > 0 || key.control != Some(Control::TextShots));
+        keys
+    }
+
+    fn has_seeds(&self) -> bool {
+        self.options.demo_seeds.len() > 1
+    }
+
+    fn likeness(&self, subject: &dyn Subject) -> Result<Option<Likeness>, EvalError> {
+        if self.options.choice == ShotChoice::Random || self.benchmark.support.is_empty() {
+            return Ok(None);
+        }
+        let local = subject.local().ok_or_else(|| EvalError::Unfit {
+            what: "--shot-choice rices".into(),
+            problem: "the model has no vision encoder here; choose examples at random".into(),
+        })?;
+        let cache = self.options.out.join(format!("features_{}.jsonl", self.benchmark.task.name));
+        Likeness::of_benchmark(local, self.benchmark, self.n_queries(), &cache).map(Some)
     }
 
     fn round(
         &self,
-        subject: &Subject<'_>,
-        queries: &[Query],
-        shown: &ShownShots,
+        subject: &dyn Subject,
+        key: RoundKey,
+        shots: &Shots<'_>,
         before: &[Round],
     ) -> Result<Outcome, EvalError> {
-        let (n_shots, shown) = (shown.n_shots, &shown.by_query);
-        let prompts: Vec<Prompt> = queries
-            .iter()
-            .zip(shown)
-            .map(|(query, shots)| self.prompt(subject, query, shots, n_shots))
-            .collect();
-        let answer = self.task.answer_tokens_max(subject.tokenizer());
-        // The last token of an answer is predicted and never read.
-        let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-        let needed = (longest + answer).saturating_sub(1);
-        if needed > subject.context() {
-            return Ok(Outcome::OutOfContext { needed, context: subject.context() });
+        let n_shown = self.n_shown(key.n_shots);
+        let shown = (0..self.n_queries()).map(|query| shots.choose(query, n_shown, key.demo_seed));
+        let shown = shown.collect::<Result<Vec<_>, _>>()?;
+        let images = self.images(key.control);
+        let ask = |query: usize, order: &[usize]| self.ask(query, order, key, &images);
+        if let Some(outcome) = self.out_of_context(subject, &shown, ask) {
+            return Ok(outcome);
         }
-        let samples = self.fill(&format!("{n_shots}shot"), queries, |batch| {
-            let answers = self.task.answer(subject, &prompts[batch.clone()])?;
-            let asked = queries[batch.clone()].iter().zip(&shown[batch]).zip(answers);
-            Ok(asked.map(|((query, shots), answer)| self.sample(query, shots, answer)).collect())
+        let samples = self.fill(&key.suffix(self.has_seeds()), |batch| {
+            self.answer(subject, batch, &shown, &ask)
         })?;
-        Ok(Outcome::Scored(self.scored(samples, before)))
+        let scored = self.scored(samples, key, before);
+        if self.options.part.is_none() {
+            self.write_credits(&key.suffix(self.has_seeds()), &scored)?;
+        }
+        Ok(Outcome::Scored(scored))
     }
 
-    /// The queries that are asked, of all that there are.
-    fn asked<'q>(&self, all: &'q [Query]) -> &'q [Query] {
-        &all[..self.limit.unwrap_or(all.len()).min(all.len())]
+    /// Whose image each query has: its own, another's, none.
+    fn images(&self, control: Option<Control>) -> Vec<Option<usize>> {
+        let own = (0..self.n_queries()).map(Some);
+        match control {
+            Some(Control::NoImage) => own.map(|_| None).collect(),
+            Some(Control::ShuffledImages) => {
+                let partners = self.partners();
+                own.map(|query| query.map(|query| partners.as_ref().map_or(query, |p| p[query])))
+                    .collect()
+            }
+            None | Some(Control::TextShots) => own.collect(),
+        }
     }
 
-    fn sample(&self, query: &Query, shots: &[usize], answer: Answer) -> Sample {
-        let support = &self.annotations.support.examples;
+    /// For each query of the split the one whose image it gets; none where there is no other.
+    fn partners(&self) -> Option<Vec<usize>> {
+        let all = &self.benchmark.query;
+        let keys: Vec<&str> = all.iter().map(|item| item.id.as_str()).collect();
+        swap_images(&keys, self.options.seed)
+    }
+
+    /// The prompt of a query after examples in this order.
+    fn ask(
+        &self,
+        query: usize,
+        shots: &[usize],
+        key: RoundKey,
+        images: &[Option<usize>],
+    ) -> Asked<'a> {
+        let item = &self.benchmark.query[query];
+        let has_images =
+            key.n_shots > 0 && !matches!(key.control, Some(Control::TextShots | Control::NoImage));
+        let rule = self.benchmark.task.shown_answer;
+        let mut pieces: Vec<Piece> = Vec::new();
+        for &shot in shots {
+            let image = has_images.then_some(ImagePlace::Support(shot));
+            let shot = self.template.shot(&self.benchmark.support[shot], image, rule);
+            pieces.extend(shot.into_iter().flatten());
+        }
+        pieces.extend(self.template.query(item, images[query].map(ImagePlace::Query)));
+        let answers = item.candidates.iter();
+        let answers = answers.filter(|_| self.benchmark.task.decoding.is_closed());
+        Asked {
+            item,
+            pieces,
+            answers: answers.map(|answer| self.template.continuation(answer)).collect(),
+        }
+    }
+
+    fn out_of_context(
+        &self,
+        subject: &dyn Subject,
+        shown: &[Vec<usize>],
+        ask: impl Fn(usize, &[usize]) -> Asked<'a>,
+    ) -> Option<Outcome> {
+        let tokens_max = self.benchmark.task.max_new_tokens;
+        let too_long = shown
+            .iter()
+            .enumerate()
+            .filter_map(|(query, shots)| subject.out_of_context(&ask(query, shots), tokens_max));
+        let too_long: Vec<OutOfContext> = too_long.collect();
+        let longest = too_long.iter().copied().max_by_key(|it| it.needed)?;
+        Some(Outcome::OutOfContext { longest, n_queries: too_long.len() })
+    }
+
+    /// Answers a range of queries.
+    fn answer(
+        &self,
+        subject: &dyn Subject,
+        batch: Range<usize>,
+        shown: &[Vec<usize>],
+        ask: &impl Fn(usize, &[usize]) -> Asked<'a>,
+    ) -> Result<Vec<Sample>, EvalError> {
+        let task = &self.benchmark.task;
+        if !task.decoding.is_closed() {
+            let asked: Vec<Asked<'_>> =
+                batch.clone().map(|query| ask(query, &shown[query])).collect();
+            let writing = Writing {
+                tokens_max: task.max_new_tokens,
+                beams: self.options.beams,
+                length_penalty: self.options.length_penalty,
+            };
+            let texts = subject.write(&asked, writing)?;
+            let samples = batch.zip(texts).map(|(query, text)| {
+                self.sample(query, &shown[query], self.template.answer_in(&text), Vec::new())
+            });
+            return Ok(samples.collect());
+        }
+        let samples = batch.map(|query| {
+            let shots = &shown[query];
+            let orders =
+                orders(shots.len(), self.options.orders, self.options.seed, &self.item(query).id);
+            let asked: Vec<Asked<'_>> = orders
+                .iter()
+                .map(|order| ask(query, &order.iter().map(|&i| shots[i]).collect::<Vec<_>>()))
+                .collect();
+            let scores = mean_of_rows(&subject.rank(&asked, task.decoding)?);
+            let prediction = self.item(query).candidates[highest(&scores)].clone();
+            Ok(self.sample(query, shots, prediction, scores))
+        });
+        samples.collect()
+    }
+
+    fn item(&self, query: usize) -> &'a Item {
+        &self.benchmark.query[query]
+    }
+
+    /// How many queries are asked.
+    fn n_queries(&self) -> usize {
+        let all = self.benchmark.query.len();
+        self.options.limit.unwrap_or(all).min(all)
+    }
+
+    /// How many examples a query is shown.
+    fn n_shown(&self, n_shots: usize) -> usize {
+        match (n_shots, self.benchmark.task.zero_shot) {
+            (0, ZeroShot::TextShots) if !self.benchmark.support.is_empty() => TEXT_SHOTS,
+            _ => n_shots,
+        }
+    }
+
+    fn sample(
+        &self,
+        query: usize,
+        shots: &[usize],
+        prediction: String,
+        log_likelihoods: Vec<f64>,
+    ) -> Sample {
+        let item = self.item(query);
         Sample {
-            doc_id: query.example,
-            key: self.key(query).to_owned(),
-            shots: shots.iter().map(|&shot| support[shot].key.clone()).collect(),
-            target: query.targets.clone(),
-            prediction: answer.prediction,
-            log_likelihoods: answer.log_likelihoods,
+            doc_id: query,
+            key: item.id.clone(),
+            cluster: item.medium_id.clone(),
+            shots: shots.iter().map(|&shot| self.benchmark.support[shot].id.clone()).collect(),
+            target: item.targets(),
+            prediction,
+            log_likelihoods,
+            credit: serde_json::Map::new(),
         }
     }
 
     /// One record per query, in order: those that are on disk, and for batches with missing ones
-    /// what `measure` finds for a range of queries.
+    /// what `measure` finds for a range of queries. Of a part, only its own batches are there.
     fn fill<R: Record + Clone>(
         &self,
-        part: &str,
-        queries: &[Query],
+        suffix: &str,
         measure: impl Fn(Range<usize>) -> Result<Vec<R>, EvalError>,
     ) -> Result<Vec<R>, EvalError> {
-        let name = format!("{}_{part}", self.task.name());
-        let mut log = SampleLog::<R>::open(&self.out.join(format!("samples_{name}.jsonl")))?;
-        let progress = Progress::start(name, queries.len());
-        for start in (0..queries.len()).step_by(BATCH) {
-            let batch = start..queries.len().min(start + BATCH);
-            if queries[batch.clone()].iter().any(|query| log.get(self.key(query)).is_none()) {
+        let name = format!("{}_{suffix}", self.benchmark.task.name);
+        let n_queries = self.n_queries();
+        let mut log = SampleLog::<R>::open(&self.sample_file(suffix, self.options.part))?;
+        if self.options.part.is_none() {
+            log.take_over(&self.options.out, &format!("samples_{name}"))?;
+        }
+        let progress = Progress::start(name, n_queries);
+        for (at, start) in (0..n_queries).step_by(BATCH).enumerate() {
+            let batch = start..n_queries.min(start + BATCH);
+            let is_ours = self.options.part.is_none_or(|part| at % part.of == part.index);
+            let is_missing = |query| log.get(&self.item(query).id).is_none();
+            if is_ours && batch.clone().any(is_missing) {
                 log.append(measure(batch.clone())?)?;
             }
             progress.advance(batch.len());
         }
         progress.finish();
-        Ok(queries.iter().filter_map(|query| log.get(self.key(query)).cloned()).collect())
+        Ok((0..n_queries).filter_map(|query| log.get(&self.item(query).id).cloned()).collect())
     }
 
-    /// Support examples that a query is shown.
-    fn shown(&self, query: &Query, n_shots: usize) -> Result<Vec<usize>, EvalError> {
-        let n_shown = match (n_shots, self.task.zero_shot()) {
-            (0, ZeroShot::TextShots(n)) => n,
-            _ => n_shots,
-        };
-        let example = &self.annotations.query.examples[query.example];
-        let support = &self.annotations.support.examples;
-        choose_shots(support, example, n_shown, self.seed, |shot| self.task.may_show(example, shot))
+    fn sample_file(&self, suffix: &str, part: Option<Part>) -> PathBuf {
+        let part = part.map(|part| format!(".part-{}-of-{}", part.index, part.of));
+        let (name, part) = (&self.benchmark.task.name, part.unwrap_or_default());
+        self.options.out.join(format!("samples_{name}_{suffix}{part}.jsonl"))
     }
 
-    fn prompt(
-        &self,
-        subject: &Subject<'_>,
-        query: &Query,
-        shots: &[usize],
-        n_shots: usize,
-    ) -> Prompt {
-        let template = self.task.template();
-        let mut pieces: Vec<Piece> = Vec::new();
-        for &shot in shots {
-            let image = (n_shots > 0).then_some(ImagePlace::Support(shot));
-            pieces.extend(template.shot(image, &self.annotations.support.examples[shot].caption));
-        }
-        pieces.extend(template.query(Some(ImagePlace::Query(query.example))));
-        Prompt::encode(&pieces, subject.tokenizer())
+    fn scored(&self, samples: Vec<Sample>, key: RoundKey, before: &[Round]) -> Scored {
+        let judged: Vec<Judged<'_>> = samples
+            .iter()
+            .map(|sample| Judged {
+                item: self.item(sample.doc_id),
+                prediction: &sample.prediction,
+                scores: &sample.log_likelihoods,
+            })
+            .collect();
+        let fits = |metric: &Metric| judged.iter().all(|one| metric.fits(&one.item.truth));
+        let metrics = self.benchmark.task.metrics.iter().filter(|metric| fits(metric));
+        let judgements = metrics
+            .filter(|_| !judged.is_empty())
+            .map(|&metric| (metric, metric.judge(&judged, self.interval_seed())))
+            .collect();
+        let mut scored = Scored { samples, judgements, gain: None };
+        scored.gain = self.gain(&scored, key, before);
+        scored
     }
 
-    fn key(&self, query: &Query) -> &str {
-        &self.annotations.query.examples[query.example].key
-    }
-
-    fn scored(&self, samples: Vec<Sample>, before: &[Round]) -> Scored {
-        let scores = self.task.scores(&samples.iter().collect::<Vec<_>>());
-        let mean = |values: &[f64]| {
-            let terms: Vec<Term> = values.iter().copied().map(Term::of).collect();
-            estimate(&terms, self.interval_seed()).expect("an annotation corpus has rows")
-        };
+    /// The mean difference to the same control and seed at the first shot count.
+    fn gain(&self, now: &Scored, key: RoundKey, before: &[Round]) -> Option<Estimate> {
         let first = before.iter().find_map(|round| match &round.outcome {
-            Outcome::Scored(first) => Some(first),
-            Outcome::OutOfContext { .. } => None,
+            Outcome::Scored(first) if round.key.control == key.control => Some((round, first)),
+            _ => None,
         });
-        let gain = first.map(|first| {
-            let pairs = scores.iter().zip(&first.scores);
-            mean(&pairs.map(|(now, then)| now - then).collect::<Vec<_>>())
-        });
-        Scored { estimate: mean(&scores), gain, samples, scores }
+        let (round, first) = first?;
+        if round.key.n_shots == key.n_shots {
+            return None;
+        }
+        let (now, then) = (now.credits()?, first.credits()?);
+        let terms: Vec<Term> =
+            now.iter().zip(&then).map(|(now, then)| Term::of(now - then)).collect();
+        estimate(&terms, self.interval_seed())
+    }
+
+    /// Writes the samples again, in the order of the queries and each with its credit, and removes the files
+    /// of parts, all of which are in it.
+    fn write_credits(&self, suffix: &str, scored: &Scored) -> Result<(), EvalError> {
+        let mut samples = scored.samples.clone();
+        for (metric, judgement) in &scored.judgements {
+            for (sample, credit) in samples.iter_mut().zip(&judgement.credits) {
+                sample.credit.insert(metric.name(), credit.clone());
+            }
+        }
+        let path = self.sample_file(suffix, None);
+        SampleLog::<Sample>::open(&path)?.rewrite(&samples)?;
+        let name = format!("samples_{}_{suffix}", self.benchmark.task.name);
+        remove_parts(&self.options.out, &name)
     }
 
     fn interval_seed(&self) -> u64 {
-        mix(self.seed, 2)
+        mix(self.options.seed, 2)
     }
 
-    fn controls(
+    fn reading_controls(
         &self,
-        subject: &Subject<'_>,
-        all: &[Query],
-        n_queries: usize,
+        subject: &dyn Subject,
     ) -> Result<Option<Vec<ControlScore>>, EvalError> {
-        if !self.task.has_controls() {
-            return Ok(None);
-        }
-        let template = self.task.template();
-        let queries = &all[..n_queries];
-        let (needed, context) = (longest(template, queries, subject), subject.context());
-        let keys: Vec<&str> = all.iter().map(|query| self.key(query)).collect();
-        let partners = swap_images(&keys, self.seed);
-        let partners = partners.filter(|_| needed <= context);
-        let Some(partners) = partners else {
+        let is_captioning = self.benchmark.task.metric() == Metric::CiderCoco;
+        let Some(local) = subject.local().filter(|_| is_captioning) else { return Ok(None) };
+        let controls =
+            ReadingControls { subject: local, benchmark: self.benchmark, template: self.template };
+        let (needed, context) = (longest(&controls, self.n_queries()), local.context());
+        let Some(partners) = self.partners().filter(|_| needed <= context) else {
             eprintln!(
                 "{}_controls: left out, with {} images and {needed} tokens of {context}",
-                self.task.name(),
-                all.len()
+                self.benchmark.task.name,
+                self.benchmark.query.len()
             );
             return Ok(None);
         };
-        let controls = Controls { subject, annotations: self.annotations, template };
-        let samples = self.fill("controls", queries, |batch| {
-            let pairs = batch.map(|index| (&queries[index], &all[partners[index]]));
+        let samples = self.fill("controls", |batch| {
+            let pairs = batch.map(|query| (query, partners[query]));
             controls.measure(&pairs.collect::<Vec<_>>())
         })?;
+        if self.options.part.is_none() {
+            SampleLog::open(&self.sample_file("controls", None))?.rewrite(&samples)?;
+            remove_parts(
+                &self.options.out,
+                &format!("samples_{}_controls", self.benchmark.task.name),
+            )?;
+        }
         Ok(Some(control_scores(&samples, self.interval_seed())))
+    }
+}
+
+fn remove_parts(out: &Path, name: &str) -> Result<(), EvalError> {
+    for path in crate::samples::part_files(out, name)? {
+        std::fs::remove_file(&path).map_err(EvalError::file("remove", &path))?;
+    }
+    Ok(())
+}
+
+/// The mean of each column.
+fn mean_of_rows(rows: &[Vec<f64>]) -> Vec<f64> {
+    let mut mean = vec![0.0; rows.first().map_or(0, Vec::len)];
+    for row in rows {
+        mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    }
+    mean.iter().map(|sum| sum / rows.len() as f64).collect()
+}
+
+/// The place of the highest score; the first of equals.
+fn highest(scores: &[f64]) -> usize {
+    let mut best = 0;
+    for (index, value) in scores.iter().enumerate() {
+        if *value > scores[best] {
+            best = index;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_likely_candidate_is_chosen_and_the_first_of_equals() {
+        assert_eq!(highest(&[-3.0, -1.0, -2.0]), 1);
+        assert_eq!(highest(&[-1.0, -1.0, -2.0]), 0);
+        assert_eq!(highest(&[-9.0, -1e30, -8.9]), 2);
+        assert_eq!(mean_of_rows(&[vec![1.0, 2.0], vec![3.0, 6.0]]), [2.0, 4.0]);
+    }
+
+    #[test]
+    fn a_part_is_one_of_its_number() {
+        assert_eq!("1/4".parse::<Part>().unwrap().to_string(), "1/4");
+        for wrong in ["4/4", "1", "a/b", "-1/4", "0/0"] {
+            assert!(wrong.parse::<Part>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn rounds_are_named_by_shots_seed_and_control() {
+        let key = RoundKey { n_shots: 4, demo_seed: 7, control: Some(Control::NoImage) };
+        assert_eq!(key.suffix(false), "4shot_no-image");
+        assert_eq!(RoundKey { control: None, ..key }.suffix(true), "4shot_seed7");
     }
 }

@@ -16,35 +16,41 @@
 //! assert!((cider_d(&pairs)[0] - 10.0).abs() < 1e-9);
 //! ```
 //!
-//! In reading order: [`task`] what a benchmark must say, [`caption`] and [`label`] the benchmarks,
-//! [`annotations`] and [`task_file`] their files, [`shots`] which examples are shown, [`prompt`]
-//! the layout, [`inputs`] from prompts to what the model takes, [`run_folder`] and [`subject`] the
-//! model under test, [`evaluate`] one benchmark, [`command`] all of them, [`controls`],
-//! [`metrics`] and [`score`] files without a model, [`bootstrap`] on [`draw`], [`samples`] and [`settings`] for going on,
-//! [`results`], [`table`] and [`report`] for what comes out.
+//! In reading order: [`task_file`] what a benchmark is and [`tasks`] those there are, [`item`] one thing that is
+//! asked with its [`medium`], [`readers`] from official files to items, [`benchmark`] all of one, [`shots`] which
+//! examples are shown, by [`draw`] or by [`likeness`], [`prompt`] the layout, [`subject`] a model under test and
+//! [`local_subject`] one of ours from a [`run_folder`] with [`inputs`] from prompts to what it takes, [`evaluate`]
+//! one benchmark, [`command`] all of them, [`controls`] and [`words`] whether it looks, [`seeds`] what the choice
+//! of shots does, [`metric`] metrics by name on [`metrics`] and [`bootstrap`], [`score`] files without a model,
+//! [`samples`] and [`settings`] for going on, [`results`], [`table`] and [`report`] for what comes out.
 
-pub mod annotations;
+pub mod benchmark;
 pub mod bootstrap;
-pub mod caption;
 pub mod command;
 pub mod controls;
 pub mod draw;
 pub mod error;
 pub mod evaluate;
 pub mod inputs;
-pub mod label;
+pub mod item;
+pub mod likeness;
+pub mod local_subject;
+pub mod medium;
+pub mod metric;
 pub mod metrics;
 mod progress;
 pub mod prompt;
+pub mod readers;
 pub mod report;
 pub mod results;
 pub mod run_folder;
 pub mod samples;
 pub mod score;
+pub mod seeds;
 pub mod settings;
 pub mod shots;
 pub mod subject;
 pub mod table;
-pub mod task;
 pub mod task_file;
+pub mod tasks;
 pub mod words;

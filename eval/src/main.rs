@@ -3,17 +3,22 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use flamingo_eval::command::{Benchmark, Command, run};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use flamingo_eval::benchmark::SplitChoice;
+use flamingo_eval::command::{Asking, Command, run};
 use flamingo_eval::error::EvalError;
+use flamingo_eval::evaluate::{Control, Options, Part};
 use flamingo_eval::score::{self, Score};
-use flamingo_eval::task::TaskName;
+use flamingo_eval::shots::ShotChoice;
+use flamingo_eval::task_file::TaskFile;
+use flamingo_eval::tasks::TASKS;
 use flamingo_model::{DeviceChoice, Precision};
 
 /// Evaluates Flamingo models on few-shot benchmarks.
@@ -35,7 +40,7 @@ enum Action {
         flamingo-eval run --model runs/flamingo \\\n      \
         --task caption --annotations tasks/caption \\\n      \
         --task label --annotations tasks/label --shots 0,4,8 --out runs/scores")]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Scores a file of predictions against official annotations, without a model.
     #[command(after_help = "Examples:\n  \
         flamingo-eval score --annotations captions_val2014.json --predictions results.json\n  \
@@ -49,13 +54,21 @@ enum Action {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Task; repeatable, the first --task goes with the first --annotations and so on.
-    #[arg(long = "task", value_enum, required = true, value_name = "TASK")]
-    tasks: Vec<TaskName>,
-    /// Folder or URL with the corpora `support/` and `query/` and, if need be, `task.toml` with
-    /// `prompt`, `content_words`, `candidates` and `max_new_tokens`; repeatable.
+    /// Task of `flamingo-eval tasks`, or the path of a task file; repeatable, the first --task goes with the
+    /// first --annotations and so on.
+    #[arg(long = "task", required = true, value_name = "TASK")]
+    tasks: Vec<String>,
+    /// Folder with the official files as downloaded; for `caption` and `label` a folder or URL with the corpora
+    /// `support/` and `query/` and, if need be, `task.toml` with `prompt`, `content_words`, `candidates` and
+    /// `max_new_tokens`; repeatable.
     #[arg(long, required = true, value_name = "DIR")]
     annotations: Vec<String>,
+    /// Split that is asked about, if not the task's own.
+    #[arg(long, value_name = "SPLIT")]
+    query_split: Option<String>,
+    /// Split that examples are drawn from, if not the task's own.
+    #[arg(long, value_name = "SPLIT")]
+    support_split: Option<String>,
     /// Run folder of flamingo-train (its newest checkpoint), or one of its checkpoints.
     #[arg(long, value_name = "RUN")]
     model: PathBuf,
@@ -65,11 +78,37 @@ struct RunArgs {
     /// Folder for results.json, report.html and the samples.
     #[arg(long)]
     out: PathBuf,
+    /// How examples are chosen.
+    #[arg(long, value_enum, default_value_t)]
+    shot_choice: ShotChoice,
+    /// Seeds of the choice of examples, separated by commas [default: that of --seed]. With several, results tell
+    /// how far scores move with other examples and how far with other queries.
+    #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
+    demo_seeds: Vec<u64>,
+    /// Layout of prompts: `flamingo`, `open-flamingo`, or another one of the task file.
+    #[arg(long, default_value = "flamingo")]
+    template: String,
+    /// Orders of the examples over which the log-likelihoods of a closed task are averaged (paper: 6).
+    #[arg(long, default_value = "1", value_name = "N")]
+    orders: NonZeroUsize,
+    /// Beams of written answers; 1 takes the likeliest token at each step (paper: 3).
+    #[arg(long, default_value = "3", value_name = "N")]
+    beams: NonZeroUsize,
+    /// A beam's log-probability is divided by its length to this power.
+    #[arg(long, default_value_t = 0.0, value_name = "POWER")]
+    length_penalty: f32,
+    /// Also asks with something missing or wrong in the prompts, separated by commas.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "CONTROL")]
+    controls: Vec<Control>,
+    /// Only this part of the queries, for processes that share the work: 0/4 to 3/4, in one --out. The same command
+    /// without --index merges them.
+    #[arg(long, value_name = "I/N")]
+    index: Option<Part>,
     /// Ask only this many queries, from the start of each corpus. CIDEr-D weighs words by how rare
     /// they are among the queries, so its values of different limits do not compare.
     #[arg(long)]
     limit: Option<NonZeroUsize>,
-    /// Seed of the choice of shots, of the shuffled images and of the intervals.
+    /// Seed of everything random: examples, shuffled images, orders, intervals.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Where the model runs: `cpu`, `cuda:0`, `cuda:1` and so on, or `auto`: the first GPU, or the CPU
@@ -88,20 +127,46 @@ impl RunArgs {
             let (tasks, annotations) = (self.tasks.len(), self.annotations.len());
             return Err(format!("{tasks} times --task but {annotations} times --annotations"));
         }
-        if let Some(repeated) = first_repeated(self.tasks.iter().map(|task| task.name())) {
+        let mut asking = Vec::new();
+        for (task, annotations) in self.tasks.iter().zip(self.annotations) {
+            let task = TaskFile::find(task).map_err(|error| one_line(&error))?;
+            asking.push(Asking { task, annotations });
+        }
+        if let Some(repeated) = first_repeated(asking.iter().map(|asking| &asking.task.name)) {
             return Err(format!("--task {repeated} is given twice"));
         }
         if let Some(repeated) = first_repeated(self.shots.iter()) {
             return Err(format!("--shots has {repeated} twice"));
         }
-        let pairs = self.tasks.into_iter().zip(self.annotations);
-        Ok(Command {
-            benchmarks: pairs.map(|(task, annotations)| Benchmark { task, annotations }).collect(),
-            model: self.model,
+        if let Some(repeated) = first_repeated(self.demo_seeds.iter()) {
+            return Err(format!("--demo-seeds has {repeated} twice"));
+        }
+        if let Some(repeated) = first_repeated(self.controls.iter().copied()) {
+            return Err(format!("--controls has {} twice", repeated.name()));
+        }
+        if !self.length_penalty.is_finite() {
+            return Err(format!("--length-penalty is {}", self.length_penalty));
+        }
+        let demo_seeds = if self.demo_seeds.is_empty() { vec![self.seed] } else { self.demo_seeds };
+        let options = Options {
             shots: self.shots,
-            out: self.out,
+            demo_seeds,
+            choice: self.shot_choice,
+            template: self.template,
+            orders: self.orders.get(),
+            beams: self.beams.get(),
+            length_penalty: self.length_penalty,
+            controls: self.controls,
             limit: self.limit.map(NonZeroUsize::get),
             seed: self.seed,
+            part: self.index,
+            out: self.out,
+        };
+        Ok(Command {
+            asking,
+            splits: SplitChoice { query: self.query_split, support: self.support_split },
+            model: self.model,
+            options,
             device: self.device,
             precision: self.precision,
         })
@@ -115,7 +180,7 @@ fn first_repeated<T: Ord + Copy>(mut values: impl Iterator<Item = T>) -> Option<
 
 fn main() -> ExitCode {
     let text = match Cli::parse().action {
-        Action::Tasks => Ok(tasks()),
+        Action::Tasks => tasks(),
         Action::Score(args) => score::run(&args),
         Action::Run(args) => match args.checked() {
             Ok(command) => evaluate(&command),
@@ -133,13 +198,20 @@ fn main() -> ExitCode {
 
 fn evaluate(command: &Command) -> Result<String, EvalError> {
     let tables = run(command)?;
-    let out = command.out.display();
+    let out = command.options.out.display();
+    if command.options.part.is_some() {
+        return Ok(tables);
+    }
     Ok(format!("{tables}\nscores  {out}/results.json\nreport  {out}/report.html\n"))
 }
 
-fn tasks() -> String {
-    let line = |task: &TaskName| format!("{:<9} {}\n", task.name(), task.about());
-    TaskName::value_variants().iter().map(line).collect()
+fn tasks() -> Result<String, EvalError> {
+    let mut lines = String::new();
+    for (name, _) in TASKS {
+        let task = TaskFile::find(name)?;
+        let _ = writeln!(lines, "{name:<14} {}", task.about);
+    }
+    Ok(lines)
 }
 
 /// A reader that goes away, as `head` does, is no failure.

@@ -4,12 +4,13 @@
 use flamingo_dataset::EncodedImage;
 use flamingo_dataset::report::Page;
 
-use crate::annotations::Annotations;
+use crate::benchmark::Benchmark;
 use crate::error::EvalError;
-use crate::evaluate::{Evaluation, Outcome, Scored};
+use crate::evaluate::{Evaluation, Outcome, Round, Scored};
+use crate::item::{Item, ShownAnswer};
+use crate::local_subject::LoadedModel;
 use crate::run_folder::{RunFolder, loss_curves};
-use crate::subject::LoadedModel;
-use crate::table::{Table, control_table, score_table};
+use crate::table::{Table, control_table, score_table, seed_table};
 
 /// Queries shown per task.
 const CARDS: usize = 12;
@@ -23,13 +24,13 @@ const IMAGE_BYTES_MAX: usize = 8 << 20;
 /// When an image of a shown query cannot be read.
 pub fn report_html(
     model: &LoadedModel,
-    evaluations: &[(&Evaluation, &Annotations)],
+    evaluations: &[Evaluation<'_>],
 ) -> Result<String, EvalError> {
     let mut report = Report { page: Page::new("Few-shot evaluation"), image_bytes: 0 };
     report.scores(model, evaluations);
     report.losses(&model.folder);
-    for (evaluation, annotations) in evaluations {
-        report.cards(evaluation, annotations)?;
+    for evaluation in evaluations {
+        report.cards(evaluation)?;
     }
     Ok(report.page.finish())
 }
@@ -40,19 +41,25 @@ struct Report {
 }
 
 impl Report {
-    fn scores(&mut self, model: &LoadedModel, evaluations: &[(&Evaluation, &Annotations)]) {
+    fn scores(&mut self, model: &LoadedModel, evaluations: &[Evaluation<'_>]) {
         let (checkpoint, device) = (model.folder.checkpoint.display(), model.device());
         self.page.paragraph(&format!("Model: {checkpoint}, on {device}"));
         self.page.heading("Scores");
-        let all: Vec<&Evaluation> = evaluations.iter().map(|(evaluation, _)| *evaluation).collect();
-        self.table(&score_table(&all));
+        self.table(&score_table(evaluations));
         self.page.paragraph(
             "In brackets: 95 % percentile bootstrap over queries. Gains are paired by query. \
              CIDEr-D is on the scale of pycocoevalcap, where 1.0 is what papers print as 100; its \
              document frequencies stay those of the whole set. At 0 shots, free text is prompted \
              with two examples without their images.",
         );
-        let controls: Vec<Table> = all.iter().filter_map(|e| control_table(e)).collect();
+        for table in evaluations.iter().filter_map(seed_table) {
+            self.table(&table);
+            self.page.paragraph(
+                "Several seeds of the choice of shots: how far scores move with other shots, and with other \
+                 queries.",
+            );
+        }
+        let controls: Vec<Table> = evaluations.iter().filter_map(control_table).collect();
         if !controls.is_empty() {
             self.page.heading("Does the model look?");
         }
@@ -83,69 +90,72 @@ impl Report {
         }
     }
 
-    fn cards(
-        &mut self,
-        evaluation: &Evaluation,
-        annotations: &Annotations,
-    ) -> Result<(), EvalError> {
-        self.page.heading(&format!("{}: some queries", evaluation.task));
-        for index in 0..evaluation.queries.len().min(CARDS) {
-            self.card(evaluation, annotations, index)?;
+    fn cards(&mut self, evaluation: &Evaluation<'_>) -> Result<(), EvalError> {
+        self.page.heading(&format!("{}: some queries", evaluation.benchmark.task.name));
+        for index in 0..evaluation.n_queries.min(CARDS) {
+            self.card(evaluation, index)?;
         }
         Ok(())
     }
 
     /// Query `index`: the shots of the largest shot count, the image, and all answers.
-    fn card(
-        &mut self,
-        evaluation: &Evaluation,
-        annotations: &Annotations,
-        index: usize,
-    ) -> Result<(), EvalError> {
-        let query = &evaluation.queries[index];
-        let example = &annotations.query.examples[query.example];
-        let image = annotations.query.image(query.example)?;
-        let caption = format!("query {}\n{}", example.key, query.targets.join("\n"));
-        self.figure(&image, &caption);
-        let scored: Vec<(usize, &Scored)> = evaluation
+    fn card(&mut self, evaluation: &Evaluation<'_>, index: usize) -> Result<(), EvalError> {
+        let benchmark = evaluation.benchmark;
+        let item = &benchmark.query[index];
+        let fields = item.fields.iter().map(|(name, text)| format!("{name}: {text}"));
+        let lines: Vec<String> = fields.chain(item.targets()).collect();
+        self.medium(benchmark, item, &format!("query {}\n{}", item.id, lines.join("\n")))?;
+        let scored: Vec<(&Round, &Scored)> = evaluation
             .rounds
             .iter()
             .filter_map(|round| match &round.outcome {
-                Outcome::Scored(scored) => Some((round.n_shots, scored)),
+                Outcome::Scored(scored) => Some((round, scored)),
                 Outcome::OutOfContext { .. } => None,
             })
             .collect();
-        if let Some((n_shots, most)) = scored.iter().max_by_key(|(n_shots, _)| *n_shots) {
-            self.shots(annotations, &most.samples[index].shots, *n_shots > 0)?;
+        let right = scored.iter().filter(|(round, _)| round.key.control.is_none());
+        if let Some((round, most)) = right.max_by_key(|(round, _)| round.key.n_shots) {
+            self.shots(benchmark, &most.samples[index].shots, round.key.n_shots > 0)?;
         }
-        let rows = scored.iter().map(|(n_shots, scored)| {
-            let sample = &scored.samples[index];
-            let score = format!("{:.3}", scored.scores[index]);
-            vec![n_shots.to_string(), sample.prediction.clone(), score]
+        let rows = scored.iter().map(|(round, scored)| {
+            let credit = scored.judgements.first().map(|(_, found)| credit(&found.credits[index]));
+            let answer = scored.samples[index].prediction.clone();
+            vec![round.key.suffix(evaluation.has_seeds), answer, credit.unwrap_or_default()]
         });
         let rows: Vec<Vec<String>> = rows.collect();
-        self.page.table(&["shots", "answer", evaluation.metric], &rows);
+        self.page.table(&["round", "answer", &benchmark.task.metric().name()], &rows);
         Ok(())
     }
 
     fn shots(
         &mut self,
-        annotations: &Annotations,
-        keys: &[String],
+        benchmark: &Benchmark,
+        ids: &[String],
         with_images: bool,
     ) -> Result<(), EvalError> {
-        let support = &annotations.support.examples;
-        for (place, key) in keys.iter().enumerate() {
-            let Some(index) = support.iter().position(|example| example.key == *key) else {
+        for (place, id) in ids.iter().enumerate() {
+            let Some(item) = benchmark.support.iter().find(|item| item.id == *id) else {
                 continue;
             };
-            let text = format!("shot {}\n{}", place + 1, support[index].caption);
+            let answer = item.shown_answer(ShownAnswer::First).unwrap_or_default();
+            let text = format!("shot {}\n{answer}", place + 1);
             if with_images {
-                self.figure(&annotations.support.image(index)?, &text);
+                self.medium(benchmark, item, &text)?;
             } else {
                 self.page.paragraph(&text);
             }
         }
+        Ok(())
+    }
+
+    /// A picture, or the frame in the middle of a film.
+    fn medium(&mut self, benchmark: &Benchmark, item: &Item, text: &str) -> Result<(), EvalError> {
+        let Some(medium) = &item.medium else {
+            self.page.paragraph(text);
+            return Ok(());
+        };
+        let frames = medium.frames(benchmark.task.frames)?;
+        self.figure(&frames[frames.len() / 2], text);
         Ok(())
     }
 
@@ -157,6 +167,11 @@ impl Report {
         self.image_bytes += image.bytes.len();
         self.page.figure(&image.bytes, media_type(&image.bytes), text);
     }
+}
+
+/// A number with three digits, or several.
+fn credit(value: &serde_json::Value) -> String {
+    value.as_f64().map_or_else(|| value.to_string(), |value| format!("{value:.3}"))
 }
 
 /// Media type by the first bytes of the file.

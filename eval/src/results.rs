@@ -1,24 +1,29 @@
 //! `results.json`: the scores with the keys of lm-evaluation-harness and lmms-eval.
 //!
-//! One entry per task and shot count, `caption_4shot`, under its group `caption`. Values are
-//! `"metric,filter"`, with `metric_stderr`, and the bounds of the 95 % interval as `metric_ci95`.
+//! One entry per task and round, `caption_4shot`, under its group `caption`. Values are
+//! `"metric,filter"`, with `metric_stderr`, and the bounds of the 95 % interval as `metric_ci95`. The score that
+//! counts has the filter `none`; all have their rule as filter: `cider,coco`. Where shots are drawn by several
+//! seeds, `caption_4shot` is the mean of `caption_4shot_seed0` and so on.
 //! No dates and no host names: the same evaluation gives the same bytes.
 
 use serde_json::{Map, Value, json};
 
 use crate::bootstrap::Estimate;
 use crate::evaluate::{Evaluation, Outcome, Round};
+use crate::metric::Metric;
+use crate::seeds::seed_scores;
 
-/// The filter of all scores: answers are taken as they are.
+/// The filter of the score that counts.
 const FILTER: &str = "none";
 
 /// The whole file.
-pub fn results_json(evaluations: &[&Evaluation], n_resamples: usize) -> String {
+pub fn results_json(evaluations: &[Evaluation<'_>], n_resamples: usize) -> String {
     let mut file = Results::default();
     for evaluation in evaluations {
         for round in &evaluation.rounds {
             file.add_round(evaluation, round);
         }
+        file.add_seeds(evaluation);
         file.add_controls(evaluation);
     }
     let value = json!({
@@ -34,6 +39,23 @@ pub fn results_json(evaluations: &[&Evaluation], n_resamples: usize) -> String {
     format!("{value:#}\n")
 }
 
+/// The name of the score that counts.
+pub(crate) fn short_name(metric: Metric) -> String {
+    match metric {
+        Metric::Accuracy => "acc".to_owned(),
+        other => {
+            let name = other.name();
+            name.split_once(':').map_or(name.clone(), |(family, _)| family.to_owned())
+        }
+    }
+}
+
+/// The key of a figure by its name: `cider:coco` is `cider,coco`.
+fn key_of(figure: &str) -> (String, String) {
+    let (name, rule) = figure.split_once(':').unwrap_or((figure, "rule"));
+    (name.to_owned(), rule.to_owned())
+}
+
 #[derive(Default)]
 struct Results {
     scores: Map<String, Value>,
@@ -46,71 +68,102 @@ struct Results {
 }
 
 impl Results {
-    fn add_round(&mut self, evaluation: &Evaluation, round: &Round) {
-        let (metric, mut scores) = (evaluation.metric, Map::new());
+    fn add_round(&mut self, evaluation: &Evaluation<'_>, round: &Round) {
+        let metric = short_name(evaluation.benchmark.task.metric());
+        let (mut scores, mut better) = (Map::new(), Map::new());
         match &round.outcome {
             Outcome::Scored(scored) => {
-                add_estimate(&mut scores, metric, &scored.estimate);
+                if let Some((_, estimate)) = scored.headline() {
+                    add_estimate(&mut scores, &metric, FILTER, &estimate);
+                    better.insert(metric.clone(), true.into());
+                }
+                for (_, judgement) in &scored.judgements {
+                    for figure in &judgement.figures {
+                        let (name, rule) = key_of(&figure.name);
+                        add_estimate(&mut scores, &name, &rule, &figure.estimate);
+                        better.insert(name, true.into());
+                    }
+                }
                 if let Some(gain) = &scored.gain {
-                    add_estimate(&mut scores, &format!("{metric}_gain"), gain);
+                    add_estimate(&mut scores, &format!("{metric}_gain"), FILTER, gain);
+                    better.insert(format!("{metric}_gain"), true.into());
                 }
             }
-            Outcome::OutOfContext { needed, context } => {
+            Outcome::OutOfContext { longest, n_queries } => {
                 scores.insert(format!("{metric},{FILTER}"), Value::Null);
-                scores.insert("out_of_context".into(), json!([needed, context]));
+                scores.insert("out_of_context".into(), json!([longest.needed, longest.context]));
+                scores.insert("out_of_context_queries".into(), json!(n_queries));
             }
         }
-        let better = json!({ metric: true, format!("{metric}_gain"): true });
-        self.add_entry(
-            evaluation,
-            &format!("{}shot", round.n_shots),
-            round.n_shots,
-            scores,
-            better,
-        );
+        let suffix = round.key.suffix(evaluation.has_seeds);
+        self.add_entry(evaluation, &suffix, round.key.n_shots, scores, better);
     }
 
-    fn add_controls(&mut self, evaluation: &Evaluation) {
-        let Some(controls) = &evaluation.controls else { return };
+    /// What several seeds come to.
+    fn add_seeds(&mut self, evaluation: &Evaluation<'_>) {
+        let metric = short_name(evaluation.benchmark.task.metric());
+        for seeds in seed_scores(evaluation) {
+            let scores = [
+                (format!("{metric},{FILTER}"), json!(seeds.mean)),
+                (format!("{metric}_stderr,{FILTER}"), json!(seeds.stderr())),
+                (format!("{metric}_demo_sd,{FILTER}"), json!(seeds.demo_sd)),
+                (format!("{metric}_item_stderr,{FILTER}"), json!(seeds.item_stderr)),
+                ("n_demo_seeds".to_owned(), json!(seeds.n_seeds)),
+            ];
+            let better = Map::from_iter([(metric.clone(), true.into())]);
+            self.add_entry(
+                evaluation,
+                &seeds.suffix,
+                seeds.n_shots,
+                scores.into_iter().collect(),
+                better,
+            );
+        }
+    }
+
+    fn add_controls(&mut self, evaluation: &Evaluation<'_>) {
+        let Some(controls) = &evaluation.reading_controls else { return };
         let (mut scores, mut better) = (Map::new(), Map::new());
         for score in controls {
-            add_estimate(&mut scores, score.name, &score.estimate);
+            add_estimate(&mut scores, score.name, FILTER, &score.estimate);
             better.insert(score.name.to_owned(), score.higher_is_better.into());
         }
-        self.add_entry(evaluation, "controls", 0, scores, better.into());
+        self.add_entry(evaluation, "controls", 0, scores, better);
     }
 
     fn add_entry(
         &mut self,
-        evaluation: &Evaluation,
+        evaluation: &Evaluation<'_>,
         suffix: &str,
         n_shots: usize,
         mut scores: Map<String, Value>,
-        better: Value,
+        better: Map<String, Value>,
     ) {
-        let name = format!("{}_{suffix}", evaluation.task);
+        let task = &evaluation.benchmark.task;
+        let name = format!("{}_{suffix}", task.name);
         scores.insert("alias".into(), format!(" - {name}").into());
         self.scores.insert(name.clone(), scores.into());
-        let group = self.groups.entry(evaluation.task).or_insert_with(|| json!([]));
+        let group = self.groups.entry(task.name.clone()).or_insert_with(|| json!([]));
         if let Value::Array(members) = group {
             members.push(name.clone().into());
         }
         let mut config = json!(evaluation.settings);
         config["num_fewshot"] = n_shots.into();
         self.configs.insert(name.clone(), config);
-        self.versions.insert(name.clone(), evaluation.settings.task_version.into());
+        let version = format!("{}.{}", evaluation.settings.task_version, task.version);
+        self.versions.insert(name.clone(), version.into());
         self.n_shot.insert(name.clone(), n_shots.into());
-        self.higher_is_better.insert(name.clone(), better);
+        self.higher_is_better.insert(name.clone(), better.into());
         let counts = json!({
-            "original": evaluation.n_queries_total,
-            "effective": evaluation.queries.len(),
+            "original": evaluation.benchmark.query.len(),
+            "effective": evaluation.n_queries,
         });
         self.n_samples.insert(name, counts);
     }
 }
 
-fn add_estimate(scores: &mut Map<String, Value>, metric: &str, estimate: &Estimate) {
-    scores.insert(format!("{metric},{FILTER}"), estimate.value.into());
-    scores.insert(format!("{metric}_stderr,{FILTER}"), estimate.stderr.into());
-    scores.insert(format!("{metric}_ci95,{FILTER}"), json!([estimate.low, estimate.high]));
+fn add_estimate(scores: &mut Map<String, Value>, metric: &str, rule: &str, estimate: &Estimate) {
+    scores.insert(format!("{metric},{rule}"), estimate.value.into());
+    scores.insert(format!("{metric}_stderr,{rule}"), estimate.stderr.into());
+    scores.insert(format!("{metric}_ci95,{rule}"), json!([estimate.low, estimate.high]));
 }

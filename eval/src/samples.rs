@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::error::EvalError;
+use crate::settings::write_whole;
 
 /// Something recorded per query.
 pub trait Record: Serialize + DeserializeOwned {
@@ -25,9 +27,11 @@ pub trait Record: Serialize + DeserializeOwned {
 pub struct Sample {
     /// Number of the query in its corpus.
     pub doc_id: usize,
-    /// Key of the query.
+    /// Id of the query.
     pub key: String,
-    /// Keys of the support examples that were shown, in order.
+    /// Its image or video: intervals draw its queries together.
+    pub cluster: String,
+    /// Ids of the support examples that were shown, in order.
     pub shots: Vec<String>,
     /// Right answers.
     pub target: Vec<String>,
@@ -36,6 +40,9 @@ pub struct Sample {
     /// Log-likelihood of each candidate in nats, in the order of the candidates; of closed tasks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_likelihoods: Vec<f64>,
+    /// What it adds under each metric; known once all queries are answered.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub credit: Map<String, Value>,
 }
 
 impl Record for Sample {
@@ -80,6 +87,42 @@ impl<R: Record> SampleLog<R> {
         self.records.get(key)
     }
 
+    /// Takes over the records in the files of parts `NAME.part-I-of-N.jsonl` of a folder, each query once.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or holds other lines.
+    pub fn take_over(&mut self, folder: &Path, name: &str) -> Result<(), EvalError> {
+        for path in part_files(folder, name)? {
+            let part = Self::open(&path)?;
+            self.append(part.records.into_values().collect())?;
+        }
+        Ok(())
+    }
+
+    /// Writes the file again, whole or not at all: first `records` in their order, then what else it has.
+    ///
+    /// # Errors
+    /// When the disk is full or fails.
+    ///
+    /// # Panics
+    /// Never: a record is made of texts and numbers.
+    pub fn rewrite(self, records: &[R]) -> Result<(), EvalError> {
+        let line =
+            |record: &R| serde_json::to_string(record).expect("records are texts and numbers");
+        let mut text = String::new();
+        let mut rest = self.records;
+        for record in records {
+            rest.remove(record.key());
+            text.push_str(&line(record));
+            text.push('\n');
+        }
+        for record in rest.values() {
+            text.push_str(&line(record));
+            text.push('\n');
+        }
+        write_whole(&self.path, &text)
+    }
+
     /// Adds the records of queries that have none yet, in one write.
     ///
     /// # Errors
@@ -105,6 +148,25 @@ impl<R: Record> SampleLog<R> {
     }
 }
 
+/// Files `NAME.part-I-of-N.jsonl` of a folder, in the order of their names.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub(crate) fn part_files(folder: &Path, name: &str) -> Result<Vec<PathBuf>, EvalError> {
+    let entries = std::fs::read_dir(folder).map_err(EvalError::file("read", folder))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(EvalError::file("read", folder))?;
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let rest = file.strip_prefix(name).and_then(|rest| rest.strip_prefix(".part-"));
+        if rest.is_some_and(|rest| rest.strip_suffix(".jsonl").is_some()) {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,9 +175,11 @@ mod tests {
         Sample {
             doc_id: 0,
             key: key.into(),
+            cluster: key.into(),
             shots: vec!["s1".into()],
             target: vec!["red".into()],
             prediction: "line\nbreak".into(),
+            credit: Map::new(),
             log_likelihoods: vec![value, -0.1],
         }
     }

@@ -9,18 +9,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::bootstrap::{Estimate, Term, estimate, estimate_by};
+use crate::bootstrap::Estimate;
 use crate::error::EvalError;
-use crate::metrics::bleu::{bleu_counts, total};
-use crate::metrics::captions::{CaptionPair, WordPair, Words};
-use crate::metrics::cider::cider_d_of_words;
-use crate::metrics::rouge::rouge_l;
-use crate::metrics::vqa::{HumanAnswer, VqaRule, vqa_accuracy};
+use crate::item::{Item, Truth};
+use crate::metric::{Figure, Judged, Metric};
+use crate::metrics::vqa::HumanAnswer;
 use crate::table::{Table, with_interval};
 
 /// What is scored, and how.
@@ -50,86 +49,11 @@ pub struct Score {
     seed: u64,
 }
 
-/// A metric and a rule for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Metric {
-    /// BLEU-1 to BLEU-4 of the Penn Treebank's tokens, the official rule.
-    #[value(name = "bleu:coco")]
-    BleuCoco,
-    /// ROUGE-L, likewise.
-    #[value(name = "rouge:coco")]
-    RougeCoco,
-    /// CIDEr-D, likewise.
-    #[value(name = "cider:coco")]
-    CiderCoco,
-    /// BLEU-1 to BLEU-4 of texts cut at white space, as `VLMEvalKit` has it.
-    #[value(name = "bleu:no-ptb")]
-    BleuNoPtb,
-    /// ROUGE-L, likewise.
-    #[value(name = "rouge:no-ptb")]
-    RougeNoPtb,
-    /// CIDEr-D, likewise.
-    #[value(name = "cider:no-ptb")]
-    CiderNoPtb,
-    /// VQA accuracy of the official tool.
-    #[value(name = "vqa:official")]
-    VqaOfficial,
-    /// VQA accuracy of `open_flamingo`.
-    #[value(name = "vqa:open-flamingo")]
-    VqaOpenFlamingo,
-    /// VQA accuracy of `VizWiz`'s tool.
-    #[value(name = "vqa:vizwiz-api")]
-    VqaVizwiz,
-}
-
-/// A family of metrics and the rule.
-#[derive(Debug, Clone, Copy)]
-enum Rule {
-    Bleu(Words),
-    Rouge(Words),
-    Cider(Words),
-    Vqa(VqaRule),
-}
-
-impl Metric {
-    fn rule(self) -> Rule {
-        match self {
-            Self::BleuCoco => Rule::Bleu(Words::Ptb),
-            Self::RougeCoco => Rule::Rouge(Words::Ptb),
-            Self::CiderCoco => Rule::Cider(Words::Ptb),
-            Self::BleuNoPtb => Rule::Bleu(Words::WhiteSpace),
-            Self::RougeNoPtb => Rule::Rouge(Words::WhiteSpace),
-            Self::CiderNoPtb => Rule::Cider(Words::WhiteSpace),
-            Self::VqaOfficial => Rule::Vqa(VqaRule::Official),
-            Self::VqaOpenFlamingo => Rule::Vqa(VqaRule::OpenFlamingo),
-            Self::VqaVizwiz => Rule::Vqa(VqaRule::ByIndex),
-        }
-    }
-
-    fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-    }
-}
-
-/// What people wrote about one image or question.
-#[derive(Debug)]
-enum Truth {
-    Captions(Vec<String>),
-    Answers(Vec<HumanAnswer>),
-}
-
 /// An annotated image or question with its prediction.
 #[derive(Debug)]
-struct Judged {
-    id: String,
-    truth: Truth,
-    prediction: String,
-}
-
-/// A score with its interval.
-struct Figure {
-    name: String,
-    estimate: Estimate,
+struct Predicted {
+    item: Item,
+    text: String,
 }
 
 /// Ids that a message names; of the rest it says how many.
@@ -141,16 +65,19 @@ const NAMED_MAX: usize = 5;
 /// When a file cannot be read or is of no known form, ids do not fit, a metric does not fit the
 /// annotations, or the samples cannot be written.
 pub fn run(score: &Score) -> Result<String, EvalError> {
-    let judged = judged(score)?;
-    let metrics = score.metrics_for(&judged[0].truth)?;
+    let predicted = predicted(score)?;
+    let judged: Vec<Judged<'_>> = predicted
+        .iter()
+        .map(|one| Judged { item: &one.item, prediction: &one.text, scores: &[] })
+        .collect();
     let (mut figures, mut credits) = (Vec::new(), Vec::new());
-    for metric in metrics {
-        let (found, credit) = figures_of(metric, &judged, score.seed);
-        figures.extend(found);
-        credits.push((metric.name(), credit));
+    for metric in score.metrics_for(&predicted[0].item.truth)? {
+        let found = metric.judge(&judged, score.seed);
+        figures.extend(found.figures);
+        credits.push((metric.name(), found.credits));
     }
     if let Some(path) = &score.samples {
-        write_samples(path, &judged, &credits)?;
+        write_samples(path, &predicted, &credits)?;
     }
     Ok(if score.json { as_json(&figures, judged.len()) } else { as_table(&figures, judged.len()) })
 }
@@ -159,18 +86,15 @@ impl Score {
     fn metrics_for(&self, truth: &Truth) -> Result<Vec<Metric>, EvalError> {
         let official = match truth {
             Truth::Captions(_) => &[Metric::BleuCoco, Metric::RougeCoco, Metric::CiderCoco][..],
-            Truth::Answers(_) => &[Metric::VqaOfficial],
+            _ => &[Metric::VqaOfficial],
         };
         let metrics = if self.metrics.is_empty() { official } else { &self.metrics };
-        let is_of = |metric: &Metric| {
-            matches!(metric.rule(), Rule::Vqa(_)) == matches!(truth, Truth::Answers(_))
-        };
-        match metrics.iter().find(|metric| !is_of(metric)) {
+        match metrics.iter().find(|metric| !metric.fits(truth)) {
             None => Ok(metrics.to_vec()),
             Some(metric) => {
                 let has = match truth {
                     Truth::Captions(_) => "captions",
-                    Truth::Answers(_) => "answers",
+                    _ => "answers",
                 };
                 let problem = format!("it has {has}, of which there is no {}", metric.name());
                 Err(EvalError::Annotations { path: self.annotations.clone(), problem })
@@ -180,16 +104,16 @@ impl Score {
 }
 
 /// The annotations in the order of their ids, each with its prediction.
-fn judged(score: &Score) -> Result<Vec<Judged>, EvalError> {
+fn predicted(score: &Score) -> Result<Vec<Predicted>, EvalError> {
     let mut truths = truths(&score.annotations)?;
-    let mut judged = Vec::new();
+    let mut predicted = Vec::new();
     let (mut unknown, mut repeated) = (Vec::new(), Vec::new());
     let mut seen = BTreeSet::new();
     for (id, prediction) in predictions(&score.predictions)? {
         if !seen.insert(id.clone()) {
             repeated.push(id);
         } else if let Some(truth) = truths.remove(&id) {
-            judged.push(Judged { id, truth, prediction });
+            predicted.push(Predicted { item: item(id, truth), text: prediction });
         } else {
             unknown.push(id);
         }
@@ -209,14 +133,27 @@ fn judged(score: &Score) -> Result<Vec<Judged>, EvalError> {
             let _ = write!(problem, "{separator}{what} {named}{more}");
         }
     }
-    if problem.is_empty() && judged.is_empty() {
+    if problem.is_empty() && predicted.is_empty() {
         "no predictions".clone_into(&mut problem);
     }
     if !problem.is_empty() {
         return Err(EvalError::Annotations { path: score.predictions.clone(), problem });
     }
-    judged.sort_by(|a, b| a.id.len().cmp(&b.id.len()).then_with(|| a.id.cmp(&b.id)));
-    Ok(judged)
+    let place = |one: &Predicted| (one.item.id.len(), one.item.id.clone());
+    predicted.sort_by_cached_key(place);
+    Ok(predicted)
+}
+
+fn item(id: String, truth: Truth) -> Item {
+    Item {
+        medium_id: id.clone(),
+        id,
+        medium: None,
+        fields: BTreeMap::new(),
+        truth,
+        candidates: Arc::default(),
+        category: None,
+    }
 }
 
 fn read_json(path: &Path) -> Result<Value, EvalError> {
@@ -282,62 +219,16 @@ fn predictions(path: &Path) -> Result<Vec<(String, String)>, EvalError> {
     rows.iter().enumerate().map(one).collect()
 }
 
-/// The figures of a metric, and the credit of each sample.
-fn figures_of(metric: Metric, judged: &[Judged], seed: u64) -> (Vec<Figure>, Vec<Value>) {
-    let mean = |scores: &[f64]| {
-        let terms: Vec<Term> = scores.iter().map(|score| Term::of(*score)).collect();
-        let figure =
-            estimate(&terms, seed).map(|estimate| Figure { name: metric.name(), estimate });
-        (figure.into_iter().collect(), scores.iter().map(|score| json!(score)).collect())
-    };
-    match metric.rule() {
-        Rule::Vqa(rule) => mean(&vqa_scores(rule, judged)),
-        Rule::Rouge(words) => mean(&rouge_l(&word_pairs(judged, words))),
-        Rule::Cider(words) => mean(&cider_d_of_words(&word_pairs(judged, words))),
-        Rule::Bleu(words) => {
-            let counts = bleu_counts(&word_pairs(judged, words));
-            let figure = |n: usize| {
-                let score = |drawn: &mut dyn Iterator<Item = usize>| {
-                    Some(total(drawn.map(|i| &counts[i])).scores()[n - 1])
-                };
-                let estimate = estimate_by(counts.len(), seed, score)?;
-                Some(Figure { name: metric.name().replace("bleu", &format!("bleu-{n}")), estimate })
-            };
-            let credits = counts.iter().map(|counts| json!(counts.scores()));
-            ((1..=4).filter_map(figure).collect(), credits.collect())
-        }
-    }
-}
-
-fn vqa_scores(rule: VqaRule, judged: &[Judged]) -> Vec<f64> {
-    let score = |one: &Judged| match &one.truth {
-        Truth::Answers(answers) => vqa_accuracy(rule, &one.prediction, answers),
-        Truth::Captions(_) => unreachable!("the metric fits the annotations"),
-    };
-    judged.iter().map(score).collect()
-}
-
-fn word_pairs(judged: &[Judged], words: Words) -> Vec<WordPair> {
-    let pair = |one: &Judged| match &one.truth {
-        Truth::Captions(captions) => {
-            let references = captions.iter().map(String::as_str).collect();
-            WordPair::of(&CaptionPair { prediction: &one.prediction, references }, words)
-        }
-        Truth::Answers(_) => unreachable!("the metric fits the annotations"),
-    };
-    judged.iter().map(pair).collect()
-}
-
 fn write_samples(
     path: &Path,
-    judged: &[Judged],
+    predicted: &[Predicted],
     credits: &[(String, Vec<Value>)],
 ) -> Result<(), EvalError> {
     let mut text = String::new();
-    for (i, one) in judged.iter().enumerate() {
+    for (i, one) in predicted.iter().enumerate() {
         let credit: Map<String, Value> =
             credits.iter().map(|(name, credit)| (name.clone(), credit[i].clone())).collect();
-        let line = json!({ "id": one.id, "prediction": one.prediction, "credit": credit });
+        let line = json!({ "id": one.item.id, "prediction": one.text, "credit": credit });
         let _ = writeln!(text, "{line}");
     }
     std::fs::write(path, text).map_err(EvalError::file("write", path))

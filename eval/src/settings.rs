@@ -6,48 +6,62 @@ use flamingo_dataset::write_durably;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::annotations::Annotations;
+use crate::benchmark::{Benchmark, items_sha256};
 use crate::error::EvalError;
-use crate::subject::Subject;
-use crate::task_file::TaskConfig;
+use crate::evaluate::Options;
+use crate::shots::ShotChoice;
+use crate::subject::ModelCard;
+use crate::task_file::TaskFile;
 
-/// Raised whenever a task's rules change so that its answers or scores do.
-pub const TASK_VERSION: u32 = 1;
+/// Raised whenever the rules of all tasks change so that answers or scores do.
+pub const TASK_VERSION: u32 = 2;
 
-/// Everything that decides a sample, but not which queries and shot counts are asked for.
+/// Everything that decides a sample, but not which queries and rounds are asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Name of the task.
-    pub task: String,
+    /// The benchmark's rules.
+    pub task: TaskFile,
     /// [`TASK_VERSION`] of the program that made them.
     pub task_version: u32,
-    /// Seed of the choice of shots, of the shuffled images and of the intervals.
+    /// Name of the template.
+    pub template: String,
+    /// How shots are chosen.
+    pub shot_choice: ShotChoice,
+    /// Orders of the shots over which likelihoods are averaged.
+    pub orders: usize,
+    /// Open continuations at a time.
+    pub beams: usize,
+    /// A continuation's log-probability is divided by its length to this power.
+    pub length_penalty: f32,
+    /// Seed of the examples to draw from, of the shuffled images, of orders and of the intervals; and of the
+    /// choice of shots, where it has no seeds of its own.
     pub seed: u64,
     /// Digest of the model's weights, config and tokenizer.
     pub model_sha256: String,
     /// Where the model computes, and in which number format: answers differ in the last bits.
     pub device: String,
-    /// Digest of the support corpus.
+    /// Digest of the items that examples are drawn from.
     pub support_sha256: String,
-    /// Digest of the query corpus.
+    /// Digest of the items that are asked about.
     pub query_sha256: String,
-    /// Settings of the benchmark.
-    #[serde(flatten)]
-    pub config: TaskConfig,
 }
 
 impl Settings {
-    /// The settings of a task on some annotations.
-    pub fn new(task: &str, annotations: &Annotations, subject: &Subject<'_>, seed: u64) -> Self {
+    /// The settings of a benchmark for a model.
+    pub fn new(benchmark: &Benchmark, card: &ModelCard, options: &Options) -> Self {
         Self {
-            task: task.to_owned(),
+            task: benchmark.task.clone(),
             task_version: TASK_VERSION,
-            seed,
-            model_sha256: subject.sha256().to_owned(),
-            device: subject.device(),
-            support_sha256: annotations.support.sha256(),
-            query_sha256: annotations.query.sha256(),
-            config: annotations.config.clone(),
+            template: options.template.clone(),
+            shot_choice: options.choice,
+            orders: options.orders,
+            beams: options.beams,
+            length_penalty: options.length_penalty,
+            seed: options.seed,
+            model_sha256: card.sha256.clone(),
+            device: card.device.clone(),
+            support_sha256: items_sha256(&benchmark.support),
+            query_sha256: items_sha256(&benchmark.query),
         }
     }
 
@@ -69,17 +83,28 @@ impl Settings {
             line: source.line(),
             source,
         })?;
-        let keys = now.as_object().into_iter().flat_map(|object| object.keys());
-        match keys.into_iter().find(|key| was.get(key) != now.get(key)) {
+        match first_difference("", &was, &now) {
             None => Ok(()),
-            Some(key) => Err(EvalError::OtherSettings {
-                path: path.to_path_buf(),
-                key: key.clone(),
-                was: was.get(key).map_or_else(|| "absent".to_owned(), Value::to_string),
-                now: now[key].to_string(),
-            }),
+            Some((key, was, now)) => {
+                Err(EvalError::OtherSettings { path: path.to_path_buf(), key, was, now })
+            }
         }
     }
+}
+
+/// The path of the first key whose values differ, with both.
+fn first_difference(at: &str, was: &Value, now: &Value) -> Option<(String, String, String)> {
+    let (Value::Object(before), Value::Object(after)) = (was, now) else {
+        return (was != now).then(|| (at.to_owned(), was.to_string(), now.to_string()));
+    };
+    let absent = || Value::String("absent".into());
+    let keys = after.keys().chain(before.keys().filter(|key| !after.contains_key(*key)));
+    keys.into_iter().find_map(|key| {
+        let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+        let (was, now) = (before.get(key), after.get(key));
+        let (was, now) = (was.cloned().unwrap_or_else(absent), now.cloned().unwrap_or_else(absent));
+        first_difference(&path, &was, &now)
+    })
 }
 
 /// Writes a whole file or nothing.
@@ -96,14 +121,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("settings_label.json");
         let settings = Settings {
-            task: "label".into(),
+            task: TaskFile::find("label").unwrap(),
             task_version: TASK_VERSION,
+            template: "flamingo".into(),
+            shot_choice: ShotChoice::Random,
+            orders: 1,
+            beams: 3,
+            length_penalty: 0.0,
             seed: 0,
             model_sha256: "m".into(),
             device: "CPU (f32)".into(),
             support_sha256: "s".into(),
             query_sha256: "q".into(),
-            config: TaskConfig::default(),
         };
         settings.claim(&path).unwrap();
         settings.claim(&path).unwrap();
@@ -112,12 +141,13 @@ mod tests {
         assert!(error.contains("`seed` 0, now 1"), "{error}");
         let other = Settings { task_version: TASK_VERSION + 1, ..settings.clone() };
         let error = other.claim(&path).unwrap_err().to_string();
-        assert!(error.contains("`task_version` 1, now 2"), "{error}");
+        assert!(error.contains("`task_version` 2, now 3"), "{error}");
         let other = Settings { device: "NVIDIA H200 (bf16)".into(), ..settings.clone() };
         let error = other.claim(&path).unwrap_err().to_string();
         assert!(error.contains("`device` \"CPU (f32)\", now \"NVIDIA H200 (bf16)\""), "{error}");
-        let config = TaskConfig { prompt: "shows:".into(), ..TaskConfig::default() };
-        let error = Settings { config, ..settings }.claim(&path).unwrap_err().to_string();
-        assert!(error.contains("`prompt` \"Output:\", now \"shows:\""), "{error}");
+        let task = settings.task.clone().with_settings("task.toml", "prompt = \"shows:\"").unwrap();
+        let error = Settings { task, ..settings }.claim(&path).unwrap_err().to_string();
+        assert!(error.contains("`task.templates.flamingo.prompt`"), "{error}");
+        assert!(error.contains("\"<image>Output:\", now \"<image>shows:\""), "{error}");
     }
 }

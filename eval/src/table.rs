@@ -1,7 +1,9 @@
 //! The scores as tables, the same on the terminal and in the report.
 
 use crate::bootstrap::Estimate;
-use crate::evaluate::{Evaluation, Outcome, Round};
+use crate::evaluate::{Control, Evaluation, Outcome, Round, RoundKey};
+use crate::metric::Metric;
+use crate::seeds::seed_scores;
 
 /// A table of texts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,47 +34,80 @@ impl Table {
     }
 }
 
-/// Scores by shot count, with the gain over the first shot count under each.
-pub fn score_table(evaluations: &[&Evaluation]) -> Table {
+/// Scores by shot count, with the gain over the first shot count under each. A task has a row for each seed and
+/// control.
+pub fn score_table(evaluations: &[Evaluation<'_>]) -> Table {
     let mut headers: Vec<String> = ["task", "score", "queries"].map(str::to_owned).to_vec();
-    let shots = evaluations.first().map(|evaluation| &evaluation.rounds);
-    headers.extend(shots.into_iter().flatten().map(|round| format!("{} shots", round.n_shots)));
-    let rows = evaluations.iter().flat_map(|evaluation| score_rows(evaluation));
+    let shots = evaluations.iter().map(shot_counts).max_by_key(Vec::len).unwrap_or_default();
+    headers.extend(shots.iter().map(|n_shots| format!("{n_shots} shots")));
+    let rows = evaluations.iter().flat_map(|evaluation| score_rows(evaluation, &shots));
     Table { headers, rows: rows.collect() }
 }
 
-fn score_rows(evaluation: &Evaluation) -> Vec<Vec<String>> {
-    let row = |task: &str, score: String, queries: String, cell: fn(&Round) -> String| {
-        let cells = evaluation.rounds.iter().map(cell);
-        [task.to_owned(), score, queries].into_iter().chain(cells).collect::<Vec<String>>()
-    };
-    let queries = evaluation.queries.len().to_string();
-    let mut rows =
-        vec![row(evaluation.task, metric_name(evaluation.metric).into(), queries, score_cell)];
-    let has_gain = |round: &Round| !gain_cell(round).is_empty();
-    if evaluation.rounds.iter().any(has_gain) {
-        let first = evaluation.rounds.iter().find(|r| matches!(r.outcome, Outcome::Scored(_)));
-        let over = first.map_or(0, |round| round.n_shots);
-        rows.push(row("", format!("gain over {over} shots"), String::new(), gain_cell));
+/// Shot counts in the order in which they were asked for.
+fn shot_counts(evaluation: &Evaluation<'_>) -> Vec<usize> {
+    let mut counts: Vec<usize> = evaluation.rounds.iter().map(|it| it.key.n_shots).collect();
+    counts.dedup();
+    counts
+}
+
+fn score_rows(evaluation: &Evaluation<'_>, shots: &[usize]) -> Vec<Vec<String>> {
+    let task = &evaluation.benchmark.task;
+    let mut kinds: Vec<(u64, Option<Control>)> = Vec::new();
+    for round in &evaluation.rounds {
+        let kind = (round.key.demo_seed, round.key.control);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    let mut rows = Vec::new();
+    for (at, (demo_seed, control)) in kinds.into_iter().enumerate() {
+        let round = move |n_shots: usize| {
+            let mut rounds = evaluation.rounds.iter();
+            rounds.find(|it| it.key == RoundKey { n_shots, demo_seed, control })
+        };
+        let cells = |cell: fn(&Round) -> String| {
+            shots.iter().map(move |&n_shots| round(n_shots).map(cell).unwrap_or_default())
+        };
+        let seed = evaluation.has_seeds.then(|| format!("seed {demo_seed}"));
+        let control = control.map(|control| control.name().to_owned());
+        let what: Vec<String> = seed.into_iter().chain(control).collect();
+        let name = if at == 0 { task.name.clone() } else { String::new() };
+        let mut score = metric_name(task.metric());
+        if !what.is_empty() {
+            score = format!("{score}, {}", what.join(", "));
+        }
+        let queries = if at == 0 { evaluation.n_queries.to_string() } else { String::new() };
+        rows.push([name, score, queries].into_iter().chain(cells(score_cell)).collect());
+        let gains: Vec<String> = cells(gain_cell).collect();
+        if gains.iter().any(|gain| !gain.is_empty()) {
+            let over = shots.first().copied().unwrap_or_default();
+            let head = [String::new(), format!("gain over {over} shots"), String::new()];
+            rows.push(head.into_iter().chain(gains).collect());
+        }
     }
     rows
 }
 
 /// The score's name in the literature.
-fn metric_name(metric: &str) -> &str {
+fn metric_name(metric: Metric) -> String {
     match metric {
-        "cider" => "CIDEr-D",
-        "acc" => "accuracy",
-        other => other,
+        Metric::CiderCoco => "CIDEr-D".into(),
+        Metric::Accuracy => "accuracy".into(),
+        other => other.name(),
     }
 }
 
 fn score_cell(round: &Round) -> String {
     match &round.outcome {
-        Outcome::Scored(scored) => with_interval(&scored.estimate),
-        Outcome::OutOfContext { needed, context } => {
-            format!("out of context ({needed} tokens, the model holds {context})")
-        }
+        Outcome::Scored(scored) => scored.headline().map_or_else(
+            || "answers are hidden".to_owned(),
+            |(_, estimate)| with_interval(&estimate),
+        ),
+        Outcome::OutOfContext { longest, n_queries } => format!(
+            "out of context ({} tokens, the model holds {}; {n_queries} queries)",
+            longest.needed, longest.context
+        ),
     }
 }
 
@@ -81,6 +116,19 @@ fn gain_cell(round: &Round) -> String {
         Outcome::Scored(scored) => scored.gain.as_ref().map(signed).unwrap_or_default(),
         Outcome::OutOfContext { .. } => String::new(),
     }
+}
+
+/// How scores move with other shots and with other queries; none where there is one seed.
+pub fn seed_table(evaluation: &Evaluation<'_>) -> Option<Table> {
+    let headers = ["seeds", "mean", "sd over shots", "stderr over queries", "stderr of the mean"];
+    let rows = seed_scores(evaluation).into_iter().map(|seeds| {
+        let name = format!("{}_{}", evaluation.benchmark.task.name, seeds.suffix);
+        let values = [seeds.mean, seeds.demo_sd, seeds.item_stderr, seeds.stderr()];
+        let values = values.map(|value| format!("{value:.4}"));
+        [format!("{name}, {} seeds", seeds.n_seeds)].into_iter().chain(values).collect()
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    (!rows.is_empty()).then(|| Table { headers: headers.map(str::to_owned).to_vec(), rows })
 }
 
 /// `0.412 [0.360, 0.470]`.
@@ -93,9 +141,12 @@ fn signed(estimate: &Estimate) -> String {
 }
 
 /// What the controls found.
-pub fn control_table(evaluation: &Evaluation) -> Option<Table> {
-    let controls = evaluation.controls.as_ref()?;
-    let headers = [format!("{} controls", evaluation.task), "value [95 % interval]".to_owned()];
+pub fn control_table(evaluation: &Evaluation<'_>) -> Option<Table> {
+    let controls = evaluation.reading_controls.as_ref()?;
+    let headers = [
+        format!("{} controls", evaluation.benchmark.task.name),
+        "value [95 % interval]".to_owned(),
+    ];
     let rows = controls.iter().map(|score| {
         let is_difference = score.name.contains("_minus_");
         let value = if is_difference { signed } else { with_interval }(&score.estimate);

@@ -1,70 +1,242 @@
-//! `task.toml`: the settings of a benchmark.
+//! A benchmark as one TOML file: who reads its official files, what is asked, how answers come about and
+//! how they are scored. Those of `flamingo-eval tasks` are in `eval/src/tasks/`; a user's own is given by its
+//! path.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
-use flamingo_dataset::CorpusStore;
 use serde::{Deserialize, Serialize};
 
 use crate::error::EvalError;
+use crate::item::ShownAnswer;
+use crate::medium::FrameSampling;
+use crate::metric::Metric;
+use crate::prompt::Template;
+use crate::readers::Reader;
+use crate::tasks::built_in;
 
-/// Name of the settings file in an annotations folder.
-pub const TASK_FILE: &str = "task.toml";
+/// Name of the settings file in a folder of corpora.
+pub const SETTINGS_FILE: &str = "task.toml";
 
-/// Settings of a benchmark, from its `task.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TaskConfig {
-    /// Text between an image and its caption. Paper, appendix B.1.5: `Output:`.
-    pub prompt: String,
-    /// Words of the captions that only the image tells; the controls count how many are right.
-    pub content_words: Vec<String>,
-    /// Answers to choose from; empty: the distinct captions of the support examples.
-    pub candidates: Vec<String>,
-    /// Tokens after which a caption without `<EOC>` is cut. The paper gives no limit, Open Flamingo
-    /// takes 20 of a larger vocabulary.
+/// A benchmark.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskFile {
+    /// Its name in results, file names and messages: letters, digits, `-` and `_`.
+    pub name: String,
+    /// One line on what is asked and how it is scored.
+    pub about: String,
+    /// Goes up when its scores change for the same answers.
+    #[serde(default = "one")]
+    pub version: u32,
+    /// How its official files are read.
+    pub reader: Reader,
+    /// How answers come about.
+    pub decoding: Decoding,
+    /// Metrics; the first is the one that counts.
+    pub metrics: Vec<Metric>,
+    /// Layouts of prompts by name, `flamingo` among them.
+    pub templates: BTreeMap<String, Template>,
+    /// Which human answer an example is shown with.
+    #[serde(default)]
+    pub shown_answer: ShownAnswer,
+    /// What is shown at 0 shots.
+    #[serde(default)]
+    pub zero_shot: ZeroShot,
+    /// Examples are drawn from those of the query's own category.
+    #[serde(default)]
+    pub shots_of_category: bool,
+    /// Tokens after which an answer without `<EOC>` is cut; of open tasks.
+    #[serde(default = "tokens_max")]
     pub max_new_tokens: usize,
+    /// The answers to choose from, where neither the items nor the reader have their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<String>,
+    /// Words of the captions that only the image tells; the controls count how many are right.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub content_words: Vec<String>,
+    /// How frames of films are chosen.
+    #[serde(default)]
+    pub frames: FrameSampling,
+    /// Files of each split by role, as paths in the folder that is given as annotations.
+    #[serde(default)]
+    pub splits: BTreeMap<String, BTreeMap<String, String>>,
+    /// The split that is asked about.
+    pub query: String,
+    /// The split that examples are drawn from; none for a benchmark without examples.
+    #[serde(default)]
+    pub support: Option<String>,
+    /// Most examples to draw from, chosen by the seed. Paper: 2048 (appendix A.2). 0: all.
+    #[serde(default = "support_max")]
+    pub support_max: usize,
+    /// Where the files come from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Source>,
+    /// The form in which the benchmark's server takes answers.
+    #[serde(default)]
+    pub submission: Option<String>,
 }
 
-impl Default for TaskConfig {
-    fn default() -> Self {
-        Self {
-            prompt: "Output:".into(),
-            content_words: Vec::new(),
-            candidates: Vec::new(),
-            max_new_tokens: 32,
-        }
+/// Where a file is to be had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// File or folder in the annotations folder.
+    pub file: String,
+    /// Its address, or how to make it.
+    pub from: String,
+}
+
+/// How answers come about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decoding {
+    /// Written by the model.
+    Open,
+    /// The candidate whose log-likelihood, the sum over its tokens, is highest (paper, appendix B.1.4).
+    ClosedSum,
+    /// The same by the mean over its tokens, as `open_flamingo` has it.
+    ClosedMean,
+}
+
+impl Decoding {
+    /// Whether candidates are ranked.
+    pub fn is_closed(self) -> bool {
+        self != Self::Open
     }
 }
 
-impl TaskConfig {
-    /// The settings in an annotations folder; the defaults where it has none.
+/// What a query is shown when no shots are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ZeroShot {
+    /// Two shots without their images, which tell the format of the answer and nothing of the image (paper,
+    /// appendix A.2).
+    #[default]
+    TextShots,
+    /// Nothing: the answers to choose from tell the format.
+    Bare,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// The paper gives no limit; `open_flamingo` takes 20 of a larger vocabulary.
+fn tokens_max() -> usize {
+    32
+}
+
+fn support_max() -> usize {
+    2048
+}
+
+/// What `task.toml` in a folder of corpora may change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CorpusSettings {
+    prompt: Option<String>,
+    content_words: Option<Vec<String>>,
+    candidates: Option<Vec<String>>,
+    max_new_tokens: Option<usize>,
+}
+
+impl TaskFile {
+    /// A task by its name, or by the path of its file.
     ///
     /// # Errors
-    /// When `task.toml` cannot be read or a setting in it is out of range.
-    pub fn read(location: &str) -> Result<Self, EvalError> {
-        let store = CorpusStore::open(location)?;
-        let file = format!("{location}/{TASK_FILE}");
-        if !store.exists(TASK_FILE)? {
-            return Ok(Self::default());
+    /// When there is no such task, or the file cannot be read or is not one.
+    pub fn find(name_or_path: &str) -> Result<Self, EvalError> {
+        if let Some(text) = built_in(name_or_path) {
+            return Self::parse(&format!("{name_or_path}.toml"), text);
         }
-        let text = String::from_utf8_lossy(&store.get(TASK_FILE)?).into_owned();
-        let config: Self =
-            toml::from_str(&text).map_err(|error| EvalError::toml(&file, &text, &error))?;
-        let setting =
-            |key, found, expected| EvalError::Setting { file: file.clone(), key, found, expected };
-        if config.max_new_tokens == 0 {
-            return Err(setting("max_new_tokens", "0".into(), "at least 1"));
+        let path = Path::new(name_or_path);
+        if path.extension().is_none_or(|ending| ending != "toml") {
+            return Err(EvalError::NoTask { name: name_or_path.to_owned() });
         }
-        if config.candidates.len() == 1 {
-            let found = format!("{:?}", config.candidates);
-            return Err(setting("candidates", found, "none or at least two"));
-        }
-        let mut seen = BTreeSet::new();
-        match config.candidates.iter().find(|candidate| !seen.insert(*candidate)) {
-            None => Ok(config),
-            Some(twice) => {
-                Err(setting("candidates", format!("`{twice}` twice"), "different answers"))
+        let text = std::fs::read_to_string(path).map_err(EvalError::file("read", path))?;
+        Self::parse(name_or_path, &text)
+    }
+
+    /// A task from the text of its file; `file` is how messages name it.
+    ///
+    /// # Errors
+    /// When the text is not a task, or a value is out of range.
+    pub fn parse(file: &str, text: &str) -> Result<Self, EvalError> {
+        let task: Self =
+            toml::from_str(text).map_err(|error| EvalError::toml(file, text, &error))?;
+        task.check(file)?;
+        Ok(task)
+    }
+
+    /// The same with what `task.toml` of a folder of corpora sets.
+    ///
+    /// # Errors
+    /// When the text is not such settings, or a value is out of range.
+    pub fn with_settings(mut self, file: &str, text: &str) -> Result<Self, EvalError> {
+        let settings: CorpusSettings =
+            toml::from_str(text).map_err(|error| EvalError::toml(file, text, &error))?;
+        if let Some(prompt) = settings.prompt {
+            for template in self.templates.values_mut() {
+                *template = template.with_prompt(&prompt);
             }
         }
+        self.content_words = settings.content_words.unwrap_or(self.content_words);
+        self.candidates = settings.candidates.unwrap_or(self.candidates);
+        self.max_new_tokens = settings.max_new_tokens.unwrap_or(self.max_new_tokens);
+        self.check(file)?;
+        Ok(self)
+    }
+
+    /// The files of a split.
+    ///
+    /// # Errors
+    /// When the task has no such split.
+    pub fn split(&self, name: &str) -> Result<&BTreeMap<String, String>, EvalError> {
+        self.splits.get(name).ok_or_else(|| EvalError::NoSplit {
+            task: self.name.clone(),
+            split: name.to_owned(),
+            splits: self.splits.keys().cloned().collect(),
+        })
+    }
+
+    /// The metric that counts.
+    pub fn metric(&self) -> Metric {
+        self.metrics[0]
+    }
+
+    fn check(&self, file: &str) -> Result<(), EvalError> {
+        let setting = |key, found: String, expected| {
+            Err(EvalError::Setting { file: file.to_owned(), key, found, expected })
+        };
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.name.is_empty() || !self.name.chars().all(is_plain) {
+            return setting("name", format!("{:?}", self.name), "letters, digits, - and _");
+        }
+        if self.metrics.is_empty() {
+            return setting("metrics", "empty".into(), "at least one metric");
+        }
+        if self.max_new_tokens == 0 {
+            return setting("max_new_tokens", "0".into(), "at least 1");
+        }
+        if self.frames.frames_max == 0 {
+            return setting("frames.frames_max", "0".into(), "at least 1");
+        }
+        if !(self.frames.frames_per_second > 0.0 && self.frames.frames_per_second.is_finite()) {
+            let found = self.frames.frames_per_second.to_string();
+            return setting("frames.frames_per_second", found, "above 0");
+        }
+        if !self.templates.contains_key("flamingo") {
+            return setting("templates", "without `flamingo`".into(), "a template `flamingo`");
+        }
+        if self.candidates.len() == 1 {
+            return setting("candidates", format!("{:?}", self.candidates), "none or at least two");
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = self.candidates.iter().find(|candidate| !seen.insert(*candidate)) {
+            return setting("candidates", format!("`{twice}` twice"), "different answers");
+        }
+        self.split(&self.query)?;
+        self.support.as_deref().map_or(Ok(()), |support| self.split(support).map(|_| ()))
     }
 }

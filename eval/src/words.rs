@@ -46,7 +46,7 @@ mod tests {
     fn check(prompt: &str, caption: &str, expected: &[&str]) {
         let texts = ["shows: two green squares, one blue circle"; 20].map(str::to_owned);
         let tokenizer = Tokenizer::train(texts.into_iter(), 290).unwrap();
-        let template = Template { prompt: prompt.into() };
+        let template = Template::new(prompt);
         let words = ["green", "squares", "blue"].map(str::to_owned);
         let tokens = template.answer_tokens(caption, &tokenizer);
         let ranges = content_ranges(&template, caption, &words, &tokenizer);

@@ -1,0 +1,210 @@
+//! A benchmark on disk: its task file with the items that are asked about and those that examples are drawn
+//! from.
+
+use flamingo_dataset::{CorpusStore, sha256_hex};
+
+use crate::draw::{mix, mix_text};
+use crate::error::EvalError;
+use crate::item::Item;
+use crate::medium::Medium;
+use crate::prompt::ImagePlace;
+use crate::readers::{SplitFiles, read_split};
+use crate::task_file::{SETTINGS_FILE, TaskFile};
+
+/// A benchmark with its items.
+pub struct Benchmark {
+    /// Its rules.
+    pub task: TaskFile,
+    /// Where its files lie, as given.
+    pub location: String,
+    /// Items that may be shown as examples.
+    pub support: Vec<Item>,
+    /// Items that are asked about.
+    pub query: Vec<Item>,
+}
+
+/// Which splits of a benchmark are used, if not those of its file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SplitChoice {
+    /// The split that is asked about.
+    pub query: Option<String>,
+    /// The split that examples are drawn from.
+    pub support: Option<String>,
+}
+
+impl Benchmark {
+    /// Reads the files of a task in a folder, or at the prefix of an object store where the task is one of
+    /// our corpora.
+    ///
+    /// # Errors
+    /// When a file is missing or is not what the task says, or two items share an id.
+    pub fn open(
+        mut task: TaskFile,
+        location: &str,
+        choice: &SplitChoice,
+        seed: u64,
+    ) -> Result<Self, EvalError> {
+        let at = location.trim_end_matches('/');
+        if let Some(query) = &choice.query {
+            task.query.clone_from(query);
+        }
+        if choice.support.is_some() {
+            task.support.clone_from(&choice.support);
+        }
+        if task.reader.has_settings() {
+            let store = CorpusStore::open(at)?;
+            if store.exists(SETTINGS_FILE)? {
+                let text = String::from_utf8_lossy(&store.get(SETTINGS_FILE)?).into_owned();
+                task = task.with_settings(&format!("{at}/{SETTINGS_FILE}"), &text)?;
+            }
+        }
+        let read = |split: &str| {
+            let files = SplitFiles { location: at, files: task.split(split)?, task: &task };
+            let items = read_split(&files)?;
+            check(&task, split, at, &items)?;
+            Ok::<_, EvalError>(items)
+        };
+        let support = task.support.as_deref().map(read).transpose()?.unwrap_or_default();
+        let query = read(&task.query)?;
+        let mut support: Vec<Item> = support
+            .into_iter()
+            .filter(|item| item.shown_answer(task.shown_answer).is_some())
+            .collect();
+        draw(&mut support, task.support_max, seed);
+        Ok(Self { task, location: location.to_owned(), support, query })
+    }
+
+    /// The item of an image or film of a prompt.
+    pub fn item(&self, place: ImagePlace) -> &Item {
+        match place {
+            ImagePlace::Support(index) => &self.support[index],
+            ImagePlace::Query(index) => &self.query[index],
+        }
+    }
+}
+
+/// Digest of items: of all that decides what a model is asked but the bytes of pictures that are not in a
+/// corpus.
+pub fn items_sha256(items: &[Item]) -> String {
+    let line = |item: &Item| {
+        let medium = item.medium.as_ref().map(Medium::name).unwrap_or_default();
+        let fixed = format!("{:?} {:?} {:?}", item.fields, item.truth, item.candidates);
+        format!("{:?} {:?} {medium:?} {}", item.id, item.medium_id, sha256_hex(fixed.as_bytes()))
+    };
+    let lines: Vec<String> = items.iter().map(line).collect();
+    sha256_hex(lines.join("\n").as_bytes())
+}
+
+/// Items must be there, be told apart by their ids, and have what the template and the metrics need.
+fn check(task: &TaskFile, split: &str, location: &str, items: &[Item]) -> Result<(), EvalError> {
+    let name = format!("{location} (split `{split}`)");
+    if items.is_empty() {
+        return Err(EvalError::Empty { location: name });
+    }
+    let mut ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
+    ids.sort_unstable();
+    if let Some(twice) = ids.windows(2).find(|two| two[0] == two[1]) {
+        return Err(EvalError::DuplicateKey { location: name, key: twice[0].to_owned() });
+    }
+    let fields = task
+        .templates
+        .iter()
+        .flat_map(|(name, template)| template.fields().into_iter().map(move |field| (name, field)));
+    for (template, field) in fields {
+        if let Some(item) = items.iter().find(|item| !item.fields.contains_key(field)) {
+            let known: Vec<&str> = item.fields.keys().copied().collect();
+            return Err(EvalError::NoField {
+                template: format!("task `{}`: template `{template}`", task.name),
+                field: field.to_owned(),
+                item: item.id.clone(),
+                fields: format!("[{}]", known.join(", ")),
+            });
+        }
+    }
+    if task.decoding.is_closed()
+        && let Some(item) = items.iter().find(|item| item.candidates.len() < 2)
+    {
+        let (task, item) = (task.name.clone(), item.id.clone());
+        return Err(EvalError::NoCandidates { task, item });
+    }
+    Ok(())
+}
+
+/// Keeps `most` items in their order, chosen by the seed; all of them if `most` is 0.
+fn draw(items: &mut Vec<Item>, most: usize, seed: u64) {
+    if most == 0 || items.len() <= most {
+        return;
+    }
+    let key = mix(seed, 3);
+    let mut drawn: Vec<(u64, usize)> =
+        items.iter().enumerate().map(|(index, item)| (mix_text(key, &item.id), index)).collect();
+    drawn.sort_unstable();
+    let mut is_drawn = vec![false; items.len()];
+    for (_, index) in drawn.into_iter().take(most) {
+        is_drawn[index] = true;
+    }
+    let mut index = 0;
+    items.retain(|_| {
+        index += 1;
+        is_drawn[index - 1]
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::item::Truth;
+
+    fn items(n: usize) -> Vec<Item> {
+        let item = |i: usize| Item {
+            id: format!("q{i}"),
+            medium_id: i.to_string(),
+            medium: None,
+            fields: BTreeMap::new(),
+            truth: Truth::Hidden,
+            candidates: Arc::default(),
+            category: None,
+        };
+        (0..n).map(item).collect()
+    }
+
+    #[test]
+    fn as_many_examples_are_kept_in_order_and_the_seed_decides_which() {
+        let kept = |most, seed| {
+            let mut all = items(100);
+            draw(&mut all, most, seed);
+            let numbers: Vec<usize> =
+                all.iter().map(|item| item.id[1..].parse().unwrap()).collect();
+            assert!(numbers.is_sorted());
+            numbers
+        };
+        assert_eq!(kept(0, 1).len(), 100);
+        assert_eq!(kept(100, 1).len(), 100);
+        assert_eq!(kept(30, 1).len(), 30);
+        assert_eq!(kept(30, 1), kept(30, 1));
+        assert_ne!(kept(30, 1), kept(30, 2));
+    }
+
+    #[test]
+    fn items_that_share_an_id_are_named() {
+        let task = TaskFile::find("caption").unwrap();
+        let mut all = items(3);
+        check(&task, "query", "folder", &all).unwrap();
+        all[2].id = "q0".into();
+        let error = check(&task, "query", "folder", &all).unwrap_err().to_string();
+        assert!(error.contains("folder (split `query`) has two rows with key `q0`"), "{error}");
+        assert!(check(&task, "query", "folder", &[]).is_err());
+    }
+
+    #[test]
+    fn a_change_of_any_item_changes_the_digest() {
+        let all = items(3);
+        let mut other = all.clone();
+        assert_eq!(items_sha256(&all), items_sha256(&other));
+        other[1].truth = Truth::Captions(vec!["a".into()]);
+        assert_ne!(items_sha256(&all), items_sha256(&other));
+    }
+}

@@ -1,0 +1,216 @@
+//! Pictures and films as a benchmark has them: a file, a folder of frames, or a row of one of our corpora.
+//!
+//! Films come as frames, since nothing here decodes video: a folder of pictures in the order of their names
+//! (`ffmpeg -i V.mp4 -vf fps=3 frames/V/%06d.jpg`), or rows of a `video_text` corpus.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flamingo_dataset::{Corpus, EncodedImage, Row, sha256_hex};
+use serde::{Deserialize, Serialize};
+
+use crate::error::EvalError;
+
+/// Where a picture or film lies.
+#[derive(Clone)]
+pub enum Medium {
+    /// A picture.
+    Image(PathBuf),
+    /// Frames of a film: the pictures of a folder, in the order of their names.
+    Frames {
+        /// The folder.
+        folder: PathBuf,
+        /// The part that is meant, in seconds from the start of the film; the whole film if none.
+        span: Option<(f64, f64)>,
+    },
+    /// A row of a corpus of images or clips.
+    Row {
+        /// The corpus.
+        corpus: Arc<Corpus>,
+        /// The row, from 0.
+        row: u64,
+        /// Its key in the corpus.
+        key: String,
+        /// Hex SHA-256 of what it shows.
+        sha256: String,
+    },
+}
+
+impl fmt::Debug for Medium {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// How frames of a film are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FrameSampling {
+    /// Most frames. Paper: 30 at test (appendix A.2), 8 in training.
+    pub frames_max: usize,
+    /// Frames in a second of the film, as they lie in the folder. Paper: 3 at test, 1 in training.
+    pub frames_per_second: f64,
+}
+
+impl Default for FrameSampling {
+    fn default() -> Self {
+        Self { frames_max: 30, frames_per_second: 3.0 }
+    }
+}
+
+/// File name endings of frames.
+const PICTURES: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
+
+impl Medium {
+    /// Its frames, one for a picture; a longer film gives `frames_max` of them, evenly spaced.
+    ///
+    /// # Errors
+    /// When a file or row cannot be read, or a film has no frames.
+    pub fn frames(&self, sampling: FrameSampling) -> Result<Vec<EncodedImage>, EvalError> {
+        match self {
+            Self::Image(path) => Ok(vec![picture(path)?]),
+            Self::Frames { folder, span } => {
+                let all = frames_of(folder)?;
+                let meant = within(&all, *span, sampling.frames_per_second);
+                if meant.is_empty() {
+                    return Err(
+                        self.missing(format!("{} frames, none of which is meant", all.len()))
+                    );
+                }
+                let chosen = evenly(meant.len(), sampling.frames_max);
+                chosen.map(|index| picture(&meant[index])).collect()
+            }
+            Self::Row { corpus, row, key, .. } => match corpus.read(*row)? {
+                Row::ImageText(pair) => Ok(vec![pair.image]),
+                Row::VideoText(clip) if !clip.frames.is_empty() => {
+                    let chosen = evenly(clip.frames.len(), sampling.frames_max);
+                    Ok(chosen.map(|index| clip.frames[index].clone()).collect())
+                }
+                Row::VideoText(_) | Row::Interleaved(_) => Err(EvalError::Medium {
+                    name: format!("{} `{key}`", corpus.location()),
+                    problem: "a row without frames".into(),
+                }),
+            },
+        }
+    }
+
+    /// How messages name it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Image(path) => path.display().to_string(),
+            Self::Frames { folder, .. } => folder.display().to_string(),
+            Self::Row { key, .. } => key.clone(),
+        }
+    }
+
+    /// Whether there is such a file, folder or row. Looks at names alone.
+    pub fn exists(&self) -> bool {
+        match self {
+            Self::Image(path) => path.is_file(),
+            Self::Frames { folder, .. } => folder.is_dir(),
+            Self::Row { .. } => true,
+        }
+    }
+
+    /// Hex SHA-256 of its frames under a sampling: equal for media that show the same.
+    ///
+    /// # Errors
+    /// As [`Self::frames`].
+    pub fn sha256(&self, sampling: FrameSampling) -> Result<String, EvalError> {
+        if let Self::Row { sha256, .. } = self {
+            return Ok(sha256.clone());
+        }
+        let digests: Vec<String> =
+            self.frames(sampling)?.iter().map(|frame| sha256_hex(&frame.bytes)).collect();
+        Ok(if digests.len() == 1 {
+            digests.concat()
+        } else {
+            sha256_hex(digests.concat().as_bytes())
+        })
+    }
+
+    fn missing(&self, problem: String) -> EvalError {
+        EvalError::Medium { name: self.name(), problem }
+    }
+}
+
+fn picture(path: &Path) -> Result<EncodedImage, EvalError> {
+    let bytes = std::fs::read(path).map_err(EvalError::file("read", path))?;
+    Ok(EncodedImage { bytes: bytes.into(), path: None })
+}
+
+/// Pictures of a folder in the order of their names.
+fn frames_of(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
+    let entries = std::fs::read_dir(folder).map_err(EvalError::file("read", folder))?;
+    let mut frames = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(EvalError::file("read", folder))?.path();
+        let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
+        if ending.is_some_and(|ending| PICTURES.contains(&ending.as_str())) {
+            frames.push(path);
+        }
+    }
+    frames.sort();
+    Ok(frames)
+}
+
+/// The frames from the start to the end of a span in seconds; at least the one at its start, as long as the
+/// film is not over by then.
+fn within(all: &[PathBuf], span: Option<(f64, f64)>, frames_per_second: f64) -> &[PathBuf] {
+    let Some((start, end)) = span else { return all };
+    let first = ((start * frames_per_second).floor().max(0.0) as usize).min(all.len());
+    let last = ((end * frames_per_second).ceil().max(0.0) as usize).clamp(first, all.len());
+    let last = if last == first { (first + 1).min(all.len()) } else { last };
+    &all[first..last]
+}
+
+/// `most` of `n` places at even distances, each in the middle of its part; all of them if there are no more.
+fn evenly(n: usize, most: usize) -> impl Iterator<Item = usize> {
+    let taken = n.min(most.max(1));
+    (0..taken).map(move |i| (2 * i + 1) * n / (2 * taken))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_spread_evenly() {
+        assert_eq!(evenly(3, 30).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(evenly(9, 3).collect::<Vec<_>>(), [1, 4, 7]);
+        assert_eq!(evenly(100, 30).count(), 30);
+        assert_eq!(evenly(0, 30).count(), 0);
+    }
+
+    #[test]
+    fn a_span_is_cut_out_and_never_empty_within_the_film() {
+        let all: Vec<PathBuf> = (0..30).map(|i| PathBuf::from(i.to_string())).collect();
+        let check = |span, expected: std::ops::Range<usize>| {
+            assert_eq!(within(&all, span, 3.0), &all[expected], "{span:?}");
+        };
+        check(None, 0..30);
+        check(Some((1.0, 3.0)), 3..9);
+        check(Some((2.0, 2.0)), 6..7);
+        check(Some((9.0, 99.0)), 27..30);
+        check(Some((50.0, 60.0)), 30..30);
+        check(Some((-1.0, 0.5)), 0..2);
+    }
+
+    #[test]
+    fn a_folder_gives_its_pictures_in_order_and_says_when_it_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let film = Medium::Frames { folder: dir.path().to_path_buf(), span: None };
+        let sampling = FrameSampling { frames_max: 2, frames_per_second: 1.0 };
+        let error = film.frames(sampling).unwrap_err().to_string();
+        assert!(error.contains("0 frames"), "{error}");
+        for name in ["b.jpg", "a.PNG", "c.jpg", "d.jpg", "notes.txt"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let frames = film.frames(sampling).unwrap();
+        let texts: Vec<&[u8]> = frames.iter().map(|frame| &frame.bytes[..]).collect();
+        assert_eq!(texts, [b"b.jpg", b"d.jpg"]);
+        let digest = film.sha256(sampling).unwrap();
+        assert_ne!(digest, film.sha256(FrameSampling::default()).unwrap());
+    }
+}
