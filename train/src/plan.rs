@@ -34,6 +34,16 @@ pub(crate) struct Plan<'a> {
     pub(crate) loader: Loader,
     /// Makes texts of tokens.
     pub(crate) tokenizer: &'a Tokenizer,
+    /// How many ranks share each batch.
+    pub(crate) n_ranks: usize,
+}
+
+/// Where the first sequence of a dataset is in a batch.
+#[derive(Default)]
+struct First {
+    sequence: usize,
+    /// Of the rows of the batch.
+    row: usize,
 }
 
 /// Bytes of a value: all are f32.
@@ -148,7 +158,7 @@ impl Plan<'_> {
             },
         );
         for (index, source) in self.sources.iter().enumerate() {
-            let Source { name, batch_rows, n_rows, left_out } = source;
+            let Source { name, batch_rows, n_rows, left_out, .. } = source;
             let rows = n_rows.saturating_sub(left_out.len() as u64);
             let per_epoch = rows as f64 * turns as f64 / *batch_rows as f64;
             let epochs = steps_left as f64 / per_epoch;
@@ -179,24 +189,23 @@ impl Plan<'_> {
         }
     }
 
-    /// The first sequence of each dataset that is in a batch.
+    /// The first sequence of each dataset that is in a batch. In a merged one datasets may pack their rows
+    /// differently.
     fn first_rows(&self, text: &mut String, batch: &Batch) {
-        if batch.name != MERGED {
-            return self.sequence(text, batch, &batch.name, 0);
-        }
-        let pack = batch.rows.len() / batch.size.max(1);
-        let mut first = 0;
-        for source in self.sources {
-            self.sequence(text, batch, &source.name, first);
-            first += source.batch_rows / pack.max(1);
+        let mut first = First::default();
+        let in_batch = |source: &&Source| batch.name == MERGED || batch.name == source.name;
+        for source in self.sources.iter().filter(in_batch) {
+            self.sequence(text, batch, source, &first);
+            first.sequence += source.batch / self.n_ranks;
+            first.row += source.batch_rows / self.n_ranks;
         }
     }
 
-    fn sequence(&self, text: &mut String, batch: &Batch, name: &str, index: usize) {
-        let of_text = index * batch.length..(index + 1) * batch.length;
-        let pack = batch.rows.len() / batch.size.max(1);
-        let rows = &batch.rows[index * pack..(index + 1) * pack];
-        let rows: Vec<String> = rows.iter().map(u64::to_string).collect();
+    fn sequence(&self, text: &mut String, batch: &Batch, source: &Source, first: &First) {
+        let First { sequence, row } = *first;
+        let of_text = sequence * batch.length..(sequence + 1) * batch.length;
+        let pack = source.batch_rows / source.batch;
+        let rows: Vec<String> = batch.rows[row..row + pack].iter().map(u64::to_string).collect();
         let shown = MaskedTokens {
             tokens: &batch.tokens[of_text.clone()],
             phi: &batch.phi[of_text.clone()],
@@ -205,8 +214,8 @@ impl Plan<'_> {
         }
         .shown();
         let n_learned = shown.iter().filter(|token| token.is_learned).count();
-        let (n, images) = (shown.len(), batch.image_count.get(index).copied().unwrap_or(0));
-        let rows = rows.join(" ");
+        let (n, images) = (shown.len(), batch.image_count.get(sequence).copied().unwrap_or(0));
+        let (name, rows) = (&source.name, rows.join(" "));
         put(text, &format!("{name} row {rows}: {n} tokens, {n_learned} learned, {images} images"));
         text.push_str(&lines(&shown, false));
     }

@@ -425,8 +425,19 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         Purpose::DryRun => {
             let (run, params) = (&*folder.path, stage.model().params());
             let (sources, weights, tokenizer) = (&*sources, &*objective.weights, &*tokenizer);
-            let plan =
-                Plan { run, params, copies, sources, weights, turns, schedule, loader, tokenizer };
+            let n_ranks = ranks.rank().count;
+            let plan = Plan {
+                run,
+                params,
+                copies,
+                sources,
+                weights,
+                turns,
+                schedule,
+                loader,
+                tokenizer,
+                n_ranks,
+            };
             return Ok(Ended::Told(Told { text: plan.text()?, is_right: true }));
         }
         Purpose::Train | Purpose::Replay(_) => {}
@@ -498,6 +509,7 @@ fn noted(
 fn sources<M>(config: &RunConfig<M>, learned: &[(MixtureEntry, Corpus)]) -> Vec<Source> {
     let source = |(data, (entry, corpus)): (&DataConfig, &(MixtureEntry, Corpus))| Source {
         name: data.name.clone(),
+        batch: data.batch,
         batch_rows: data.rows(),
         n_rows: corpus.n_rows(),
         left_out: entry.skip_rows.clone(),

@@ -281,7 +281,9 @@ impl Run<'_> {
 pub struct Source {
     /// Its name.
     pub name: String,
-    /// Rows of one batch.
+    /// Sequences of one batch.
+    pub batch: usize,
+    /// Rows of one batch, of which several may share a sequence.
     pub batch_rows: usize,
     /// Rows of its corpus.
     pub n_rows: u64,

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use flamingo_model::Tensors;
 
-use crate::world::{LANGUAGE, STAGES, World, latest};
+use crate::world::{LANGUAGE, STAGES, World, colour, latest};
 
 /// All files below a folder, with their bytes.
 pub(crate) fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -144,4 +144,36 @@ fn a_dry_run_refuses_what_a_real_start_refuses() {
     world.train("language", LANGUAGE, "there", &["--stop-after", "1"]).expect_success();
     let there = world.train("language", LANGUAGE, "there", &["--dry-run"]);
     assert_eq!(there.code(), Some(2), "{}", there.stderr());
+}
+
+#[test]
+fn a_dry_run_names_all_rows_of_a_sequence_where_merged_datasets_pack_differently() {
+    let world = World::new();
+    for (of_pages, of_pairs) in [(1, 2), (2, 1), (3, 2)] {
+        let config = LANGUAGE
+            .replace("tokens = 48", &format!("tokens = 48\npack = {of_pages}"))
+            .replace("tokens = 24", &format!("tokens = 48\npack = {of_pairs}"))
+            .replace("weight = 0.2", "weight = 1.0");
+        let merged = ["--dry-run", "--set", "mixture=\"merged\""];
+        let planned = world.train("language", &config, "run", &merged);
+        planned.expect_success();
+        let text = planned.stdout();
+        for (name, pack) in [("pages", of_pages), ("pairs", of_pairs)] {
+            let start = format!("{name} row ");
+            let mut lines = text.lines().skip_while(|line| !line.starts_with(&start));
+            let rows = lines.next().unwrap().strip_prefix(&start).unwrap();
+            let rows: Vec<usize> = rows.split(':').next().unwrap().split(' ').map(number_of).collect();
+            assert_eq!(rows.len(), pack, "{name}: {text}");
+            let shown: String = lines.take_while(|line| !line.contains(" row ")).collect();
+            // Each row of the corpora begins with a colour of its own; the last may be cut.
+            let whole = &rows[..rows.len().max(2) - 1];
+            let at = |row: &usize| shown.find(colour(*row)).unwrap_or_else(|| panic!("{row}: {text}"));
+            let places: Vec<usize> = whole.iter().map(at).collect();
+            assert!(places.is_sorted(), "{name}: {text}");
+        }
+    }
+}
+
+fn number_of(word: &str) -> usize {
+    word.parse().unwrap()
 }
