@@ -21,6 +21,7 @@ use crate::files;
 use crate::metrics::StepMetrics;
 use crate::ranks;
 use crate::trouble::{RecentLosses, Trouble};
+use crate::validation::CorruptTold;
 
 const FOLDER: &str = "checkpoints";
 const LATEST: &str = "latest";
@@ -63,6 +64,12 @@ pub struct State {
     /// Digest of each manifest of the corpora that are not learned from, under the datasets' names.
     #[serde(default)]
     pub held_out_sha256: BTreeMap<String, String>,
+    /// Corrupt rows of those corpora that were told of, under the datasets' names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held_out_corrupt: CorruptTold,
+    /// Steps that ended the run at some time, as its folder knew them. Their rows are not left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stops: Vec<Trouble>,
     /// The last step where its validation was cut off: it is made up for when the run goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmeasured: Option<StepMetrics>,
@@ -387,6 +394,8 @@ mod tests {
             recent_losses: RecentLosses::default(),
             early_stop: early_stop::Progress::default(),
             held_out_sha256: BTreeMap::new(),
+            held_out_corrupt: CorruptTold::new(),
+            stops: Vec::new(),
             unmeasured: None,
         }
     }

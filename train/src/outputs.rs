@@ -12,6 +12,7 @@ use crate::report::Report;
 use crate::stop::StopSignals;
 use crate::tensorboard::Events;
 use crate::trainer::Run;
+use crate::trouble::{self, Trouble};
 
 /// Everything that is written; nothing on other ranks than the first.
 pub(crate) struct Outputs(Option<Open>);
@@ -70,8 +71,11 @@ impl Outputs {
             self.note(&trouble.to_string());
             return Ok(());
         }
-        // That the report cannot be written is the lesser evil.
-        let _ = self.draw(run);
+        if self.0.is_some() {
+            // That it cannot be kept or drawn is the lesser evil.
+            let _ = trouble::note_stop(&run.folder.path, &run.stops, trouble);
+            let _ = self.draw(run);
+        }
         let (step, found, rows) = (trouble.step, trouble.found.clone(), trouble.rows_text());
         Err(TrainError::Trouble { step, found, rows })
     }
@@ -87,7 +91,7 @@ impl Outputs {
             events.append(metrics)?;
         }
         open.report.add(metrics);
-        open.report.draw_if_due(&run.devices, &run.troubles, &open.progress);
+        open.report.draw_if_due(&run.devices, &troubles(run), &open.progress);
         open.progress.show(metrics);
         open.progress.note_all(accounting::note(metrics.step, &metrics.observed));
         Ok(())
@@ -175,7 +179,7 @@ impl Outputs {
     /// When it cannot be written.
     pub(crate) fn draw(&mut self, run: &Run) -> Result<(), TrainError> {
         match &mut self.0 {
-            Some(open) => open.report.draw(&run.devices, &run.troubles),
+            Some(open) => open.report.draw(&run.devices, &troubles(run)),
             None => Ok(()),
         }
     }
@@ -186,4 +190,11 @@ impl Outputs {
             open.progress.finish();
         }
     }
+}
+
+/// All steps that went wrong, those that ended the run among them.
+fn troubles(run: &Run) -> Vec<Trouble> {
+    let mut all = [&run.stops[..], &run.troubles].concat();
+    all.sort_by_key(|trouble| trouble.step);
+    all
 }

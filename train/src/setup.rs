@@ -37,7 +37,7 @@ use crate::replay::{self, Rows};
 use crate::room::{self, Size};
 use crate::run_folder::{Role, RunFolder, Start};
 use crate::trainer::{Ended, Run, Source, Stage, train};
-use crate::trouble::{Guard, Trouble};
+use crate::trouble::{self, Guard, Trouble};
 use crate::validation::Validation;
 
 /// A command line, checked for form.
@@ -468,6 +468,11 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
         accounting: Accounting::new(config.accounting_every),
         validation,
         unmeasured: state.as_ref().and_then(|state| state.unmeasured.clone()),
+        held_out_corrupt: state
+            .as_ref()
+            .map(|state| state.held_out_corrupt.clone())
+            .unwrap_or_default(),
+        stops: trouble::stops(&folder.path)?,
         early_stop: early_stop(config, state.as_ref()),
         gauge: Gauge::new(device, &config.hardware.unwrap_or_default()),
         guard: Guard::new(

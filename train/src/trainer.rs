@@ -37,7 +37,7 @@ use crate::schedule::Schedule;
 use crate::setup::Told;
 use crate::stop::{StopSignal, StopSignals};
 use crate::trouble::{Action, Finding, Guard, Trouble};
-use crate::validation::{self, Found, HeldOut, Measures, Validation};
+use crate::validation::{self, CorruptTold, Found, HeldOut, Measures, Validation};
 
 /// What differs between the stages of training.
 pub trait Stage {
@@ -208,6 +208,10 @@ pub struct Run<'run> {
     pub corpora_sha256: Vec<String>,
     /// The same of the corpora that are not learned from, under the datasets' names.
     pub held_out_sha256: BTreeMap<String, String>,
+    /// Corrupt rows of those that were told of.
+    pub held_out_corrupt: CorruptTold,
+    /// Steps that ended it before.
+    pub stops: Vec<Trouble>,
 }
 
 impl Run<'_> {
@@ -548,8 +552,11 @@ fn validate(
         TrainError::ValidationCut => Ok(None),
         other => Err(other),
     });
+    let told = &mut run.held_out_corrupt;
     let own = own.map(|found| {
-        let Found { measures, corrupt_rows } = found?;
+        let mut found = found?;
+        found.tell_once(told);
+        let Found { measures, corrupt_rows } = found;
         metrics.corrupt_rows.extend(corrupt_rows);
         Some(measures)
     });
@@ -669,6 +676,8 @@ fn gathered(run: &mut Run, step: u64, frozen_sha256: Option<String>) -> Result<S
         recent_losses: run.guard.recent().clone(),
         early_stop: run.early_stop.as_ref().map(EarlyStop::progress).unwrap_or_default(),
         held_out_sha256: run.held_out_sha256.clone(),
+        held_out_corrupt: run.held_out_corrupt.clone(),
+        stops: run.stops.clone(),
         unmeasured: run.unmeasured.clone(),
     })
 }

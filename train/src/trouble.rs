@@ -2,12 +2,20 @@
 //! at one, or goes on without the rows that it was computed from.
 //!
 //! The rows that are left out are part of what a run is: they stand in the checkpoint, and a run that
-//! goes on from there draws the same rows as one that was never stopped.
+//! goes on from there draws the same rows as one that was never stopped. A step that ends the run has no
+//! checkpoint after it: it stands in `stops.jsonl`, one line a stop.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+use crate::files;
+
+/// Name of the file with the steps that ended a run.
+const STOPS: &str = "stops.jsonl";
 
 /// Read from `[guard]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,7 +61,7 @@ pub struct Trouble {
     pub found: String,
     /// The step that the run went back to; none if the step was skipped or ended the run.
     pub back_to: Option<u64>,
-    /// Whether it ended the run. No checkpoint has such a step.
+    /// Whether it ended the run. Such steps are kept by themselves: see [`stops`].
     #[serde(skip)]
     pub stops: bool,
     /// Rows that the step was computed from, which are not drawn again, of each dataset.
@@ -95,6 +103,32 @@ impl Trouble {
         };
         self.rows.iter().map(one).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// The steps that ended a run so far, oldest first.
+///
+/// # Errors
+/// When its file cannot be read.
+pub fn stops(run: &Path) -> Result<Vec<Trouble>, TrainError> {
+    let path = run.join(STOPS);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
+    let read = |line| serde_json::from_str(line).map(|stop| Trouble { stops: true, ..stop });
+    let stops = text.lines().map(read).collect::<Result<Vec<_>, _>>();
+    let expected = "steps that ended the run, one JSON object a line";
+    stops.map_err(|source| TrainError::Broken { path, expected, source })
+}
+
+/// Notes that a step ends the run, after the stops that were before.
+///
+/// # Errors
+/// When the disk cannot be written.
+pub fn note_stop(run: &Path, before: &[Trouble], stop: &Trouble) -> Result<(), TrainError> {
+    let all = before.iter().chain([stop]);
+    let lines: String = all.map(|stop| serde_json::json!(stop).to_string() + "\n").collect();
+    files::replace(&run.join(STOPS), lines.as_bytes())
 }
 
 /// What is wrong with a step.

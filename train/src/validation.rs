@@ -5,7 +5,7 @@
 //! validation. Nothing is augmented.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flamingo_dataset::{
@@ -137,7 +137,7 @@ impl HeldOutConfig {
             learn_after: self.learn_after.clone(),
             pack: self.pack,
             shuffle: Shuffle::default(),
-            skip_rows: std::collections::BTreeSet::new(),
+            skip_rows: BTreeSet::new(),
             corrupt_share_max: self.corrupt_share_max,
         }
     }
@@ -163,6 +163,9 @@ pub struct HeldOut {
     corrupt: RefCell<Vec<CorruptRow>>,
 }
 
+/// Corrupt rows that were told of, under the names of their datasets.
+pub type CorruptTold = BTreeMap<String, BTreeSet<u64>>;
+
 /// What a validation finds.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -170,6 +173,14 @@ pub struct Found {
     pub measures: Measures,
     /// Corrupt rows that others stood in for; their datasets are named as in `validation.pairs`.
     pub corrupt_rows: Vec<CorruptRow>,
+}
+
+impl Found {
+    /// Leaves out the corrupt rows that were told of, and notes the others: the same rows are read each time.
+    pub fn tell_once(&mut self, told: &mut CorruptTold) {
+        self.corrupt_rows
+            .retain(|found| told.entry(found.dataset.clone()).or_default().insert(found.row));
+    }
 }
 
 impl Validation {

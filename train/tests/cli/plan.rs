@@ -162,12 +162,14 @@ fn a_dry_run_names_all_rows_of_a_sequence_where_merged_datasets_pack_differently
             let start = format!("{name} row ");
             let mut lines = text.lines().skip_while(|line| !line.starts_with(&start));
             let rows = lines.next().unwrap().strip_prefix(&start).unwrap();
-            let rows: Vec<usize> = rows.split(':').next().unwrap().split(' ').map(number_of).collect();
+            let rows: Vec<usize> =
+                rows.split(':').next().unwrap().split(' ').map(number_of).collect();
             assert_eq!(rows.len(), pack, "{name}: {text}");
             let shown: String = lines.take_while(|line| !line.contains(" row ")).collect();
             // Each row of the corpora begins with a colour of its own; the last may be cut.
             let whole = &rows[..rows.len().max(2) - 1];
-            let at = |row: &usize| shown.find(colour(*row)).unwrap_or_else(|| panic!("{row}: {text}"));
+            let at =
+                |row: &usize| shown.find(colour(*row)).unwrap_or_else(|| panic!("{row}: {text}"));
             let places: Vec<usize> = whole.iter().map(at).collect();
             assert!(places.is_sorted(), "{name}: {text}");
         }

@@ -393,6 +393,42 @@ fn a_run_goes_on_without_the_rows_of_steps_that_leap_however_it_is_stopped() {
 }
 
 #[test]
+fn a_run_that_was_stopped_by_a_step_tells_of_it_ever_after() {
+    let world = World::new();
+    let leaps = ["--set", "guard.leap=1.000001", "--set", "guard.window=1"];
+    let steps = ["--set", "steps=60", "--set", "checkpoint_every=5"];
+    let stopped = |run: &str| {
+        let finished =
+            world.train("language", LANGUAGE, run, &[&leaps[..], &steps, &["--resume"]].concat());
+        let stderr = finished.stderr();
+        assert_eq!(finished.code(), Some(1), "{stderr}");
+        let error = stderr.rsplit_once("error: step ").unwrap().1;
+        error.split_once(':').unwrap().0.parse::<u64>().unwrap()
+    };
+    let step = stopped("run");
+    // Once more: the same rows are drawn.
+    assert_eq!(stopped("run"), step);
+    world
+        .train("language", LANGUAGE, "run", &[&steps[..], &["--resume"]].concat())
+        .expect_success();
+    let run = world.path("run");
+    let html = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(html.contains("the run stopped") && html.contains("leaps to"), "the report is silent");
+    let state = std::fs::read(latest(&run).join("state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    let stops = state["stops"].as_array().unwrap();
+    assert_eq!(stops.len(), 2, "{state}");
+    for stop in stops {
+        assert_eq!(stop["step"].as_u64(), Some(step), "{state}");
+    }
+    // Its rows are learned from.
+    assert_eq!(state["troubles"].as_array().map(Vec::len), Some(0), "{state}");
+    world.train("language", LANGUAGE, "whole", &steps).expect_success();
+    let weights = |run: &str| std::fs::read(latest(&world.path(run)).join("model.safetensors"));
+    assert!(weights("run").unwrap() == weights("whole").unwrap(), "other weights");
+}
+
+#[test]
 fn a_skipped_step_changes_no_weight_and_says_so() {
     let world = World::new();
     // After the first update no weight is of use.
