@@ -156,6 +156,17 @@ impl Clip {
         save_folder(folder, &self.config, &self.params())
     }
 
+    /// Writes the vision tower as transformers' `CLIPVisionModel` into an existing folder.
+    ///
+    /// # Errors
+    /// When it is an `NFNet`, which transformers has not, or the folder cannot be written.
+    pub fn save_vision_hugging_face(&self, folder: &Path) -> Result<(), ModelError> {
+        let VisionConfig::Vit(config) = &self.config.vision else {
+            return Err(ModelError::NoFamily { what: "the vision encoder", of: "Hugging Face" });
+        };
+        Writer::save_transformers_vision(folder, config, &self.vision_params)
+    }
+
     /// What [`save`](Self::save) writes, as it is now, copied into `spare`.
     ///
     /// # Errors

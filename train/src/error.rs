@@ -81,6 +81,14 @@ pub enum TrainError {
     /// A preset has no weights that could be written.
     #[error("a preset has no weights: give --dry-run, or --model or --from-open-flamingo")]
     NoModel,
+    /// Only a whole Flamingo has the form that was asked for.
+    #[error(
+        "{what} is no Flamingo: it is written with --format hugging-face alone, and has no table"
+    )]
+    NoForm {
+        /// The model.
+        what: &'static str,
+    },
     /// The folder of a grid is that of a run.
     #[error("{} is a run, not the folder of a grid", path.display())]
     NotAGrid {
@@ -399,6 +407,7 @@ impl TrainError {
             | Self::OutExists { .. }
             | Self::OutName { .. }
             | Self::NoModel
+            | Self::NoForm { .. }
             | Self::NotAGrid { .. }
             | Self::NotARun { .. }
             | Self::NoStep { .. }

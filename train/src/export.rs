@@ -8,10 +8,17 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args, ValueEnum};
-use flamingo_model::{Flamingo, FlamingoConfig, ModelError, Tensors, VisionConfig, read_config};
+use flamingo_model::{
+    Clip, Flamingo, FlamingoConfig, LanguageModel, ModelError, Tensors, VisionConfig, read_config,
+};
+use serde_json::Value;
 
 use crate::error::TrainError;
-use crate::{files, run_folder};
+use crate::flamingo::{image_of_run, is_run};
+use crate::{files, preprocessor, run_folder};
+
+/// Name of the file with a tokenizer.
+const TOKENIZER: &str = "tokenizer.json";
 
 /// What is exported, and how.
 #[derive(Debug, Args)]
@@ -21,7 +28,7 @@ pub struct Export {
     #[arg(long, value_name = "NAME", requires = "dry_run", group = "source",
           value_parser = PossibleValuesParser::new(FlamingoConfig::preset_names()))]
     preset: Option<String>,
-    /// Run of the Flamingo stage, whose last checkpoint is taken, or a model's folder.
+    /// Run, whose last checkpoint is taken, a checkpoint, the averaged model in it, or a model's folder.
     #[arg(long, value_name = "FOLDER", group = "source")]
     model: Option<PathBuf>,
     /// Checkpoint of OpenFlamingo (`torch.save`'s or safetensors), whose towers the next three
@@ -59,10 +66,22 @@ enum Format {
     /// OpenFlamingo's checkpoint: a `.pt` as `torch.save` writes it, or a `.safetensors`.
     OpenFlamingo,
     /// The language model, with its `tokenizer.json` if there is one, in `language/` and the vision
-    /// encoder in `vision/`, each as transformers reads it, without what joins them.
+    /// encoder in `vision/`, each as transformers reads it, without what joins them. Of a run of the
+    /// language stage its model, and of the contrastive stage the vision encoder, in the folder itself.
     HuggingFace,
-    /// The whole model, with its `tokenizer.json` if there is one, in a folder of this project.
+    /// The whole model, with its `tokenizer.json` and `preprocessor_config.json` if there are, in a folder
+    /// of this project.
     Flamingo,
+}
+
+/// A model that is exported.
+enum Model {
+    /// Of the Flamingo or the finetune stage.
+    Flamingo(Box<Flamingo>),
+    /// Of the language stage.
+    Language(Box<LanguageModel>),
+    /// Of the contrastive stage.
+    Contrastive(Box<Clip>),
 }
 
 /// Does what the command line asks for; what it says is for the user.
@@ -83,33 +102,54 @@ pub fn run(export: &Export) -> Result<String, TrainError> {
         return Err(TrainError::OutExists { path: out.clone() });
     }
     let model = export.read()?;
-    if let Some(write) = write_file {
+    model.require_form(format)?;
+    if let (Some(write), Model::Flamingo(model)) = (write_file, &model) {
         let tensors = model.to_open_flamingo().map_err(TrainError::model("export"))?;
         let n = tensors.names().count();
         replace_file(out, |part| write(&tensors, part))?;
         return Ok(format!("{n} tensors in {}\n", out.display()));
     }
-    let tokenizer = export.tokenizer();
-    let parts = files::fill_folder(out, |folder| {
-        let (parts, beside) = match format {
-            Format::HuggingFace => (save_towers(&model, folder)?, folder.join("language")),
-            Format::OpenFlamingo | Format::Flamingo => {
-                model.save(folder).map_err(TrainError::model("export"))?;
-                ("config.json and model.safetensors", folder.to_path_buf())
+    let tokenizer = export.tokenizer()?;
+    let preprocessor = match &model {
+        Model::Language(_) => None,
+        Model::Flamingo(_) | Model::Contrastive(_) => export.preprocessor()?,
+    };
+    let written = files::fill_folder(out, |folder| {
+        let written = model.write(format, folder)?;
+        for (place, name, bytes) in [
+            (&written.tokens, TOKENIZER, &tokenizer),
+            (&written.images, preprocessor::FILE, &preprocessor),
+        ] {
+            if let Some(place) = place {
+                put_beside(&place.join(name), bytes.as_deref())?;
             }
-        };
-        let target = run_folder::tokenizer(&beside);
-        if let Some(tokenizer) = &tokenizer {
-            let bytes = std::fs::read(tokenizer).map_err(TrainError::file("read", tokenizer))?;
-            files::replace(&target, &bytes)?;
-        } else if target.exists() {
-            // Another model's.
-            std::fs::remove_file(&target).map_err(TrainError::file("remove", &target))?;
         }
-        Ok(parts)
+        Ok(written)
     })?;
-    let with = if tokenizer.is_some() { ", with tokenizer.json," } else { "" };
-    Ok(format!("{parts}{with} in {}\n", out.display()))
+    let has_tokenizer = written.tokens.is_some() && tokenizer.is_some();
+    let with = if has_tokenizer { ", with tokenizer.json," } else { "" };
+    Ok(format!("{}{with} in {}\n", written.parts, out.display()))
+}
+
+/// What was written into a folder.
+struct Written {
+    /// In words.
+    parts: &'static str,
+    /// Where the part is that reads tokens, if there is one.
+    tokens: Option<PathBuf>,
+    /// Where the part is that looks at images, if there is one.
+    images: Option<PathBuf>,
+}
+
+/// Puts a file beside a model; without one, that of another model goes.
+fn put_beside(target: &Path, bytes: Option<&[u8]>) -> Result<(), TrainError> {
+    match bytes {
+        Some(bytes) => files::replace(target, bytes),
+        None if target.exists() => {
+            std::fs::remove_file(target).map_err(TrainError::file("remove", target))
+        }
+        None => Ok(()),
+    }
 }
 
 impl Export {
@@ -119,27 +159,122 @@ impl Export {
             return FlamingoConfig::preset(name).map_err(TrainError::model("find"));
         }
         if let Some(folder) = &self.model {
-            return read_config(folder).map_err(TrainError::model("read"));
+            return match kind(folder)? {
+                Kind::Flamingo => read_config(folder).map_err(TrainError::model("read")),
+                other => Err(TrainError::NoForm { what: other.name() }),
+            };
         }
-        self.read().map(|model| model.config().clone())
+        let given = self.from_open_flamingo()?;
+        Ok(given.config().clone())
+    }
+
+    /// The folder that the model comes from, or its language model.
+    fn folder(&self) -> Option<PathBuf> {
+        self.model.as_ref().or(self.language.as_ref()).map(|folder| run_folder::run_of(folder))
     }
 
     /// The `tokenizer.json` of the run, or beside the model or the language model.
-    fn tokenizer(&self) -> Option<PathBuf> {
-        let folder = self.model.as_ref().or(self.language.as_ref())?;
-        Some(run_folder::tokenizer(&run_folder::run_of(folder))).filter(|file| file.is_file())
+    fn tokenizer(&self) -> Result<Option<Vec<u8>>, TrainError> {
+        self.folder().map_or(Ok(None), |folder| read_if_there(&run_folder::tokenizer(&folder)))
     }
 
-    fn read(&self) -> Result<Flamingo, TrainError> {
-        if let Some(folder) = &self.model {
-            return Flamingo::load(folder).map_err(TrainError::model("load"));
+    /// The `preprocessor_config.json` beside the model or the vision encoder, or what a run's config says.
+    fn preprocessor(&self) -> Result<Option<Vec<u8>>, TrainError> {
+        let Some(folder) = self.model.as_ref().or(self.vision.as_ref()) else { return Ok(None) };
+        let run = run_folder::run_of(folder);
+        if is_run(&run) {
+            let (image, _) = image_of_run(&run)?;
+            return Ok(Some(preprocessor::text(&image).into_bytes()));
         }
+        read_if_there(&folder.join(preprocessor::FILE))
+    }
+
+    fn read(&self) -> Result<Model, TrainError> {
+        let Some(folder) = &self.model else {
+            return Ok(Model::Flamingo(Box::new(self.from_open_flamingo()?)));
+        };
+        let read = match kind(folder)? {
+            Kind::Flamingo => Flamingo::load(folder).map(Box::new).map(Model::Flamingo),
+            Kind::Language => LanguageModel::load(folder).map(Box::new).map(Model::Language),
+            Kind::Contrastive => Clip::load(folder).map(Box::new).map(Model::Contrastive),
+        };
+        read.map_err(TrainError::model("load"))
+    }
+
+    fn from_open_flamingo(&self) -> Result<Flamingo, TrainError> {
         let given = (&self.from_open_flamingo, &self.vision, &self.language, self.every);
         let (Some(checkpoint), Some(vision), Some(language), Some(every)) = given else {
             return Err(TrainError::NoModel);
         };
         Flamingo::from_open_flamingo(checkpoint, vision, language, every as usize)
             .map_err(TrainError::model("load"))
+    }
+}
+
+/// What a folder of ours holds.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Flamingo,
+    Language,
+    Contrastive,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Flamingo => "a Flamingo",
+            Self::Language => "a language model",
+            Self::Contrastive => "a contrastive model",
+        }
+    }
+}
+
+/// The kind of the model in a folder: each has a key in its `config.json` that the others lack.
+fn kind(folder: &Path) -> Result<Kind, TrainError> {
+    let config: Value = read_config(folder).map_err(TrainError::model("read"))?;
+    Ok(match (config.get("embedding"), config.get("vocabulary")) {
+        (Some(_), _) => Kind::Contrastive,
+        (_, Some(_)) => Kind::Language,
+        _ => Kind::Flamingo,
+    })
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, TrainError> {
+    let read = || std::fs::read(path).map_err(TrainError::file("read", path));
+    path.is_file().then(read).transpose()
+}
+
+impl Model {
+    /// Fails where only a whole Flamingo has such a form.
+    fn require_form(&self, format: Format) -> Result<(), TrainError> {
+        let kind = match (self, format) {
+            (Self::Flamingo(_), _) | (_, Format::HuggingFace) => return Ok(()),
+            (Self::Language(_), _) => Kind::Language,
+            (Self::Contrastive(_), _) => Kind::Contrastive,
+        };
+        Err(TrainError::NoForm { what: kind.name() })
+    }
+
+    /// Writes it into a folder.
+    fn write(&self, format: Format, folder: &Path) -> Result<Written, TrainError> {
+        let export = TrainError::model("export");
+        let here = || Some(folder.to_path_buf());
+        match (self, format) {
+            (Self::Flamingo(model), Format::HuggingFace) => save_towers(model, folder),
+            (Self::Flamingo(model), Format::OpenFlamingo | Format::Flamingo) => {
+                model.save(folder).map_err(export)?;
+                let parts = "config.json and model.safetensors";
+                Ok(Written { parts, tokens: here(), images: here() })
+            }
+            (Self::Language(model), _) => {
+                model.save_hugging_face(folder).map_err(export)?;
+                Ok(Written { parts: "language model", tokens: here(), images: None })
+            }
+            (Self::Contrastive(model), _) => {
+                model.save_vision_hugging_face(folder).map_err(export)?;
+                Ok(Written { parts: "vision encoder", tokens: None, images: here() })
+            }
+        }
     }
 }
 
@@ -155,23 +290,26 @@ fn tensors_writer(out: &Path) -> Result<Write, TrainError> {
     }
 }
 
-/// Language model and, if others know its kind, vision encoder; says which.
-fn save_towers(model: &Flamingo, folder: &Path) -> Result<&'static str, TrainError> {
+/// Language model and, if others know its kind, vision encoder.
+fn save_towers(model: &Flamingo, folder: &Path) -> Result<Written, TrainError> {
     let made = |name: &str| {
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder).map_err(TrainError::file("make", &folder))?;
         Ok::<_, TrainError>(folder)
     };
-    let saved = model.language_model().save_hugging_face(&made("language")?);
+    let language = made("language")?;
+    let saved = model.language_model().save_hugging_face(&language);
     saved.map_err(TrainError::model("export"))?;
-    match &model.config().vision {
+    let (parts, images) = match &model.config().vision {
         VisionConfig::Vit(_) => {
-            let saved = model.save_vision_hugging_face(&made("vision")?);
+            let vision = made("vision")?;
+            let saved = model.save_vision_hugging_face(&vision);
             saved.map_err(TrainError::model("export"))?;
-            Ok("language model and vision encoder")
+            ("language model and vision encoder", Some(vision))
         }
-        VisionConfig::Nfnet(_) => Ok("language model alone, for transformers has no NFNet,"),
-    }
+        VisionConfig::Nfnet(_) => ("language model alone, for transformers has no NFNet,", None),
+    };
+    Ok(Written { parts, tokens: Some(language), images })
 }
 
 /// Writes a file under another name and gives it its own.

@@ -19,6 +19,7 @@ use crate::flamingo::{
     launch_joined, require_same_image,
 };
 use crate::grid;
+use crate::preprocessor;
 use crate::run_folder::{self, RunFolder, run_of};
 use crate::setup::{Command, Told, read_tokenizer, same_tokenizer, until_done};
 use crate::trainer::Ended;
@@ -29,7 +30,8 @@ use crate::trouble::Trouble;
 #[serde(deny_unknown_fields)]
 pub struct FinetuneModel {
     /// Run of the Flamingo stage or of this one, a checkpoint of it, or a folder with such a model; its
-    /// tokenizer is used.
+    /// tokenizer is used. Images must have its colours, which a folder knows where it has a
+    /// `preprocessor_config.json`, as `export` writes it.
     pub from: String,
     /// What becomes of its vision encoder: `fine-tuned` or `frozen`. Paper: fine-tuned.
     #[serde(default = "fine_tuned")]
@@ -101,6 +103,7 @@ fn model(
         require_same_image(file, &resized, &was, &path)?;
         read_tokenizer(&run_folder::tokenizer(&run))?
     } else {
+        preprocessor::require_same_colours(file, image, &from)?;
         read_tokenizer(&from)?
     };
     let flamingo = Flamingo::load_to_train_at(&from, image.size, trained);

@@ -25,6 +25,7 @@ use crate::error::TrainError;
 use crate::flop::{self, Parts, StepRows};
 use crate::grid;
 use crate::inputs;
+use crate::preprocessor;
 use crate::run_folder::{self, RunFolder, run_of};
 use crate::setup::{
     Command, Prepared, Purpose, Told, launch, open_corpora, read_tokenizer, same_tokenizer,
@@ -283,6 +284,8 @@ fn fresh(
         let takes_any_size = matches!(config.vision, VisionConfig::Nfnet(_));
         let size = if takes_any_size { was.size } else { image.size };
         require_same_image(file, &ImageConfig { size, ..image.clone() }, &was, &path)?;
+    } else if model.vision_weights != TowerWeights::FromScratch {
+        preprocessor::require_same_colours(file, image, &vision)?;
     }
     config.vision.set_image_size(image.size);
     let tower = |folder, weights| Tower {

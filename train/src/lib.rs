@@ -37,7 +37,7 @@
 //! - [`few_shot`]: what another program makes of its checkpoints
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
 //! - [`plan`], [`replay`], [`data_history`]: what a run would be, and what a step of one was
-//! - [`export`]: models for others, and from them
+//! - [`export`], [`preprocessor`]: models for others, and from them
 //! - [`device`], [`machine`], [`flop`], [`bench`]: where a command runs, and how fast
 
 pub mod accounting;
@@ -82,6 +82,7 @@ pub mod optimizer;
 mod outputs;
 pub mod overrides;
 pub mod plan;
+pub mod preprocessor;
 pub mod progress;
 pub mod ranks;
 pub mod replay;

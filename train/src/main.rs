@@ -88,6 +88,7 @@ enum Stage {
         flamingo-train export --preset flamingo-80b --dry-run\n  \
         flamingo-train export --model runs/mine --format open-flamingo --out checkpoint.pt\n  \
         flamingo-train export --model runs/mine --format hugging-face --out towers\n  \
+        flamingo-train export --model runs/language --format hugging-face --out models/language\n  \
         flamingo-train export --from-open-flamingo checkpoint.pt --vision clip-vit-large-patch14 \\\n      \
         --language mpt-1b-redpajama-200b --every 1 --format flamingo --out models/of-3b")]
     Export(Export),

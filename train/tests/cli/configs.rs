@@ -8,7 +8,7 @@ use flamingo_model::{
 };
 use toml::Table;
 
-use crate::world::{CONTRASTIVE, FLAMINGO, Finished, World, latest};
+use crate::world::{FLAMINGO, Finished, World, latest, with_nfnet};
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs").join(name)
@@ -86,15 +86,8 @@ fn the_papers_configs_have_the_papers_parts() {
 #[test]
 fn an_nfnet_of_a_run_takes_images_of_another_size() {
     let world = World::with_towers();
-    let (head, rest) = CONTRASTIVE.split_once("[model.vision]").unwrap();
-    let text = &rest[rest.find("[model.text]").unwrap()..];
-    let nfnet = "[model.vision]\nimage_size = 32\ndepths = [1, 1, 1, 1]\n\
-                 channels = [16, 16, 16, 16]\nstem_channels = 16\ngroup_size = 8\n\
-                 squeeze_ratio = 0.5\nalpha = 0.2\nattn_gain = 2.0\nnum_features = 16\n\
-                 features = \"final_conv\"\n\n";
-    let config = format!("{}{nfnet}{text}", head.replace("size = 16", "size = 32"));
     let steps = ["--set", "steps=1"];
-    world.train("contrastive", &config, "nfnet", &steps).expect_success();
+    world.train("contrastive", &with_nfnet(), "nfnet", &steps).expect_success();
     let on_nfnet = FLAMINGO.replace("vision = \"vision\"", "vision = \"nfnet\"");
     let larger = on_nfnet.replace("size = 16", "size = 64");
     world.train("flamingo", &larger, "larger", &steps).expect_success();

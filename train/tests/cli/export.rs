@@ -1,14 +1,15 @@
 //! Models go to others and come back, to the bit, or are refused with every reason.
 
+use std::path::Path;
 use std::process::Command;
 
-use flamingo_model::Tensors;
+use flamingo_model::{LanguageModel, Tensors};
 
-use crate::world::{FLAMINGO, Finished, World, latest};
+use crate::world::{FLAMINGO, Finished, World, latest, with_nfnet};
 
 impl World {
     /// Runs `export` with these arguments in the world's folder.
-    fn export(&self, args: &[&str]) -> Finished {
+    pub(crate) fn export(&self, args: &[&str]) -> Finished {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
         command.current_dir(self.path("")).arg("export").args(args);
         Finished(command.output().unwrap())
@@ -131,6 +132,61 @@ fn a_model_goes_to_open_flamingo_and_transformers_and_comes_back() {
     let left =
         left.filter(|entry| entry.as_ref().unwrap().path().to_string_lossy().ends_with(".part"));
     assert_eq!(left.count(), 0, "a part is left");
+}
+
+/// What a folder says of how images become pixels.
+fn preprocessor(folder: &Path) -> serde_json::Value {
+    let text = std::fs::read(folder.join("preprocessor_config.json")).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+#[test]
+fn towers_that_are_runs_of_their_own_go_to_transformers() {
+    let world = World::with_towers();
+    let out = |run: &str, out: &str| {
+        world.export(&["--model", run, "--format", "hugging-face", "--out", out]).expect_success();
+    };
+    out("language", "language-hf");
+    out("vision", "vision-hf");
+    let [ours, theirs] =
+        ["language", "language-hf"].map(|name| LanguageModel::load(&world.path(name)).unwrap());
+    let tokens = [1, 7, 250, 3, 99];
+    assert_eq!(ours.logits(&tokens, 5).unwrap(), theirs.logits(&tokens, 5).unwrap());
+    let tokenizer = |name: &str| std::fs::read(world.path(name).join("tokenizer.json")).unwrap();
+    assert_eq!(tokenizer("language"), tokenizer("language-hf"));
+    assert!(!world.path("language-hf/preprocessor_config.json").exists());
+
+    let [ours, theirs] = [latest(&world.path("vision")), world.path("vision-hf")]
+        .map(|folder| Tensors::open(&folder).unwrap());
+    for (our, their) in [
+        ("vision.class_embedding", "vision_model.embeddings.class_embedding"),
+        ("vision.ln_post.weight", "vision_model.post_layernorm.weight"),
+        ("vision.blocks.0.mlp.up.bias", "vision_model.encoder.layers.0.mlp.fc1.bias"),
+    ] {
+        assert!(ours.get(our).is_some() && ours.get(our) == theirs.get(their), "{our}");
+    }
+    assert!(theirs.names().all(|name| name.starts_with("vision_model.")));
+    assert!(!world.path("vision-hf/tokenizer.json").exists());
+    let found = preprocessor(&world.path("vision-hf"));
+    assert_eq!(found["image_mean"], serde_json::json!([0.5, 0.5, 0.5]));
+    assert_eq!(found["crop_size"]["height"], 16);
+
+    for (run, format, what) in [
+        ("language", "open-flamingo", "a language model is no Flamingo"),
+        ("language", "flamingo", "a language model is no Flamingo"),
+        ("vision", "flamingo", "a contrastive model is no Flamingo"),
+    ] {
+        let finished = world.export(&["--model", run, "--format", format, "--out", "no.pt"]);
+        assert_eq!(finished.code(), Some(2), "{}", finished.stderr());
+        assert!(finished.stderr().contains(what), "{}", finished.stderr());
+    }
+    // Transformers has no NFNet.
+    world.train("contrastive", &with_nfnet(), "nfnet", &["--stop-after", "1"]).expect_success();
+    let finished = world.export(&["--model", "nfnet", "--format", "hugging-face", "--out", "no"]);
+    assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
+    let words = "the vision encoder is not built like any model of Hugging Face";
+    assert!(finished.stderr().contains(words), "{}", finished.stderr());
+    assert!(!world.path("no").exists() && !world.path("no.part").exists());
 }
 
 #[test]

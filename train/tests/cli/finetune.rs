@@ -92,6 +92,45 @@ fn numbers(tensors: &Tensors, name: &str) -> Vec<f32> {
     tensors.get(name).unwrap().to_owned()
 }
 
+#[test]
+fn a_model_that_is_no_run_is_given_images_of_its_colours() {
+    let world = world();
+    let to = |run: &str, format: &str, out: &str| {
+        world.export(&["--model", run, "--format", format, "--out", out]).expect_success();
+    };
+    to("flamingo", "flamingo", "exported");
+    to("vision", "hugging-face", "vision-hf");
+    to("language", "hugging-face", "language-hf");
+    let finetune = FINETUNE.replace("from = \"flamingo\"", "from = \"exported\"");
+    let flamingo = FLAMINGO
+        .replace("vision = \"vision\"", "vision = \"vision-hf\"")
+        .replace("language = \"language\"", "language = \"language-hf\"");
+    let stop = ["--stop-after", "1"];
+    for (stage, config, folder) in
+        [("finetune", &finetune, "exported"), ("flamingo", &flamingo, "vision-hf")]
+    {
+        for (key, value, was) in [
+            ("mean", "[0.5, 0.5, 0.49]", "[0.5, 0.5, 0.5]"),
+            ("std", "[0.26, 0.25, 0.25]", "[0.25, 0.25, 0.25]"),
+        ] {
+            let set = format!("image.{key}={value}");
+            let finished =
+                world.train(stage, config, "refused", &[&stop[..], &["--set", &set]].concat());
+            let stderr = finished.stderr();
+            assert_eq!(finished.code(), Some(2), "{stderr}");
+            let words = format!("`image.{key}` is {value}, expected {was}, as in ");
+            assert!(stderr.contains(&words), "no `{words}` in {stderr}");
+            assert!(stderr.contains(&format!("{folder}/preprocessor_config.json")), "{stderr}");
+        }
+        world.train(stage, config, &format!("{stage}-run"), &stop).expect_success();
+    }
+    // It says so of a copy of the copy, too.
+    to("exported", "flamingo", "again");
+    let [once, twice] = ["exported", "again"]
+        .map(|name| std::fs::read(world.path(name).join("preprocessor_config.json")).unwrap());
+    assert!(once == twice);
+}
+
 /// What PyTorch 2.11 makes of a 2 x 2 grid with `interpolate(size=(3, 3), mode="bicubic")`, as a matrix: a
 /// row for each new place, a column for each old one.
 const TWO_TO_THREE: [[f32; 4]; 9] = [

@@ -344,6 +344,17 @@ images = 1
 frames = 2
 "#;
 
+/// The contrastive stage's config with a small `NFNet` in place of the vision transformer.
+pub(crate) fn with_nfnet() -> String {
+    let (head, rest) = CONTRASTIVE.split_once("[model.vision]").unwrap();
+    let text = &rest[rest.find("[model.text]").unwrap()..];
+    let nfnet = "[model.vision]\nimage_size = 32\ndepths = [1, 1, 1, 1]\n\
+                 channels = [16, 16, 16, 16]\nstem_channels = 16\ngroup_size = 8\n\
+                 squeeze_ratio = 0.5\nalpha = 0.2\nattn_gain = 2.0\nnum_features = 16\n\
+                 features = \"final_conv\"\n\n";
+    format!("{}{nfnet}{text}", head.replace("size = 16", "size = 32"))
+}
+
 /// Stage, config and kind of the first corpus, for tests of all stages.
 pub(crate) const STAGES: [(&str, &str); 3] =
     [("contrastive", CONTRASTIVE), ("language", LANGUAGE), ("flamingo", FLAMINGO)];
