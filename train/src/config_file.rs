@@ -12,6 +12,7 @@ use toml::Table;
 
 use crate::config::{DataConfig, RunConfig, TokenizerConfig};
 use crate::early_stop::EarlyStopConfig;
+use crate::ema::WeightsUsed;
 use crate::error::TrainError;
 use crate::few_shot::{self, FewShotConfig};
 use crate::gradient::LossNormalisation;
@@ -108,6 +109,11 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         Ok(self)
     }
 
+    fn check_weights_used(&self, key: String, weights: WeightsUsed) -> Result<(), TrainError> {
+        let there = weights.is_raw() || self.config.ema.is_some();
+        self.require(there, key, &"\"ema\"", "\"raw\" without a section [ema]")
+    }
+
     fn check_few_shot(&self) -> Result<(), TrainError> {
         let RunConfig { few_shot, checkpoint_every, .. } = &self.config;
         for (index, entry) in few_shot.iter().enumerate() {
@@ -123,6 +129,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             self.require(differ && shots != "[]", key("shots"), &shots, "different numbers")?;
             self.require(*queries > 0, key("queries"), queries, "at least 1")?;
             self.require(*seconds_max > 0, key("seconds_max"), seconds_max, "at least 1")?;
+            self.check_weights_used(key("weights"), entry.weights)?;
         }
         Ok(())
     }
@@ -249,6 +256,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         {
             self.require(value > 0, key, &value, "at least 1")?;
         }
+        self.check_weights_used("validation.weights".to_owned(), validation.weights)?;
         let RunConfig { steps, early_stop, grid, .. } = &self.config;
         let is_chosen_by = early_stop.is_some() || grid.is_some();
         let fits = validation.every <= *steps || !is_chosen_by;

@@ -2,6 +2,7 @@
 //! own in every checkpoint, `step-N/ema/`, and a resumed run goes on with it.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::path::Path;
 
 use flamingo_model::{Average, DeviceError, ModelError, Params, Spare, Tensors, save_variant};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::TrainError;
+use crate::trainer::Stage;
 
 /// Folder of the averaged model in a checkpoint's.
 pub const FOLDER: &str = "ema";
@@ -44,6 +46,23 @@ impl EmaConfig {
             Warmup::None => self.decay,
             Warmup::ByUpdates => self.decay.min((1.0 + n) / (10.0 + n)),
         }
+    }
+}
+
+/// Which weights of a model are looked at while it learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightsUsed {
+    /// Those that are learned.
+    #[default]
+    Raw,
+    /// Their averages.
+    Ema,
+}
+
+impl WeightsUsed {
+    pub(crate) fn is_raw(&self) -> bool {
+        *self == Self::Raw
     }
 }
 
@@ -97,6 +116,43 @@ impl Ema {
         let mut all = params.iter();
         all.try_for_each(|params| params.average(&mut self.averages, rate))
             .map_err(TrainError::model("run"))
+    }
+
+    /// What `look` finds in a model with the averages in place of its weights, which are the same to the last
+    /// bit afterwards. They are copied meanwhile.
+    ///
+    /// # Errors
+    /// When `look` or the device fails.
+    pub fn in_place<T>(
+        &self,
+        stage: &mut dyn Stage,
+        look: impl FnOnce(&dyn Stage) -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        let run = TrainError::model;
+        let averages = stage.model().params().into_iter().map(|params| self.of(params));
+        let averages = averages.collect::<Result<Vec<_>, _>>()?;
+        let mut weights = Vec::with_capacity(averages.len());
+        for (params, averages) in iter::zip(stage.model_mut().params_mut(), averages) {
+            let all = 0..params.iter().count();
+            weights.push(params.trained_values(all.clone()));
+            params.set_trained_values(all, &averages).map_err(run("run"))?;
+        }
+        let found = look(stage);
+        for (params, weights) in iter::zip(stage.model_mut().params_mut(), weights) {
+            let all = 0..params.iter().count();
+            params.set_trained_values(all, &weights).map_err(run("run"))?;
+        }
+        found
+    }
+
+    /// The averages of the trained parameters among some, one after the other.
+    fn of(&self, params: &Params) -> Result<Vec<f32>, TrainError> {
+        let mut all = Vec::new();
+        for parameter in params.iter().filter(|parameter| parameter.weight.is_trained()) {
+            let values = self.averages[&parameter.name].values(&Spare::default());
+            all.extend(values.map_err(|error| TrainError::model("run")(error.into()))?);
+        }
+        Ok(all)
     }
 
     /// A copy of the averages, for a checkpoint, made on all cores.

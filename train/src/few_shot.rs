@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::checkpoint;
 use crate::device::DeviceArgs;
+use crate::ema::{self, WeightsUsed};
 use crate::error::TrainError;
 use crate::files;
 use crate::progress::Progress;
@@ -42,6 +43,9 @@ pub struct FewShotConfig {
     /// Numbers of shots. Paper: 4 in its ablations.
     #[serde(default = "paper_shots")]
     pub shots: Vec<usize>,
+    /// Which weights are evaluated: `raw`, or `ema`, the averages of `[ema]`.
+    #[serde(default, skip_serializing_if = "WeightsUsed::is_raw")]
+    pub weights: WeightsUsed,
     /// Queries, from the start of the corpus.
     #[serde(default = "few_queries")]
     pub queries: usize,
@@ -252,7 +256,12 @@ impl FewShot {
         let mut command = Command::new(&self.program);
         command.args(["run", "--task", &config.task, "--annotations", &config.annotations]);
         command.args(["--shots", &shots.join(","), "--limit", &config.queries.to_string()]);
-        command.arg("--model").arg(checkpoint::folder(&self.run, step)).arg("--out").arg(out);
+        let model = checkpoint::folder(&self.run, step);
+        let model = match config.weights {
+            WeightsUsed::Raw => model,
+            WeightsUsed::Ema => model.join(ema::FOLDER),
+        };
+        command.arg("--model").arg(model).arg("--out").arg(out);
         let DeviceArgs { device, precision, .. } = self.device;
         command.args(["--device", &device.to_string(), "--precision", &precision.to_string()]);
         command

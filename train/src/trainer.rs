@@ -547,7 +547,8 @@ fn validate(
     let Some(validation) = validation else { return Ok(Some(Verdict::GoesOn)) };
     // One rank alone measures, so that all of them decide by the same bits.
     let is_first = run.ranks.each().is_first();
-    let own = is_first.then(|| validation.measure(run.stage, metrics.step)).transpose();
+    let measure = || validation.measure(&mut *run.stage, run.ema.as_ref(), metrics.step);
+    let own = is_first.then(measure).transpose();
     let own = own.or_else(|error| match error {
         TrainError::ValidationCut => Ok(None),
         other => Err(other),

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{self, DataConfig};
 use crate::config_file::ConfigFile;
+use crate::ema::{Ema, WeightsUsed};
 use crate::error::TrainError;
 use crate::stop::StopSignals;
 use crate::trainer::Stage;
@@ -35,6 +36,9 @@ pub struct ValidationConfig {
     pub every: u64,
     /// Most batches of each dataset; one with fewer rows gives as many whole batches as it has.
     pub batches: u64,
+    /// Which weights are looked at: `raw`, or `ema`, the averages of `[ema]`.
+    #[serde(default, skip_serializing_if = "WeightsUsed::is_raw")]
+    pub weights: WeightsUsed,
     /// The datasets.
     pub data: Vec<HeldOutConfig>,
 }
@@ -150,6 +154,7 @@ pub struct Validation {
     last: u64,
     /// Whether an early stop goes by it, and it may not change.
     decides: bool,
+    weights: WeightsUsed,
     held_out: Vec<HeldOut>,
 }
 
@@ -216,7 +221,8 @@ impl Validation {
             held_out.push(HeldOut { config, mixture, n_batches, tokenizer, corrupt });
         }
         let (last, decides) = (file.config.steps, file.config.early_stop.is_some());
-        Ok(Some(Self { every: config.every, last, decides, held_out }))
+        let (every, weights) = (config.every, config.weights);
+        Ok(Some(Self { every, last, decides, weights, held_out }))
     }
 
     /// Whether there is to be a validation after `done` updates. Where a run is stopped before its last step
@@ -225,11 +231,23 @@ impl Validation {
         done.is_multiple_of(self.every) || done == self.last
     }
 
-    /// Looks at all datasets after `done` updates.
+    /// Looks at all datasets after `done` updates, with the weights or with the averages, as the config says.
     ///
     /// # Errors
     /// When rows cannot be read or the model cannot be run.
-    pub fn measure(&self, stage: &dyn Stage, done: u64) -> Result<Found, TrainError> {
+    pub fn measure(
+        &self,
+        stage: &mut dyn Stage,
+        averages: Option<&Ema>,
+        done: u64,
+    ) -> Result<Found, TrainError> {
+        match averages.filter(|_| self.weights == WeightsUsed::Ema) {
+            Some(averages) => averages.in_place(stage, |stage| self.measured(stage, done)),
+            None => self.measured(stage, done),
+        }
+    }
+
+    fn measured(&self, stage: &dyn Stage, done: u64) -> Result<Found, TrainError> {
         let mut found = Found::default();
         for held_out in &self.held_out {
             let name = &held_out.config.name;
@@ -400,7 +418,8 @@ mod tests {
         let check = |batch, decides, expected: &str| {
             let keys = "name = 'held'\ncorpus = ''\ntokens = 8";
             let of: HeldOutConfig = toml::from_str(&format!("{keys}\nbatch = {batch}")).unwrap();
-            let validation = Validation { every: 5, last: 10, decides, held_out: Vec::new() };
+            let (weights, held_out) = (WeightsUsed::Raw, Vec::new());
+            let validation = Validation { every: 5, last: 10, decides, weights, held_out };
             let source = ModelError::Device(DeviceError::OutOfMemory);
             let error = TrainError::Model { action: "run", source };
             // Not what would be less memory in a step.

@@ -233,6 +233,15 @@ fn checkpoints_are_put_to_few_shot_tasks_while_the_run_goes_on() {
     assert!(calls.contains(&asked) && calls.contains("--device auto --precision bf16"), "{calls}");
     let html = std::fs::read_to_string(run.join("report.html")).unwrap();
     assert!(html.contains("Observed: few_shot") && html.contains("caption.4"), "no chart");
+
+    let averaged = config.replace("queries = 5", "queries = 5\nweights = \"ema\"");
+    let set = ["--stop-after", "4", "--set", "ema.decay=0.5"];
+    world.train("flamingo", &averaged, "averaged", &set).expect_success();
+    let calls = std::fs::read_to_string(world.path("eval.calls")).unwrap();
+    let model = world.path("averaged/checkpoints/step-3/ema");
+    let asked = format!("--model {} --out", model.display());
+    assert!(calls.lines().last().is_some_and(|call| call.contains(&asked)), "{calls}");
+    assert!(model.join("config.json").is_file());
 }
 
 #[test]
@@ -318,6 +327,8 @@ fn few_shot_tasks_that_cannot_be_are_refused_before_the_first_step() {
         "`few_shot.0.every` is 4, expected a multiple",
     );
     check("queries = 5", "queries = 0", "`few_shot.0.queries` is 0");
+    let words = "`few_shot.0.weights` is \"ema\", expected \"raw\" without a section [ema]";
+    check("queries = 5", "weights = \"ema\"", words);
     check("queries = 5", "shots = [4, 4]", "`few_shot.0.shots` is [4, 4], expected different");
     check(
         "task = \"caption\"",

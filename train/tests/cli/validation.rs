@@ -154,6 +154,38 @@ fn texts_are_measured_over_all_tokens_and_bytes() {
     }
 }
 
+/// Negative log-likelihood per token of all captions, of a model in a folder.
+fn nll_of_captions(folder: &Path, tokenizer: &Tokenizer) -> f64 {
+    let model = LanguageModel::load(folder).unwrap();
+    let captions = (0..6).map(|i| format!("a {} square", colour(i)));
+    let rows: Vec<Vec<u32>> = captions.map(|c| caption_tokens(&c, tokenizer)).collect();
+    let n_tokens = rows.iter().map(|row| row.len() - 2).sum::<usize>();
+    nats(&model, &rows) / n_tokens as f64
+}
+
+#[test]
+fn averages_are_validated_in_place_of_the_weights_and_leave_them_as_they_were() {
+    let world = World::new();
+    let raw = format!("{}\n[ema]\ndecay = 0.9\n", validated(LANGUAGE));
+    let averaged = raw.replace("batches = 9", "batches = 9\nweights = \"ema\"");
+    world.train("language", &raw, "raw", &[]).expect_success();
+    world.train("language", &averaged, "averaged", &[]).expect_success();
+    let [raw, averaged] = ["raw", "averaged"].map(|run| world.path(run));
+    let tokenizer = Tokenizer::load(averaged.join("tokenizer.json")).unwrap();
+    let of_raw = nll_of_captions(&latest(&averaged), &tokenizer);
+    let of_averages = nll_of_captions(&latest(&averaged).join("ema"), &tokenizer);
+    assert!((of_raw / of_averages - 1.0).abs() > 1e-3, "{of_raw} and {of_averages} are alike");
+    for (run, expected) in [(&raw, of_raw), (&averaged, of_averages)] {
+        let found = value(run, 8, "nll");
+        assert!((found / expected - 1.0).abs() < 1e-5, "{found}, not {expected}");
+    }
+    for file in ["model.safetensors", "optimizer.safetensors", "ema/model.safetensors"] {
+        let [raw, averaged] =
+            [&raw, &averaged].map(|run| std::fs::read(latest(run).join(file)).unwrap());
+        assert!(raw == averaged, "{file} differs");
+    }
+}
+
 #[test]
 fn a_flamingo_is_exactly_blind_to_held_out_images_while_its_gates_are_closed() {
     let world = World::with_towers();
@@ -313,6 +345,8 @@ fn what_cannot_be_validated_is_refused_before_the_first_step() {
     let language = |from: &str, to: &str, words: &str| check("language", LANGUAGE, from, to, words);
     language("every = 2", "every = 0", "`validation.every` is 0, expected at least 1");
     language("batches = 9", "batches = 0", "`validation.batches` is 0");
+    let words = "`validation.weights` is \"ema\", expected \"raw\" without a section [ema]";
+    language("batches = 9", "batches = 9\nweights = 'ema'", words);
     let held = "name = \"held\"\ncorpus = \"pairs\"\nbatch = 2\ntokens = 24";
     let changed = |from: &str, to: &str| held.replace(from, to);
     let images = format!("{held}\nimages = 1");
