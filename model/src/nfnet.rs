@@ -166,6 +166,22 @@ impl NfnetConfig {
         stem.chain(blocks).chain(last).sum()
     }
 
+    /// Products of a weight and a value in a pass over one image, those of all convolutions and gates.
+    pub fn n_products(&self) -> usize {
+        let mut side = self.image_size;
+        let mut all = 0;
+        for (kernel, stride) in self.stem() {
+            side = side.div_ceil(stride);
+            all += n_products(kernel, side);
+        }
+        for block in self.stages().into_iter().flatten() {
+            let out = side.div_ceil(block.stride);
+            all += block.n_products(side, out);
+            side = out;
+        }
+        all + self.final_convolution().map_or(0, |kernel| n_products(kernel, side))
+    }
+
     /// Kernels and strides of the stem.
     fn stem(&self) -> [(KernelSize, usize); 4] {
         let mut inputs = COLOURS;
@@ -247,6 +263,11 @@ fn n_parameters(kernel: KernelSize) -> usize {
     kernel.outputs * (kernel.fan_in() + 2)
 }
 
+/// Products of a convolution that makes a square of `side` pixels.
+fn n_products(kernel: KernelSize, side: usize) -> usize {
+    kernel.outputs * kernel.fan_in() * side * side
+}
+
 impl BlockSize {
     /// The four convolutions of the branch; the second has the block's stride.
     fn branch(self) -> [KernelSize; 4] {
@@ -268,6 +289,15 @@ impl BlockSize {
         let convolutions = self.branch().into_iter().chain(self.downsample()).map(n_parameters);
         let gates = 2 * self.squeezed * self.outputs + self.squeezed + self.outputs;
         convolutions.sum::<usize>() + gates + 1
+    }
+
+    /// Products of the block, which makes a square of `out` pixels a side of one of `side`.
+    fn n_products(self, side: usize, out: usize) -> usize {
+        let sides = [side, out, out, out];
+        let branch =
+            self.branch().into_iter().zip(sides).map(|(size, side)| n_products(size, side));
+        let residual = self.downsample().map_or(0, |size| n_products(size, out));
+        branch.sum::<usize>() + residual + 2 * self.squeezed * self.outputs
     }
 }
 
@@ -581,6 +611,19 @@ mod tests {
         }
         for name in ["f7", "f", "6", "F6"] {
             assert!(NfnetConfig::named(name, 288).is_err());
+        }
+    }
+
+    /// Table 3 of Brock and others (2021): multiply-adds at the resolutions of the tests, with a classifier
+    /// of 3 million.
+    #[test]
+    fn the_networks_have_the_published_numbers_of_products() {
+        let billions = [12.38, 35.54, 62.59, 114.76, 215.24, 289.76, 377.28];
+        let sizes = [256, 320, 352, 416, 512, 544, 576];
+        for (i, (expected, size)) in billions.into_iter().zip(sizes).enumerate() {
+            let config = NfnetConfig::named(&format!("f{i}"), size).unwrap();
+            let found = (config.n_products() + 3072 * 1000) as f64 / 1e9;
+            assert!((found / expected - 1.0).abs() < 5e-3, "f{i}: {found}, expected {expected}");
         }
     }
 

@@ -370,9 +370,8 @@ impl Job<'_> {
         figures.rate("samples_per_second", "samples/s", batch as f64 * per_second);
         figures.rate("tokens_per_second", "tokens/s", n_tokens as f64 * per_second);
         figures.rate("tflops", "TFLOP/s", tflops);
-        let comparable = flop::all_is_counted(self.config());
         let peak = self.bench.peak_tflops.or_else(|| flop::peak_tflops(self.device));
-        if let Some(peak) = peak.filter(|_| comparable) {
+        if let Some(peak) = peak {
             let mfu = tflops / peak;
             figures.add("mfu", mfu, format!("MFU {mfu:.4} of {peak} TFLOP/s"));
             figures.put("of_peak", mfu);

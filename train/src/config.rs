@@ -90,7 +90,7 @@ pub struct RunConfig<M> {
     /// Values to try, each combination in a run of its own, whose config has no grid.
     #[serde(default, skip_serializing)]
     pub grid: Option<GridConfig>,
-    /// What is known of the machine, in the Flamingo stage. May change when a run is continued.
+    /// What is known of the machine. May change when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<HardwareConfig>,
     /// What the losses of the tokens of a batch become: `token-mean`, or `sum`.

@@ -561,16 +561,15 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     }
 
     /// Fails where something is to be measured that only the Flamingo stage has: how its model looks at
-    /// images, and how much of the machine it uses.
+    /// images.
     ///
     /// # Errors
-    /// When there is a key `blindness_every`, `gates_every`, `hardware` or `few_shot`.
+    /// When there is a key `blindness_every`, `gates_every` or `few_shot`.
     pub fn require_nothing_of_flamingo(&self) -> Result<(), TrainError> {
-        let RunConfig { blindness_every, gates_every, hardware, few_shot, .. } = &self.config;
+        let RunConfig { blindness_every, gates_every, few_shot, .. } = &self.config;
         let given = [
             ("blindness_every", blindness_every.map(|every| every.to_string())),
             ("gates_every", gates_every.map(|every| every.to_string())),
-            ("hardware", hardware.map(|_| "given".to_owned())),
             ("few_shot", few_shot.first().map(|_| "given".to_owned())),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key, value?))).try_for_each(

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::BatchesDivide;
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
+use crate::flop::ContrastiveProducts;
 use crate::grid;
 use crate::inputs;
 use crate::retrieval::{self, Side};
@@ -96,6 +97,7 @@ impl Embedded {
 struct Contrastive {
     clip: Clip,
     label_smoothing: f32,
+    products: ContrastiveProducts,
 }
 
 /// Trains, or goes on; or says what else was asked for.
@@ -150,7 +152,8 @@ fn attempt(
     };
     clip.set_recompute(file.config.recompute);
     let device = command.place(&mut clip)?;
-    let mut stage = Contrastive { clip, label_smoothing: model.label_smoothing };
+    let (products, label_smoothing) = (ContrastiveProducts::of(&clip), model.label_smoothing);
+    let mut stage = Contrastive { clip, label_smoothing, products };
     let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
     launch(prepared, &mut stage)
 }
@@ -266,6 +269,10 @@ impl Stage for Contrastive {
     /// Pairs: each is matched with all others.
     fn n_terms(&self, batch: &Batch) -> u64 {
         batch.size as u64
+    }
+
+    fn flop(&self, batch: &Batch) -> Option<f64> {
+        Some(self.products.flop(batch.size, batch.tokens.len()))
     }
 
     fn batches_divide(&self) -> BatchesDivide {

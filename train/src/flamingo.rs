@@ -22,7 +22,7 @@ use crate::config::FeatureCacheConfig;
 use crate::config_file::{ConfigFile, parse_error};
 use crate::difference::first_difference;
 use crate::error::TrainError;
-use crate::flop::{self, Parts, StepRows};
+use crate::flop::{Parts, StepRows};
 use crate::grid;
 use crate::inputs;
 use crate::preprocessor;
@@ -516,14 +516,9 @@ impl Stage for Joined {
         cache.lock().unwrap_or_else(PoisonError::into_inner).flush().map_err(TrainError::loader)
     }
 
-    /// Without the vision encoder where its features are kept: they may not be made again. Nothing where
-    /// the vision encoder is made and cannot be counted.
+    /// Without the vision encoder where its features are kept: they may not be made again.
     fn flop(&self, batch: &Batch) -> Option<f64> {
-        let config = self.flamingo.config();
-        let kept = self.features.is_some();
-        if !kept && !flop::all_is_counted(config) {
-            return None;
-        }
+        let (config, kept) = (self.flamingo.config(), self.features.is_some());
         let images = batch.image_count.iter().sum();
         let rows = StepRows { tokens: batch.tokens.len(), images, frames: batch.n_frames };
         let by_part = self.parts.flop(config, self.trained, rows).into_iter();

@@ -1,17 +1,22 @@
-//! How many operations a training step of the Flamingo stage is, and how many a device can do.
+//! How many operations a training step is, and how many a device can do.
 //!
 //! Counted are products with weights, `N` being the parameters of a part:
 //!
 //! - language model: 4 `N` a token where it is frozen, else 6 `N`; of its tables, the head alone
 //! - cross-attention and rows of added tokens: 6 `N` a token
 //! - resampler: 6 `N` a latent
-//! - vision encoder, if it is a transformer: 2 `N` a visual token where it is frozen, else 6 `N`, the class token too;
-//!   an `NFNet` is not counted
+//! - vision encoder: 2 operations a product where it is frozen, else 6; of a transformer `N` products a visual token,
+//!   the class token too, of an `NFNet` those of its convolutions, whose pixels become fewer on the way
+//! - text encoder of the contrastive stage: 6 `N` a token, its tables left out; the projections into the common
+//!   space 6 `N` an image or text
 //!
 //! Attention itself, and what is made a second time for the backward pass, are not counted. Positions of
 //! padding are: they are multiplied as others are.
 
-use flamingo_model::{Device, FlamingoConfig, Precision, TrainedTowers, VisionConfig};
+use flamingo_model::{
+    Clip, Device, FlamingoConfig, LanguageModel, Parameter, Params, Precision, Trainable,
+    TrainedTowers, VisionConfig,
+};
 use serde_json::{Value, json};
 
 use crate::error::TrainError;
@@ -27,10 +32,54 @@ pub fn peak_tflops(device: Device) -> Option<f64> {
     (is_hopper && device.precision() == Precision::Bf16).then_some(HOPPER_TFLOPS)
 }
 
-/// Whether all parts of a model are counted, so that a share of the peak means something.
-pub fn all_is_counted(config: &FlamingoConfig) -> bool {
-    // An NFNet's pixels become fewer on the way, its parameters more.
-    matches!(config.vision, VisionConfig::Vit(_))
+/// Products of a vision encoder of so many parameters in a pass over one image.
+fn products_of_image(config: &VisionConfig, n_parameters: usize) -> usize {
+    match config {
+        VisionConfig::Vit(_) => n_parameters * (config.n_feature_rows() + 1),
+        VisionConfig::Nfnet(nfnet) => nfnet.n_products(),
+    }
+}
+
+/// Values of a model's parameters whose names `counts` chooses.
+fn n_values(model: &dyn Trainable, counts: impl Fn(&str) -> bool) -> usize {
+    let all = model.params().into_iter().flat_map(Params::iter);
+    all.filter(|parameter| counts(&parameter.name)).map(Parameter::n_values).sum()
+}
+
+/// Operations of a training step of a language model on so many tokens, padding included.
+pub fn of_language(model: &LanguageModel, tokens: usize) -> f64 {
+    let is_tied = model.config().architecture.tied;
+    let counts = |name: &str| is_tied || !name.ends_with("tokens.weight");
+    6.0 * n_values(model, counts) as f64 * tokens as f64
+}
+
+/// Products of a contrastive model.
+#[derive(Debug, Clone, Copy)]
+pub struct ContrastiveProducts {
+    image: usize,
+    token: usize,
+    text: usize,
+}
+
+impl ContrastiveProducts {
+    /// Those of a model.
+    pub fn of(model: &Clip) -> Self {
+        let is_table = |name: &str| {
+            ["tokens.weight", "positions.weight", "head.weight"].iter().any(|t| name.ends_with(t))
+        };
+        let part = |part: &str| n_values(model, |name| name.starts_with(part) && !is_table(name));
+        let vision = products_of_image(&model.config().vision, part("vision."));
+        Self {
+            image: vision + part("vision_projection."),
+            token: part("text."),
+            text: part("text_projection."),
+        }
+    }
+
+    /// Operations of a training step on so many pairs, and so many tokens with their padding.
+    pub fn flop(&self, pairs: usize, tokens: usize) -> f64 {
+        6.0 * (pairs as f64 * (self.image + self.text) as f64 + tokens as f64 * self.token as f64)
+    }
 }
 
 /// How many parameters the parts of a model have.
@@ -95,8 +144,7 @@ impl Parts {
         rows: StepRows,
     ) -> [(&'static str, f64); 4] {
         let StepRows { tokens, images, frames } = rows;
-        let of_image = frames * (config.vision.n_feature_rows() + 1);
-        let visual = if all_is_counted(config) { images * of_image } else { 0 };
+        let of_image = products_of_image(&config.vision, self.vision);
         let table = config.language.vocabulary * config.language.width;
         let looked_up = if config.language.architecture.tied { 0 } else { table };
         let latents = images * config.resampler.latents;
@@ -109,7 +157,7 @@ impl Parts {
             ("language", product(language, self.language - looked_up, tokens)),
             ("cross_attention", product(6, self.cross_attention + self.added_rows, tokens)),
             ("resampler", product(6, self.resampler, latents)),
-            ("vision", product(vision, self.vision, visual)),
+            ("vision", product(vision, of_image, images * frames)),
         ]
     }
 }
@@ -151,13 +199,19 @@ mod tests {
     const NOTHING: Parts =
         Parts { vision: 0, resampler: 0, cross_attention: 0, language: 0, added_rows: 0 };
 
+    /// The 377.28 billion multiply-adds of F6 at 576 pixels (Brock and others, 2021, table 3) grow with the
+    /// number of pixels.
     #[test]
-    fn an_nfnet_is_not_counted() {
+    fn an_nfnet_is_counted_by_its_convolutions() {
         let config = FlamingoConfig::preset("flamingo-3b").unwrap();
-        assert!(!all_is_counted(&config));
-        let parts = Parts { vision: 435, ..NOTHING };
-        let parts = Parts { language: config.language.vocabulary * config.language.width, ..parts };
-        let rows = StepRows { tokens: 1, images: 1, frames: 1 };
-        assert_eq!(parts.flop(&config, TrainedTowers::default(), rows)[3], ("vision", 0.0));
+        let parts = Parts::of(&config).unwrap();
+        let rows = StepRows { tokens: 1, images: 3, frames: 2 };
+        let pixels = (config.vision.image_size() as f64 / 576.0).powi(2);
+        for (vision, each) in [(false, 2.0), (true, 6.0)] {
+            let trained = TrainedTowers { vision, language: false };
+            let (part, flop) = parts.flop(&config, trained, rows)[3];
+            let expected = each * 6.0 * 377.28e9 * pixels;
+            assert!(part == "vision" && (flop / expected - 1.0).abs() < 0.01, "{flop}, {expected}");
+        }
     }
 }

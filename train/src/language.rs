@@ -11,6 +11,7 @@ use flamingo_model::{
 
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
+use crate::flop;
 use crate::grid;
 use crate::inputs;
 use crate::setup::{Command, Prepared, Told, launch, open_corpora, own_tokenizer, until_done};
@@ -99,6 +100,10 @@ impl Stage for Language {
             Ok(())
         })?;
         Ok(loss.measures())
+    }
+
+    fn flop(&self, batch: &Batch) -> Option<f64> {
+        Some(flop::of_language(&self.model, batch.tokens.len()))
     }
 
     fn n_images(&self, _batch: &Batch) -> u64 {

@@ -100,7 +100,7 @@ pub trait Stage {
         batch.image_count.iter().sum::<usize>() as u64
     }
 
-    /// Operations of a training step on a batch, where they are counted.
+    /// Operations of a training step on a batch, where they are counted: see [`flop`](crate::flop).
     fn flop(&self, _batch: &Batch) -> Option<f64> {
         None
     }

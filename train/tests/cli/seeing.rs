@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flamingo_model::Tensors;
 
-use crate::world::{FLAMINGO, LANGUAGE, World, latest, metrics};
+use crate::world::{CONTRASTIVE, FLAMINGO, LANGUAGE, World, latest, metrics};
 
 /// Weights and moments of the last checkpoint.
 fn weights(run: &Path) -> [Vec<u8>; 2] {
@@ -59,6 +59,45 @@ fn a_step_tells_its_samples_operations_and_memory() {
     world.train("flamingo", FLAMINGO, "whole", &[]).expect_success();
     assert!(weights(&world.path("run")) == weights(&world.path("whole")), "other weights");
     assert!(metrics(&world.path("whole"))[0]["machine"].get("mfu").is_none());
+}
+
+/// Operations of the first step of a run, by what it says of its speed.
+fn flop_of_first_step(run: &Path) -> f64 {
+    let line = &metrics(run)[0];
+    let tflops = line["machine"]["tflops"].as_f64().unwrap();
+    assert!((line["machine"]["mfu"].as_f64().unwrap() - 2.0 * tflops).abs() <= 1e-12 * tflops);
+    tflops * line["seconds"].as_f64().unwrap() * 1e12
+}
+
+/// Values of the parameters of a run whose names `counts` chooses.
+fn n_values(run: &Path, counts: impl Fn(&str) -> bool) -> f64 {
+    let model = Tensors::open(&latest(run).join("model.safetensors")).unwrap();
+    let names = model.names().filter(|name| counts(name));
+    names.map(|name| model.get(name).unwrap().len()).sum::<usize>() as f64
+}
+
+#[test]
+fn towers_tell_their_operations_too() {
+    let world = World::new();
+    let set = ["--set", "hardware.peak_tflops=0.5", "--stop-after", "1"];
+    world.train("language", LANGUAGE, "language", &set).expect_success();
+    world.train("contrastive", CONTRASTIVE, "vision", &set).expect_success();
+    let near = |found: f64, expected: f64| {
+        assert!((found / expected - 1.0).abs() < 1e-9, "{found}, not {expected}");
+    };
+    // Rows of pages and pairs: 48 and 24 tokens. The head is the table of the tokens.
+    let language = world.path("language");
+    near(flop_of_first_step(&language), 6.0 * n_values(&language, |_| true) * (2.0 * 72.0));
+    // Six pairs of 24 tokens; 4 patches and a class for each image.
+    let vision = world.path("vision");
+    let of = |part: &str| {
+        n_values(&vision, |name| {
+            let is_table = ["tokens", "positions", "head"].iter().any(|t| name.contains(t));
+            name.starts_with(part) && !is_table
+        })
+    };
+    let expected = 5.0 * of("vision.") + of("vision_projection.") + of("text_projection.");
+    near(flop_of_first_step(&vision), 6.0 * 6.0 * (expected + 24.0 * of("text.")));
 }
 
 #[test]
