@@ -18,7 +18,7 @@ use flamingo_train::groups::Norms;
 use flamingo_train::metrics::MetricsLog;
 use flamingo_train::optimizer::{AdamW, OptimizerConfig, Share};
 use flamingo_train::room::{Size, copies};
-use flamingo_train::trainer::Stage;
+use flamingo_train::stage::Stage;
 
 /// Checkpoints that are written.
 const CHECKPOINTS: u64 = 4;

@@ -29,7 +29,7 @@ use crate::error::TrainError;
 use crate::extent::Extent;
 use crate::gradient::{LossNormalisation, Objective, StepGradient};
 use crate::metrics;
-use crate::trainer::Stage;
+use crate::stage::Stage;
 
 /// What is observed has names `gradient.<dataset>.<measure>`.
 pub const GROUP: &str = "gradient";

@@ -10,12 +10,13 @@ use clap::Args;
 use flamingo_dataset::{Batch, Loader};
 use flamingo_model::Tensors;
 
+use crate::command::located;
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::inputs::padded_pixels;
 use crate::masks::unseen;
 use crate::overrides::Override;
-use crate::setup::{located, read_tokenizer};
+use crate::run_tokenizer::read_tokenizer;
 
 /// Which batches, and where they go.
 #[derive(Debug, Args)]

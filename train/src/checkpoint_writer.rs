@@ -17,7 +17,7 @@ use crate::error::TrainError;
 use crate::metrics::MetricsLog;
 use crate::optimizer::AdamW;
 use crate::room::{self, Size};
-use crate::trainer::Stage;
+use crate::stage::Stage;
 
 /// What a checkpoint is made of besides the model and its moments.
 #[derive(Debug)]

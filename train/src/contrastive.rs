@@ -11,15 +11,19 @@ use flamingo_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::command::{Command, Told};
 use crate::config::BatchesDivide;
 use crate::config_file::ConfigFile;
+use crate::corpora::open_corpora;
+use crate::ended::Ended;
 use crate::error::TrainError;
 use crate::flop::ContrastiveProducts;
 use crate::grid;
 use crate::inputs;
 use crate::retrieval::{self, Side};
-use crate::setup::{Command, Prepared, Told, launch, open_corpora, own_tokenizer, until_done};
-use crate::trainer::{Ended, Stage, observe};
+use crate::run_tokenizer::own_tokenizer;
+use crate::setup::{Prepared, launch, until_done};
+use crate::stage::{Stage, observe};
 use crate::trouble::Trouble;
 use crate::validation::{
     CLASS_ACCURACY, CLASS_PLACE, CLASS_ROWS, HeldOut, HeldOutConfig, Measures,

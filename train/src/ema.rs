@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::TrainError;
-use crate::trainer::Stage;
+use crate::stage::Stage;
 
 /// Folder of the averaged model in a checkpoint's.
 pub const FOLDER: &str = "ema";
@@ -61,6 +61,7 @@ pub enum WeightsUsed {
 }
 
 impl WeightsUsed {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub(crate) fn is_raw(&self) -> bool {
         *self == Self::Raw
     }

@@ -164,7 +164,7 @@ impl Export {
                 other => Err(TrainError::NoForm { what: other.name() }),
             };
         }
-        let given = self.from_open_flamingo()?;
+        let given = self.of_open_flamingo()?;
         Ok(given.config().clone())
     }
 
@@ -191,7 +191,7 @@ impl Export {
 
     fn read(&self) -> Result<Model, TrainError> {
         let Some(folder) = &self.model else {
-            return Ok(Model::Flamingo(Box::new(self.from_open_flamingo()?)));
+            return Ok(Model::Flamingo(Box::new(self.of_open_flamingo()?)));
         };
         let read = match kind(folder)? {
             Kind::Flamingo => Flamingo::load(folder).map(Box::new).map(Model::Flamingo),
@@ -201,7 +201,7 @@ impl Export {
         read.map_err(TrainError::model("load"))
     }
 
-    fn from_open_flamingo(&self) -> Result<Flamingo, TrainError> {
+    fn of_open_flamingo(&self) -> Result<Flamingo, TrainError> {
         let given = (&self.from_open_flamingo, &self.vision, &self.language, self.every);
         let (Some(checkpoint), Some(vision), Some(language), Some(every)) = given else {
             return Err(TrainError::NoModel);

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::collective::Collective;
 use crate::error::TrainError;
-use crate::trainer::{Source, Stage};
+use crate::run::Source;
+use crate::stage::Stage;
 
 /// What the shares of all ranks of a batch hold together.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

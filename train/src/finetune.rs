@@ -12,7 +12,9 @@ use flamingo_dataset::{ImageConfig, Tokenizer};
 use flamingo_model::{Flamingo, ModelError, TrainedTowers};
 use serde::{Deserialize, Serialize};
 
+use crate::command::{Command, Told};
 use crate::config_file::ConfigFile;
+use crate::ended::Ended;
 use crate::error::TrainError;
 use crate::flamingo::{
     Beginning, Joining, MEASURES, TowerWeights, check_attend, continued, image_of_run, is_run,
@@ -21,8 +23,8 @@ use crate::flamingo::{
 use crate::grid;
 use crate::preprocessor;
 use crate::run_folder::{self, RunFolder, run_of};
-use crate::setup::{Command, Told, read_tokenizer, same_tokenizer, until_done};
-use crate::trainer::Ended;
+use crate::run_tokenizer::{read_tokenizer, same_tokenizer};
+use crate::setup::until_done;
 use crate::trouble::Trouble;
 
 /// `[model]` of this stage.

@@ -18,20 +18,21 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::checkpoint::Checkpoint;
+use crate::command::{Command, Purpose, Told};
 use crate::config::FeatureCacheConfig;
 use crate::config_file::{ConfigFile, parse_error};
+use crate::corpora::open_corpora;
 use crate::difference::first_difference;
+use crate::ended::Ended;
 use crate::error::TrainError;
 use crate::flop::{Parts, StepRows};
 use crate::grid;
 use crate::inputs;
 use crate::preprocessor;
 use crate::run_folder::{self, RunFolder, run_of};
-use crate::setup::{
-    Command, Prepared, Purpose, Told, launch, open_corpora, read_tokenizer, same_tokenizer,
-    until_done,
-};
-use crate::trainer::{Ended, Stage, observe};
+use crate::run_tokenizer::{read_tokenizer, same_tokenizer};
+use crate::setup::{Prepared, launch, until_done};
+use crate::stage::{Stage, observe};
 use crate::trouble::Trouble;
 use crate::validation::{self, HeldOut, Measures, TextLoss};
 

@@ -20,7 +20,7 @@ use crate::extent::Extent;
 use crate::groups::Norms;
 use crate::optimizer::AdamW;
 use crate::ranks::Ranks;
-use crate::trainer::Stage;
+use crate::stage::Stage;
 
 /// What the losses of the tokens of a batch become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -14,17 +14,17 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use crate::checkpoint::State;
+use crate::command::{Command, Purpose, Told};
 use crate::config::RunConfig;
 use crate::config_file::ConfigFile;
 use crate::early_stop::{Best, Better, EarlyStopConfig};
+use crate::ended::Ended;
 use crate::error::TrainError;
 use crate::files;
 use crate::limits::GRID_POINTS_MAX;
 use crate::metrics::{self, StepMetrics};
 use crate::overrides::Override;
 use crate::run_folder::{CONFIG, Role, RunFolder, Start};
-use crate::setup::{Command, Purpose, Told};
-use crate::trainer::Ended;
 use crate::validation::measure_name;
 
 /// Read from `[grid]`: the values of keys, which are spelled as for `--set`; `lr` is `optimizer.lr`.

@@ -9,13 +9,17 @@ use flamingo_model::{
     Trainable,
 };
 
+use crate::command::{Command, Told};
 use crate::config_file::ConfigFile;
+use crate::corpora::open_corpora;
+use crate::ended::Ended;
 use crate::error::TrainError;
 use crate::flop;
 use crate::grid;
 use crate::inputs;
-use crate::setup::{Command, Prepared, Told, launch, open_corpora, own_tokenizer, until_done};
-use crate::trainer::{Ended, Stage};
+use crate::run_tokenizer::own_tokenizer;
+use crate::setup::{Prepared, launch, until_done};
+use crate::stage::Stage;
 use crate::trouble::Trouble;
 use crate::validation::{self, HeldOut, Measures, TextLoss};
 

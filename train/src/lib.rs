@@ -16,12 +16,13 @@
 //! ```
 //!
 //! In reading order:
-//! - [`trainer`]: the loop, and what a stage is
+//! - [`trainer`]: the loop; [`run`]: what it works with; [`stage`]: what differs between stages; [`ended`]: how it ends
 //! - [`contrastive`], [`language`], [`flamingo`], [`finetune`]: the stages
 //! - [`grid`]: many runs, of which the best is wanted
-//! - [`setup`]: from a config to a run that is ready
+//! - [`command`], [`setup`], [`corpora`], [`run_tokenizer`]: from a command to a run that is ready
 //! - [`inputs`]: from the loader's batch to the models' inputs
-//! - [`config`], [`config_file`], [`overrides`]: every number of a run
+//! - [`config`], [`config_file`], [`overrides`]: every number of a run; [`config_checks`], [`data_checks`],
+//!   [`stage_checks`]: whether it can work
 //! - [`limits`], [`difference`]: how large numbers may be, and which of them changed
 //! - [`gradient`], [`extent`]: what the batches of a step make, and how much there is of them
 //! - [`launch`], [`collective`], [`ranks`], [`sharding`]: processes that train one model together
@@ -46,14 +47,19 @@ pub mod bench;
 pub mod checkpoint;
 pub mod checkpoint_writer;
 pub mod collective;
+pub mod command;
 pub mod config;
+pub mod config_checks;
 pub mod config_file;
 pub mod contrastive;
+pub mod corpora;
+pub mod data_checks;
 pub mod data_history;
 pub mod device;
 pub mod difference;
 pub mod early_stop;
 pub mod ema;
+pub mod ended;
 pub mod error;
 pub mod export;
 pub mod extent;
@@ -73,6 +79,7 @@ pub mod limits;
 pub mod looks;
 pub mod machine;
 pub mod masks;
+mod measured;
 pub mod metrics;
 #[cfg(feature = "mpi")]
 pub mod mpi_ranks;
@@ -85,19 +92,24 @@ pub mod plan;
 pub mod preprocessor;
 pub mod progress;
 pub mod ranks;
+mod recovery;
 pub mod replay;
 pub mod report;
 pub mod retrieval;
 pub mod room;
+pub mod run;
 pub mod run_folder;
+pub mod run_tokenizer;
 pub mod schedule;
 pub mod setup;
 pub mod sharding;
+pub mod stage;
+pub mod stage_checks;
 pub mod stop;
 pub mod tensorboard;
 pub mod trainer;
 pub mod trouble;
 pub mod validation;
 
+pub use command::Command;
 pub use error::TrainError;
-pub use setup::Command;

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use flamingo_dataset::{Layout, LossMask};
 use flamingo_train::batches::{self, Batches};
 use flamingo_train::bench::{self, Bench};
+use flamingo_train::command::{Purpose, Told};
 use flamingo_train::device::DeviceArgs;
 use flamingo_train::export::{self, Export};
 use flamingo_train::launch::Launch;
@@ -16,8 +17,9 @@ use flamingo_train::masks::MasksJob;
 use flamingo_train::overrides::Override;
 use flamingo_train::replay::{self, Replay};
 use flamingo_train::run_folder::Start;
-use flamingo_train::setup::{Purpose, Told};
-use flamingo_train::{Command, TrainError, contrastive, finetune, flamingo, language, setup};
+use flamingo_train::{
+    Command, TrainError, contrastive, finetune, flamingo, language, run_tokenizer,
+};
 
 /// Trains the three parts of a Flamingo model, one stage at a time.
 ///
@@ -149,8 +151,12 @@ struct TokenizerArgs {
 /// Runs `train-tokenizer`.
 #[expect(clippy::print_stdout, reason = "the user is told what was made")]
 fn train_tokenizer(args: &TokenizerArgs) -> Result<bool, TrainError> {
-    let made =
-        setup::write_tokenizer(&args.corpora, args.vocabulary as usize, args.rows_max, &args.out)?;
+    let made = run_tokenizer::write_tokenizer(
+        &args.corpora,
+        args.vocabulary as usize,
+        args.rows_max,
+        &args.out,
+    )?;
     println!("{made}");
     Ok(true)
 }

@@ -11,10 +11,10 @@ use flamingo_dataset::{
     Row, SampleConfig, SampleKey, Tokenizer, example, example_problems,
 };
 
+use crate::command::located;
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::files;
-use crate::setup::located;
 
 /// What to show or check.
 #[derive(Debug, Clone)]

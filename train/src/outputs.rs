@@ -9,9 +9,9 @@ use crate::few_shot::FewShot;
 use crate::metrics::{MetricsLog, StepMetrics};
 use crate::progress::Progress;
 use crate::report::Report;
+use crate::run::Run;
 use crate::stop::StopSignals;
 use crate::tensorboard::Events;
-use crate::trainer::Run;
 use crate::trouble::{self, Trouble};
 
 /// Everything that is written; nothing on other ranks than the first.
@@ -26,11 +26,12 @@ struct Open {
 }
 
 impl Outputs {
-    /// Goes on after `done` updates.
+    /// Goes on after the updates that are done.
     ///
     /// # Errors
     /// When a file cannot be read or written.
-    pub(crate) fn open(run: &mut Run, done: u64) -> Result<Self, TrainError> {
+    pub(crate) fn open(run: &mut Run) -> Result<Self, TrainError> {
+        let done = run.done;
         if !run.ranks.each().is_first() {
             return Ok(Self(None));
         }
@@ -47,10 +48,10 @@ impl Outputs {
     ///
     /// # Errors
     /// When a file cannot be written, or the system has no thread left.
-    pub(crate) fn begin(&mut self, run: &Run, done: u64) -> Result<(), TrainError> {
+    pub(crate) fn begin(&mut self, run: &Run) -> Result<(), TrainError> {
         let Some(open) = &mut self.0 else { return Ok(()) };
-        let events = Events::create(&run.folder.path, done)?;
-        open.steps = Some((events, CheckpointWriter::start(run.learned(), done)?));
+        let events = Events::create(&run.folder.path, run.done)?;
+        open.steps = Some((events, CheckpointWriter::start(run.learned(), run.done)?));
         Ok(())
     }
 
@@ -58,6 +59,23 @@ impl Outputs {
     pub(crate) fn note(&self, text: &str) {
         if let Some(open) = &self.0 {
             open.progress.note(text);
+        }
+    }
+
+    /// Says where a run begins.
+    pub(crate) fn note_start(&self, run: &Run) {
+        if run.done > 0 {
+            self.note(&format!("going on after step {}", run.done));
+        }
+        if let Some((_, device)) = run.devices.last_key_value() {
+            self.note(&format!("device: {device}"));
+        }
+    }
+
+    /// Says what the weights are that are not trained, if there are any.
+    pub(crate) fn note_frozen(&self, when: &str, sha256: Option<&str>) {
+        if let Some(sha256) = sha256 {
+            self.note(&format!("frozen weights at the {when}: sha256 {sha256}"));
         }
     }
 

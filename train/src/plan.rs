@@ -11,8 +11,8 @@ use flamingo_model::Params;
 use crate::error::TrainError;
 use crate::masks::{MaskedTokens, lines};
 use crate::room::{self, Size};
+use crate::run::Source;
 use crate::schedule::Schedule;
-use crate::trainer::Source;
 
 /// What a plan is made of.
 pub(crate) struct Plan<'a> {

@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::batches;
 use crate::checkpoint::Checkpoint;
 use crate::collective::Alone;
+use crate::command::{Command, Purpose, Told};
 use crate::data_history::{self, AllDrawn};
 use crate::device::DeviceArgs;
 use crate::error::TrainError;
@@ -27,9 +28,8 @@ use crate::files;
 use crate::gradient::{StepGradient, accumulate};
 use crate::metrics;
 use crate::ranks;
+use crate::run::Run;
 use crate::run_folder::{self, StageName, Start};
-use crate::setup::{Command, Purpose, Told};
-use crate::trainer::Run;
 use crate::trouble::Trouble;
 use crate::{contrastive, finetune, flamingo, language};
 
@@ -238,24 +238,24 @@ fn make(
     let left_out = |done: u64| -> Vec<&Trouble> {
         troubles.iter().filter(|trouble| trouble.begins_after() <= done).collect()
     };
-    let mut done = run.folder.step();
-    run.loader = rows.open(drawn(done), &left_out(done), done)?;
+    run.loader = rows.open(drawn(run.done), &left_out(run.done), run.done)?;
     loop {
+        let done = run.done;
         run.objective.micro_batches = rows.micro_batches(drawn(done));
         let batches = run.loader.next_step().map_err(TrainError::loader)?;
         let extents = run.extents(&batches)?;
-        let made = accumulate(&run.step(), &batches, &extents).map_err(run.failed(done));
+        let made = accumulate(&run.step(), &batches, &extents).map_err(run.failed());
         let mut made = made?;
         if done + 1 == step {
             return Ok(Made { batches, extents, step: made });
         }
         if !skipped.contains(&(done + 1)) {
-            let lr = run.schedule.lr(done);
-            run.update(&mut made, lr, done).map_err(run.failed(done))?;
+            run.update(&mut made).map_err(run.failed())?;
         }
-        done += 1;
-        if left_out(done).len() != left_out(done - 1).len() || drawn(done) != drawn(done - 1) {
-            run.loader = rows.open(drawn(done), &left_out(done), done)?;
+        run.done += 1;
+        let next = run.done;
+        if left_out(next).len() != left_out(done).len() || drawn(next) != drawn(done) {
+            run.loader = rows.open(drawn(next), &left_out(next), next)?;
         }
     }
 }

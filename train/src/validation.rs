@@ -18,8 +18,8 @@ use crate::config::{self, DataConfig};
 use crate::config_file::ConfigFile;
 use crate::ema::{Ema, WeightsUsed};
 use crate::error::TrainError;
+use crate::stage::Stage;
 use crate::stop::StopSignals;
-use crate::trainer::Stage;
 
 /// What the names of all measures begin with.
 pub const PREFIX: &str = "validation";

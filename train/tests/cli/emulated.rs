@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use flamingo_model::{Device, Precision};
 use flamingo_train::collective::Alone;
+use flamingo_train::command::{Purpose, Told};
 use flamingo_train::device::DeviceArgs;
 use flamingo_train::run_folder::Start;
-use flamingo_train::setup::{Purpose, Told};
 use flamingo_train::{Command, TrainError, contrastive, flamingo, language};
 
 use crate::world::{STAGES, World, latest, metrics};
