@@ -48,6 +48,9 @@ enum Stage {
         --out runs/demo/language")]
     Language(StageArgs),
     /// Joins a frozen vision encoder and a frozen language model (paper, sections 2 and 2.4).
+    ///
+    /// Where the config has `[[few_shot]]`, training stands still while flamingo-eval, another process, puts a
+    /// checkpoint to these tasks: few queries, seldom, cost little.
     #[command(after_help = "Examples:\n  \
         flamingo-train flamingo --config configs/flamingo.toml --root runs/demo \\\n      \
         --out runs/demo/flamingo --set steps=200 --set data.pairs.weight=0.5\n  \
