@@ -16,10 +16,10 @@ use crate::table::{control_table, score_table, seed_table};
 use crate::task_file::TaskFile;
 
 /// A task with its annotations.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asking {
-    /// The rules.
-    pub task: TaskFile,
+    /// Its name, or the path of its file.
+    pub task: String,
     /// Folder with its official files; or URL of our corpora.
     pub annotations: String,
 }
@@ -49,9 +49,14 @@ pub struct Command {
 /// settings, the model fails, or the disk does.
 pub fn run(command: &Command) -> Result<String, EvalError> {
     let options = &command.options;
-    let mut benchmarks = Vec::new();
+    let mut benchmarks: Vec<Benchmark> = Vec::new();
     for asking in &command.asking {
-        let (task, location) = (asking.task.clone(), &asking.annotations);
+        let task = TaskFile::find(&asking.task)?;
+        if benchmarks.iter().any(|other| other.task.name == task.name) {
+            let what = format!("--task {}", asking.task);
+            return Err(EvalError::Unfit { what, problem: format!("a second `{}`", task.name) });
+        }
+        let location = &asking.annotations;
         benchmarks.push(Benchmark::open(task, location, &command.splits, options.seed)?);
     }
     let plans = benchmarks.iter().map(|benchmark| Plan::new(benchmark, options));

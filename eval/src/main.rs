@@ -127,12 +127,7 @@ impl RunArgs {
             let (tasks, annotations) = (self.tasks.len(), self.annotations.len());
             return Err(format!("{tasks} times --task but {annotations} times --annotations"));
         }
-        let mut asking = Vec::new();
-        for (task, annotations) in self.tasks.iter().zip(self.annotations) {
-            let task = TaskFile::find(task).map_err(|error| one_line(&error))?;
-            asking.push(Asking { task, annotations });
-        }
-        if let Some(repeated) = first_repeated(asking.iter().map(|asking| &asking.task.name)) {
+        if let Some(repeated) = first_repeated(self.tasks.iter()) {
             return Err(format!("--task {repeated} is given twice"));
         }
         if let Some(repeated) = first_repeated(self.shots.iter()) {
@@ -162,8 +157,10 @@ impl RunArgs {
             part: self.index,
             out: self.out,
         };
+        let pairs = self.tasks.into_iter().zip(self.annotations);
+        let asking = pairs.map(|(task, annotations)| Asking { task, annotations });
         Ok(Command {
-            asking,
+            asking: asking.collect(),
             splits: SplitChoice { query: self.query_split, support: self.support_split },
             model: self.model,
             options,

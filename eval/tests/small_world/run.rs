@@ -21,27 +21,27 @@ fn command(world: &World, out: &Path) -> Command {
     command
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-fn succeed(command: &mut Command) -> Output {
+pub(crate) fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     output
 }
 
-fn results(out: &Path) -> Value {
+pub(crate) fn results(out: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap()
 }
 
-fn lines(path: &Path) -> Vec<Value> {
+pub(crate) fn lines(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Names and bytes of all files.
-fn files(out: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+pub(crate) fn files(out: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(out).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -159,7 +159,7 @@ fn shots_that_do_not_fit_are_reported_as_out_of_context() {
 }
 
 /// The command must fail with this code and say all of these in one line on stderr.
-fn check_failure(command: &mut Command, code: i32, expected: &[&str]) {
+pub(crate) fn check_failure(command: &mut Command, code: i32, expected: &[&str]) {
     let output = command.output().unwrap();
     let line = text(&output.stderr);
     let line = line.trim_end().lines().last().unwrap_or_default();
@@ -170,7 +170,7 @@ fn check_failure(command: &mut Command, code: i32, expected: &[&str]) {
     assert!(line.starts_with("error: "), "{line}");
 }
 
-fn single(model: &Path, annotations: &Path, out: &Path) -> Command {
+pub(crate) fn single(model: &Path, annotations: &Path, out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
     command.arg("run").arg("--model").arg(model).args(["--task", "label", "--annotations"]);
     command.arg(annotations).args(["--shots", "1", "--device", "cpu", "--out"]).arg(out);
@@ -197,12 +197,13 @@ fn bad_input_is_named_in_one_line() {
     check_failure(
         &mut single(&run, &label, &out),
         2,
-        &["task.toml: `candidates`", "`circle`", "query-1"],
+        &["task.toml: `candidates`", "`circle`", "support-1"],
     );
 
     std::fs::write(&task, "candidates = [\"red\", \"green\", \"red\"]\n").unwrap();
     check_failure(&mut single(&run, &label, &out), 2, &["`candidates`", "`red` twice"]);
 
+    std::fs::remove_file(&task).unwrap();
     std::fs::write(run.join("checkpoints/step-2/model.safetensors"), "torn").unwrap();
     check_failure(&mut single(&run, &label, &out), 1, &["model.safetensors"]);
 }

@@ -1,0 +1,199 @@
+//! Rounds of questions: parts that processes share, seeds and orders of shots, shots by likeness, controls.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::run::{check_failure, files, lines, results, single, succeed, text};
+use crate::world::World;
+
+/// The label task at one shot count, with more arguments.
+fn labels(world: &World, out: &Path, more: &[&str]) -> Command {
+    let mut command = single(&world.path("run"), &world.path("label"), out);
+    command.args(more);
+    command
+}
+
+fn likelihoods(sample: &Value) -> Vec<f64> {
+    sample["log_likelihoods"].as_array().unwrap().iter().map(|it| it.as_f64().unwrap()).collect()
+}
+
+#[test]
+fn parts_merge_to_the_bytes_of_one_run() {
+    let world = World::new();
+    let (whole, parts) = (world.path("whole"), world.path("parts"));
+    let run = |out: &Path, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.arg("run").arg("--model").arg(world.path("run")).args(["--device", "cpu"]);
+        for task in ["caption", "label"] {
+            command.args(["--task", task, "--annotations"]).arg(world.path(task));
+        }
+        command.args(["--shots", "0,2", "--out"]).arg(out).args(more);
+        text(&succeed(&mut command).stdout)
+    };
+    run(&whole, &[]);
+    let told = run(&parts, &["--index", "1/2"]);
+    assert!(told.contains("part 1/2 is done"), "{told}");
+    assert!(!parts.join("results.json").exists());
+    let part = lines(&parts.join("samples_label_2shot.part-1-of-2.jsonl"));
+    assert_eq!(part.len(), 4, "20 queries, the second batch of 16");
+    run(&parts, &["--index", "0/2"]);
+    run(&parts, &[]);
+    assert_eq!(files(&parts), files(&whole));
+    run(&parts, &[]);
+    assert_eq!(files(&parts), files(&whole), "merging again changes nothing");
+}
+
+#[test]
+fn seeds_tell_the_spread_of_shots_from_that_of_queries() {
+    let world = World::new();
+    let out = world.path("out");
+    let table = succeed(&mut labels(&world, &out, &["--demo-seeds", "3,4,5"]));
+    assert!(text(&table.stdout).contains("sd over shots"), "{}", text(&table.stdout));
+    let file = results(&out);
+    let value = |entry: &str, key: &str| file["results"][entry][key].as_f64().unwrap();
+    let scores = ["3", "4", "5"].map(|seed| value(&format!("label_1shot_seed{seed}"), "acc,none"));
+    let mean = scores.iter().sum::<f64>() / 3.0;
+    let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / 2.0;
+    assert!((value("label_1shot", "acc,none") - mean).abs() < 1e-12);
+    assert!((value("label_1shot", "acc_demo_sd,none") - variance.sqrt()).abs() < 1e-12);
+    assert!(value("label_1shot", "acc_item_stderr,none") > 0.0);
+    let shots = |seed: &str| {
+        let samples = lines(&out.join(format!("samples_label_1shot_seed{seed}.jsonl")));
+        samples.iter().map(|sample| sample["shots"][0].clone()).collect::<Vec<_>>()
+    };
+    assert_ne!(shots("3"), shots("4"));
+    // The seed of a run without seeds of its own is its only one.
+    let one = world.path("one");
+    succeed(&mut labels(&world, &one, &["--demo-seeds", "3"]));
+    let alone = lines(&one.join("samples_label_1shot.jsonl"));
+    assert_eq!(alone.iter().map(|it| it["shots"][0].clone()).collect::<Vec<_>>(), shots("3"));
+}
+
+#[test]
+fn controls_change_what_the_model_sees_and_nothing_where_gates_are_closed() {
+    let check = |world: &World, sees: bool| {
+        let out = world.path("out");
+        let controls = "text-shots,shuffled-images,no-image";
+        succeed(&mut labels(world, &out, &["--controls", controls]));
+        let right = lines(&out.join("samples_label_1shot.jsonl"));
+        for control in controls.split(',') {
+            let other = lines(&out.join(format!("samples_label_1shot_{control}.jsonl")));
+            assert_eq!(other.len(), right.len());
+            let differ = right.iter().zip(&other).filter(|(a, b)| {
+                assert_eq!(a["shots"], b["shots"], "the same examples");
+                likelihoods(a).iter().zip(likelihoods(b)).any(|(a, b)| (a - b).abs() > 1e-4)
+            });
+            // Marks of images are tokens, too: without them the text is another one.
+            let is_same_text = control == "shuffled-images";
+            let expected = if sees || !is_same_text { right.len() } else { 0 };
+            let least = if expected == 0 { 0 } else { right.len() / 2 };
+            let found = differ.count();
+            assert!(found >= least && found <= expected, "{control}, {sees}: {found}");
+        }
+        let file = results(&out);
+        assert!(file["results"]["label_1shot_no-image"]["acc,none"].is_f64());
+    };
+    check(&World::new(), true);
+    let world = World::new();
+    world.set_gates(0.0);
+    check(&world, false);
+}
+
+#[test]
+fn rices_shows_what_looks_alike_and_looks_once() {
+    let world = World::new();
+    let out = world.path("out");
+    let rices = ["--shot-choice", "rices", "--shots", "3"];
+    succeed(&mut labels(&world, &out, &rices));
+    let number = |key: &Value| -> usize {
+        key.as_str().unwrap().rsplit('-').next().unwrap().parse().unwrap()
+    };
+    // Pictures are of one colour, but for a corner; rows of the colour `i / 2 % 4` are asked about it.
+    for sample in lines(&out.join("samples_label_3shot.jsonl")) {
+        let colour = |key: &Value| number(key) / 2 % 4;
+        for shot in sample["shots"].as_array().unwrap() {
+            assert_eq!(colour(shot), colour(&sample["key"]), "{sample}");
+        }
+    }
+    let cache = out.join("features_label.jsonl");
+    let features = std::fs::read(&cache).unwrap();
+    assert_eq!(lines(&cache).len(), 24 + 20);
+    std::fs::remove_file(out.join("results.json")).unwrap();
+    succeed(&mut labels(&world, &out, &rices));
+    assert_eq!(std::fs::read(&cache).unwrap(), features);
+    let error = ["--shots", "3"];
+    check_failure(
+        &mut labels(&world, &out, &error),
+        2,
+        &["`shot_choice` \"rices\", now \"random\""],
+    );
+}
+
+#[test]
+fn orders_of_shots_are_averaged() {
+    let world = World::new();
+    let run = |name: &str, more: &[&str]| {
+        let out = world.path(name);
+        succeed(&mut labels(&world, &out, &[&["--shots", "2"], more].concat()));
+        lines(&out.join("samples_label_2shot.jsonl"))
+    };
+    let given = run("given", &[]);
+    let mean = run("mean", &["--orders", "6"]);
+    // Two shots have two orders: the other one is twice the mean less the given one, and a likelihood, too.
+    let mut n_differ = 0;
+    for (given, mean) in given.iter().zip(&mean) {
+        assert_eq!(given["shots"], mean["shots"]);
+        for (given, mean) in likelihoods(given).iter().zip(likelihoods(mean)) {
+            assert!(2.0 * mean - given < 0.0);
+            n_differ += usize::from((given - mean).abs() > 1e-6);
+        }
+    }
+    assert!(n_differ > 50, "{n_differ}");
+    assert_eq!(run("two", &["--orders", "2"]), mean, "there are no more than two orders");
+}
+
+#[test]
+fn a_task_of_ones_own_is_a_file() {
+    let world = World::new();
+    std::fs::remove_file(world.path("label/task.toml")).unwrap();
+    let task = world.path("colours.toml");
+    let toml = "name = \"colours\"\nabout = \"which colour\"\nreader = \"corpus-labels\"\n\
+                decoding = \"closed-mean\"\nmetrics = [\"accuracy\"]\nquery = \"asked\"\n\
+                [templates.flamingo]\nprompt = \"<image>colour:\"\n\
+                [templates.bare]\nprompt = \"<image>\"\n\
+                [splits.asked]\ncorpus = \"query\"\n";
+    std::fs::write(&task, toml).unwrap();
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.arg("run").arg("--model").arg(world.path("run")).args(["--device", "cpu"]);
+        command.arg("--task").arg(&task).arg("--annotations").arg(world.path("label"));
+        command.args(["--shots", "0", "--out"]).arg(world.path("out")).args(more);
+        command
+    };
+    succeed(&mut run(&[]));
+    assert!(results(&world.path("out"))["results"]["colours_0shot"]["acc,none"].is_f64());
+    check_failure(&mut run(&["--template", "mine"]), 2, &["`mine`", "one of bare, flamingo"]);
+    check_failure(&mut run(&["--query-split", "test"]), 2, &["no split `test`", "asked"]);
+    check_failure(&mut run(&["--shots", "1"]), 2, &["`query-0` has 0 support examples"]);
+    std::fs::write(&task, toml.replace("colour:", "{question}")).unwrap();
+    check_failure(&mut run(&[]), 2, &["template `flamingo` has {question}", "`query-0`"]);
+    std::fs::write(&task, toml.replace("\"accuracy\"", "\"exactness\"")).unwrap();
+    check_failure(&mut run(&[]), 2, &["colours.toml line 5", "unknown metric `exactness`"]);
+    check_failure(
+        Command::new(env!("CARGO_BIN_EXE_flamingo-eval")).args([
+            "run",
+            "--task",
+            "coco2",
+            "--annotations",
+            ".",
+            "--model",
+            ".",
+            "--out",
+            ".",
+        ]),
+        2,
+        &["no task `coco2`"],
+    );
+}
