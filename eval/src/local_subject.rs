@@ -13,7 +13,7 @@ use crate::benchmark::Benchmark;
 use crate::error::EvalError;
 use crate::inputs::{model_prompt, pixels, text_batch};
 use crate::medium::Medium;
-use crate::prompt::{ImagePlace, Prompt};
+use crate::prompt::{ImagePlace, Piece, Prompt};
 use crate::run_folder::RunFolder;
 use crate::subject::{Asked, ModelCard, OutOfContext, Subject, Writing};
 use crate::task_file::Decoding;
@@ -131,6 +131,33 @@ impl<'a> LocalSubject<'a> {
         }
         let length = mean.iter().map(|value| value * value).sum::<f32>().sqrt();
         Ok(mean.iter().map(|value| value / length.max(f32::MIN_POSITIVE)).collect())
+    }
+
+    /// What the model writes after some pieces, up to `<EOC>` or `tokens_max` tokens.
+    ///
+    /// # Errors
+    /// When a picture cannot be read, the pieces are too long for the model, or it fails.
+    pub fn write_on(
+        &self,
+        pieces: &[Piece],
+        tokens_max: usize,
+        search: Search,
+    ) -> Result<String, EvalError> {
+        let prompt = Prompt::encode(pieces, self.tokenizer());
+        Ok(self.generate(&[prompt], tokens_max, search)?.concat())
+    }
+
+    fn generate(
+        &self,
+        prompts: &[Prompt],
+        tokens_max: usize,
+        search: Search,
+    ) -> Result<Vec<String>, EvalError> {
+        let prompts = self.with_latents(prompts)?;
+        let generation = Generation { tokens_max, stop: self.tokenizer().eoc_id(), search };
+        let texts = self.model.flamingo.generate(&prompts, &generation);
+        let texts = texts.map_err(self.failed())?;
+        Ok(texts.iter().map(|tokens| self.tokenizer().decode(tokens)).collect())
     }
 
     /// What the model makes of given answers.
@@ -280,16 +307,11 @@ impl Subject for LocalSubject<'_> {
     }
 
     fn write(&self, asked: &[Asked<'_>], writing: Writing) -> Result<Vec<String>, EvalError> {
-        let prompts = self.with_latents(&self.prompts(asked))?;
         let search = match writing.beams {
             1 => Search::Greedy,
             beams => Search::Beam { beams, length_penalty: writing.length_penalty },
         };
-        let stop = self.tokenizer().eoc_id();
-        let generation = Generation { tokens_max: writing.tokens_max, stop, search };
-        let texts = self.model.flamingo.generate(&prompts, &generation);
-        let texts = texts.map_err(self.failed())?;
-        Ok(texts.iter().map(|tokens| self.tokenizer().decode(tokens)).collect())
+        self.generate(&self.prompts(asked), writing.tokens_max, search)
     }
 
     fn rank(&self, asked: &[Asked<'_>], decoding: Decoding) -> Result<Vec<Vec<f64>>, EvalError> {

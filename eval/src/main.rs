@@ -15,6 +15,7 @@ use flamingo_eval::benchmark::SplitChoice;
 use flamingo_eval::command::{Asking, Command, run};
 use flamingo_eval::error::EvalError;
 use flamingo_eval::evaluate::{Control, Options, Part};
+use flamingo_eval::generate::{self, Generate};
 use flamingo_eval::score::{self, Score};
 use flamingo_eval::shots::ShotChoice;
 use flamingo_eval::task_file::TaskFile;
@@ -47,6 +48,12 @@ enum Action {
         flamingo-eval score --annotations v2_mscoco_val2014_annotations.json \\\n      \
         --predictions answers.json --metric vqa:official --metric vqa:open-flamingo")]
     Score(Score),
+    /// Writes on after a text with pictures.
+    #[command(after_help = "Examples:\n  \
+        flamingo-eval generate --model runs/flamingo '<image:cat.jpg>Output:'\n  \
+        flamingo-eval generate --model runs/flamingo --temperature 0.7 \\\n      \
+        '<image:cat.jpg>Output: a cat<EOC><image:dog.jpg>Output:'")]
+    Generate(Generate),
     /// Lists the tasks with what they ask and how they are scored.
     #[command(after_help = "Example:\n  flamingo-eval tasks")]
     Tasks,
@@ -178,6 +185,7 @@ fn first_repeated<T: Ord + Copy>(mut values: impl Iterator<Item = T>) -> Option<
 fn main() -> ExitCode {
     let text = match Cli::parse().action {
         Action::Tasks => tasks(),
+        Action::Generate(args) => generate::run(&args),
         Action::Score(args) => score::run(&args),
         Action::Run(args) => match args.checked() {
             Ok(command) => evaluate(&command),

@@ -197,3 +197,27 @@ fn a_task_of_ones_own_is_a_file() {
         &["no task `coco2`"],
     );
 }
+
+#[test]
+fn a_text_with_pictures_is_written_on() {
+    let world = World::new();
+    let picture = world.path("one.bmp");
+    std::fs::write(&picture, crate::world::bmp([220, 20, 20], 7)).unwrap();
+    let generate = |text: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.args(["generate", "--device", "cpu", "--max-new-tokens", "6", "--model"]);
+        command.arg(world.path("run")).arg(text).args(more);
+        command
+    };
+    let mark = format!("<image:{}>shows:", picture.display());
+    let shot = format!("{mark} a red star<EOC>{mark}");
+    let written = |text: &str, more: &[&str]| succeed(&mut generate(text, more)).stdout;
+    assert_eq!(written(&shot, &[]), written(&shot, &[]));
+    assert_ne!(written(&mark, &["--beams", "1"]), written("shows:", &["--beams", "1"]));
+    let sampled = |seed: &str| written(&shot, &["--temperature", "1.5", "--seed", seed]);
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+    let missing = ["error: gone.jpg: no such picture"];
+    check_failure(&mut generate("<image:gone.jpg>shows:", &[]), 1, &missing);
+    check_failure(&mut generate(&"word ".repeat(200), &[]), 1, &["model ", "96"]);
+}
