@@ -21,12 +21,8 @@ use crate::prompt::{ImagePlace, Piece, Template};
 use crate::samples::{Record, Sample, SampleLog};
 use crate::settings::Settings;
 use crate::shots::{ShotChoice, Shots, orders};
-use crate::subject::{Asked, OutOfContext, Subject, Writing};
+use crate::subject::{Asked, OutOfContext, Ranked, Subject, Writing};
 use crate::task_file::ZeroShot;
-
-/// Queries answered at a time. Fixed, so that a resumed evaluation and one in parts repeat the same batches
-/// and thereby the same rounding.
-const BATCH: usize = 16;
 
 /// Text-only shots that stand in for shots in the zero-shot setting (paper, appendix A.2).
 const TEXT_SHOTS: usize = 2;
@@ -299,7 +295,7 @@ impl<'a> Plan<'a> {
         if let Some(outcome) = self.out_of_context(subject, &shown, ask) {
             return Ok(outcome);
         }
-        let samples = self.fill(&key.suffix(self.has_seeds()), |batch| {
+        let samples = self.fill(&key.suffix(self.has_seeds()), subject.batch(), |batch| {
             self.answer(subject, batch, &shown, &ask)
         })?;
         let scored = self.scored(samples, key, before);
@@ -383,33 +379,54 @@ impl<'a> Plan<'a> {
         ask: &impl Fn(usize, &[usize]) -> Asked<'a>,
     ) -> Result<Vec<Sample>, EvalError> {
         let task = &self.benchmark.task;
-        if !task.decoding.is_closed() {
-            let asked: Vec<Asked<'_>> =
-                batch.clone().map(|query| ask(query, &shown[query])).collect();
-            let writing = Writing {
-                tokens_max: task.max_new_tokens,
-                beams: self.options.beams,
-                length_penalty: self.options.length_penalty,
-            };
-            let texts = subject.write(&asked, writing)?;
-            let samples = batch.zip(texts).map(|(query, text)| {
-                self.sample(query, &shown[query], self.template.answer_in(&text), Vec::new())
-            });
-            return Ok(samples.collect());
+        if task.decoding.is_closed() {
+            return self.choose(subject, batch, shown, ask);
         }
-        let samples = batch.map(|query| {
-            let shots = &shown[query];
-            let orders =
-                orders(shots.len(), self.options.orders, self.options.seed, &self.item(query).id);
-            let asked: Vec<Asked<'_>> = orders
-                .iter()
-                .map(|order| ask(query, &order.iter().map(|&i| shots[i]).collect::<Vec<_>>()))
-                .collect();
-            let scores = mean_of_rows(&subject.rank(&asked, task.decoding)?);
-            let prediction = self.item(query).candidates[highest(&scores)].clone();
-            Ok(self.sample(query, shots, prediction, scores))
+        let asked: Vec<Asked<'_>> = batch.clone().map(|query| ask(query, &shown[query])).collect();
+        let writing = Writing {
+            tokens_max: task.max_new_tokens,
+            beams: self.options.beams,
+            length_penalty: self.options.length_penalty,
+            stop: &self.template.cut_at,
+        };
+        let texts = subject.write(&asked, writing)?;
+        let samples = batch.zip(texts).map(|(query, text)| {
+            self.sample(query, &shown[query], self.template.answer_in(&text), Vec::new())
         });
-        samples.collect()
+        Ok(samples.collect())
+    }
+
+    /// Lets the model choose among the candidates of a range of queries, in each order of the shots.
+    fn choose(
+        &self,
+        subject: &dyn Subject,
+        batch: Range<usize>,
+        shown: &[Vec<usize>],
+        ask: &impl Fn(usize, &[usize]) -> Asked<'a>,
+    ) -> Result<Vec<Sample>, EvalError> {
+        let (n_orders, seed) = (self.options.orders, self.options.seed);
+        let asked_of = |query: usize| {
+            let shots = &shown[query];
+            let orders = orders(shots.len(), n_orders, seed, &self.item(query).id).into_iter();
+            let ask = |order: Vec<usize>| {
+                ask(query, &order.iter().map(|&i| shots[i]).collect::<Vec<_>>())
+            };
+            orders.map(ask).collect::<Vec<_>>()
+        };
+        let asked: Vec<Vec<Asked<'_>>> = batch.clone().map(asked_of).collect();
+        let counts: Vec<usize> = asked.iter().map(Vec::len).collect();
+        let mut ranked = subject.rank(&asked.concat(), self.benchmark.task.decoding)?.into_iter();
+        let samples = batch.zip(counts).map(|(query, n)| {
+            let rows: Vec<Ranked> = ranked.by_ref().take(n).collect();
+            let scores = mean_of_rows(&rows);
+            let said = rows.iter().map(|row| row.said.clone()).collect::<Option<Vec<_>>>();
+            let prediction = match said.and_then(|said| said.into_iter().next()) {
+                Some(said) => said,
+                None => self.item(query).candidates[highest(&scores)].clone(),
+            };
+            self.sample(query, &shown[query], prediction, scores)
+        });
+        Ok(samples.collect())
     }
 
     fn item(&self, query: usize) -> &'a Item {
@@ -450,11 +467,12 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// One record per query, in order: those that are on disk, and for batches with missing ones
+    /// One record per query, in order: those that are on disk, and for batches of `n_together` with missing ones
     /// what `measure` finds for a range of queries. Of a part, only its own batches are there.
     fn fill<R: Record + Clone>(
         &self,
         suffix: &str,
+        n_together: usize,
         measure: impl Fn(Range<usize>) -> Result<Vec<R>, EvalError>,
     ) -> Result<Vec<R>, EvalError> {
         let name = format!("{}_{suffix}", self.benchmark.task.name);
@@ -464,8 +482,8 @@ impl<'a> Plan<'a> {
             log.take_over(&self.options.out, &format!("samples_{name}"))?;
         }
         let progress = Progress::start(name, n_queries);
-        for (at, start) in (0..n_queries).step_by(BATCH).enumerate() {
-            let batch = start..n_queries.min(start + BATCH);
+        for (at, start) in (0..n_queries).step_by(n_together).enumerate() {
+            let batch = start..n_queries.min(start + n_together);
             let is_ours = self.options.part.is_none_or(|part| at % part.of == part.index);
             let is_missing = |query| log.get(&self.item(query).id).is_none();
             if is_ours && batch.clone().any(is_missing) {
@@ -555,7 +573,7 @@ impl<'a> Plan<'a> {
             );
             return Ok(None);
         };
-        let samples = self.fill("controls", |batch| {
+        let samples = self.fill("controls", subject.batch(), |batch| {
             let pairs = batch.map(|query| (query, partners[query]));
             controls.measure(&pairs.collect::<Vec<_>>())
         })?;
@@ -578,10 +596,10 @@ fn remove_parts(out: &Path, name: &str) -> Result<(), EvalError> {
 }
 
 /// The mean of each column.
-fn mean_of_rows(rows: &[Vec<f64>]) -> Vec<f64> {
-    let mut mean = vec![0.0; rows.first().map_or(0, Vec::len)];
+fn mean_of_rows(rows: &[Ranked]) -> Vec<f64> {
+    let mut mean = vec![0.0; rows.first().map_or(0, |row| row.scores.len())];
     for row in rows {
-        mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        mean.iter_mut().zip(&row.scores).for_each(|(sum, value)| *sum += value);
     }
     mean.iter().map(|sum| sum / rows.len() as f64).collect()
 }
@@ -606,7 +624,10 @@ mod tests {
         assert_eq!(highest(&[-3.0, -1.0, -2.0]), 1);
         assert_eq!(highest(&[-1.0, -1.0, -2.0]), 0);
         assert_eq!(highest(&[-9.0, -1e30, -8.9]), 2);
-        assert_eq!(mean_of_rows(&[vec![1.0, 2.0], vec![3.0, 6.0]]), [2.0, 4.0]);
+        assert_eq!(
+            mean_of_rows(&[Ranked::of(vec![1.0, 2.0]), Ranked::of(vec![3.0, 6.0])]),
+            [2.0, 4.0]
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::inputs::{model_prompt, pixels, text_batch};
 use crate::medium::Medium;
 use crate::prompt::{ImagePlace, Piece, Prompt};
 use crate::run_folder::RunFolder;
-use crate::subject::{Asked, ModelCard, OutOfContext, Subject, Writing};
+use crate::subject::{Asked, ModelCard, OutOfContext, Ranked, Subject, Writing};
 use crate::task_file::Decoding;
 
 /// Images whose latents are kept. At the paper's size one takes 64 x 1024 x 4 bytes, so 1 GiB.
@@ -306,7 +306,7 @@ impl Subject for LocalSubject<'_> {
         (needed > context).then_some(OutOfContext { needed, context })
     }
 
-    fn write(&self, asked: &[Asked<'_>], writing: Writing) -> Result<Vec<String>, EvalError> {
+    fn write(&self, asked: &[Asked<'_>], writing: Writing<'_>) -> Result<Vec<String>, EvalError> {
         let search = match writing.beams {
             1 => Search::Greedy,
             beams => Search::Beam { beams, length_penalty: writing.length_penalty },
@@ -314,18 +314,19 @@ impl Subject for LocalSubject<'_> {
         self.generate(&self.prompts(asked), writing.tokens_max, search)
     }
 
-    fn rank(&self, asked: &[Asked<'_>], decoding: Decoding) -> Result<Vec<Vec<f64>>, EvalError> {
-        let prompts = self.with_latents(&self.prompts(asked))?;
-        let rows = prompts.iter().zip(asked).map(|(prompt, asked)| {
+    /// One prompt at a time, so that no more latents than those of one are arranged.
+    fn rank(&self, asked: &[Asked<'_>], decoding: Decoding) -> Result<Vec<Ranked>, EvalError> {
+        let rows = asked.iter().map(|asked| {
+            let prompts = self.with_latents(&self.prompts(std::slice::from_ref(asked)))?;
             let answers = self.answer_tokens(&asked.answers, decoding);
-            let row = self.model.flamingo.rank(prompt, &answers).map_err(self.failed())?;
+            let row = self.model.flamingo.rank(&prompts[0], &answers).map_err(self.failed())?;
             let sums = row.into_iter().map(f64::from);
-            Ok(match decoding {
+            Ok(Ranked::of(match decoding {
                 Decoding::ClosedMean => {
                     sums.zip(&answers).map(|(sum, tokens)| sum / tokens.len() as f64).collect()
                 }
                 Decoding::ClosedSum | Decoding::Open => sums.collect(),
-            })
+            }))
         });
         rows.collect()
     }

@@ -19,14 +19,35 @@ pub struct Asked<'a> {
 
 /// How an answer is written.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Writing {
+pub struct Writing<'a> {
     /// Most tokens.
     pub tokens_max: usize,
     /// Open continuations at a time, 1 for the likeliest token at each step. Paper: 3.
     pub beams: usize,
     /// A continuation's log-probability is divided by its length to this power.
     pub length_penalty: f32,
+    /// What comes from where one of these begins is cut off afterwards, so it need not be written.
+    pub stop: &'a [String],
 }
+
+/// What a model makes of the candidates of a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranked {
+    /// A score for each; the highest is chosen.
+    pub scores: Vec<f64>,
+    /// What it said in place of a candidate, where it was asked for one and said something else.
+    pub said: Option<String>,
+}
+
+impl Ranked {
+    /// Of a model that scores each candidate.
+    pub fn of(scores: Vec<f64>) -> Self {
+        Self { scores, said: None }
+    }
+}
+
+/// Queries that are put to a model of ours at a time.
+const BATCH: usize = 16;
 
 /// A prompt with its answer that is longer than what a model holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,17 +78,23 @@ pub trait Subject {
     /// before it is asked.
     fn out_of_context(&self, asked: &Asked<'_>, tokens_max: usize) -> Option<OutOfContext>;
 
+    /// Queries that are put to it at a time. The same for the same model, so that a resumed evaluation and one
+    /// in parts repeat the same batches and thereby the same rounding.
+    fn batch(&self) -> usize {
+        BATCH
+    }
+
     /// Writes an answer to each prompt.
     ///
     /// # Errors
     /// When a picture cannot be read or the model fails.
-    fn write(&self, asked: &[Asked<'_>], writing: Writing) -> Result<Vec<String>, EvalError>;
+    fn write(&self, asked: &[Asked<'_>], writing: Writing<'_>) -> Result<Vec<String>, EvalError>;
 
     /// Scores the answers of each prompt; the highest is chosen.
     ///
     /// # Errors
     /// When a picture cannot be read, the model fails, or gives what is no number.
-    fn rank(&self, asked: &[Asked<'_>], decoding: Decoding) -> Result<Vec<Vec<f64>>, EvalError>;
+    fn rank(&self, asked: &[Asked<'_>], decoding: Decoding) -> Result<Vec<Ranked>, EvalError>;
 
     /// The same model with what only weights at hand can tell.
     fn local(&self) -> Option<&LocalSubject<'_>> {

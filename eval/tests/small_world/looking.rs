@@ -106,7 +106,7 @@ fn ranking_agrees_with_reading_the_answer() {
     });
     let table = subject.rank(&asked, Decoding::ClosedSum).unwrap();
     let read = subject.read(&taught).unwrap();
-    for (row, reading) in table.iter().zip(&read) {
+    for (row, reading) in table.iter().map(|ranked| &ranked.scores).zip(&read) {
         assert!((row[0] + reading.total()).abs() < 1e-3, "{row:?} {}", reading.total());
         assert!(row[1] > row[0], "the shorter answer is likelier here: {row:?}");
     }
