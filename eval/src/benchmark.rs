@@ -1,6 +1,9 @@
 //! A benchmark on disk: its task file with the items that are asked about and those that examples are drawn
 //! from.
 
+use std::fmt::Write as _;
+use std::sync::Arc;
+
 use flamingo_dataset::{CorpusStore, sha256_hex};
 
 use crate::draw::{mix, mix_text};
@@ -86,13 +89,19 @@ impl Benchmark {
 /// Digest of items: of all that decides what a model is asked but the bytes of pictures that are not in a
 /// corpus.
 pub fn items_sha256(items: &[Item]) -> String {
-    let line = |item: &Item| {
+    let mut text = String::new();
+    let mut before: Option<&Item> = None;
+    for item in items {
         let medium = item.medium.as_ref().map(Medium::name).unwrap_or_default();
-        let fixed = format!("{:?} {:?} {:?}", item.fields, item.truth, item.candidates);
-        format!("{:?} {:?} {medium:?} {}", item.id, item.medium_id, sha256_hex(fixed.as_bytes()))
-    };
-    let lines: Vec<String> = items.iter().map(line).collect();
-    sha256_hex(lines.join("\n").as_bytes())
+        let Item { id, medium_id, fields, truth, category, .. } = item;
+        let _ = writeln!(text, "{id:?} {medium_id:?} {medium:?} {fields:?} {truth:?} {category:?}");
+        // Most items share their candidates.
+        if !before.is_some_and(|before| Arc::ptr_eq(&before.candidates, &item.candidates)) {
+            let _ = writeln!(text, "{:?}", item.candidates);
+        }
+        before = Some(item);
+    }
+    sha256_hex(text.as_bytes())
 }
 
 /// Items must be there, be told apart by their ids, and have what the template and the metrics need.
@@ -153,7 +162,6 @@ fn draw(items: &mut Vec<Item>, most: usize, seed: u64) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::Arc;
 
     use super::*;
     use crate::item::Truth;

@@ -1,5 +1,6 @@
 //! One benchmark from beginning to end: shots, prompts, answers, scores, controls.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -200,7 +201,7 @@ impl<'a> Plan<'a> {
     /// A plan for a benchmark.
     ///
     /// # Errors
-    /// When the task has no such template.
+    /// When the task has no such template, or no two images to shuffle.
     pub fn new(benchmark: &'a Benchmark, options: &'a Options) -> Result<Self, EvalError> {
         let templates = &benchmark.task.templates;
         let template = templates.get(&options.template).ok_or_else(|| EvalError::NoTemplate {
@@ -208,7 +209,14 @@ impl<'a> Plan<'a> {
             template: options.template.clone(),
             templates: templates.keys().cloned().collect(),
         })?;
-        Ok(Self { benchmark, options, template })
+        let plan = Self { benchmark, options, template };
+        if options.controls.contains(&Control::ShuffledImages) && plan.partners().is_none() {
+            return Err(EvalError::Unfit {
+                what: "--controls shuffled-images".into(),
+                problem: format!("task `{}` has no two images", benchmark.task.name),
+            });
+        }
+        Ok(plan)
     }
 
     /// Whether there are enough examples for all rounds, before the first answer is made.
@@ -276,8 +284,16 @@ impl<'a> Plan<'a> {
             what: "--shot-choice rices".into(),
             problem: "the model has no vision encoder here; choose examples at random".into(),
         })?;
-        let cache = self.options.out.join(format!("features_{}.jsonl", self.benchmark.task.name));
-        Likeness::of_benchmark(local, self.benchmark, self.n_queries(), &cache).map(Some)
+        let part = part_suffix(self.options.part);
+        let name = format!("features_{}", self.benchmark.task.name);
+        let cache = self.options.out.join(format!("{name}{part}.jsonl"));
+        let queries =
+            (0..self.n_queries()).filter(|&query| self.is_ours(query, subject.batch())).collect();
+        let likeness = Likeness::of_benchmark(local, self.benchmark, queries, &cache)?;
+        if self.options.part.is_none() {
+            remove_parts(&self.options.out, &name)?;
+        }
+        Ok(Some(likeness))
     }
 
     fn round(
@@ -288,7 +304,10 @@ impl<'a> Plan<'a> {
         before: &[Round],
     ) -> Result<Outcome, EvalError> {
         let n_shown = self.n_shown(key.n_shots);
-        let shown = (0..self.n_queries()).map(|query| shots.choose(query, n_shown, key.demo_seed));
+        let choose = |query| shots.choose(query, n_shown, key.demo_seed);
+        let shown = (0..self.n_queries()).map(|query| {
+            if self.is_ours(query, subject.batch()) { choose(query) } else { Ok(Vec::new()) }
+        });
         let shown = shown.collect::<Result<Vec<_>, _>>()?;
         let images = self.images(key.control);
         let ask = |query: usize, order: &[usize]| self.ask(query, order, key, &images);
@@ -319,11 +338,22 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// For each query of the split the one whose image it gets; none where there is no other.
+    /// For each query of the split one whose image it gets; none where there is no other image. Media swap, so
+    /// that queries of one image get the same other one.
     fn partners(&self) -> Option<Vec<usize>> {
-        let all = &self.benchmark.query;
-        let keys: Vec<&str> = all.iter().map(|item| item.id.as_str()).collect();
-        swap_images(&keys, self.options.seed)
+        let mut place = BTreeMap::new();
+        let mut firsts: Vec<usize> = Vec::new();
+        let media = self.benchmark.query.iter().enumerate().map(|(query, item)| {
+            *place.entry(item.medium_id.as_str()).or_insert_with(|| {
+                firsts.push(query);
+                firsts.len() - 1
+            })
+        });
+        let media: Vec<usize> = media.collect();
+        let keys: Vec<&str> =
+            firsts.iter().map(|&query| self.benchmark.query[query].medium_id.as_str()).collect();
+        let partners = swap_images(&keys, self.options.seed)?;
+        Some(media.into_iter().map(|medium| firsts[partners[medium]]).collect())
     }
 
     /// The prompt of a query after examples in this order.
@@ -433,6 +463,11 @@ impl<'a> Plan<'a> {
         &self.benchmark.query[query]
     }
 
+    /// Whether a query is of the part that is asked here, which takes whole batches.
+    fn is_ours(&self, query: usize, n_together: usize) -> bool {
+        self.options.part.is_none_or(|part| query / n_together % part.of == part.index)
+    }
+
     /// How many queries are asked.
     fn n_queries(&self) -> usize {
         let all = self.benchmark.query.len();
@@ -482,11 +517,10 @@ impl<'a> Plan<'a> {
             log.take_over(&self.options.out, &format!("samples_{name}"))?;
         }
         let progress = Progress::start(name, n_queries);
-        for (at, start) in (0..n_queries).step_by(n_together).enumerate() {
+        for start in (0..n_queries).step_by(n_together) {
             let batch = start..n_queries.min(start + n_together);
-            let is_ours = self.options.part.is_none_or(|part| at % part.of == part.index);
             let is_missing = |query| log.get(&self.item(query).id).is_none();
-            if is_ours && batch.clone().any(is_missing) {
+            if self.is_ours(start, n_together) && batch.clone().any(is_missing) {
                 log.append(measure(batch.clone())?)?;
             }
             progress.advance(batch.len());
@@ -496,8 +530,7 @@ impl<'a> Plan<'a> {
     }
 
     fn sample_file(&self, suffix: &str, part: Option<Part>) -> PathBuf {
-        let part = part.map(|part| format!(".part-{}-of-{}", part.index, part.of));
-        let (name, part) = (&self.benchmark.task.name, part.unwrap_or_default());
+        let (name, part) = (&self.benchmark.task.name, part_suffix(part));
         self.options.out.join(format!("samples_{name}_{suffix}{part}.jsonl"))
     }
 
@@ -521,17 +554,20 @@ impl<'a> Plan<'a> {
         scored
     }
 
-    /// The mean difference to the same control and seed at the first shot count.
+    /// The mean difference to the same control at the first shot count, with the same shots' seed where there is
+    /// one.
     fn gain(&self, now: &Scored, key: RoundKey, before: &[Round]) -> Option<Estimate> {
-        let first = before.iter().find_map(|round| match &round.outcome {
-            Outcome::Scored(first) if round.key.control == key.control => Some((round, first)),
+        let scored = before.iter().filter_map(|round| match &round.outcome {
+            Outcome::Scored(scored) if round.key.control == key.control => {
+                Some((round.key, scored))
+            }
             _ => None,
         });
-        let (round, first) = first?;
-        if round.key.n_shots == key.n_shots {
-            return None;
-        }
-        let (now, then) = (now.credits()?, first.credits()?);
+        let scored: Vec<(RoundKey, &Scored)> = scored.collect();
+        let (first, _) = scored.first().filter(|(first, _)| first.n_shots != key.n_shots)?;
+        let same_seed = RoundKey { demo_seed: key.demo_seed, ..*first };
+        let then = scored.iter().find(|(it, _)| *it == same_seed).or(scored.first())?;
+        let (now, then) = (now.credits()?, then.1.credits()?);
         let terms: Vec<Term> =
             now.iter().zip(&then).map(|(now, then)| Term::of(now - then)).collect();
         estimate(&terms, self.interval_seed())
@@ -586,6 +622,11 @@ impl<'a> Plan<'a> {
         }
         Ok(Some(control_scores(&samples, self.interval_seed())))
     }
+}
+
+/// What tells the files of a part from those of the whole.
+fn part_suffix(part: Option<Part>) -> String {
+    part.map(|part| format!(".part-{}-of-{}", part.index, part.of)).unwrap_or_default()
 }
 
 fn remove_parts(out: &Path, name: &str) -> Result<(), EvalError> {

@@ -3,6 +3,7 @@
 //!
 //! Features are kept in a file beside the samples, so that a resumed evaluation looks at nothing twice.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -31,27 +32,31 @@ impl Record for Features {
 /// Features of all items of a benchmark.
 pub struct Likeness {
     support: Vec<Vec<f32>>,
-    query: Vec<Vec<f32>>,
+    query: BTreeMap<usize, Vec<f32>>,
 }
 
 /// Media whose features are written at a time.
 const BATCH: usize = 16;
 
 impl Likeness {
-    /// Looks at the media of all examples and of the first `n_queries` queries that are not in `cache` yet.
+    /// Looks at the media of all examples and of some queries that are not in `cache` yet. The caches of parts
+    /// beside it are taken over.
     ///
     /// # Errors
     /// When a picture or the cache cannot be read or written, or the model fails.
     pub fn of_benchmark(
         subject: &LocalSubject<'_>,
         benchmark: &Benchmark,
-        n_queries: usize,
+        queries: Vec<usize>,
         cache: &Path,
     ) -> Result<Self, EvalError> {
         let mut log = SampleLog::<Features>::open(cache)?;
+        if let (Some(folder), Some(name)) = (cache.parent(), cache.file_stem()) {
+            log.take_over(folder, &name.to_string_lossy())?;
+        }
         let progress = Progress::start(
             format!("{}_features", benchmark.task.name),
-            benchmark.support.len() + n_queries,
+            benchmark.support.len() + queries.len(),
         );
         let mut look = |places: Vec<ImagePlace>| {
             for batch in places.chunks(BATCH) {
@@ -68,17 +73,17 @@ impl Likeness {
             let values = |place: &ImagePlace| {
                 log.get(&key(benchmark, *place)).map(|it| it.values.clone()).unwrap_or_default()
             };
-            Ok::<_, EvalError>(places.iter().map(values).collect())
+            Ok::<Vec<_>, EvalError>(places.iter().map(values).collect())
         };
         let support = look((0..benchmark.support.len()).map(ImagePlace::Support).collect())?;
-        let query = look((0..n_queries).map(ImagePlace::Query).collect())?;
+        let features = look(queries.iter().copied().map(ImagePlace::Query).collect())?;
         progress.finish();
-        Ok(Self { support, query })
+        Ok(Self { support, query: queries.into_iter().zip(features).collect() })
     }
 
     /// The cosine between the media of a query and an example, -1 to 1.
     pub fn of(&self, query: usize, support: usize) -> f32 {
-        self.query[query].iter().zip(&self.support[support]).map(|(a, b)| a * b).sum()
+        self.query[&query].iter().zip(&self.support[support]).map(|(a, b)| a * b).sum()
     }
 }
 

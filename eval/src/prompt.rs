@@ -94,7 +94,7 @@ pub struct Template {
 const IMAGE_MARK: &str = "<image>";
 
 /// What stands for the answer in [`Template::answer`].
-const ANSWER_MARK: &str = "{answer}";
+pub(crate) const ANSWER_MARK: &str = "{answer}";
 
 fn after_a_space() -> String {
     format!(" {ANSWER_MARK}")
@@ -116,6 +116,11 @@ impl Template {
     #[must_use]
     pub fn with_prompt(&self, prompt: &str) -> Self {
         Self { prompt: format!("{IMAGE_MARK}{prompt}"), ..self.clone() }
+    }
+
+    /// How many pictures or films an item has in it.
+    pub fn n_images(&self) -> usize {
+        parts(&self.prompt).filter(|part| matches!(part, Part::Image)).count()
     }
 
     /// Names of the fields that it needs.

@@ -11,7 +11,7 @@ use crate::error::EvalError;
 use crate::item::ShownAnswer;
 use crate::medium::FrameSampling;
 use crate::metric::Metric;
-use crate::prompt::Template;
+use crate::prompt::{ANSWER_MARK, Template};
 use crate::readers::Reader;
 use crate::tasks::built_in;
 
@@ -228,6 +228,16 @@ impl TaskFile {
         }
         if !self.templates.contains_key("flamingo") {
             return setting("templates", "without `flamingo`".into(), "a template `flamingo`");
+        }
+        for template in self.templates.values() {
+            if template.n_images() != 1 {
+                let found = format!("{:?}", template.prompt);
+                return setting("templates.*.prompt", found, "one `<image>`");
+            }
+            if template.answer.matches(ANSWER_MARK).count() != 1 {
+                let found = format!("{:?}", template.answer);
+                return setting("templates.*.answer", found, "one `{answer}`");
+            }
         }
         if self.candidates.len() == 1 {
             return setting("candidates", format!("{:?}", self.candidates), "none or at least two");

@@ -39,6 +39,7 @@ fn parts_merge_to_the_bytes_of_one_run() {
     let part = lines(&parts.join("samples_label_2shot.part-1-of-2.jsonl"));
     assert_eq!(part.len(), 4, "20 queries, the second batch of 16");
     run(&parts, &["--index", "0/2"]);
+    assert!(!parts.join("samples_label_2shot.jsonl").exists(), "nothing is whole yet");
     run(&parts, &[]);
     assert_eq!(files(&parts), files(&whole));
     run(&parts, &[]);
@@ -179,6 +180,12 @@ fn a_task_of_ones_own_is_a_file() {
     check_failure(&mut run(&["--shots", "1"]), 2, &["`query-0` has 0 support examples"]);
     std::fs::write(&task, toml.replace("colour:", "{question}")).unwrap();
     check_failure(&mut run(&[]), 2, &["template `flamingo` has {question}", "`query-0`"]);
+    std::fs::write(&task, toml.replace("<image>colour:", "colour:")).unwrap();
+    check_failure(
+        &mut run(&[]),
+        2,
+        &["`templates.*.prompt` is \"colour:\", expected one `<image>`"],
+    );
     std::fs::write(&task, toml.replace("\"accuracy\"", "\"exactness\"")).unwrap();
     check_failure(&mut run(&[]), 2, &["colours.toml line 5", "unknown metric `exactness`"]);
     check_failure(
@@ -220,4 +227,29 @@ fn a_text_with_pictures_is_written_on() {
     let missing = ["error: gone.jpg: no such picture"];
     check_failure(&mut generate("<image:gone.jpg>shows:", &[]), 1, &missing);
     check_failure(&mut generate(&"word ".repeat(200), &[]), 1, &["model ", "96"]);
+}
+
+#[test]
+fn parts_look_at_their_own_pictures() {
+    let world = World::new();
+    let (whole, parts) = (world.path("whole"), world.path("parts"));
+    let run = |out: &Path, more: &[&str]| {
+        let rices = ["--shot-choice", "rices", "--shots", "3", "--controls", "shuffled-images"];
+        succeed(&mut labels(&world, out, &[&rices[..], more].concat()));
+    };
+    run(&whole, &[]);
+    run(&parts, &["--index", "1/2"]);
+    assert_eq!(lines(&parts.join("features_label.part-1-of-2.jsonl")).len(), 24 + 4);
+    run(&parts, &["--index", "0/2"]);
+    run(&parts, &[]);
+    for name in
+        ["results.json", "samples_label_3shot.jsonl", "samples_label_3shot_shuffled-images.jsonl"]
+    {
+        assert_eq!(
+            std::fs::read(parts.join(name)).unwrap(),
+            std::fs::read(whole.join(name)).unwrap()
+        );
+    }
+    assert_eq!(lines(&parts.join("features_label.jsonl")).len(), 24 + 20);
+    assert!(!parts.join("features_label.part-1-of-2.jsonl").exists());
 }
