@@ -36,6 +36,17 @@ pub(crate) struct BlockShape {
     pub(crate) rotation: Option<Rotation>,
 }
 
+/// Values of a row in a training step of a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowSize {
+    pub(crate) width: usize,
+    /// That the backward pass needs.
+    pub(crate) kept: usize,
+    /// Of the hidden layer, before and after its activation.
+    pub(crate) hidden: usize,
+    pub(crate) is_trained: bool,
+}
+
 /// One block.
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
@@ -104,6 +115,19 @@ impl Block {
     ) -> Result<Vec<Self>, ModelError> {
         let shape = Arc::new(shape);
         (0..shape.layers).map(|i| Self::new(declare, &format!("{name}{i}."), &shape)).collect()
+    }
+
+    /// What a row leaves of a training step.
+    pub(crate) fn row_size(&self, p: &Params) -> RowSize {
+        let BlockShape { width, heads, hidden, gated, .. } = *self.shape;
+        let (before, is_trained) =
+            (if gated { 2 * hidden } else { hidden }, self.to_qkv.is_trained(p));
+        let kept = if is_trained {
+            4 * width + heads.row_width() + heads.query_width() + before + hidden
+        } else {
+            2 * width + heads.row_width() + before
+        };
+        RowSize { width, kept, hidden: before + hidden, is_trained }
     }
 
     /// The block's heads.

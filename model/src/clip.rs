@@ -180,6 +180,20 @@ impl Clip {
         self.recompute = recompute;
     }
 
+    pub(crate) fn recompute(&self) -> Recompute {
+        self.recompute
+    }
+
+    /// The vision tower and its parameters.
+    pub(crate) fn vision_parts(&self) -> (&Vision, &Params) {
+        (&self.vision, &self.vision_params)
+    }
+
+    /// The text tower and the parameters of it and of all that joins the towers.
+    pub(crate) fn text_parts(&self) -> (&Decoder, &Params) {
+        (&self.text, &self.params)
+    }
+
     /// The configuration.
     pub fn config(&self) -> &ClipConfig {
         &self.config

@@ -550,6 +550,20 @@ impl Flamingo {
         self.recompute = recompute;
     }
 
+    pub(crate) fn recompute(&self) -> Recompute {
+        self.recompute
+    }
+
+    /// The vision tower and its parameters.
+    pub(crate) fn vision_parts(&self) -> (&Vision, &Params) {
+        (&self.vision, &self.vision_params)
+    }
+
+    /// Number of cross-attention blocks.
+    pub(crate) fn n_cross_attentions(&self) -> usize {
+        self.cross_attention.len()
+    }
+
     /// The rows of tokens that stand beside the language model's.
     pub(crate) fn rows_beside(&self) -> RowsBeside {
         let rows = |ids: [ParamId; 2]| {

@@ -158,6 +158,10 @@ impl LanguageModel {
         Ok(())
     }
 
+    pub(crate) fn recompute(&self) -> Recompute {
+        self.recompute
+    }
+
     pub(crate) fn parts(&self) -> (&Decoder, &Params) {
         (&self.decoder, &self.params)
     }

@@ -47,8 +47,9 @@
 //! `gated_xattn` and `gate_sums` how much it adds | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
 //! and scoring | `openflamingo` names of its checkpoints | `openflamingo_checkpoint` whole models from and
 //! to them | `torch_file` checkpoints written for PyTorch | `presets` named models and their
-//! numbers of parameters.
+//! numbers of parameters | `activations` how much memory a step takes.
 
+mod activations;
 mod architecture;
 mod beam;
 mod block;

@@ -182,6 +182,25 @@ impl NfnetConfig {
         all + self.final_convolution().map_or(0, |kernel| n_products(kernel, side))
     }
 
+    /// Values that one image leaves of a training step: what each convolution makes and reads, and the
+    /// blocks' results.
+    pub(crate) fn n_activations(&self) -> usize {
+        let mut side = self.image_size;
+        let mut all = 0;
+        for (kernel, stride) in self.stem() {
+            side = side.div_ceil(stride);
+            all += 2 * kernel.outputs * side * side;
+        }
+        for block in self.stages().into_iter().flatten() {
+            let out = side.div_ceil(block.stride);
+            let (before, after, middle) = (side * side, out * out, block.outputs / BOTTLENECK);
+            all += before * (block.inputs + 2 * middle) + after * (4 * middle + 2 * block.outputs);
+            all += block.downsample().map_or(0, |size| after * (size.inputs + size.outputs));
+            side = out;
+        }
+        all + self.final_convolution().map_or(0, |kernel| 2 * kernel.outputs * side * side)
+    }
+
     /// Kernels and strides of the stem.
     fn stem(&self) -> [(KernelSize, usize); 4] {
         let mut inputs = COLOURS;

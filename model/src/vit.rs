@@ -120,7 +120,8 @@ pub(crate) struct Vit {
     class: ParamId,
     positions: ParamId,
     norm_before: LayerNorm,
-    blocks: Vec<Block>,
+    /// The blocks, from the bottom up.
+    pub(crate) blocks: Vec<Block>,
     norm_after: LayerNorm,
     config: VitConfig,
 }

@@ -46,6 +46,10 @@ impl Stage for Resting {
         Ok((LossTerms::default(), sum))
     }
 
+    fn activation_bytes(&self, _: &Batch) -> u64 {
+        0
+    }
+
     fn model(&self) -> &dyn Trainable {
         &self.0
     }

@@ -279,6 +279,10 @@ impl Stage for Contrastive {
         Some(self.products.flop(batch.size, batch.tokens.len()))
     }
 
+    fn activation_bytes(&self, batch: &Batch) -> u64 {
+        self.clip.activation_bytes(batch.size, batch.tokens.len())
+    }
+
     fn batches_divide(&self) -> BatchesDivide {
         BatchesDivide::No
     }

@@ -526,6 +526,11 @@ impl Stage for Joined {
         Some(by_part.filter(|(part, _)| !kept || *part != "vision").map(|(_, flop)| flop).sum())
     }
 
+    fn activation_bytes(&self, batch: &Batch) -> u64 {
+        let images = batch.image_count.iter().sum();
+        self.flamingo.activation_bytes(batch.tokens.len(), images, batch.n_frames)
+    }
+
     /// How far each gate is open, `|tanh|` (paper, figure 6).
     fn observe(&self) -> BTreeMap<String, f64> {
         observe(&self.flamingo, |name| name.ends_with("_gate"), "gate", |alpha| alpha.tanh().abs())

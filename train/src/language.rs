@@ -110,6 +110,10 @@ impl Stage for Language {
         Some(flop::of_language(&self.model, batch.tokens.len()))
     }
 
+    fn activation_bytes(&self, batch: &Batch) -> u64 {
+        self.model.activation_bytes(batch.tokens.len())
+    }
+
     fn n_images(&self, _batch: &Batch) -> u64 {
         0
     }

@@ -9,23 +9,25 @@ use flamingo_dataset::{Batch, Loader, MERGED, Tokenizer};
 use flamingo_model::Params;
 
 use crate::error::TrainError;
+use crate::gradient::Objective;
 use crate::masks::{MaskedTokens, lines};
 use crate::room::{self, Size};
 use crate::run::Source;
 use crate::schedule::Schedule;
+use crate::stage::Stage;
 
 /// What a plan is made of.
 pub(crate) struct Plan<'a> {
     /// The run folder.
     pub(crate) run: &'a Path,
-    /// The model's parameters.
-    pub(crate) params: Vec<&'a Params>,
+    /// What is trained.
+    pub(crate) stage: &'a dyn Stage,
     /// Values of each trained parameter in a checkpoint.
     pub(crate) copies: usize,
     /// The rows of each dataset.
     pub(crate) sources: &'a [Source],
-    /// Lambda of each dataset.
-    pub(crate) weights: &'a [f64],
+    /// What is minimised.
+    pub(crate) objective: &'a Objective,
     /// Steps in which every dataset has its turn.
     pub(crate) turns: u64,
     /// The learning rate of each step.
@@ -81,11 +83,15 @@ impl Plan<'_> {
         Ok(text)
     }
 
+    fn params(&self) -> Vec<&Params> {
+        self.stage.model().params()
+    }
+
     fn parameters(&self, text: &mut String) {
         let mut parts: BTreeMap<&str, Part> = BTreeMap::new();
         let mut order = Vec::new();
         let mut total = Part::default();
-        for parameter in self.params.iter().flat_map(|params| params.iter()) {
+        for parameter in self.params().into_iter().flat_map(Params::iter) {
             let name = parameter.name.split('.').next().unwrap_or_default();
             if !parts.contains_key(name) {
                 order.push(name);
@@ -115,10 +121,12 @@ impl Plan<'_> {
     }
 
     fn memory(&self, text: &mut String, batches: &[Batch]) {
-        let size = Size::of(&self.params, self.copies);
+        let size = Size::of(&self.params(), self.copies);
         let trained = size.copied_bytes / self.copies as u64;
-        let all = self.params.iter().map(|params| params.n_values() as u64).sum::<u64>();
+        let all = self.params().iter().map(|params| params.n_values() as u64).sum::<u64>();
         let inputs = batches.iter().map(input_bytes).max().unwrap_or(0);
+        let parts = batches.iter().filter_map(|batch| self.objective.parts(batch).next());
+        let activations = parts.map(|part| self.stage.activation_bytes(&part)).max().unwrap_or(0);
         let rows = [
             ("weights", VALUE_BYTES * all),
             ("gradients", trained),
@@ -126,6 +134,7 @@ impl Plan<'_> {
             ("averages", size.copied_bytes - 3 * trained),
             ("copy for checkpoints", size.copied_bytes),
             ("inputs, largest batch", inputs),
+            ("activations, estimated", activations),
         ];
         text.push_str("\nmemory, in f32 on the CPU\n");
         for (name, bytes) in rows {
@@ -134,8 +143,8 @@ impl Plan<'_> {
         let total: u64 = rows.iter().map(|(_, bytes)| bytes).sum();
         put(text, &format!("{:<22} {total:>16} bytes", "sum"));
         text.push_str(
-            "not counted: activations, batches that are read ahead, caches; a GPU holds frozen weights as \
-             bf16 and the host keeps them too, unless --precision is f32\n",
+            "not counted: batches that are read ahead, caches, the allocator's slack; a GPU holds frozen \
+             weights and activations as bf16 and the host keeps these weights too, unless --precision is f32\n",
         );
         let free = room::disk_bytes(self.run);
         let free = free.map_or("an unknown number of".to_owned(), |bytes| bytes.to_string());
@@ -147,7 +156,7 @@ impl Plan<'_> {
     }
 
     fn datasets(&self, text: &mut String, first_step: u64) {
-        let (steps, turns) = (self.schedule.steps, self.turns);
+        let (steps, turns, weights) = (self.schedule.steps, self.turns, &self.objective.weights);
         // Of a run that goes on, those that are done are done.
         let steps_left = steps.saturating_sub(first_step);
         put(
@@ -163,8 +172,7 @@ impl Plan<'_> {
             let per_epoch = rows as f64 * turns as f64 / *batch_rows as f64;
             let epochs = steps_left as f64 / per_epoch;
             // Merged rows have no lambda of their own.
-            let weight =
-                self.weights.get(index).filter(|_| self.weights.len() == self.sources.len());
+            let weight = weights.get(index).filter(|_| weights.len() == self.sources.len());
             let weight = weight.map_or(String::new(), |weight| format!(", lambda {weight}"));
             put(
                 text,

@@ -108,10 +108,10 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
     if command.purpose == Purpose::DryRun {
         let plan = Plan {
             run: &folder.path,
-            params: stage.model().params(),
+            stage,
             copies,
             sources: &sources,
-            weights: &objective.weights,
+            objective: &objective,
             turns,
             schedule,
             loader,

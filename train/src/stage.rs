@@ -79,6 +79,9 @@ pub trait Stage {
         None
     }
 
+    /// About how many bytes the activations of a training step on a batch take, in f32 on the CPU.
+    fn activation_bytes(&self, batch: &Batch) -> u64;
+
     /// Mean losses of a batch with other images than its own, each with what they are, of
     /// [`IMAGES`](crate::looks::IMAGES).
     ///

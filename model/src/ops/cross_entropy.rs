@@ -201,7 +201,7 @@ fn walk_logits(
     mut visit: impl FnMut(&[(usize, u32)], &[f32], &mut [f32]),
 ) {
     let (width, vocabulary) = (head.width, head.n_tokens);
-    let at_once = rows_per_block(vocabulary);
+    let at_once = rows_of_logits(vocabulary);
     let mut all_logits = Buffer::unset(at_once.min(rows.len()) * vocabulary);
     for block in rows.chunks(at_once) {
         let mut gathered = Buffer::unset(block.len() * width);
@@ -220,7 +220,8 @@ fn walk_logits(
     }
 }
 
-fn rows_per_block(vocabulary: usize) -> usize {
+/// Rows whose logits exist at one time, of a vocabulary.
+pub(crate) fn rows_of_logits(vocabulary: usize) -> usize {
     (LOGITS_PER_BLOCK / vocabulary).clamp(1, ROWS_PER_BLOCK)
 }
 
@@ -730,7 +731,7 @@ mod tests {
                 "{i}: {found} {expected}"
             );
         }
-        assert_eq!([3, 32_000, 128_256, 1 << 25].map(rows_per_block), [256, 256, 65, 1]);
+        assert_eq!([3, 32_000, 128_256, 1 << 25].map(rows_of_logits), [256, 256, 65, 1]);
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub(crate) use average::average;
 pub(crate) use contrastive_loss::{contrastive_loss, unit_rows};
 pub(crate) use convolution::{Convolution, Grid, KernelSize, convolve, standardize};
 pub(crate) use cross_entropy::{
-    Shares, cross_entropy, each_logits, likeliest_tokens, token_losses,
+    Shares, cross_entropy, each_logits, likeliest_tokens, rows_of_logits, token_losses,
 };
 pub(crate) use embedding::embed_tokens;
 pub(crate) use gated::activate_gate;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use flamingo_model::Tensors;
 
-use crate::world::{LANGUAGE, STAGES, World, colour, latest};
+use crate::world::{LANGUAGE, STAGES, World, colour, latest, metrics, with_nfnet};
 
 /// All files below a folder, with their bytes.
 pub(crate) fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -56,6 +56,80 @@ fn a_dry_run_counts_what_the_run_then_has_and_writes_nothing() {
         let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
         let told = number(&text, "a checkpoint takes");
         assert!((bytes..bytes + (2 << 20)).contains(&told), "{told} told, {bytes} are there");
+    }
+}
+
+/// A model whose activations are many beside its weights.
+fn with_wide_model(stage: &str, config: &str) -> String {
+    let wide = match stage {
+        "language" => config.replace("width = 16\nlayers = 2", "width = 64\nlayers = 6"),
+        "contrastive" => config.replace("width = 16\nlayers = 1", "width = 64\nlayers = 6"),
+        _ => config.replace("head_dim = 8", "head_dim = 32"),
+    };
+    assert!(wide != config);
+    wide
+}
+
+/// Half as much again, or two thirds: see the head of `model/src/activations.rs` for what is left out.
+const ESTIMATE_WITHIN: f64 = 1.5;
+
+/// Estimated bytes of activations and inputs, and the peak memory of a process that makes one step.
+fn estimated_and_found(world: &World, run: &str, config: &str, set: &[&str]) -> [f64; 2] {
+    let stage = run.split('-').next().unwrap();
+    let planned = world.train(stage, config, "planned", &[set, &["--dry-run"]].concat());
+    planned.expect_success();
+    let text = planned.stdout();
+    let estimated = number(&text, "activations, estimated") + number(&text, "inputs");
+    let set = [set, &["--stop-after", "1"]].concat();
+    world.train(stage, config, run, &set).expect_success();
+    let machine = &metrics(&world.path(run))[0]["machine"];
+    [estimated as f64, machine["memory_peak_bytes"].as_f64().unwrap()]
+}
+
+/// The memory of one step on few rows and on many: what it grows by is activations and inputs.
+#[test]
+fn estimated_activations_are_what_a_step_takes() {
+    if !cfg!(target_os = "linux") {
+        eprintln!("skipped: this system does not tell the peak memory of a process");
+        return;
+    }
+    let world = World::new();
+    let [contrastive, language, flamingo] =
+        STAGES.map(|(stage, config)| with_wide_model(stage, config));
+    world.train("contrastive", &contrastive, "vision", &["--stop-after", "1"]).expect_success();
+    world.train("language", &language, "language", &["--stop-after", "1"]).expect_success();
+    let flamingo = flamingo.split("[[data]]\nname = \"clips\"").next().unwrap();
+    // Batches that are read ahead are not counted, and here they would be much of it.
+    let nfnet = with_nfnet()
+        .replace(
+            "channels = [16, 16, 16, 16]\nstem_channels = 16",
+            "channels = [64, 128, 128, 128]\nstem_channels = 64",
+        )
+        .replace("images = 1\n", "images = 1\npixels = \"u8\"\n");
+    for (case, config, recompute) in [
+        ("contrastive", &*contrastive, "nothing"),
+        ("contrastive-all", &contrastive, "all"),
+        ("contrastive-nfnet", &nfnet, "nothing"),
+        ("language", &language, "nothing"),
+        ("language-all", &language, "all"),
+        ("flamingo", flamingo, "nothing"),
+        ("flamingo-frozen", flamingo, "frozen"),
+        ("flamingo-all", flamingo, "all"),
+    ] {
+        let told = |rows: usize| {
+            let recompute = format!("recompute={recompute:?}");
+            let all = ["pairs", "pages"].map(|name| format!("data.{name}.batch={rows}"));
+            let n = if case.starts_with("contrastive") { 1 } else { 2 };
+            let all = all[..n].iter().flat_map(|set| ["--set", set]);
+            let set: Vec<&str> = ["--set", &recompute].into_iter().chain(all).collect();
+            estimated_and_found(&world, &format!("{case}-{rows}"), config, &set)
+        };
+        let (few, many) = (told(24), told(216));
+        let [estimated, found] = [0, 1].map(|i| many[i] - few[i]);
+        let ratio = estimated / found;
+        eprintln!("{case}: {estimated} bytes estimated, {found} found, {ratio:.2}");
+        let within = (1.0 / ESTIMATE_WITHIN..ESTIMATE_WITHIN).contains(&ratio);
+        assert!(within, "{case}: {estimated} bytes estimated, {found} found");
     }
 }
 
