@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs and the machine lacks: FFmpeg's development files, clang, pkg-config,
 # and for libjpeg-turbo, which a crate builds, cmake and nasm.
-# With `--tests` also what the checks need: Python, the ffmpeg command and Open MPI. With `--cuda` what build-cuda.sh needs:
+# With `--tests` also what the checks need: Python, the ffmpeg command, Open MPI and WordNet. With `--cuda` what build-cuda.sh needs:
 # no FFmpeg, and Python where NVCC is empty. Called by demo.sh, test.sh and build-cuda.sh; safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -34,7 +34,8 @@ mpi=(
 python="python3-venv|python3 -c 'import venv, ensurepip'"
 case ${1-} in
   --cuda) [ -n "${NVCC-}" ] || needs+=("$python") ;;
-  --tests) needs+=("${films[@]}" "${mpi[@]}" "$python" "ffmpeg|command -v ffmpeg") ;;
+  --tests) needs+=("${films[@]}" "${mpi[@]}" "$python" "ffmpeg|command -v ffmpeg"
+    "wordnet-base|ls ${FLAMINGO_WORDNET:-/usr/share/wordnet}/data.noun") ;;
   *) needs+=("${films[@]}") ;;
 esac
 missing=()

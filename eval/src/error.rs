@@ -129,6 +129,24 @@ pub enum EvalError {
         /// The option or key.
         what: String,
         /// Why not.
+    /// The `WordNet` database is not where it was looked for.
+    #[error(
+        "no WordNet 3.0 database at {}: install the Debian package wordnet-base, or name the folder of its \
+         files by --wordnet or FLAMINGO_WORDNET",
+        path.display()
+    )]
+    NoWordNet {
+        /// The folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file of the `WordNet` database is not what its format says.
+    #[error("{} is no file of WordNet 3.0: {problem}", path.display())]
+    WordNet {
+        /// The file.
+        path: PathBuf,
+        /// Where it departs from the format.
         problem: String,
     },
     /// A corpus, image or tokenizer could not be read.

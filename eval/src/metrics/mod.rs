@@ -3,14 +3,17 @@
 //!
 //! - captions: [`captions`] how they become words, [`bleu`], [`rouge`], [`cider`] on
 //!   [`ptb_tokenize`]
-//! - answers: [`vqa`]
+//! - answers: [`vqa`], [`wups`] on [`wordnet`] and [`nltk_tokenize`]
 //! - rankings and probabilities: [`ranking`], [`roc_auc`](mod@roc_auc)
 
 pub mod bleu;
 pub mod captions;
 pub mod cider;
+pub mod nltk_tokenize;
 pub mod ptb_tokenize;
 pub mod ranking;
 pub mod roc_auc;
 pub mod rouge;
 pub mod vqa;
+pub mod wordnet;
+pub mod wups;

@@ -86,7 +86,7 @@ pub fn normalised(answer: &str) -> String {
 }
 
 /// Words as Python's `split` cuts them, which takes four more control characters for white space.
-fn python_words(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn python_words(text: &str) -> impl Iterator<Item = &str> {
     let is_space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
     text.split(is_space).filter(|word| !word.is_empty())
 }
