@@ -39,6 +39,7 @@ pub mod local_subject;
 pub mod medium;
 pub mod metric;
 pub mod metrics;
+pub mod npy;
 mod progress;
 pub mod prompt;
 pub mod readers;

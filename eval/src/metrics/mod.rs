@@ -3,12 +3,14 @@
 //!
 //! - captions: [`captions`] how they become words, [`bleu`], [`rouge`], [`cider`] on
 //!   [`ptb_tokenize`]
-//! - answers: [`vqa`], [`wups`] on [`wordnet`] and [`nltk_tokenize`]
-//! - rankings and probabilities: [`ranking`], [`roc_auc`](mod@roc_auc)
+//! - answers: [`vqa`], [`wups`] on [`wordnet`] and [`nltk_tokenize`], [`exact`]
+//! - rankings and probabilities: [`ranking`], [`roc_auc`](mod@roc_auc), [`mwap`]
 
 pub mod bleu;
 pub mod captions;
 pub mod cider;
+pub mod exact;
+pub mod mwap;
 pub mod nltk_tokenize;
 pub mod ptb_tokenize;
 pub mod ranking;
