@@ -1,10 +1,16 @@
 //! Percentile bootstrap over queries: how far a score would move with other queries of the same
-//! kind.
+//! kind, and whether two runs on the same queries differ.
 //!
-//! Every score here is a ratio of sums over queries. For a mean the denominators are 1; for nats
-//! per token they are token counts; for corpus `CIDEr` the summands are the scores per image with
-//! the document frequencies of the whole set, which stay frozen while images are drawn.
+//! Questions of one image, and clips of one video, are no independent draws: clusters of them are drawn, with
+//! all that belongs to each. A score is a function of how often each cluster is drawn. Most are ratios of sums
+//! over queries: for a mean the denominators are 1; for nats per token they are token counts; for corpus
+//! `CIDEr` the summands are the scores per image with the document frequencies of the whole set, which stay
+//! frozen while images are drawn.
 
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::draw::{below, mix};
@@ -41,40 +47,182 @@ pub struct Estimate {
     pub stderr: f64,
 }
 
+impl Estimate {
+    /// The interval moved by the mean error of the resamples. A resample holds some queries more than once, which
+    /// a precision counts as so many found: its values lie above the score itself.
+    #[must_use]
+    pub fn centred(self, resampled: impl IntoIterator<Item = f64>) -> Self {
+        let (sum, n) =
+            resampled.into_iter().fold((0.0, 0.0), |(sum, n), value| (sum + value, n + 1.0));
+        let bias = if n > 0.0 { sum / n - self.value } else { 0.0 };
+        Self { low: self.low - bias, high: self.high - bias, ..self }
+    }
+
+    /// A score and its values in the resamples in which it has one; none where it has one in none.
+    pub fn of(value: f64, resampled: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut resampled: Vec<f64> = resampled.into_iter().collect();
+        resampled.sort_by(f64::total_cmp);
+        Some(Self {
+            value,
+            low: percentile(&resampled, 0.025)?,
+            high: percentile(&resampled, 0.975)?,
+            stderr: deviation(&resampled),
+        })
+    }
+}
+
 /// The score of `terms` with its interval; none when the weights sum to zero.
 ///
 /// The draws are a function of (seed, resample, position): two scores over the same queries with
 /// the same seed see the same resamples.
 pub fn estimate(terms: &[Term], seed: u64) -> Option<Estimate> {
-    estimate_by(terms.len(), seed, |drawn| ratio(drawn.map(|i| &terms[i])))
+    let clusters = Clusters::alone(terms.len());
+    let plan = Resampling { clusters: &clusters, seed, resamples: RESAMPLES };
+    let sums = Sums::of(&clusters, terms.iter().map(|term| [term.sum, term.weight]));
+    let drawn = plan.draw(&[&|times| vec![ratio(sums.drawn(times))]]);
+    drawn.into_iter().next()?.estimates().into_iter().next()?
 }
 
-/// The score of `n` queries with its interval; `score` gives that of queries by their numbers, of which
-/// some may come more than once.
-pub fn estimate_by(
+/// Which queries are drawn together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clusters {
+    /// Number of the cluster of each query.
+    of_query: Vec<u32>,
     n: usize,
-    seed: u64,
-    score: impl Fn(&mut dyn Iterator<Item = usize>) -> Option<f64>,
-) -> Option<Estimate> {
-    let value = score(&mut (0..n))?;
-    let mut resampled: Vec<f64> = (0..RESAMPLES)
-        .filter_map(|resample| {
-            let key = mix(seed, resample as u64);
-            score(&mut (0..n as u64).map(|i| below(mix(key, i), n)))
-        })
-        .collect();
-    resampled.sort_by(f64::total_cmp);
-    Some(Estimate {
-        value,
-        low: percentile(&resampled, 0.025)?,
-        high: percentile(&resampled, 0.975)?,
-        stderr: deviation(&resampled),
-    })
 }
 
-fn ratio<'a>(terms: impl Iterator<Item = &'a Term>) -> Option<f64> {
-    let (sum, weight) = terms.fold((0.0, 0.0), |(s, w), term| (s + term.sum, w + term.weight));
+impl Clusters {
+    /// Each query by itself.
+    pub fn alone(n_queries: usize) -> Self {
+        Self { of_query: (0..n_queries as u32).collect(), n: n_queries }
+    }
+
+    /// Queries of the same name together.
+    pub fn of<T: Hash + Eq>(names: impl IntoIterator<Item = T>) -> Self {
+        let mut numbers = HashMap::new();
+        let mut number = |name| {
+            let next = numbers.len() as u32;
+            *numbers.entry(name).or_insert(next)
+        };
+        let of_query = names.into_iter().map(&mut number).collect();
+        Self { of_query, n: numbers.len() }
+    }
+
+    /// How many clusters there are.
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// Number of the cluster of a query.
+    pub fn of_query(&self, query: usize) -> usize {
+        self.of_query[query] as usize
+    }
+}
+
+/// Sums over the queries of each cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sums<const K: usize> {
+    clusters: Vec<[f64; K]>,
+}
+
+impl<const K: usize> Sums<K> {
+    /// Sums of what each query adds.
+    pub fn of(clusters: &Clusters, terms: impl IntoIterator<Item = [f64; K]>) -> Self {
+        let mut sums = vec![[0.0; K]; clusters.len()];
+        for (query, term) in terms.into_iter().enumerate() {
+            let sum = &mut sums[clusters.of_query(query)];
+            sum.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);
+        }
+        Self { clusters: sums }
+    }
+
+    /// Sums over clusters that are drawn so many times.
+    pub fn drawn(&self, times: &[u32]) -> [f64; K] {
+        let mut drawn = [0.0; K];
+        for (cluster, times) in self.clusters.iter().zip(times) {
+            let times = f64::from(*times);
+            drawn.iter_mut().zip(cluster).for_each(|(sum, term)| *sum += times * term);
+        }
+        drawn
+    }
+}
+
+/// The first of two sums over the second; none where that is zero.
+pub fn ratio([sum, weight]: [f64; 2]) -> Option<f64> {
     (weight > 0.0).then(|| sum / weight)
+}
+
+/// Values as a function of how often each cluster is drawn: one or more that share their work.
+pub type Scores<'a> = dyn Fn(&[u32]) -> Vec<Option<f64>> + Sync + 'a;
+
+/// What is drawn, and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Resampling<'a> {
+    /// Drawn with replacement, as many as there are.
+    pub clusters: &'a Clusters,
+    /// Decides the draws.
+    pub seed: u64,
+    /// How often; with none there are values without intervals.
+    pub resamples: usize,
+}
+
+/// Values of one or more scores, on the queries at hand and on each resample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drawn {
+    /// Of the queries at hand.
+    pub values: Vec<Option<f64>>,
+    /// Of each resample.
+    pub resampled: Vec<Vec<Option<f64>>>,
+}
+
+impl Resampling<'_> {
+    /// The values of each of `scores`, all on the same draws.
+    pub fn draw(&self, scores: &[&Scores<'_>]) -> Vec<Drawn> {
+        let n = self.clusters.len();
+        let of = |times: &[u32]| scores.iter().map(|score| score(times)).collect::<Vec<_>>();
+        let at_hand = of(&vec![1; n]);
+        let resamples: Vec<Vec<Vec<Option<f64>>>> =
+            (0..self.resamples).into_par_iter().map(|resample| of(&self.times(resample))).collect();
+        let mut drawn: Vec<Drawn> =
+            at_hand.into_iter().map(|values| Drawn { values, resampled: Vec::new() }).collect();
+        for resample in resamples {
+            drawn.iter_mut().zip(resample).for_each(|(drawn, values)| drawn.resampled.push(values));
+        }
+        drawn
+    }
+
+    /// How often each cluster is drawn.
+    fn times(&self, resample: usize) -> Vec<u32> {
+        let n = self.clusters.len();
+        let key = mix(self.seed, resample as u64);
+        let mut times = vec![0; n];
+        (0..n as u64).for_each(|i| times[below(mix(key, i), n)] += 1);
+        times
+    }
+}
+
+impl Drawn {
+    /// Values of one score in the resamples in which it has one.
+    pub fn resamples_of(&self, score: usize) -> impl Iterator<Item = f64> {
+        self.resampled.iter().filter_map(move |values| values[score])
+    }
+
+    /// Each value with its interval: an empty one where nothing was drawn.
+    pub fn estimates(&self) -> Vec<Option<Estimate>> {
+        let estimate = |(i, value): (usize, &Option<f64>)| {
+            let value = (*value)?;
+            if self.resampled.is_empty() {
+                return Some(Estimate { value, low: value, high: value, stderr: 0.0 });
+            }
+            Estimate::of(value, self.resamples_of(i))
+        };
+        self.values.iter().enumerate().map(estimate).collect()
+    }
 }
 
 /// Percentile of sorted values, linear between two of them.
@@ -123,6 +271,40 @@ mod tests {
         let expected = Estimate { value: 2.0, low: 2.0, high: 2.0, stderr: 0.0 };
         assert_eq!(estimate(&[Term::of(2.0); 9], 3), Some(expected));
         assert_eq!(estimate(&[], 3), None);
+    }
+
+    #[test]
+    fn copies_of_a_query_in_one_cluster_tell_nothing_more() {
+        let few: Vec<Term> = coin();
+        let many: Vec<Term> = few.iter().flat_map(|term| [*term; 5]).collect();
+        let names = (0..many.len()).map(|query| query / 5);
+        let clusters = Clusters::of(names);
+        let sums = Sums::of(&clusters, many.iter().map(|term| [term.sum, term.weight]));
+        let plan = Resampling { clusters: &clusters, seed: 1, resamples: RESAMPLES };
+        let drawn = plan.draw(&[&|times| vec![ratio(sums.drawn(times))]]);
+        let (clustered, alone) = (drawn[0].estimates()[0].unwrap(), estimate(&few, 1).unwrap());
+        assert!((clustered.stderr - alone.stderr).abs() < 1e-12, "{clustered:?} {alone:?}");
+        assert!((clustered.low - alone.low).abs() < 1e-12);
+        // As if they were independent, the error would be less by a factor of the root of 5.
+        assert!(estimate(&many, 1).unwrap().stderr < 0.6 * alone.stderr);
+    }
+
+    #[test]
+    fn a_biased_interval_is_moved_to_the_score() {
+        let estimate = Estimate::of(1.0, [2.0, 3.0, 4.0]).unwrap();
+        assert!(estimate.low > estimate.value);
+        let moved = estimate.centred([2.0, 3.0, 4.0]);
+        assert!((moved.low - (estimate.low - 2.0)).abs() < 1e-12, "{moved:?}");
+        assert!(moved.low < 1.0 && 1.0 < moved.high && moved.value.to_bits() == 1.0_f64.to_bits());
+    }
+
+    #[test]
+    fn without_resamples_there_are_values_alone() {
+        let clusters = Clusters::alone(2);
+        let plan = Resampling { clusters: &clusters, seed: 0, resamples: 0 };
+        let drawn = plan.draw(&[&|times| vec![Some(f64::from(times[0])), None]]);
+        let expected = Estimate { value: 1.0, low: 1.0, high: 1.0, stderr: 0.0 };
+        assert_eq!(drawn[0].estimates(), [Some(expected), None]);
     }
 
     #[test]

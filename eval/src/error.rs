@@ -129,6 +129,8 @@ pub enum EvalError {
         /// The option or key.
         what: String,
         /// Why not.
+        problem: String,
+    },
     /// The `WordNet` database is not where it was looked for.
     #[error(
         "no WordNet 3.0 database at {}: install the Debian package wordnet-base, or name the folder of its \

@@ -317,7 +317,7 @@ impl<'a> Plan<'a> {
         let samples = self.fill(&key.suffix(self.has_seeds()), subject.batch(), |batch| {
             self.answer(subject, batch, &shown, &ask)
         })?;
-        let scored = self.scored(samples, key, before);
+        let scored = self.scored(samples, key, before)?;
         if self.options.part.is_none() {
             self.write_credits(&key.suffix(self.has_seeds()), &scored)?;
         }
@@ -534,7 +534,12 @@ impl<'a> Plan<'a> {
         self.options.out.join(format!("samples_{name}_{suffix}{part}.jsonl"))
     }
 
-    fn scored(&self, samples: Vec<Sample>, key: RoundKey, before: &[Round]) -> Scored {
+    fn scored(
+        &self,
+        samples: Vec<Sample>,
+        key: RoundKey,
+        before: &[Round],
+    ) -> Result<Scored, EvalError> {
         let judged: Vec<Judged<'_>> = samples
             .iter()
             .map(|sample| Judged {
@@ -547,11 +552,11 @@ impl<'a> Plan<'a> {
         let metrics = self.benchmark.task.metrics.iter().filter(|metric| fits(metric));
         let judgements = metrics
             .filter(|_| !judged.is_empty())
-            .map(|&metric| (metric, metric.judge(&judged, self.interval_seed())))
-            .collect();
+            .map(|&metric| Ok((metric, metric.judge(&judged, self.interval_seed())?)))
+            .collect::<Result<_, EvalError>>()?;
         let mut scored = Scored { samples, judgements, gain: None };
         scored.gain = self.gain(&scored, key, before);
-        scored
+        Ok(scored)
     }
 
     /// The mean difference to the same control at the first shot count, with the same shots' seed where there is

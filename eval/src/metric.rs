@@ -1,19 +1,28 @@
-//! Metrics by name: which rule on which kind of truth, the figures with their intervals, and the credit of
-//! each item.
+//! Metrics by name, `family:rule`, or the family alone where there is one rule: what they fit, their figures
+//! with intervals, and the credit of each item.
+
+use std::borrow::Cow;
+use std::path::Path;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::bootstrap::{Estimate, Term, estimate, estimate_by};
-use crate::item::{Item, Truth};
-use crate::metrics::bleu::{bleu_counts, total};
-use crate::metrics::captions::{CaptionPair, WordPair, Words};
-use crate::metrics::cider::cider_d_of_words;
-use crate::metrics::rouge::rouge_l;
-use crate::metrics::vqa::{VqaRule, vqa_accuracy};
+use crate::bootstrap::{Clusters, Estimate, RESAMPLES, Resampling};
+use crate::error::EvalError;
+use crate::item::{Item, Truth as ItemTruth};
+use crate::metrics::captions::Words;
+use crate::metrics::mwap::{Clip, Seen};
+use crate::metrics::vqa::{AnswerTable, HumanAnswer, VqaRule};
+use crate::metrics::wups::WupsText;
 
-/// A metric and a rule for it. The name before the colon is the metric, the one behind it the rule.
+pub(crate) mod evidence;
+pub mod measure;
+
+use evidence::{Evidence, Prediction, Truth};
+use measure::{Bench, Frequencies};
+
+/// A metric and a rule for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Metric {
@@ -44,9 +53,48 @@ pub enum Metric {
     /// VQA accuracy of `VizWiz`'s tool.
     #[value(name = "vqa:vizwiz-api")]
     VqaVizwiz,
-    /// Share of items whose chosen candidate is the right one.
+    /// Share of items whose chosen candidate is the right one, and of each kind of item.
     #[value(name = "accuracy")]
     Accuracy,
+    /// Accuracy by exact match, in lower case.
+    #[value(name = "exact")]
+    Exact,
+    /// Whether the right answer is the first, or among the first five, of `answers`.
+    #[value(name = "top-k")]
+    TopK,
+    /// Accuracy of iVQA: half for each of five annotators, at most 1.
+    #[value(name = "ivqa")]
+    Ivqa,
+    /// WUPS@0 of texts as they stand, for all questions and by type.
+    #[value(name = "wups0:raw")]
+    Wups0Raw,
+    /// WUPS@0 of texts without stop words.
+    #[value(name = "wups0:stop")]
+    Wups0Stop,
+    /// WUPS@0.9 of texts as they stand.
+    #[value(name = "wups9:raw")]
+    Wups9Raw,
+    /// WUPS@0.9 of texts without stop words.
+    #[value(name = "wups9:stop")]
+    Wups9Stop,
+    /// Accuracy of NExT-QA's choices, for all questions and by type.
+    #[value(name = "next-qa:mc")]
+    NextChoice,
+    /// Accuracy of STAR's choices: by type, and the mean over types.
+    #[value(name = "star:mc")]
+    Star,
+    /// Area under the receiver operating characteristic.
+    #[value(name = "roc_auc")]
+    RocAuc,
+    /// NDCG of `VisDial`.
+    #[value(name = "ndcg")]
+    Ndcg,
+    /// Recall at 1, 5 and 10, mean rank and mean reciprocal rank of `VisDial`.
+    #[value(name = "recall")]
+    Recall,
+    /// mWAP of `RareAct`.
+    #[value(name = "mwap")]
+    Mwap,
 }
 
 impl TryFrom<String> for Metric {
@@ -95,96 +143,330 @@ pub struct Judgement {
     pub credits: Vec<Value>,
 }
 
+/// What a file annotates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Captions of images.
+    Captions,
+    /// Answers of several people.
+    People,
+    /// One right answer.
+    OneAnswer,
+    /// Five annotators' answers (iVQA).
+    Ivqa,
+    /// Open-ended NExT-QA.
+    NextOpen,
+    /// NExT-QA with five choices.
+    NextChoice,
+    /// STAR, with four choices.
+    Star,
+    /// Yes or no.
+    Label,
+    /// Relevance of candidate answers (`VisDial`).
+    Relevance,
+    /// The right one of candidate answers (`VisDial`).
+    Candidates,
+    /// Clips of `RareAct`.
+    Clips,
+}
+
+impl Form {
+    /// What it holds, for messages.
+    pub(crate) fn holds(self) -> &'static str {
+        match self {
+            Self::Captions => "captions",
+            Self::People => "answers of several people",
+            Self::OneAnswer => "one answer for each question",
+            Self::Ivqa => "answers of iVQA's annotators",
+            Self::NextOpen => "open-ended questions of NExT-QA",
+            Self::NextChoice => "questions of NExT-QA with choices",
+            Self::Star => "questions of STAR",
+            Self::Label => "labels",
+            Self::Relevance => "relevance of candidates",
+            Self::Candidates => "dialogs with candidates",
+            Self::Clips => "clips of RareAct",
+        }
+    }
+}
+
+/// What a metric computes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Rule {
+    Bleu(Words),
+    Rouge(Words),
+    Cider(Words),
+    Vqa(VqaRule),
+    Exact,
+    TopK,
+    Ivqa,
+    Wups { text: WupsText, threshold: f64 },
+    Choice,
+    ChoiceByType,
+    RocAuc,
+    Ndcg,
+    Recall,
+    Mwap,
+}
+
+/// The threshold of WUPS@0.9.
+const HIGH_THRESHOLD: f64 = 0.9;
+
 impl Metric {
+    pub(crate) fn rule(self) -> Rule {
+        let wups = |text, threshold| Rule::Wups { text, threshold };
+        match self {
+            Self::BleuCoco => Rule::Bleu(Words::Ptb),
+            Self::RougeCoco => Rule::Rouge(Words::Ptb),
+            Self::CiderCoco => Rule::Cider(Words::Ptb),
+            Self::BleuNoPtb => Rule::Bleu(Words::WhiteSpace),
+            Self::RougeNoPtb => Rule::Rouge(Words::WhiteSpace),
+            Self::CiderNoPtb => Rule::Cider(Words::WhiteSpace),
+            Self::VqaOfficial => Rule::Vqa(VqaRule::Official),
+            Self::VqaOpenFlamingo => Rule::Vqa(VqaRule::OpenFlamingo),
+            Self::VqaVizwiz => Rule::Vqa(VqaRule::ByIndex),
+            Self::Exact => Rule::Exact,
+            Self::TopK => Rule::TopK,
+            Self::Ivqa => Rule::Ivqa,
+            Self::Wups0Raw => wups(WupsText::Raw, 0.0),
+            Self::Wups0Stop => wups(WupsText::WithoutStopWords, 0.0),
+            Self::Wups9Raw => wups(WupsText::Raw, HIGH_THRESHOLD),
+            Self::Wups9Stop => wups(WupsText::WithoutStopWords, HIGH_THRESHOLD),
+            Self::Accuracy | Self::NextChoice => Rule::Choice,
+            Self::Star => Rule::ChoiceByType,
+            Self::RocAuc => Rule::RocAuc,
+            Self::Ndcg => Rule::Ndcg,
+            Self::Recall => Rule::Recall,
+            Self::Mwap => Rule::Mwap,
+        }
+    }
+
     /// Its name on the command line, in task files and in results.
     pub fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
+    /// The name before the colon: rules of one family are compared.
+    pub(crate) fn family(self) -> String {
+        self.name().split(':').next().unwrap_or_default().to_owned()
+    }
+
+    pub(crate) fn is_of(self, form: Form) -> bool {
+        match self.rule() {
+            Rule::Bleu(_) | Rule::Rouge(_) | Rule::Cider(_) => form == Form::Captions,
+            Rule::Vqa(_) => form == Form::People,
+            Rule::Exact => matches!(form, Form::OneAnswer | Form::NextOpen),
+            Rule::TopK => form == Form::OneAnswer,
+            Rule::Ivqa => form == Form::Ivqa,
+            Rule::Wups { .. } => form == Form::NextOpen,
+            Rule::Choice => self == Self::NextChoice && form == Form::NextChoice,
+            Rule::ChoiceByType => form == Form::Star,
+            Rule::RocAuc => form == Form::Label,
+            Rule::Ndcg => form == Form::Relevance,
+            Rule::Recall => form == Form::Candidates,
+            Rule::Mwap => form == Form::Clips,
+        }
+    }
+
+    /// The official metrics of a form of annotations.
+    pub(crate) fn official(form: Form) -> &'static [Self] {
+        match form {
+            Form::Captions => &[Self::BleuCoco, Self::RougeCoco, Self::CiderCoco],
+            Form::People => &[Self::VqaOfficial],
+            Form::OneAnswer => &[Self::Exact],
+            Form::Ivqa => &[Self::Ivqa],
+            Form::NextOpen => &[Self::Wups0Raw, Self::Wups0Stop, Self::Wups9Raw, Self::Wups9Stop],
+            Form::NextChoice => &[Self::NextChoice],
+            Form::Star => &[Self::Star],
+            Form::Label => &[Self::RocAuc],
+            Form::Relevance => &[Self::Ndcg],
+            Form::Candidates => &[Self::Recall],
+            Form::Clips => &[Self::Mwap],
+        }
+    }
+
     /// Whether it judges items with this truth.
-    pub fn fits(self, truth: &Truth) -> bool {
-        match self {
-            Self::BleuCoco
-            | Self::RougeCoco
-            | Self::CiderCoco
-            | Self::BleuNoPtb
-            | Self::RougeNoPtb
-            | Self::CiderNoPtb => matches!(truth, Truth::Captions(_)),
-            Self::VqaOfficial | Self::VqaOpenFlamingo | Self::VqaVizwiz => {
-                matches!(truth, Truth::Answers(_))
+    pub fn fits(self, truth: &ItemTruth) -> bool {
+        match self.rule() {
+            Rule::Bleu(_) | Rule::Rouge(_) | Rule::Cider(_) => {
+                matches!(truth, ItemTruth::Captions(_))
             }
-            Self::Accuracy => matches!(truth, Truth::Candidate { .. }),
+            Rule::Vqa(_) | Rule::Exact | Rule::Ivqa | Rule::Wups { .. } => {
+                matches!(truth, ItemTruth::Answers(_))
+            }
+            Rule::Choice | Rule::ChoiceByType | Rule::RocAuc | Rule::Recall => {
+                matches!(truth, ItemTruth::Candidate { .. })
+            }
+            Rule::Ndcg => matches!(truth, ItemTruth::Candidate { relevance: Some(_), .. }),
+            Rule::Mwap => matches!(truth, ItemTruth::Action { .. }),
+            // A task's answers are no rankings.
+            Rule::TopK => false,
         }
     }
 
     /// Judges items, all of which it fits.
-    pub fn judge(self, judged: &[Judged<'_>], seed: u64) -> Judgement {
-        match self {
-            Self::VqaOfficial => self.mean(&vqa_scores(VqaRule::Official, judged), seed),
-            Self::VqaOpenFlamingo => self.mean(&vqa_scores(VqaRule::OpenFlamingo, judged), seed),
-            Self::VqaVizwiz => self.mean(&vqa_scores(VqaRule::ByIndex, judged), seed),
-            Self::RougeCoco => self.mean(&rouge_l(&word_pairs(judged, Words::Ptb)), seed),
-            Self::RougeNoPtb => self.mean(&rouge_l(&word_pairs(judged, Words::WhiteSpace)), seed),
-            Self::CiderCoco => self.mean(&cider_d_of_words(&word_pairs(judged, Words::Ptb)), seed),
-            Self::CiderNoPtb => {
-                self.mean(&cider_d_of_words(&word_pairs(judged, Words::WhiteSpace)), seed)
-            }
-            Self::BleuCoco => self.bleu(&word_pairs(judged, Words::Ptb), seed),
-            Self::BleuNoPtb => self.bleu(&word_pairs(judged, Words::WhiteSpace), seed),
-            Self::Accuracy => {
-                let right = judged.iter().map(|one| f64::from(u8::from(is_right(one))));
-                self.mean(&right.collect::<Vec<_>>(), seed)
-            }
-        }
-    }
-
-    fn mean(self, scores: &[f64], seed: u64) -> Judgement {
-        let terms: Vec<Term> = scores.iter().map(|score| Term::of(*score)).collect();
-        let figure = estimate(&terms, seed).map(|estimate| Figure { name: self.name(), estimate });
-        Judgement {
-            figures: figure.into_iter().collect(),
-            credits: scores.iter().map(|score| json!(score)).collect(),
-        }
-    }
-
-    fn bleu(self, pairs: &[WordPair], seed: u64) -> Judgement {
-        let counts = bleu_counts(pairs);
-        let figure = |n: usize| {
-            let score = |drawn: &mut dyn Iterator<Item = usize>| {
-                Some(total(drawn.map(|i| &counts[i])).scores()[n - 1])
-            };
-            let estimate = estimate_by(counts.len(), seed, score)?;
-            Some(Figure { name: self.name().replace("bleu", &format!("bleu-{n}")), estimate })
+    ///
+    /// # Errors
+    /// When it needs a database that is not there, or scores are not what it needs.
+    pub fn judge(self, judged: &[Judged<'_>], seed: u64) -> Result<Judgement, EvalError> {
+        let mut answers = AnswerTable::default();
+        let rule = self.rule();
+        let (items, predictions): (Vec<Evidence<'_>>, Vec<Prediction<'_>>) =
+            judged.iter().map(|one| evidence_of(one, rule, &mut answers)).unzip();
+        let clusters = Clusters::of(judged.iter().map(|one| &one.item.medium_id));
+        let mut bench = Bench {
+            items: &items,
+            predictions: &predictions,
+            answers: &mut answers,
+            clusters: &clusters,
+            frequencies: Frequencies::Frozen,
+            wordnet: None,
+            path: Path::new("samples"),
+            captions: None,
         };
-        Judgement {
-            figures: (1..=4).filter_map(figure).collect(),
-            credits: counts.iter().map(|counts| json!(counts.scores())).collect(),
-        }
+        let measured = bench.measure(self)?;
+        let plan = Resampling { clusters: &clusters, seed, resamples: RESAMPLES };
+        let drawn = plan.draw(&[&*measured.scores]);
+        let estimates = drawn.iter().flat_map(|drawn| measured.estimates(drawn));
+        let figures = measured.names.iter().zip(estimates);
+        let figure = |(name, estimate): (&String, Option<Estimate>)| {
+            Some(Figure { name: name.clone(), estimate: estimate? })
+        };
+        let figures = figures.filter_map(figure).collect();
+        Ok(Judgement { figures, credits: measured.credits })
     }
 }
 
-fn vqa_scores(rule: VqaRule, judged: &[Judged<'_>]) -> Vec<f64> {
-    let score = |one: &Judged<'_>| match &one.item.truth {
-        Truth::Answers(answers) => vqa_accuracy(rule, one.prediction, answers),
-        _ => unreachable!("the metric fits the items"),
-    };
-    judged.iter().map(score).collect()
-}
-
-fn word_pairs(judged: &[Judged<'_>], words: Words) -> Vec<WordPair> {
-    let pair = |one: &Judged<'_>| match &one.item.truth {
-        Truth::Captions(captions) => {
-            let references = captions.iter().map(String::as_str).collect();
-            WordPair::of(&CaptionPair { prediction: one.prediction, references }, words)
+/// What a rule looks at, of an item and of what a model said.
+fn evidence_of<'a>(
+    one: &Judged<'a>,
+    rule: Rule,
+    answers: &mut AnswerTable,
+) -> (Evidence<'a>, Prediction<'a>) {
+    let item = one.item;
+    let texts =
+        |answers: &[HumanAnswer]| answers.iter().map(|it| it.answer.clone()).collect::<Vec<_>>();
+    let truth = match (&item.truth, rule) {
+        (ItemTruth::Captions(captions), _) => {
+            Truth::Captions(captions.iter().map(|text| Cow::Borrowed(text.as_str())).collect())
         }
-        _ => unreachable!("the metric fits the items"),
+        (ItemTruth::Answers(people), Rule::Vqa(_)) => {
+            let person = |it: &HumanAnswer| {
+                let confidence = it.answer_confidence.as_deref().unwrap_or_default();
+                answers.person(&it.answer, confidence, it.answer_id)
+            };
+            Truth::People(people.iter().map(person).collect())
+        }
+        (ItemTruth::Answers(people), _) => Truth::Texts(texts(people)),
+        (ItemTruth::Candidate { right, .. }, Rule::Recall) => Truth::Candidate(*right),
+        (ItemTruth::Candidate { relevance: Some(relevance), .. }, Rule::Ndcg) => {
+            Truth::Relevance(relevance.clone())
+        }
+        (ItemTruth::Candidate { right, .. }, Rule::RocAuc) => Truth::Label(*right == yes_of(item)),
+        (ItemTruth::Candidate { right, .. }, _) => Truth::Choice(*right as i64),
+        (ItemTruth::Action { class, annotation }, _) => Truth::Clip(Clip {
+            video: item.medium_id.clone(),
+            class: *class,
+            verb: item.fields.get("verb").cloned().unwrap_or_default(),
+            noun: item.fields.get("noun").cloned().unwrap_or_default(),
+            seen: Seen::from_annotation(u32::from(*annotation)).unwrap_or(Seen::Part),
+        }),
+        (ItemTruth::Hidden, _) => Truth::Texts(Vec::new()),
     };
-    judged.iter().map(pair).collect()
+    let prediction = match rule {
+        Rule::Choice | Rule::ChoiceByType => {
+            let chosen = item.candidates.iter().position(|text| text == one.prediction);
+            Prediction::Choice(chosen.map_or(-1, |chosen| chosen as i64))
+        }
+        Rule::RocAuc => {
+            let yes = yes_of(item);
+            let no = one.scores.iter().enumerate().filter(|(i, _)| *i != yes).map(|(_, s)| *s);
+            let no = no.fold(f64::NEG_INFINITY, f64::max);
+            let score = one.scores.get(yes).map_or(f64::NAN, |yes| yes - no);
+            Prediction::Scores(vec![score])
+        }
+        Rule::Ndcg | Rule::Recall | Rule::Mwap => Prediction::Scores(one.scores.to_vec()),
+        _ => Prediction::Text(Cow::Borrowed(one.prediction)),
+    };
+    let kind = item.category.clone().unwrap_or_default();
+    let id = item.id.clone();
+    (Evidence { id, cluster: Some(item.medium_id.clone()), kind, truth }, prediction)
 }
 
-fn is_right(one: &Judged<'_>) -> bool {
-    match &one.item.truth {
-        Truth::Candidate { right, .. } => one.item.candidates[*right] == one.prediction,
-        _ => unreachable!("the metric fits the items"),
+/// The candidate that means yes: `yes` itself, or the last.
+fn yes_of(item: &Item) -> usize {
+    let yes = item.candidates.iter().position(|text| text == "yes");
+    yes.unwrap_or(item.candidates.len().saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn item(id: &str, truth: ItemTruth, candidates: &[&str]) -> Item {
+        Item {
+            id: id.to_owned(),
+            medium_id: id.to_owned(),
+            medium: None,
+            fields: BTreeMap::new(),
+            truth,
+            candidates: candidates.iter().map(|text| (*text).to_owned()).collect::<Arc<[_]>>(),
+            category: Some(if id < "3" { "TN" } else { "CW" }.to_owned()),
+        }
+    }
+
+    /// The figures of a metric on three items with two candidates, given the right ones and what the model says.
+    fn figures(
+        metric: Metric,
+        right: [usize; 3],
+        said: [(&str, [f64; 2]); 3],
+    ) -> Vec<(String, f64)> {
+        let relevance = Some(vec![0.0, 1.0]);
+        let items: Vec<Item> = right
+            .iter()
+            .zip(["1", "2", "3"])
+            .map(|(right, id)| {
+                let truth = ItemTruth::Candidate { right: *right, relevance: relevance.clone() };
+                item(id, truth, &["no", "yes"])
+            })
+            .collect();
+        let judged: Vec<Judged<'_>> = items
+            .iter()
+            .zip(&said)
+            .map(|(item, (prediction, scores))| Judged { item, prediction, scores })
+            .collect();
+        assert!(judged.iter().all(|one| metric.fits(&one.item.truth)));
+        let found = metric.judge(&judged, 0).unwrap();
+        found.figures.into_iter().map(|figure| (figure.name, figure.estimate.value)).collect()
+    }
+
+    #[test]
+    fn candidates_are_judged_by_choice_by_rank_and_by_how_sure_a_yes_is() {
+        // Differences of yes and no: 1, -1, 3.
+        let said = [("yes", [-2.0, -1.0]), ("no", [-1.0, -2.0]), ("yes", [-3.0, 0.0])];
+        let check = |metric, expected: &[(&str, f64)]| {
+            let found = figures(metric, [1, 1, 0], said);
+            for (name, expected) in expected {
+                let value = found.iter().find(|(found, _)| found == name);
+                let value = value.unwrap_or_else(|| panic!("no {name} in {found:?}")).1;
+                assert!((value - expected).abs() < 1e-12, "{name}: {value}, not {expected}");
+            }
+        };
+        let by_type = [("accuracy", 1.0 / 3.0), ("accuracy/TN", 0.5), ("accuracy/C", 0.0)];
+        check(Metric::Accuracy, &by_type);
+        check(Metric::RocAuc, &[("roc_auc", 0.0)]);
+        check(Metric::Recall, &[("recall@1", 1.0 / 3.0), ("mean-rank", 5.0 / 3.0)]);
+        check(Metric::Ndcg, &[("ndcg", 2.0 / 3.0)]);
+    }
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        for metric in Metric::value_variants() {
+            assert_eq!(Metric::try_from(metric.name()), Ok(*metric));
+        }
+        let error = Metric::try_from("cider".to_owned()).unwrap_err();
+        assert!(error.contains("unknown metric `cider`, expected one of bleu:coco"), "{error}");
     }
 }

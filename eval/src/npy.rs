@@ -1,4 +1,4 @@
-//! Tables of numbers as NumPy saves them (`.npy`, versions 1 to 3): `f4` and `f8`, little-endian.
+//! Tables of numbers as `NumPy` saves them (`.npy`, versions 1 to 3): `f4` and `f8`, little-endian.
 
 use std::path::Path;
 

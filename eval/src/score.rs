@@ -1,59 +1,114 @@
 //! `flamingo-eval score`: a file of predictions against a file of annotations, as they are downloaded, under
 //! one or more rules by name.
 //!
-//! Annotations are COCO's captions (`annotations` of `image_id` and `caption`), VQA's (`annotations` of
-//! `question_id` and `answers`), or `VizWiz`'s list (of `image` and `answers`); predictions are what the
-//! official tools take: a list of `image_id` and `caption`, of `question_id` and `answer`, or of `image` and
-//! `answer`. Every prediction must be of an annotated image or question, and there must be one for each.
+//! What a file annotates is told from its columns or keys; predictions are what the official tools take.
+//! Every prediction must be of an annotated image or question, and there must be one for each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Args;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::bootstrap::Estimate;
+use crate::bootstrap::{Clusters, Drawn, Estimate, RESAMPLES, Resampling, Scores};
 use crate::error::EvalError;
-use crate::item::{Item, Truth};
-use crate::metric::{Figure, Judged, Metric};
-use crate::metrics::vqa::HumanAnswer;
+use crate::metric::evidence::{Evidence, Prediction};
+use crate::metric::measure::{Bench, Frequencies, Measured};
+use crate::metric::{Form, Metric};
+use crate::paired::{Difference, difference};
+use crate::settings::write_whole;
 use crate::table::{Table, with_interval};
+
+mod predictions;
+mod truth;
+mod warnings;
+
+use predictions::predictions;
+use truth::{Truths, truths};
 
 /// What is scored, and how.
 #[derive(Debug, Args)]
 pub struct Score {
-    /// Official file of annotations (JSON).
+    /// Official file of annotations: COCO's captions, VQA's, `VizWiz`'s or `TextVQA`'s answers, MSVD's and
+    /// `MSRVTT`'s questions, `VisDial`'s dialogs or relevance, STAR's questions (JSON), `HatefulMemes`' labels (JSONL), tables
+    /// of iVQA, NExT-QA or `RareAct` (CSV).
     #[arg(long, value_name = "FILE")]
-    annotations: PathBuf,
-    /// Predictions as the official tool takes them (JSON).
+    pub annotations: PathBuf,
+    /// Second right answers of the test split of open-ended NExT-QA (JSON).
     #[arg(long, value_name = "FILE")]
-    predictions: PathBuf,
+    pub more_annotations: Option<PathBuf>,
+    /// Predictions as the official tool takes them (JSON, JSONL, CSV; of `RareAct` .npy).
+    #[arg(long, value_name = "FILE")]
+    pub predictions: PathBuf,
     /// A metric with its rule; repeatable [default: the official ones of the annotations].
     #[arg(long = "metric", value_enum, value_name = "METRIC:RULE")]
-    metrics: Vec<Metric>,
+    pub metrics: Vec<Metric>,
     /// Score the annotations that have a prediction, as the official caption tool does; CIDEr-D of another set
     /// of images is another score.
     #[arg(long)]
-    subset: bool,
+    pub subset: bool,
     /// Writes the credit of each image or question under each metric, one JSON object a line.
     #[arg(long, value_name = "FILE")]
-    samples: Option<PathBuf>,
+    pub samples: Option<PathBuf>,
     /// Prints one JSON object in place of a table.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     /// Seed of the intervals.
     #[arg(long, default_value_t = 0)]
-    seed: u64,
+    pub seed: u64,
+    /// Resamples of the intervals, of images or videos with all that is of them; 0 for none.
+    #[arg(long, default_value_t = RESAMPLES)]
+    pub resamples: usize,
+    /// How CIDEr-D is drawn.
+    #[arg(long, value_enum, default_value = "frozen")]
+    pub frequencies: Frequencies,
+    /// Folder of the `WordNet` 3.0 database, for WUPS [default: `FLAMINGO_WORDNET`, or /usr/share/wordnet].
+    #[arg(long, value_name = "DIR")]
+    pub wordnet: Option<PathBuf>,
 }
 
-/// An annotated image or question with its prediction.
-#[derive(Debug)]
-struct Predicted {
-    item: Item,
-    text: String,
+impl Score {
+    /// The official metrics of two files, without intervals.
+    pub fn of(annotations: PathBuf, predictions: PathBuf) -> Self {
+        Self {
+            annotations,
+            more_annotations: None,
+            predictions,
+            metrics: Vec::new(),
+            subset: false,
+            samples: None,
+            json: false,
+            seed: 0,
+            resamples: 0,
+            frequencies: Frequencies::Frozen,
+            wordnet: None,
+        }
+    }
+}
+
+/// A score with its interval.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// Metric and rule, and the type of questions where it is of one.
+    pub name: String,
+    /// The score.
+    pub estimate: Estimate,
+    /// Against the first rule of its family, by name, where there are more.
+    pub against: Option<(String, Difference)>,
+}
+
+/// What scoring found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The rows of each metric in turn.
+    pub rows: Vec<Row>,
+    /// How many predictions were scored.
+    pub n_predictions: usize,
+    /// What is odd about the predictions.
+    pub warnings: Vec<String>,
+    /// Names of the metrics, with the credit of each item and what the score is made of.
+    credits: Vec<(String, Vec<Value>, Vec<Value>)>,
 }
 
 /// Ids that a message names; of the rest it says how many.
@@ -65,186 +120,227 @@ const NAMED_MAX: usize = 5;
 /// When a file cannot be read or is of no known form, ids do not fit, a metric does not fit the
 /// annotations, or the samples cannot be written.
 pub fn run(score: &Score) -> Result<String, EvalError> {
-    let predicted = predicted(score)?;
-    let judged: Vec<Judged<'_>> = predicted
-        .iter()
-        .map(|one| Judged { item: &one.item, prediction: &one.text, scores: &[] })
-        .collect();
-    let (mut figures, mut credits) = (Vec::new(), Vec::new());
-    for metric in score.metrics_for(&predicted[0].item.truth)? {
-        let found = metric.judge(&judged, score.seed);
-        figures.extend(found.figures);
-        credits.push((metric.name(), found.credits));
+    let scored = scored(score)?;
+    Ok(if score.json { as_json(&scored) } else { as_table(&scored) })
+}
+
+/// Scores the files.
+///
+/// # Errors
+/// As [`run`].
+pub fn scored(score: &Score) -> Result<Scored, EvalError> {
+    let read = |path: &Path| std::fs::read(path).map_err(EvalError::file("read", path));
+    let annotated = read(&score.annotations)?;
+    let mut truths = truths(&score.annotations, &annotated, score.more_annotations.as_deref())?;
+    let metrics = score.metrics_for(truths.form)?;
+    let said = read(&score.predictions)?;
+    let mut warnings = Vec::new();
+    let (items, predictions) = paired(score, &mut truths, &said, &mut warnings)?;
+    warnings.extend(warnings::of(truths.form, &items, &predictions));
+    let clusters =
+        Clusters::of(items.iter().map(|item| item.cluster.as_deref().unwrap_or(&item.id)));
+    let mut bench = Bench {
+        items: &items,
+        predictions: &predictions,
+        answers: &mut truths.answers,
+        clusters: &clusters,
+        frequencies: score.frequencies,
+        wordnet: score.wordnet.as_deref(),
+        path: &score.predictions,
+        captions: None,
+    };
+    let mut measured = Vec::new();
+    for metric in metrics {
+        measured.push(bench.measure(metric)?);
     }
+    let plan = Resampling { clusters: &clusters, seed: score.seed, resamples: score.resamples };
+    let scores: Vec<&Scores<'_>> = measured.iter().map(|one| &*one.scores).collect();
+    let drawn = plan.draw(&scores);
+    let rows = rows(&measured, &drawn);
+    let credits: Vec<(String, Vec<Value>, Vec<Value>)> =
+        measured.into_iter().map(|one| (one.metric.name(), one.credits, one.terms)).collect();
+    let scored = Scored { rows, n_predictions: items.len(), warnings, credits };
     if let Some(path) = &score.samples {
-        write_samples(path, &predicted, &credits)?;
+        write_whole(path, &samples(&items, &predictions, &scored.credits))?;
     }
-    Ok(if score.json { as_json(&figures, judged.len()) } else { as_table(&figures, judged.len()) })
+    Ok(scored)
 }
 
 impl Score {
-    fn metrics_for(&self, truth: &Truth) -> Result<Vec<Metric>, EvalError> {
-        let official = match truth {
-            Truth::Captions(_) => &[Metric::BleuCoco, Metric::RougeCoco, Metric::CiderCoco][..],
-            _ => &[Metric::VqaOfficial],
-        };
-        let metrics = if self.metrics.is_empty() { official } else { &self.metrics };
-        match metrics.iter().find(|metric| !metric.fits(truth)) {
-            None => Ok(metrics.to_vec()),
+    fn metrics_for(&self, form: Form) -> Result<Vec<Metric>, EvalError> {
+        if self.metrics.is_empty() {
+            return Ok(Metric::official(form).to_vec());
+        }
+        let mut metrics = self.metrics.clone();
+        metrics.dedup();
+        match metrics.iter().find(|metric| !metric.is_of(form)) {
+            None => Ok(metrics),
             Some(metric) => {
-                let has = match truth {
-                    Truth::Captions(_) => "captions",
-                    _ => "answers",
-                };
-                let problem = format!("it has {has}, of which there is no {}", metric.name());
+                let problem =
+                    format!("it has {}, of which there is no {}", form.holds(), metric.name());
                 Err(EvalError::Annotations { path: self.annotations.clone(), problem })
             }
         }
     }
 }
 
-/// The annotations in the order of their ids, each with its prediction.
-fn predicted(score: &Score) -> Result<Vec<Predicted>, EvalError> {
-    let mut truths = truths(&score.annotations)?;
-    let mut predicted = Vec::new();
-    let (mut unknown, mut repeated) = (Vec::new(), Vec::new());
-    let mut seen = BTreeSet::new();
-    for (id, prediction) in predictions(&score.predictions)? {
-        if !seen.insert(id.clone()) {
-            repeated.push(id);
-        } else if let Some(truth) = truths.remove(&id) {
-            predicted.push(Predicted { item: item(id, truth), text: prediction });
-        } else {
-            unknown.push(id);
+/// The annotated items in the order of their ids, each with its prediction.
+fn paired<'a>(
+    score: &Score,
+    truths: &mut Truths<'a>,
+    said: &'a [u8],
+    warnings: &mut Vec<String>,
+) -> Result<(Vec<Evidence<'a>>, Vec<Prediction<'a>>), EvalError> {
+    let items = std::mem::take(&mut truths.items);
+    let ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
+    let predictions = predictions(&score.predictions, said, truths.form, &ids)?;
+    let places: HashMap<&str, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+    let mut of_item: Vec<Option<Prediction<'a>>> = vec![None; items.len()];
+    let (mut unknown, mut repeated, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for (id, prediction) in predictions {
+        match places.get(id.as_str()) {
+            Some(at) if of_item[*at].is_none() => of_item[*at] = Some(prediction),
+            Some(_) => repeated.push(id),
+            None if seen.contains(&id) => repeated.push(id),
+            None => {
+                seen.insert(id.clone());
+                unknown.push(id);
+            }
         }
     }
-    let missing = if score.subset { Vec::new() } else { truths.into_keys().collect() };
-    let mut problem = String::new();
-    for (what, ids) in [
-        ("more than one prediction of", repeated),
-        ("predictions of what is not annotated:", unknown),
-        ("no prediction of", missing),
-    ] {
-        if !ids.is_empty() {
-            let (named, n) = (ids[..ids.len().min(NAMED_MAX)].join(", "), ids.len());
-            let more =
-                if n > NAMED_MAX { format!(" and {} more", n - NAMED_MAX) } else { String::new() };
-            let separator = if problem.is_empty() { "" } else { "; " };
-            let _ = write!(problem, "{separator}{what} {named}{more}");
-        }
+    if truths.form == Form::Relevance && !unknown.is_empty() {
+        // Submissions rank all rounds; one of each dialog is annotated.
+        warnings.push(format!("{} rounds without relevance are not scored", unknown.len()));
+        unknown.clear();
     }
-    if problem.is_empty() && predicted.is_empty() {
+    let missing: Vec<String> = if score.subset {
+        Vec::new()
+    } else {
+        let missing = items.iter().zip(&of_item).filter(|(_, prediction)| prediction.is_none());
+        missing.map(|(item, _)| item.id.clone()).collect()
+    };
+    let mut problem = wrong_ids(&[
+        ("more than one prediction of", &repeated),
+        ("predictions of what is not annotated:", &unknown),
+        ("no prediction of", &missing),
+    ]);
+    let mut both: Vec<(Evidence<'a>, Prediction<'a>)> = items
+        .into_iter()
+        .zip(of_item)
+        .filter_map(|(item, prediction)| Some((item, prediction?)))
+        .collect();
+    if problem.is_empty() && both.is_empty() {
         "no predictions".clone_into(&mut problem);
     }
     if !problem.is_empty() {
         return Err(EvalError::Annotations { path: score.predictions.clone(), problem });
     }
-    let place = |one: &Predicted| (one.item.id.len(), one.item.id.clone());
-    predicted.sort_by_cached_key(place);
-    Ok(predicted)
+    both.sort_by(|(a, _), (b, _)| a.id.len().cmp(&b.id.len()).then_with(|| a.id.cmp(&b.id)));
+    Ok(both.into_iter().unzip())
 }
 
-fn item(id: String, truth: Truth) -> Item {
-    Item {
-        medium_id: id.clone(),
-        id,
-        medium: None,
-        fields: BTreeMap::new(),
-        truth,
-        candidates: Arc::default(),
-        category: None,
-    }
+/// What is wrong with which ids.
+fn wrong_ids(groups: &[(&str, &[String])]) -> String {
+    let group = |(what, ids): &(&str, &[String])| {
+        let n = ids.len();
+        let mut named: Vec<&str> = ids.iter().map(String::as_str).collect();
+        named.sort_by_key(|id| (id.len(), *id));
+        named.truncate(NAMED_MAX);
+        let more =
+            if n > NAMED_MAX { format!(" and {} more", n - NAMED_MAX) } else { String::new() };
+        format!("{what} {}{more}", named.join(", "))
+    };
+    let groups = groups.iter().filter(|(_, ids)| !ids.is_empty()).map(group);
+    groups.collect::<Vec<_>>().join("; ")
 }
 
-fn read_json(path: &Path) -> Result<Value, EvalError> {
-    let bytes = std::fs::read(path).map_err(EvalError::file("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|error| EvalError::Annotations {
-        path: path.to_path_buf(),
-        problem: format!("it is not JSON: {error}"),
-    })
-}
-
-/// Keys that name an image or question, in the order in which they are looked for.
-const ID_KEYS: [&str; 3] = ["question_id", "image_id", "image"];
-
-fn id_of(row: &Value) -> Option<String> {
-    let id = ID_KEYS.iter().find_map(|key| row.get(key))?;
-    id.as_str().map(str::to_owned).or_else(|| id.as_i64().map(|id| id.to_string()))
-}
-
-/// What people wrote, by the id of its image or question.
-fn truths(path: &Path) -> Result<BTreeMap<String, Truth>, EvalError> {
-    let refuse = |problem: String| EvalError::Annotations { path: path.to_path_buf(), problem };
-    let file = read_json(path)?;
-    let rows = file.get("annotations").unwrap_or(&file).as_array().filter(|rows| !rows.is_empty());
-    let rows = rows.ok_or_else(|| refuse("it has no list `annotations`".to_owned()))?;
-    let mut truths = BTreeMap::new();
-    for (i, row) in rows.iter().enumerate() {
-        let wrong = |expected: &str| refuse(format!("annotation {i} has no {expected}"));
-        let id = id_of(row).ok_or_else(|| wrong("`question_id`, `image_id` or `image`"))?;
-        if let Some(caption) = row.get("caption").and_then(Value::as_str) {
-            let entry = truths.entry(id).or_insert_with(|| Truth::Captions(Vec::new()));
-            let Truth::Captions(captions) = entry else { return Err(wrong("`answers`")) };
-            captions.push(caption.to_owned());
-        } else {
-            let answers = row.get("answers").ok_or_else(|| wrong("`caption` or `answers`"))?;
-            let answers: Vec<HumanAnswer> = Deserialize::deserialize(answers)
-                .map_err(|error| refuse(format!("annotation {i}: `answers`: {error}")))?;
-            if truths.insert(id, Truth::Answers(answers)).is_some() {
-                return Err(refuse(format!("annotation {i} is of a question that has one")));
-            }
+fn rows(measured: &[Measured], drawn: &[Drawn]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (at, one) in measured.iter().enumerate() {
+        let first = measured.iter().position(|other| other.metric.family() == one.metric.family());
+        let first = first.filter(|first| *first < at);
+        for (i, estimate) in one.estimates(&drawn[at]).into_iter().enumerate() {
+            let Some(estimate) = estimate else { continue };
+            let against = first.and_then(|first| {
+                let difference = difference(&drawn[first], &drawn[at], i)?;
+                Some((measured[first].names.get(i)?.clone(), difference))
+            });
+            rows.push(Row { name: one.names[i].clone(), estimate, against });
         }
     }
-    let n_captioned = truths.values().filter(|truth| matches!(truth, Truth::Captions(_))).count();
-    if n_captioned != 0 && n_captioned != truths.len() {
-        return Err(refuse("it has captions and answers".to_owned()));
-    }
-    Ok(truths)
+    rows
 }
 
-/// Ids and texts, in the order of the file.
-fn predictions(path: &Path) -> Result<Vec<(String, String)>, EvalError> {
-    let refuse = |problem: String| EvalError::Annotations { path: path.to_path_buf(), problem };
-    let file = read_json(path)?;
-    let rows =
-        file.as_array().ok_or_else(|| refuse("it is not a list of predictions".to_owned()))?;
-    let one = |(i, row): (usize, &Value)| {
-        let text = row.get("caption").or_else(|| row.get("answer")).and_then(Value::as_str);
-        let both = id_of(row).zip(text.map(str::to_owned));
-        both.ok_or_else(|| {
-            let ids = ID_KEYS.join("`, `");
-            refuse(format!("prediction {i} lacks an id (`{ids}`) or a text (`caption`, `answer`)"))
-        })
-    };
-    rows.iter().enumerate().map(one).collect()
-}
-
-fn write_samples(
-    path: &Path,
-    predicted: &[Predicted],
-    credits: &[(String, Vec<Value>)],
-) -> Result<(), EvalError> {
+/// A JSON object a line for each item.
+fn samples(
+    items: &[Evidence<'_>],
+    predictions: &[Prediction<'_>],
+    credits: &[(String, Vec<Value>, Vec<Value>)],
+) -> String {
     let mut text = String::new();
-    for (i, one) in predicted.iter().enumerate() {
-        let credit: Map<String, Value> =
-            credits.iter().map(|(name, credit)| (name.clone(), credit[i].clone())).collect();
-        let line = json!({ "id": one.item.id, "prediction": one.text, "credit": credit });
+    for (i, (item, prediction)) in items.iter().zip(predictions).enumerate() {
+        let (mut credit, mut terms) = (Map::new(), Map::new());
+        for (name, credits, of_score) in credits {
+            credit.insert(name.clone(), credits[i].clone());
+            if let Some(term) = of_score.get(i) {
+                terms.insert(name.clone(), term.clone());
+            }
+        }
+        let said = match prediction {
+            Prediction::Text(text) => json!(text),
+            Prediction::Ranking(ranking) => json!(ranking),
+            Prediction::Choice(choice) => json!(choice),
+            // Scores of many classes are in the file of predictions.
+            Prediction::Scores(scores) if scores.len() == 1 => json!(scores[0]),
+            Prediction::Scores(_) => Value::Null,
+        };
+        let mut line = json!({ "id": item.id, "prediction": said, "credit": credit });
+        if let Some(cluster) = &item.cluster {
+            line["cluster"] = json!(cluster);
+        }
+        if !terms.is_empty() {
+            line["terms"] = terms.into();
+        }
         let _ = writeln!(text, "{line}");
     }
-    std::fs::write(path, text).map_err(EvalError::file("write", path))
+    text
 }
 
-fn as_table(figures: &[Figure], n: usize) -> String {
-    let row = |figure: &Figure| vec![figure.name.clone(), with_interval(&figure.estimate)];
-    let headers = vec![format!("{n} predictions"), "value [95 % interval]".to_owned()];
-    Table { headers, rows: figures.iter().map(row).collect() }.to_text()
-}
-
-fn as_json(figures: &[Figure], n: usize) -> String {
-    let one = |figure: &Figure| {
-        let Estimate { value, low, high, stderr } = figure.estimate;
-        (figure.name.clone(), json!({ "value": value, "ci95": [low, high], "stderr": stderr }))
+fn as_table(scored: &Scored) -> String {
+    let has_families = scored.rows.iter().any(|row| row.against.is_some());
+    let row = |figure: &Row| {
+        let mut row = vec![figure.name.clone(), with_interval(&figure.estimate)];
+        if has_families {
+            let against = figure.against.as_ref().map(|(name, difference)| {
+                let Estimate { value, low, high, .. } = difference.difference;
+                format!("{value:+.3} [{low:+.3}, {high:+.3}] {name}")
+            });
+            row.push(against.unwrap_or_default());
+        }
+        row
     };
-    let scores: Map<String, Value> = figures.iter().map(one).collect();
-    format!("{}\n", json!({ "predictions": n, "scores": scores }))
+    let mut headers =
+        vec![format!("{} predictions", scored.n_predictions), "value [95 % interval]".to_owned()];
+    if has_families {
+        headers.push("against".to_owned());
+    }
+    let table = Table { headers, rows: scored.rows.iter().map(row).collect() }.to_text();
+    let warnings = scored.warnings.iter().map(|warning| format!("warning: {warning}\n"));
+    std::iter::once(table).chain(warnings).collect()
+}
+
+fn as_json(scored: &Scored) -> String {
+    let one = |figure: &Row| {
+        let Estimate { value, low, high, stderr } = figure.estimate;
+        let mut entry = json!({ "value": value, "ci95": [low, high], "stderr": stderr });
+        if let Some((name, difference)) = &figure.against {
+            entry["against"] = json!({ "metric": name, "difference": difference.difference,
+                "p": difference.p });
+        }
+        (figure.name.clone(), entry)
+    };
+    let scores: Map<String, Value> = scored.rows.iter().map(one).collect();
+    let json = json!({ "predictions": scored.n_predictions, "scores": scores,
+        "warnings": scored.warnings });
+    format!("{json}\n")
 }

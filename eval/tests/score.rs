@@ -63,12 +63,15 @@ fn ids_that_do_not_fit_are_named() {
     };
     let text = error(&predicted(&[(7, "x"), (7, "y"), (9, "z")]), &[]);
     for part in
-        ["mine.json: more than one prediction of 7", "not annotated: 9", "no prediction of 12, 8"]
+        ["mine.json: more than one prediction of 7", "not annotated: 9", "no prediction of 8, 12"]
     {
         assert!(text.contains(part), "{text}");
     }
     assert!(error(&json!([]), &["--subset"]).contains("no predictions"));
-    assert!(error(&json!([{ "image_id": 7 }]), &[]).contains("prediction 0 lacks an id"));
+    assert!(
+        error(&json!([{ "image_id": 7 }]), &[])
+            .contains("prediction 0: it has no text (`caption`)")
+    );
     assert!(error(&json!({ "7": "x" }), &[]).contains("not a list of predictions"));
     let all = predicted(&[(7, "x"), (8, "y"), (12, "z")]);
     let text = error(&all, &["--metric", "vqa:official"]);

@@ -2,9 +2,7 @@
 //! one reference has, the geometric mean of their precisions, and a brevity penalty on the length of the
 //! corpus against the references' closest lengths. Tiny numbers keep empty counts from being zero.
 
-use std::collections::HashMap;
-
-use super::captions::{Counts, N_MAX, NGram, Vocabulary, WordPair, order};
+use super::captions::{Caption, CaptionSet, Gram, ImageCaptions, N_MAX};
 
 /// Added to n-grams that match.
 const TINY: f64 = 1e-15;
@@ -26,18 +24,18 @@ pub struct BleuCounts {
 
 impl BleuCounts {
     /// Counts one prediction.
-    fn of(prediction: &Counts, references: &[Counts]) -> Self {
-        let mut most: HashMap<NGram, u32> = HashMap::new();
-        for (ngram, count) in references.iter().flatten() {
-            let most = most.entry(*ngram).or_default();
-            *most = (*most).max(*count);
-        }
-        let (words, mut correct) = (n_words(prediction), [0; N_MAX]);
-        for (ngram, count) in prediction {
-            let in_reference = most.get(ngram).copied().unwrap_or_default();
-            correct[order(ngram)] += u64::from(in_reference.min(*count));
-        }
-        let lengths = references.iter().map(n_words);
+    fn of(image: &ImageCaptions) -> Self {
+        let prediction = &image.prediction;
+        let correct = std::array::from_fn(|order| {
+            let clipped = |gram: &Gram| {
+                let counts = image.references.iter().map(|other| other.count(order, gram.number));
+                u64::from(counts.max().unwrap_or_default().min(gram.count))
+            };
+            prediction.grams(order).iter().map(clipped).sum()
+        });
+        let n_words = |caption: &Caption| caption.n_words as u64;
+        let words = n_words(prediction);
+        let lengths = image.references.iter().map(n_words);
         let closest = lengths.min_by_key(|length| (length.abs_diff(words), *length));
         let guessed = std::array::from_fn(|n| words.saturating_sub(n as u64));
         Self { words, reference_words: closest.unwrap_or_default(), guessed, correct }
@@ -49,6 +47,26 @@ impl BleuCounts {
         for n in 0..N_MAX {
             self.guessed[n] += other.guessed[n];
             self.correct[n] += other.correct[n];
+        }
+    }
+
+    /// The counts as numbers that add up, see [`BleuCounts::of_terms`].
+    pub fn terms(&self) -> [f64; 2 + 2 * N_MAX] {
+        let counts = [self.words, self.reference_words].into_iter();
+        let counts = counts.chain(self.guessed).chain(self.correct).map(|count| count as f64);
+        let mut terms = [0.0; 2 + 2 * N_MAX];
+        terms.iter_mut().zip(counts).for_each(|(term, count)| *term = count);
+        terms
+    }
+
+    /// The counts of sums of terms.
+    pub fn of_terms(terms: [f64; 2 + 2 * N_MAX]) -> Self {
+        let count = |at: usize| terms[at] as u64;
+        Self {
+            words: count(0),
+            reference_words: count(1),
+            guessed: std::array::from_fn(|n| count(2 + n)),
+            correct: std::array::from_fn(|n| count(2 + N_MAX + n)),
         }
     }
 
@@ -64,20 +82,9 @@ impl BleuCounts {
     }
 }
 
-fn n_words(counts: &Counts) -> u64 {
-    counts.iter().filter(|(ngram, _)| order(ngram) == 0).map(|(_, count)| u64::from(*count)).sum()
-}
-
 /// The counts of each image; those of the set are their sum, see [`total`].
-pub fn bleu_counts(pairs: &[WordPair]) -> Vec<BleuCounts> {
-    let mut vocabulary = Vocabulary::default();
-    let of_pair = |pair: &WordPair| {
-        let prediction = vocabulary.counts(&pair.prediction);
-        let references = pair.references.iter().map(|words| vocabulary.counts(words));
-        let references: Vec<Counts> = references.collect();
-        BleuCounts::of(&prediction, &references)
-    };
-    pairs.iter().map(of_pair).collect()
+pub fn bleu_counts(set: &CaptionSet) -> Vec<BleuCounts> {
+    set.images.iter().map(BleuCounts::of).collect()
 }
 
 /// The counts of a set of captions.
@@ -90,10 +97,11 @@ pub fn total<'a>(counts: impl IntoIterator<Item = &'a BleuCounts>) -> BleuCounts
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::captions::{CaptionPair, Words};
 
     fn counts(prediction: &str, references: &[&str]) -> BleuCounts {
-        let references = references.iter().map(|words| (*words).to_owned()).collect();
-        bleu_counts(&[WordPair { prediction: prediction.to_owned(), references }])[0]
+        let pair = CaptionPair { prediction, references: references.to_vec() };
+        bleu_counts(&CaptionSet::of(&[pair], Words::WhiteSpace))[0]
     }
 
     #[test]

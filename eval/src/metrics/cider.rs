@@ -5,9 +5,7 @@
 //! lengths, where the "length" is the number of bigrams; n-grams of 1 to 4; times 10. With one
 //! image every weight is ln 1 = 0, and so is the score.
 
-use std::collections::{BTreeSet, HashMap};
-
-use super::captions::{CaptionPair, Counts, N_MAX, NGram, Vocabulary, WordPair, Words, order};
+use super::captions::{Caption, CaptionPair, CaptionSet, Gram, ImageCaptions, N_MAX, Words};
 
 /// Width of the length penalty, in bigrams.
 const SIGMA: f64 = 6.0;
@@ -16,97 +14,183 @@ const SCALE: f64 = 10.0;
 
 /// CIDEr-D of each image; the score of the set is their mean.
 pub fn cider_d(pairs: &[CaptionPair<'_>]) -> Vec<f64> {
-    let words: Vec<WordPair> = pairs.iter().map(|pair| WordPair::of(pair, Words::Ptb)).collect();
-    cider_d_of_words(&words)
+    cider_d_of(&CaptionSet::of(pairs, Words::Ptb))
 }
 
 /// The same of words that are there already.
-pub fn cider_d_of_words(pairs: &[WordPair]) -> Vec<f64> {
-    let mut vocabulary = Vocabulary::default();
-    let mut count = |pair: &WordPair| CountedPair {
-        prediction: vocabulary.counts(&pair.prediction),
-        references: pair.references.iter().map(|words| vocabulary.counts(words)).collect(),
-    };
-    let counted: Vec<CountedPair> = pairs.iter().map(&mut count).collect();
-    let idf = InverseDocumentFrequency::of(&counted);
-    counted.iter().map(|pair| score(pair, &idf)).collect()
+pub fn cider_d_of(set: &CaptionSet) -> Vec<f64> {
+    let mut frequency = DocumentFrequency::none(set.n_grams);
+    for image in &set.images {
+        frequency.add(&distinct_grams(image), 1);
+    }
+    let weights = frequency.squared_weights();
+    set.images.iter().map(|image| ComparedImage::of(image).score(&weights)).collect()
 }
 
-struct CountedPair {
-    prediction: Counts,
-    references: Vec<Counts>,
+/// A set that is scored many times, with other images drawn of it each time.
+pub struct CiderDraws {
+    images: Vec<(ComparedImage, Vec<u32>)>,
+    n_grams: usize,
 }
 
-/// How rare each n-gram is among the images' references.
-struct InverseDocumentFrequency {
-    images: HashMap<NGram, f64>,
-    ln_images: f64,
+impl CiderDraws {
+    /// Compares the captions of a set.
+    pub fn of(set: &CaptionSet) -> Self {
+        let compared = |image: &ImageCaptions| (ComparedImage::of(image), distinct_grams(image));
+        Self { images: set.images.iter().map(compared).collect(), n_grams: set.n_grams }
+    }
+
+    /// CIDEr-D of a set that has each image so many times, all of them counted for the document
+    /// frequencies. None where it has no image.
+    pub fn score(&self, times: impl Fn(usize) -> u32) -> Option<f64> {
+        let mut frequency = DocumentFrequency::none(self.n_grams);
+        let drawn = || self.images.iter().enumerate().filter(|(i, _)| times(*i) > 0);
+        for (i, (_, grams)) in drawn() {
+            frequency.add(grams, times(i));
+        }
+        let weights = frequency.squared_weights();
+        let sum: f64 =
+            drawn().map(|(i, (image, _))| f64::from(times(i)) * image.score(&weights)).sum();
+        (frequency.n_images > 0).then(|| sum / f64::from(frequency.n_images))
+    }
 }
 
-impl InverseDocumentFrequency {
-    fn of(pairs: &[CountedPair]) -> Self {
-        let mut images = HashMap::new();
-        for pair in pairs {
-            let seen: BTreeSet<NGram> = pair.references.iter().flatten().map(|c| c.0).collect();
-            for ngram in seen {
-                *images.entry(ngram).or_insert(0.0) += 1.0;
+/// The n-grams of an image's references, each once.
+fn distinct_grams(image: &ImageCaptions) -> Vec<u32> {
+    let all = image.references.iter().flat_map(|caption| (0..N_MAX).flat_map(|n| caption.grams(n)));
+    let mut numbers: Vec<u32> = all.map(|gram| gram.number).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+/// In the references of how many images each n-gram is.
+struct DocumentFrequency {
+    images: Vec<u32>,
+    n_images: u32,
+}
+
+impl DocumentFrequency {
+    fn none(n_grams: usize) -> Self {
+        Self { images: vec![0; n_grams], n_images: 0 }
+    }
+
+    fn add(&mut self, grams: &[u32], times: u32) {
+        self.n_images += times;
+        for gram in grams {
+            self.images[*gram as usize] += times;
+        }
+    }
+
+    /// Squares of the weights ln(images / images that have it): of what no reference has, ln(images).
+    fn squared_weights(&self) -> Vec<f64> {
+        let ln_images = f64::from(self.n_images).ln();
+        let square = |images: u32| {
+            let weight = ln_images - f64::from(images.max(1)).ln();
+            weight * weight
+        };
+        // Most n-grams are in few images.
+        let few: Vec<f64> = (0..FEW_IMAGES).map(square).collect();
+        let weight =
+            |images: &u32| few.get(*images as usize).copied().unwrap_or_else(|| square(*images));
+        self.images.iter().map(weight).collect()
+    }
+}
+
+/// Counts whose logarithms are kept.
+const FEW_IMAGES: u32 = 4096;
+
+/// An n-gram with the factor of its squared weight in a sum.
+struct Factor {
+    gram: u32,
+    factor: f64,
+}
+
+/// Sums over n-grams of each length.
+struct Factors {
+    factors: Box<[Factor]>,
+    ends: [usize; N_MAX],
+}
+
+impl Factors {
+    /// Factors of the n-grams of a caption: small whole numbers, or none.
+    fn of(caption: &Caption, factor: impl Fn(usize, &Gram) -> f64) -> Self {
+        let mut factors = Vec::new();
+        let ends = std::array::from_fn(|order| {
+            factors.extend(caption.grams(order).iter().filter_map(|gram| {
+                let factor = factor(order, gram);
+                (factor > 0.0).then_some(Factor { gram: gram.number, factor })
+            }));
+            factors.len()
+        });
+        Self { factors: factors.into(), ends }
+    }
+
+    fn sums(&self, weights: &[f64]) -> [f64; N_MAX] {
+        let mut start = 0;
+        self.ends.map(|end| {
+            let terms = self.factors[start..end].iter();
+            start = end;
+            terms.map(|term| term.factor * weights[term.gram as usize]).sum()
+        })
+    }
+}
+
+/// The captions of an image, ready to be scored under any weights.
+struct ComparedImage {
+    prediction: Factors,
+    references: Vec<ComparedReference>,
+}
+
+struct ComparedReference {
+    squares: Factors,
+    /// What it has in common with the prediction, clipped.
+    common: Factors,
+    /// For the difference of lengths.
+    penalty: f64,
+}
+
+impl ComparedImage {
+    fn of(image: &ImageCaptions) -> Self {
+        let squares = |caption| Factors::of(caption, |_, gram| f64::from(gram.count).powi(2));
+        let n_bigrams = |caption: &Caption| caption.n_words.saturating_sub(1) as f64;
+        let compared = |reference| {
+            // min(h w, r w) r w of counts h and r, and the weight w.
+            let common = |order, gram: &Gram| {
+                let theirs = Caption::count(reference, order, gram.number);
+                f64::from(gram.count.min(theirs)) * f64::from(theirs)
+            };
+            let difference = n_bigrams(&image.prediction) - n_bigrams(reference);
+            ComparedReference {
+                squares: squares(reference),
+                common: Factors::of(&image.prediction, common),
+                penalty: (-difference * difference / (2.0 * SIGMA * SIGMA)).exp(),
             }
-        }
-        Self { images, ln_images: (pairs.len() as f64).ln() }
-    }
-
-    fn weight(&self, ngram: &NGram) -> f64 {
-        self.ln_images - self.images.get(ngram).map_or(0.0, |n| n.ln())
-    }
-}
-
-/// A caption as weighted n-grams.
-struct Weighted {
-    weights: Vec<(NGram, f64)>,
-    norms: [f64; N_MAX],
-    bigrams: f64,
-}
-
-impl Weighted {
-    fn of(counts: &Counts, idf: &InverseDocumentFrequency) -> Self {
-        let mut squares = [0.0; N_MAX];
-        let mut bigrams = 0.0;
-        let mut weights = Vec::with_capacity(counts.len());
-        for (ngram, count) in counts {
-            let weight = f64::from(*count) * idf.weight(ngram);
-            squares[order(ngram)] += weight * weight;
-            if order(ngram) == 1 {
-                bigrams += f64::from(*count);
-            }
-            weights.push((*ngram, weight));
-        }
-        Self { weights, norms: squares.map(f64::sqrt), bigrams }
-    }
-}
-
-fn score(pair: &CountedPair, idf: &InverseDocumentFrequency) -> f64 {
-    let prediction = Weighted::of(&pair.prediction, idf);
-    let references = pair.references.iter().map(|counts| Weighted::of(counts, idf));
-    let total: f64 = references.map(|reference| similarity(&prediction, &reference)).sum();
-    SCALE * total / pair.references.len() as f64
-}
-
-/// Mean over n of the clipped cosine, with the length penalty.
-fn similarity(prediction: &Weighted, reference: &Weighted) -> f64 {
-    let mut products = [0.0; N_MAX];
-    for (ngram, weight) in &prediction.weights {
-        if let Ok(at) = reference.weights.binary_search_by(|entry| entry.0.cmp(ngram)) {
-            let theirs = reference.weights[at].1;
-            products[order(ngram)] += weight.min(theirs) * theirs;
+        };
+        Self {
+            prediction: squares(&image.prediction),
+            references: image.references.iter().map(compared).collect(),
         }
     }
-    let difference = prediction.bigrams - reference.bigrams;
-    let penalty = (-difference * difference / (2.0 * SIGMA * SIGMA)).exp();
-    let cosines = (0..N_MAX).map(|n| {
-        let norms = prediction.norms[n] * reference.norms[n];
-        if norms == 0.0 { products[n] } else { products[n] / norms }
-    });
-    penalty * cosines.sum::<f64>() / N_MAX as f64
+
+    fn score(&self, weights: &[f64]) -> f64 {
+        let norms = self.prediction.sums(weights).map(f64::sqrt);
+        let total: f64 =
+            self.references.iter().map(|reference| reference.similarity(&norms, weights)).sum();
+        SCALE * total / self.references.len() as f64
+    }
+}
+
+impl ComparedReference {
+    /// Mean over n of the clipped cosine, with the length penalty.
+    fn similarity(&self, prediction: &[f64; N_MAX], weights: &[f64]) -> f64 {
+        let (squares, products) = (self.squares.sums(weights), self.common.sums(weights));
+        let cosines = (0..N_MAX).map(|n| {
+            let norms = prediction[n] * squares[n].sqrt();
+            if norms == 0.0 { products[n] } else { products[n] / norms }
+        });
+        self.penalty * cosines.sum::<f64>() / N_MAX as f64
+    }
 }
 
 #[cfg(test)]
@@ -160,5 +244,28 @@ mod tests {
     #[test]
     fn references_are_averaged() {
         check(&[("red", &["red", "blue"]), ("x", &["green"])], &[10.0 / 4.0 / 2.0, 0.0]);
+    }
+
+    #[test]
+    fn images_drawn_twice_count_as_two() {
+        let pair = |prediction, references: &[&'static str]| CaptionPair {
+            prediction,
+            references: references.to_vec(),
+        };
+        let pairs = [
+            pair("a red ball", &["the red ball", "a ball"]),
+            pair("two green stars", &["two stars", "green green stars"]),
+            pair("a dog", &["a black dog runs", "the dog"]),
+        ];
+        let draws = CiderDraws::of(&CaptionSet::of(&pairs, Words::Ptb));
+        for times in [[1, 1, 1], [2, 0, 1], [3, 1, 0]] {
+            let drawn = pairs.iter().zip(times);
+            let drawn = drawn.flat_map(|(pair, n)| std::iter::repeat_n(pair.clone(), n as usize));
+            let scores = cider_d(&drawn.collect::<Vec<_>>());
+            let expected = scores.iter().sum::<f64>() / scores.len() as f64;
+            let found = draws.score(|i| times[i]).unwrap();
+            assert!((found - expected).abs() < 1e-12, "{times:?}: {found} against {expected}");
+        }
+        assert_eq!(draws.score(|_| 0), None);
     }
 }

@@ -95,6 +95,9 @@ pub fn mwap(actions: &[Action], times: impl Fn(usize) -> f64) -> Option<f64> {
 ///
 /// # Errors
 /// When a score is not a number.
+///
+/// # Panics
+/// Never: what is ranked are numbers.
 pub fn actions(
     clips: &[Clip],
     score: impl Fn(usize, usize) -> f64,
@@ -147,10 +150,9 @@ impl Group {
         let (has_verb, has_noun) = (clip.verb == verb, clip.noun == noun);
         match (has_verb && has_noun, clip.seen) {
             (true, Seen::Action) => Some(Self::Positive),
-            (true, Seen::Nothing) => Some(Self::Negative),
             (true, Seen::Part) => Some(Self::HardNegative),
             (false, Seen::Action) if has_verb || has_noun => Some(Self::HardNegative),
-            (false, Seen::Action) => Some(Self::Negative),
+            (true, Seen::Nothing) | (false, Seen::Action) => Some(Self::Negative),
             (false, _) => None,
         }
     }

@@ -169,6 +169,8 @@ mod tests {
 
     #[test]
     fn words_are_those_of_nltk() {
-        TOKENS.iter().for_each(|(text, expected)| check(text, expected));
+        for (text, expected) in TOKENS {
+            check(text, expected);
+        }
     }
 }

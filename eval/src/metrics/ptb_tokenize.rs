@@ -10,6 +10,7 @@ mod abbreviations;
 mod rules;
 mod scan;
 
+use rustc_hash::FxHashMap;
 use scan::{Hit, is_space};
 
 /// Tokens that pycocoevalcap drops. The bracket names are absent: the official list has them in
@@ -21,22 +22,100 @@ const PUNCTUATION: [&str; 13] =
 ///
 /// A token may hold a no-break space: the lexer joins phone numbers and mixed fractions with it.
 pub fn ptb_tokens(caption: &str) -> Vec<String> {
-    let chars = unescape(caption);
     let mut tokens = Vec::new();
-    let mut at = 0;
+    PtbTokenizer::default().each_token(caption, |token| tokens.push(token.to_owned()));
+    tokens
+}
+
+/// The tokenizer with what it knows of words that it has met: rules look ahead and never back, so that
+/// letters between spaces, and whatever ends a caption, have the same tokens wherever they stand.
+#[derive(Default)]
+pub struct PtbTokenizer {
+    /// Tokens of letters, with a comma or without, before a space.
+    inner: FxHashMap<String, Box<[String]>>,
+    /// Tokens of the last word of a caption.
+    last: FxHashMap<String, Box<[String]>>,
+}
+
+/// Words that a tokenizer remembers.
+const WORDS_MAX: usize = 1 << 20;
+
+/// Bytes of a word that it remembers.
+const WORD_BYTES_MAX: usize = 32;
+
+impl PtbTokenizer {
+    /// Calls `take` with each token of a caption.
+    pub fn each_token(&mut self, caption: &str, mut take: impl FnMut(&str)) {
+        let is_plain = |byte: u8| byte == b'\n' || (b' '..0x7f).contains(&byte) && byte != b'&';
+        if !caption.bytes().all(is_plain) {
+            lex(&unescape(caption), 0, false, &mut take);
+            return;
+        }
+        // Made when a word needs the rules; of plain captions, characters are bytes.
+        let mut chars = Vec::new();
+        let mut at = 0;
+        while let Some(first) = caption[at..].find(|c| c != ' ' && c != '\n') {
+            at += first;
+            let word = caption[at..].split([' ', '\n']).next().unwrap_or_default();
+            let is_last = at + word.len() == caption.len();
+            let letters = word.strip_suffix(',').unwrap_or(word);
+            let is_known = is_last || letters.bytes().all(|byte| byte.is_ascii_alphabetic());
+            if is_known && word.len() <= WORD_BYTES_MAX {
+                let known = if is_last { &mut self.last } else { &mut self.inner };
+                remembered(known, word, is_last, &mut take);
+                at += word.len();
+            } else {
+                if chars.is_empty() {
+                    chars = caption.chars().collect();
+                }
+                at = lex(&chars, at, true, &mut take);
+            }
+        }
+    }
+}
+
+fn remembered(
+    known: &mut FxHashMap<String, Box<[String]>>,
+    word: &str,
+    is_last: bool,
+    take: &mut impl FnMut(&str),
+) {
+    if let Some(tokens) = known.get(word) {
+        for token in tokens {
+            take(token);
+        }
+        return;
+    }
+    let text: Vec<char> = word.chars().chain((!is_last).then_some(' ')).collect();
+    let mut tokens = Vec::new();
+    lex(&text, 0, false, &mut |token: &str| tokens.push(token.to_owned()));
+    for token in &tokens {
+        take(token);
+    }
+    if known.len() < WORDS_MAX {
+        known.insert(word.to_owned(), tokens.into());
+    }
+}
+
+/// Gives the tokens from `at` on to `take`; with `one_word`, only up to a space that no token takes. Where it
+/// ended comes back.
+fn lex(chars: &[char], mut at: usize, one_word: bool, take: &mut impl FnMut(&str)) -> usize {
     while at < chars.len() {
         if is_space(chars[at]) {
+            if one_word {
+                break;
+            }
             at += 1;
             continue;
         }
         let (length, token) = next_token(&chars[at..]);
         let token = token.to_lowercase();
         if !token.is_empty() && !PUNCTUATION.contains(&token.as_str()) {
-            tokens.push(token);
+            take(&token);
         }
         at += length;
     }
-    tokens
+    at
 }
 
 type Rule = fn(&[char]) -> Option<Hit>;

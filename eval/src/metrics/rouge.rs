@@ -2,22 +2,22 @@
 //! prediction and reference. The best precision and the best recall may be of two references, and the
 //! empty text is one empty word.
 
-use super::captions::WordPair;
+use super::captions::{CaptionSet, ImageCaptions};
 
 /// How much more recall counts than precision.
 const BETA: f64 = 1.2;
 
 /// ROUGE-L of each image; the score of a set is their mean.
-pub fn rouge_l(pairs: &[WordPair]) -> Vec<f64> {
-    pairs.iter().map(rouge_l_of).collect()
+pub fn rouge_l(set: &CaptionSet) -> Vec<f64> {
+    set.images.iter().map(rouge_l_of).collect()
 }
 
-fn rouge_l_of(pair: &WordPair) -> f64 {
-    let prediction: Vec<&str> = pair.prediction.split(' ').collect();
+fn rouge_l_of(image: &ImageCaptions) -> f64 {
+    let prediction = &image.prediction.words;
     let (mut precision, mut recall) = (0.0_f64, 0.0_f64);
-    for reference in &pair.references {
-        let reference: Vec<&str> = reference.split(' ').collect();
-        let common = longest_common(&prediction, &reference) as f64;
+    for reference in &image.references {
+        let reference = &reference.words;
+        let common = longest_common(prediction, reference) as f64;
         precision = precision.max(common / prediction.len() as f64);
         recall = recall.max(common / reference.len() as f64);
     }
@@ -28,7 +28,7 @@ fn rouge_l_of(pair: &WordPair) -> f64 {
 }
 
 /// Length of the longest common subsequence.
-fn longest_common(a: &[&str], b: &[&str]) -> usize {
+fn longest_common(a: &[u32], b: &[u32]) -> usize {
     // Of the words of `a` before the one at hand, with the first words of `b`.
     let mut lengths = vec![0; b.len() + 1];
     for word in a {
@@ -45,17 +45,17 @@ fn longest_common(a: &[&str], b: &[&str]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::captions::{CaptionPair, Words};
 
     fn check(prediction: &str, references: &[&str], expected: f64) {
-        let references = references.iter().map(|words| (*words).to_owned()).collect();
-        let pair = WordPair { prediction: prediction.to_owned(), references };
-        let found = rouge_l_of(&pair);
+        let pair = CaptionPair { prediction, references: references.to_vec() };
+        let found = rouge_l(&CaptionSet::of(&[pair], Words::WhiteSpace))[0];
         assert!((found - expected).abs() < 1e-12, "{found}, not {expected}");
     }
 
     #[test]
     fn subsequences_may_have_gaps_but_keep_their_order() {
-        assert_eq!(longest_common(&["a", "b", "c", "d"], &["b", "x", "d", "a"]), 2);
+        assert_eq!(longest_common(&[1, 2, 3, 4], &[2, 9, 4, 1]), 2);
         check("a b", &["a b"], 1.0);
         check("a b", &["c d"], 0.0);
         check("", &["a"], 0.0);

@@ -5,6 +5,9 @@
 //! a literal text behind them, a flag went into the place of a count, so that 32 full stops go at most, and
 //! a table of contractions has entries that make words worse.
 
+use std::rc::Rc;
+
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 /// What one of the people answered.
@@ -39,41 +42,107 @@ const RIGHT_FROM: f64 = 3.0;
 
 /// Accuracy of a prediction, 0 to 1; 0 where no one answered.
 pub fn vqa_accuracy(rule: VqaRule, prediction: &str, answers: &[HumanAnswer]) -> f64 {
-    let answers = with_answers(answers, on_one_line);
-    let prediction = on_one_line(prediction);
-    let differ = answers.iter().any(|other| other.answer != answers[0].answer);
-    let normalises_all = match rule {
-        VqaRule::Official if !differ => return agreement(rule, &prediction, &answers),
-        VqaRule::Official | VqaRule::OpenFlamingo => true,
-        VqaRule::ByIndex => false,
+    let mut table = AnswerTable::default();
+    let mut person = |it: &HumanAnswer| {
+        table.person(&it.answer, it.answer_confidence.as_deref().unwrap_or_default(), it.answer_id)
     };
-    let answers = if normalises_all { with_answers(&answers, normalised) } else { answers };
-    agreement(rule, &normalised(&prediction), &answers)
+    let people: Vec<Person> = answers.iter().map(&mut person).collect();
+    table.accuracy(rule, prediction, &people)
+}
+
+/// What one of the people answered, with the texts' numbers in an [`AnswerTable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Person {
+    answer: u32,
+    confidence: u32,
+    number: Option<i64>,
+}
+
+/// Texts of many questions, each kept and normalised once.
+#[derive(Debug, Default)]
+pub struct AnswerTable {
+    numbers: FxHashMap<Rc<str>, u32>,
+    texts: Vec<Text>,
+}
+
+#[derive(Debug)]
+struct Text {
+    text: Rc<str>,
+    normalised: Option<u32>,
+}
+
+impl AnswerTable {
+    /// Enters the answer of a person.
+    pub fn person(&mut self, answer: &str, confidence: &str, number: Option<i64>) -> Person {
+        let answer = self.number(&on_one_line(answer));
+        Person { answer, confidence: self.number(confidence), number }
+    }
+
+    /// Accuracy of a prediction, 0 to 1; 0 where no one answered.
+    pub fn accuracy(&mut self, rule: VqaRule, prediction: &str, people: &[Person]) -> f64 {
+        let prediction = self.number(&on_one_line(prediction));
+        let differ = people.iter().any(|other| other.answer != people[0].answer);
+        match rule {
+            VqaRule::Official if !differ => agree(rule, prediction, people),
+            VqaRule::Official | VqaRule::OpenFlamingo => {
+                let normal = |it: &Person| Person { answer: self.normalised(it.answer), ..*it };
+                let people: Vec<Person> = people.iter().map(normal).collect();
+                agree(rule, self.normalised(prediction), &people)
+            }
+            VqaRule::ByIndex => agree(rule, self.normalised(prediction), people),
+        }
+    }
+
+    fn number(&mut self, text: &str) -> u32 {
+        if let Some(number) = self.numbers.get(text) {
+            return *number;
+        }
+        let (number, text) = (self.texts.len() as u32, Rc::<str>::from(text));
+        self.texts.push(Text { text: text.clone(), normalised: None });
+        self.numbers.insert(text, number);
+        number
+    }
+
+    fn normalised(&mut self, number: u32) -> u32 {
+        if let Some(known) = self.texts[number as usize].normalised {
+            return known;
+        }
+        let text = normalised(&self.texts[number as usize].text);
+        let found = self.number(&text);
+        self.texts[number as usize].normalised = Some(found);
+        found
+    }
 }
 
 /// Accuracy of an answer as it stands: each answer of people is left out in turn, and the others that equal
 /// it are counted.
 pub fn agreement(rule: VqaRule, answer: &str, answers: &[HumanAnswer]) -> f64 {
-    let accuracy = |(i, left_out): (usize, &HumanAnswer)| {
-        let is_other = |(j, other): &(usize, &HumanAnswer)| match rule {
+    let mut table = AnswerTable::default();
+    let mut person = |it: &HumanAnswer| Person {
+        answer: table.number(&it.answer),
+        confidence: table.number(it.answer_confidence.as_deref().unwrap_or_default()),
+        number: it.answer_id,
+    };
+    let people: Vec<Person> = answers.iter().map(&mut person).collect();
+    agree(rule, table.number(answer), &people)
+}
+
+fn agree(rule: VqaRule, answer: u32, people: &[Person]) -> f64 {
+    let accuracy = |(i, left_out): (usize, &Person)| {
+        let is_other = |(j, other): &(usize, &Person)| match rule {
             VqaRule::ByIndex => *j != i,
             VqaRule::Official | VqaRule::OpenFlamingo => *other != left_out,
         };
-        let others = answers.iter().enumerate().filter(is_other);
+        let others = people.iter().enumerate().filter(is_other);
         let n_equal = others.filter(|(_, other)| other.answer == answer).count();
         (n_equal as f64 / RIGHT_FROM).min(1.0)
     };
-    let sum: f64 = answers.iter().enumerate().map(accuracy).sum();
-    sum / answers.len().max(1) as f64
+    let sum: f64 = people.iter().enumerate().map(accuracy).sum();
+    sum / people.len().max(1) as f64
 }
 
 fn on_one_line(answer: &str) -> String {
     answer.replace(['\n', '\t'], " ").trim().to_owned()
-}
-
-fn with_answers(answers: &[HumanAnswer], change: impl Fn(&str) -> String) -> Vec<HumanAnswer> {
-    let changed = |it: &HumanAnswer| HumanAnswer { answer: change(&it.answer), ..it.clone() };
-    answers.iter().map(changed).collect()
 }
 
 /// An answer without punctuation and articles, in lower case, numbers up to ten as digits, and

@@ -418,7 +418,8 @@ mod tests {
             for sense in senses {
                 let (word, pointers) = sense.split_once(' ').unwrap_or((sense, "000"));
                 let (letter, at) = (&name[..1], data.len());
-                data += &format!("{at:08} 03 {letter} 01 {word} 0 {pointers} | what it is\n");
+                let line = format!("{at:08} 03 {letter} 01 {word} 0 {pointers} | what it is\n");
+                data.push_str(&line);
                 index.push(format!("{word} {letter} 1 0 1 0 {at:08}\n"));
             }
             index.sort();

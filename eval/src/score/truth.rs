@@ -1,0 +1,442 @@
+//! Files of annotations as they are downloaded, told apart by what they hold.
+//!
+//! Lists are read one row at a time, so that what no metric needs is never kept.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::Path;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, de};
+use serde_json::Value;
+
+use crate::error::EvalError;
+use crate::metric::Form;
+use crate::metric::evidence::{Evidence, Truth};
+use crate::metrics::mwap::{Clip, Seen};
+use crate::metrics::vqa::{AnswerTable, Person};
+
+/// All that a file annotates.
+#[derive(Debug)]
+pub(super) struct Truths<'a> {
+    pub(super) form: Form,
+    pub(super) items: Vec<Evidence<'a>>,
+    /// Texts of the people's answers.
+    pub(super) answers: AnswerTable,
+}
+
+/// Reads the annotations in `bytes`, the content of the file `path`, and second references in `more`.
+pub(super) fn truths<'a>(
+    path: &Path,
+    bytes: &'a [u8],
+    more: Option<&Path>,
+) -> Result<Truths<'a>, EvalError> {
+    let refuse = |problem| EvalError::Annotations { path: path.to_path_buf(), problem };
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let mut truths = match extension.as_str() {
+        "csv" => from_table(bytes),
+        "jsonl" => from_lines(bytes),
+        _ => from_json(bytes),
+    }
+    .map_err(refuse)?;
+    if truths.items.is_empty() {
+        return Err(refuse("it has no annotations".to_owned()));
+    }
+    let mut places = HashMap::new();
+    for (i, item) in truths.items.iter().enumerate() {
+        if places.insert(item.id.as_str(), i).is_some() {
+            return Err(refuse(format!("annotation {i}: `{}` is annotated twice", item.id)));
+        }
+    }
+    if let Some(more) = more {
+        if truths.form != Form::NextOpen {
+            let holds = truths.form.holds();
+            return Err(refuse(format!("it has {holds}, which have no second references")));
+        }
+        add_references(&mut truths.items, more)?;
+    }
+    Ok(truths)
+}
+
+/// A text or whole number that names something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Id(pub(super) String);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IdVisitor;
+        impl Visitor<'_> for IdVisitor {
+            type Value = Id;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a text or a whole number")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Id, E> {
+                Ok(Id(text.to_owned()))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(IdVisitor)
+    }
+}
+
+/// A person's answer: VQA's object, or the text alone.
+#[derive(Deserialize)]
+struct PersonRow<'a> {
+    #[serde(borrow)]
+    answer: Cow<'a, str>,
+    #[serde(borrow, default)]
+    answer_confidence: Option<Cow<'a, str>>,
+    #[serde(default)]
+    answer_id: Option<i64>,
+}
+
+struct PersonAnswer<'a>(PersonRow<'a>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for PersonAnswer<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PersonVisitor;
+        impl<'de> Visitor<'de> for PersonVisitor {
+            type Value = PersonRow<'de>;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a text or an object with `answer`")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<PersonRow<'de>, E> {
+                let answer = Cow::Owned(text.to_owned());
+                Ok(PersonRow { answer, answer_confidence: None, answer_id: None })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<PersonRow<'de>, A::Error> {
+                PersonRow::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_any(PersonVisitor).map(PersonAnswer)
+    }
+}
+
+/// A row of any of the lists.
+#[derive(Deserialize)]
+struct Row<'a> {
+    question_id: Option<Id>,
+    image_id: Option<Id>,
+    #[serde(borrow)]
+    image: Option<Cow<'a, str>>,
+    id: Option<Id>,
+    video_id: Option<Id>,
+    #[serde(borrow)]
+    caption: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    answers: Option<Vec<PersonAnswer<'a>>>,
+    #[serde(borrow)]
+    answer: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    choices: Option<Vec<ChoiceRow<'a>>>,
+    round_id: Option<Id>,
+    gt_relevance: Option<Vec<f64>>,
+    relevance: Option<Vec<f64>>,
+    label: Option<u8>,
+}
+
+#[derive(Deserialize)]
+struct ChoiceRow<'a> {
+    choice_id: i64,
+    #[serde(borrow)]
+    choice: Cow<'a, str>,
+}
+
+/// Puts rows together as they come.
+#[derive(Default)]
+struct Gathered<'a> {
+    form: Option<Form>,
+    items: Vec<Evidence<'a>>,
+    answers: AnswerTable,
+    /// Place of each image of which there are captions.
+    images: HashMap<String, usize>,
+}
+
+impl<'a> Gathered<'a> {
+    fn add(&mut self, row: Row<'a>) -> Result<(), String> {
+        let Some((form, item)) = self.item(row)? else { return Ok(()) };
+        match self.form.replace(form) {
+            Some(other) if other != form => {
+                return Err(format!("it has {}, others have {}", form.holds(), other.holds()));
+            }
+            _ => self.items.push(item),
+        }
+        Ok(())
+    }
+
+    /// The item of a row, unless it joined another one.
+    fn item(&mut self, row: Row<'a>) -> Result<Option<(Form, Evidence<'a>)>, String> {
+        let image = row.image_id.or(row.image.map(|image| Id(image.into_owned())));
+        let question = row.question_id.or(row.id);
+        let missing = |what: &str| format!("it has no {what}");
+        if let Some(caption) = row.caption {
+            let Id(id) = image.ok_or_else(|| missing("`image_id`"))?;
+            if let Some(at) = self.images.get(&id) {
+                let Truth::Captions(captions) = &mut self.items[*at].truth else {
+                    return Err(missing("`answers`"));
+                };
+                captions.push(caption);
+                return Ok(None);
+            }
+            self.images.insert(id.clone(), self.items.len());
+            return Ok(Some((Form::Captions, item(id, None, Truth::Captions(vec![caption])))));
+        }
+        if let Some(relevance) = row.gt_relevance.or(row.relevance) {
+            let Id(image) = image.ok_or_else(|| missing("`image_id`"))?;
+            let Id(round) = row.round_id.ok_or_else(|| missing("`round_id`"))?;
+            let truth = Truth::Relevance(relevance);
+            let id = format!("{image} round {round}");
+            return Ok(Some((Form::Relevance, item(id, Some(image), truth))));
+        }
+        if let Some(people) = row.answers {
+            let cluster = image.clone();
+            let Id(id) = question.or(image).ok_or_else(|| missing("`question_id` or `image`"))?;
+            let people = people.into_iter().map(|person| self.person(person)).collect();
+            let cluster = cluster.map(|Id(image)| image);
+            return Ok(Some((Form::People, item(id, cluster, Truth::People(people)))));
+        }
+        if let Some(answer) = row.answer {
+            let Id(id) = question.ok_or_else(|| missing("`question_id` or `id`"))?;
+            let cluster = row.video_id.or(image).map(|Id(video)| video);
+            let Some(choices) = row.choices else {
+                let truth = Truth::Texts(vec![answer.into_owned()]);
+                return Ok(Some((Form::OneAnswer, item(id, cluster, truth))));
+            };
+            let right = choices.iter().find(|choice| choice.choice == answer);
+            let right = right.ok_or_else(|| format!("`{answer}` is none of its choices"))?;
+            let kind = id.split('_').next().unwrap_or_default().to_owned();
+            let truth = Truth::Choice(right.choice_id);
+            return Ok(Some((Form::Star, Evidence { kind, ..item(id, cluster, truth) })));
+        }
+        if let Some(label) = row.label {
+            let Id(id) = question.ok_or_else(|| missing("`id`"))?;
+            return match label {
+                0 | 1 => Ok(Some((Form::Label, item(id, None, Truth::Label(label == 1))))),
+                _ => Err(format!("`label` is {label}, expected 0 or 1")),
+            };
+        }
+        Err(missing("`caption`, `answers`, `answer`, `gt_relevance` or `label`"))
+    }
+
+    fn person(&mut self, PersonAnswer(row): PersonAnswer<'_>) -> Person {
+        let confidence = row.answer_confidence.unwrap_or_default();
+        self.answers.person(&row.answer, &confidence, row.answer_id)
+    }
+
+    fn truths(self) -> Result<Truths<'a>, String> {
+        let form = self.form.ok_or("it has no list `annotations` that is not empty")?;
+        Ok(Truths { form, items: self.items, answers: self.answers })
+    }
+}
+
+fn item(id: String, cluster: Option<String>, truth: Truth<'_>) -> Evidence<'_> {
+    Evidence { id, cluster, kind: String::new(), truth }
+}
+
+/// Reads a list, or an object with one, row by row; keeps the number of the row at hand.
+struct Reader<'g, 'a> {
+    gathered: &'g mut Gathered<'a>,
+    row: &'g Cell<usize>,
+}
+
+impl<'de: 'a, 'a> DeserializeSeed<'de> for Reader<'_, 'a> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de: 'a, 'a> Visitor<'de> for Reader<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of annotations, or an object with one")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
+        while let Some(row) = rows.next_element::<Row<'a>>()? {
+            self.gathered.add(row).map_err(de::Error::custom)?;
+            self.row.set(self.row.get() + 1);
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while let Some(key) = entries.next_key::<String>()? {
+            match key.as_str() {
+                "annotations" | "data" => entries
+                    .next_value_seed(Reader { gathered: &mut *self.gathered, row: self.row })?,
+                // Of `VisDial`.
+                "dialogs" => {
+                    for dialog in entries.next_value::<Vec<Dialog>>()? {
+                        add_dialog(self.gathered, dialog).map_err(de::Error::custom)?;
+                        self.row.set(self.row.get() + 1);
+                    }
+                }
+                _ => {
+                    entries.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct Dialog {
+    image_id: Id,
+    dialog: Vec<Round>,
+}
+
+#[derive(Deserialize)]
+struct Round {
+    answer_options: Vec<IgnoredAny>,
+    gt_index: usize,
+}
+
+fn add_dialog(gathered: &mut Gathered<'_>, dialog: Dialog) -> Result<(), String> {
+    let Id(image) = dialog.image_id;
+    for (i, round) in dialog.dialog.into_iter().enumerate() {
+        let (right, n) = (round.gt_index, round.answer_options.len());
+        if right >= n {
+            return Err(format!("`gt_index` of round {} is {right} of {n}", i + 1));
+        }
+        let id = format!("{image} round {}", i + 1);
+        gathered.items.push(item(id, Some(image.clone()), Truth::Candidate(right)));
+    }
+    gathered.form = Some(Form::Candidates);
+    Ok(())
+}
+
+fn from_json(bytes: &[u8]) -> Result<Truths<'_>, String> {
+    let mut gathered = Gathered::default();
+    let row = Cell::new(0);
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let read = Reader { gathered: &mut gathered, row: &row }.deserialize(&mut json);
+    read.and_then(|()| json.end()).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => format!("annotation {}: {error}", row.get()),
+        _ => format!("it is not JSON: {error}"),
+    })?;
+    gathered.truths()
+}
+
+fn from_lines(bytes: &[u8]) -> Result<Truths<'_>, String> {
+    let mut gathered = Gathered::default();
+    for (i, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let row: Row<'_> =
+            serde_json::from_slice(line).map_err(|error| format!("line {}: {error}", i + 1))?;
+        gathered.add(row).map_err(|problem| format!("line {}: {problem}", i + 1))?;
+    }
+    gathered.truths()
+}
+
+/// A table with names over its columns.
+fn from_table(bytes: &[u8]) -> Result<Truths<'static>, String> {
+    let mut table = csv::Reader::from_reader(bytes);
+    let names = table.headers().map_err(|error| error.to_string())?.clone();
+    let has = |wanted: &[&str]| wanted.iter().all(|name| names.iter().any(|n| n == *name));
+    let form = if has(&["class_id", "verb", "noun", "annotation"]) {
+        Form::Clips
+    } else if has(&["answer1", "answer5", "video_id"]) {
+        Form::Ivqa
+    } else if has(&["qid", "type", "a0", "a4"]) {
+        Form::NextChoice
+    } else if has(&["video", "qid", "type", "answer"]) {
+        Form::NextOpen
+    } else {
+        let names = names.iter().collect::<Vec<_>>().join(", ");
+        return Err(format!("its columns {names} are those of no known annotations"));
+    };
+    let mut items = Vec::new();
+    for (i, record) in table.records().enumerate() {
+        let record = record.map_err(|error| error.to_string())?;
+        let cell = |name: &str| {
+            let at = names.iter().position(|n| n == name);
+            let value = at.and_then(|at| record.get(at));
+            value.ok_or_else(|| format!("row {}: no `{name}`", i + 1))
+        };
+        let number = |name: &str| {
+            let text = cell(name)?;
+            let number = text.trim().parse::<i64>();
+            number.map_err(|_| format!("row {}: `{name}` is `{text}`, expected a number", i + 1))
+        };
+        items.push(match form {
+            Form::Ivqa => {
+                let answers = ["answer1", "answer2", "answer3", "answer4", "answer5"].map(cell);
+                let answers: Result<Vec<&str>, String> = answers.into_iter().collect();
+                let answers = answers?.into_iter().map(str::to_owned).collect();
+                item(cell("video_id")?.to_owned(), None, Truth::Texts(answers))
+            }
+            Form::Clips => {
+                let seen =
+                    u32::try_from(number("annotation")?).ok().and_then(Seen::from_annotation);
+                let expected = || format!("row {}: `annotation` is not 0 to 4", i + 1);
+                let class = usize::try_from(number("class_id")?);
+                let clip = Clip {
+                    video: cell("video_id")?.to_owned(),
+                    class: class.map_err(|_| format!("row {}: `class_id` is negative", i + 1))?,
+                    verb: cell("verb")?.to_owned(),
+                    noun: cell("noun")?.to_owned(),
+                    seen: seen.ok_or_else(expected)?,
+                };
+                item(cell("id")?.to_owned(), Some(clip.video.clone()), Truth::Clip(clip))
+            }
+            _ => {
+                let truth = if form == Form::NextChoice {
+                    Truth::Choice(number("answer")?)
+                } else {
+                    Truth::Texts(vec![cell("answer")?.to_owned()])
+                };
+                let (video, kind) = (cell("video")?.to_owned(), cell("type")?);
+                // The official tools count the two as one type.
+                let kind = if kind == "TP" { "TN" } else { kind }.to_owned();
+                let id = format!("{video}_{}", cell("qid")?);
+                Evidence { kind, ..item(id, Some(video), truth) }
+            }
+        });
+    }
+    Ok(Truths { form, items, answers: AnswerTable::default() })
+}
+
+/// Adds the second right answers of NExT-OE's test split, an object of videos of questions.
+fn add_references(items: &mut [Evidence<'_>], path: &Path) -> Result<(), EvalError> {
+    let refuse = |problem| EvalError::Annotations { path: path.to_path_buf(), problem };
+    let bytes = std::fs::read(path).map_err(EvalError::file("read", path))?;
+    let mut videos: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_slice(&bytes)
+        .map_err(|error| refuse(format!("it is not an object of videos of questions: {error}")))?;
+    for item in items {
+        let (Some(video), Truth::Texts(texts)) = (&item.cluster, &mut item.truth) else { continue };
+        let Some(questions) = videos.get_mut(video) else { continue };
+        let question = item.id.strip_prefix(video.as_str()).unwrap_or_default();
+        let answer = questions.remove(question.trim_start_matches('_'));
+        match answer {
+            Some(Value::String(answer)) => texts.push(answer),
+            Some(other) => return Err(refuse(format!("`{}` has {other}, not a text", item.id))),
+            None => return Err(refuse(format!("it has its video but not `{}`", item.id))),
+        }
+    }
+    let left: Vec<String> = videos
+        .iter()
+        .flat_map(|(video, questions)| questions.keys().map(move |q| format!("{video}_{q}")))
+        .collect();
+    match left.first() {
+        None => Ok(()),
+        Some(first) => {
+            let n = left.len();
+            Err(refuse(format!(
+                "{n} of its answers are of questions that are not annotated: {first}"
+            )))
+        }
+    }
+}
