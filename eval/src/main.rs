@@ -13,6 +13,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use flamingo_eval::benchmark::SplitChoice;
 use flamingo_eval::command::{Asking, Command, run};
+use flamingo_eval::compare::{self, Compare};
 use flamingo_eval::error::EvalError;
 use flamingo_eval::evaluate::{Control, Options, Part};
 use flamingo_eval::generate::{self, Generate};
@@ -48,6 +49,11 @@ enum Action {
         flamingo-eval score --annotations v2_mscoco_val2014_annotations.json \\\n      \
         --predictions answers.json --metric vqa:official --metric vqa:open-flamingo")]
     Score(Score),
+    /// Compares two runs on the same items: differences with intervals, and which items changed.
+    #[command(after_help = "Examples:\n  \
+        flamingo-eval compare runs/a-scores runs/b-scores\n  \
+        flamingo-eval compare a.jsonl b.jsonl --json")]
+    Compare(Compare),
     /// Writes on after a text with pictures.
     #[command(after_help = "Examples:\n  \
         flamingo-eval generate --model runs/flamingo '<image:cat.jpg>Output:'\n  \
@@ -187,6 +193,7 @@ fn main() -> ExitCode {
         Action::Tasks => tasks(),
         Action::Generate(args) => generate::run(&args),
         Action::Score(args) => score::run(&args),
+        Action::Compare(args) => compare::run(&args),
         Action::Run(args) => match args.checked() {
             Ok(command) => evaluate(&command),
             Err(problem) => Cli::command().error(ErrorKind::ValueValidation, problem).exit(),

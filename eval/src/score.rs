@@ -25,6 +25,7 @@ mod truth;
 mod warnings;
 
 use predictions::predictions;
+pub(crate) use truth::Id;
 use truth::{Truths, truths};
 
 /// What is scored, and how.

@@ -63,7 +63,7 @@ pub(super) fn truths<'a>(
 
 /// A text or whole number that names something.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Id(pub(super) String);
+pub(crate) struct Id(pub(crate) String);
 
 impl<'de> Deserialize<'de> for Id {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -1,0 +1,414 @@
+//! `flamingo-eval compare`: two runs on the same items, from the credits that `score --samples` and `run` wrote.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::bootstrap::{Clusters, RESAMPLES, Resampling, Scores, Sums, ratio};
+use crate::error::EvalError;
+use crate::metrics::bleu::BleuCounts;
+use crate::metrics::roc_auc::{Judged, Thresholds};
+use crate::paired::{Difference, Flips, difference, flips};
+use crate::score::Id;
+use crate::table::Table;
+
+/// What is compared.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// Folder of results with `samples_*.jsonl`, or one such file, of the first run.
+    #[arg(value_name = "A")]
+    pub a: PathBuf,
+    /// The same of the second run.
+    #[arg(value_name = "B")]
+    pub b: PathBuf,
+    /// Prints one JSON object in place of tables.
+    #[arg(long)]
+    pub json: bool,
+    /// Items that changed most, named for each metric, better ones and worse ones.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub changed: usize,
+    /// Seed of the intervals.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Resamples of the intervals.
+    #[arg(long, default_value_t = RESAMPLES)]
+    pub resamples: usize,
+}
+
+/// A line of a file of samples, as far as it is compared.
+#[derive(Debug, Deserialize)]
+struct Line {
+    #[serde(alias = "key")]
+    id: Id,
+    #[serde(default)]
+    cluster: Option<Id>,
+    #[serde(default)]
+    credit: Map<String, Value>,
+    #[serde(default)]
+    terms: Map<String, Value>,
+}
+
+/// The lines of a file, by id.
+type Lines = BTreeMap<String, Line>;
+
+/// Two runs of one task.
+#[derive(Debug, Serialize)]
+struct TaskComparison {
+    /// Name of the file without `samples_`; nothing where two files were given.
+    task: String,
+    /// Items of both.
+    n: usize,
+    only_in_a: Ids,
+    only_in_b: Ids,
+    /// Metrics that only one of both has.
+    metrics_of_one: Vec<String>,
+    metrics: Vec<MetricComparison>,
+}
+
+/// Some ids, of which the first are named.
+#[derive(Debug, Serialize)]
+struct Ids {
+    n: usize,
+    first: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct MetricComparison {
+    metric: String,
+    /// Items with a credit in both.
+    n: usize,
+    #[serde(flatten)]
+    difference: Difference,
+    flips: Flips,
+    most_better: Vec<Change>,
+    most_worse: Vec<Change>,
+}
+
+/// Credit of an item in both.
+#[derive(Debug, Clone, Serialize)]
+struct Change {
+    id: String,
+    a: f64,
+    b: f64,
+}
+
+/// Ids that are named where many are in one run alone.
+const NAMED_MAX: usize = 5;
+
+/// Compares two runs; what is to be printed comes back.
+///
+/// # Errors
+/// When a file cannot be read or holds no credits, or the runs have no item or metric in common.
+pub fn run(compare: &Compare) -> Result<String, EvalError> {
+    let pairs = file_pairs(compare)?;
+    let mut tasks = Vec::new();
+    for (task, a, b) in &pairs.both {
+        tasks.push(compare_files(compare, task, a, b)?);
+    }
+    if compare.json {
+        let [a, b] = [&pairs.only_in_a, &pairs.only_in_b];
+        let json = json!({ "tasks": tasks, "files_only_in_a": a, "files_only_in_b": b });
+        return Ok(format!("{json}\n"));
+    }
+    let mut text: String = tasks.iter().map(as_text).collect();
+    for (which, names) in [("A", &pairs.only_in_a), ("B", &pairs.only_in_b)] {
+        if !names.is_empty() {
+            let _ = writeln!(text, "files only in {which}: {}", names.join(", "));
+        }
+    }
+    Ok(text)
+}
+
+struct FilePairs {
+    /// Task, and its file in either.
+    both: Vec<(String, PathBuf, PathBuf)>,
+    only_in_a: Vec<String>,
+    only_in_b: Vec<String>,
+}
+
+/// The files of two folders by name, or two files.
+fn file_pairs(compare: &Compare) -> Result<FilePairs, EvalError> {
+    let refuse = |path: &Path, problem: &str| EvalError::Annotations {
+        path: path.to_path_buf(),
+        problem: problem.to_owned(),
+    };
+    match (compare.a.is_dir(), compare.b.is_dir()) {
+        (false, false) => {
+            let both = vec![(String::new(), compare.a.clone(), compare.b.clone())];
+            return Ok(FilePairs { both, only_in_a: Vec::new(), only_in_b: Vec::new() });
+        }
+        (true, false) => return Err(refuse(&compare.b, "it is no folder, but the other one is")),
+        (false, true) => return Err(refuse(&compare.a, "it is no folder, but the other one is")),
+        (true, true) => {}
+    }
+    let (of_a, of_b) = (sample_files(&compare.a)?, sample_files(&compare.b)?);
+    let only = |these: &BTreeSet<String>, those: &BTreeSet<String>| {
+        these.difference(those).cloned().collect::<Vec<_>>()
+    };
+    let pair = |name: &String| {
+        let task = name.trim_start_matches("samples_").trim_end_matches(".jsonl").to_owned();
+        (task, compare.a.join(name), compare.b.join(name))
+    };
+    let both: Vec<_> = of_a.intersection(&of_b).map(pair).collect();
+    if both.is_empty() {
+        return Err(refuse(&compare.b, "it has no samples_*.jsonl that the other one has, too"));
+    }
+    Ok(FilePairs { both, only_in_a: only(&of_a, &of_b), only_in_b: only(&of_b, &of_a) })
+}
+
+fn sample_files(folder: &Path) -> Result<BTreeSet<String>, EvalError> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).map_err(EvalError::file("read", folder))? {
+        let name = entry.map_err(EvalError::file("read", folder))?.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("samples_") && name.ends_with(".jsonl") {
+            names.insert(name.into_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn lines(path: &Path) -> Result<Lines, EvalError> {
+    let refuse = |problem| EvalError::Annotations { path: path.to_path_buf(), problem };
+    let bytes = std::fs::read(path).map_err(EvalError::file("read", path))?;
+    let mut lines = Lines::new();
+    for (i, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let wrong = |problem: String| refuse(format!("line {}: {problem}", i + 1));
+        let line: Line =
+            serde_json::from_slice(line).map_err(|error| wrong(format!("no sample: {error}")))?;
+        if line.credit.is_empty() {
+            return Err(wrong(
+                "no `credit`, as `score --samples` and a finished `run` write".into(),
+            ));
+        }
+        let Id(id) = line.id.clone();
+        if lines.insert(id.clone(), line).is_some() {
+            return Err(wrong(format!("`{id}` is there twice")));
+        }
+    }
+    Ok(lines)
+}
+
+fn compare_files(
+    compare: &Compare,
+    task: &str,
+    a: &Path,
+    b: &Path,
+) -> Result<TaskComparison, EvalError> {
+    let (of_a, of_b) = (lines(a)?, lines(b)?);
+    let only = |these: &Lines, those: &Lines| {
+        let ids: Vec<&String> = these.keys().filter(|id| !those.contains_key(*id)).collect();
+        Ids { n: ids.len(), first: ids.into_iter().take(NAMED_MAX).cloned().collect() }
+    };
+    let items: Vec<Pair<'_>> =
+        of_a.iter().filter_map(|(id, a)| Some(Pair { id, a, b: of_b.get(id)? })).collect();
+    if items.is_empty() {
+        let problem = "it has no id that the other file has, too".to_owned();
+        return Err(EvalError::Annotations { path: b.to_path_buf(), problem });
+    }
+    let names = |lines: &Lines| {
+        lines.values().flat_map(|line| line.credit.keys().cloned()).collect::<BTreeSet<_>>()
+    };
+    let (names_a, names_b) = (names(&of_a), names(&of_b));
+    let mut metrics = Vec::new();
+    for metric in names_a.intersection(&names_b) {
+        metrics.extend(compare_metric(compare, metric, &items));
+    }
+    Ok(TaskComparison {
+        task: task.to_owned(),
+        n: items.len(),
+        only_in_a: only(&of_a, &of_b),
+        only_in_b: only(&of_b, &of_a),
+        metrics_of_one: names_a.symmetric_difference(&names_b).cloned().collect(),
+        metrics,
+    })
+}
+
+/// An item in both runs.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    id: &'a str,
+    a: &'a Line,
+    b: &'a Line,
+}
+
+/// The figures of a metric: one, or several where credits are lists.
+fn compare_metric(compare: &Compare, metric: &str, items: &[Pair<'_>]) -> Vec<MetricComparison> {
+    let credit = |line: &Line, at: Option<usize>| {
+        let value = line.credit.get(metric)?;
+        at.map_or_else(|| value.as_f64(), |at| value.get(at)?.as_f64())
+    };
+    let listed =
+        |pair: &Pair<'_>| pair.a.credit.get(metric).and_then(Value::as_array).map(Vec::len);
+    let places: Vec<Option<usize>> = match items.iter().filter_map(listed).max() {
+        None => vec![None],
+        Some(n) => (0..n).map(Some).collect(),
+    };
+    let compared = |at: &Option<usize>| {
+        let has_both =
+            |pair: &&Pair<'_>| credit(pair.a, *at).is_some() && credit(pair.b, *at).is_some();
+        let items: Vec<Pair<'_>> = items.iter().filter(has_both).copied().collect();
+        let both = |pair: &Pair<'_>| {
+            (credit(pair.a, *at).unwrap_or_default(), credit(pair.b, *at).unwrap_or_default())
+        };
+        let credits: Vec<(f64, f64)> = items.iter().map(both).collect();
+        let clusters =
+            Clusters::of(items.iter().map(|pair| {
+                pair.a.cluster.as_ref().map_or(pair.id, |Id(cluster)| cluster.as_str())
+            }));
+        let plan = Resampling {
+            clusters: &clusters,
+            seed: compare.seed,
+            resamples: compare.resamples.max(1),
+        };
+        let score_a = scores(metric, *at, &clusters, &items, Side::A, &credits);
+        let score_b = scores(metric, *at, &clusters, &items, Side::B, &credits);
+        let drawn = plan.draw(&[&*score_a, &*score_b]);
+        let difference = difference(&drawn[0], &drawn[1], 0)?;
+        let name = at.map_or_else(|| metric.to_owned(), |at| list_name(metric, at));
+        let (most_better, most_worse) = most_changed(compare.changed, &items, &credits);
+        let flips = flips(credits.iter().copied());
+        let n = items.len();
+        Some(MetricComparison { metric: name, n, difference, flips, most_better, most_worse })
+    };
+    places.iter().filter_map(compared).collect()
+}
+
+/// Name of one of several figures.
+fn list_name(metric: &str, at: usize) -> String {
+    match metric.split_once(':') {
+        Some(("bleu", rule)) => format!("bleu-{}:{rule}", at + 1),
+        _ if metric == "top-k" => ["top-1", "top-5"].get(at).copied().unwrap_or(metric).to_owned(),
+        _ => format!("{metric}[{at}]"),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    A,
+    B,
+}
+
+/// The corpus score of one side: of what it is made of where the lines say so, else the mean of credits.
+fn scores<'a>(
+    metric: &str,
+    at: Option<usize>,
+    clusters: &'a Clusters,
+    items: &[Pair<'_>],
+    side: Side,
+    credits: &[(f64, f64)],
+) -> Box<Scores<'a>> {
+    let terms = |pair: &Pair<'_>| -> Option<Vec<Value>> {
+        let line = if side == Side::A { pair.a } else { pair.b };
+        line.terms.get(metric)?.as_array().cloned()
+    };
+    let all: Option<Vec<Vec<Value>>> = items.iter().map(terms).collect();
+    if let Some(all) = &all
+        && let (Some(counts), Some(order)) = (bleu_terms(all), at)
+    {
+        let sums = Sums::of(clusters, counts);
+        return Box::new(move |times| {
+            let scores = BleuCounts::of_terms(sums.drawn(times)).scores();
+            vec![scores.get(order).copied()]
+        });
+    }
+    if let Some(judged) = all.as_deref().and_then(judged_terms)
+        && let Some(thresholds) = Thresholds::of(&judged)
+    {
+        return Box::new(move |times| {
+            vec![thresholds.roc_auc(|i| f64::from(times[clusters.of_query(i)]))]
+        });
+    }
+    let credit = |(a, b): &(f64, f64)| [if side == Side::A { *a } else { *b }, 1.0];
+    let sums = Sums::of(clusters, credits.iter().map(credit));
+    Box::new(move |times| vec![ratio(sums.drawn(times))])
+}
+
+fn bleu_terms(all: &[Vec<Value>]) -> Option<Vec<[f64; 10]>> {
+    let one = |terms: &Vec<Value>| {
+        let counts: Option<Vec<f64>> = terms.iter().map(Value::as_f64).collect();
+        counts?.try_into().ok()
+    };
+    all.iter().map(one).collect()
+}
+
+/// Scores with their truths.
+fn judged_terms(all: &[Vec<Value>]) -> Option<Vec<Judged>> {
+    let one = |terms: &Vec<Value>| match terms.as_slice() {
+        [score, truth] => Some((score.as_f64()?, truth.as_bool()?)),
+        _ => None,
+    };
+    all.iter().map(one).collect()
+}
+
+/// The items with most gain, and those with most loss.
+fn most_changed(
+    n: usize,
+    items: &[Pair<'_>],
+    credits: &[(f64, f64)],
+) -> (Vec<Change>, Vec<Change>) {
+    let change =
+        |(pair, (a, b)): (&Pair<'_>, &(f64, f64))| Change { id: pair.id.to_owned(), a: *a, b: *b };
+    let mut changes: Vec<Change> = items.iter().zip(credits).map(change).collect();
+    changes.sort_by(|x, y| (y.b - y.a).total_cmp(&(x.b - x.a)));
+    let better = changes.iter().filter(|change| change.b > change.a).take(n).cloned().collect();
+    let worse = changes.iter().rev().filter(|change| change.b < change.a).take(n).cloned();
+    (better, worse.collect())
+}
+
+fn as_text(task: &TaskComparison) -> String {
+    let name = if task.task.is_empty() { String::new() } else { format!("{}: ", task.task) };
+    let headers = [
+        format!("{name}{} items", task.n),
+        "A".to_owned(),
+        "B".to_owned(),
+        "B - A [95 % interval]".to_owned(),
+        "p".to_owned(),
+        "better".to_owned(),
+        "worse".to_owned(),
+        "sign test p".to_owned(),
+    ];
+    let row = |one: &MetricComparison| {
+        let Difference { a, b, difference, p } = one.difference;
+        vec![
+            one.metric.clone(),
+            format!("{a:.3}"),
+            format!("{b:.3}"),
+            format!("{:+.3} [{:+.3}, {:+.3}]", difference.value, difference.low, difference.high),
+            format!("{p:.3}"),
+            one.flips.better.to_string(),
+            one.flips.worse.to_string(),
+            format!("{:.3}", one.flips.sign_test_p),
+        ]
+    };
+    let rows = task.metrics.iter().map(row).collect();
+    let mut text = Table { headers: headers.to_vec(), rows }.to_text();
+    for one in &task.metrics {
+        for (what, changes) in [("better", &one.most_better), ("worse", &one.most_worse)] {
+            let change =
+                |change: &Change| format!("{} {:.3} -> {:.3}", change.id, change.a, change.b);
+            if !changes.is_empty() {
+                let changes: Vec<String> = changes.iter().map(change).collect();
+                let _ = writeln!(text, "{} most {what}: {}", one.metric, changes.join("; "));
+            }
+        }
+    }
+    for (which, ids) in [("A", &task.only_in_a), ("B", &task.only_in_b)] {
+        if ids.n > 0 {
+            let more = if ids.n > ids.first.len() { ", ..." } else { "" };
+            let (n, first) = (ids.n, ids.first.join(", "));
+            let _ = writeln!(text, "warning: {n} items only in {which}: {first}{more}");
+        }
+    }
+    if !task.metrics_of_one.is_empty() {
+        let _ = writeln!(text, "warning: in one alone: {}", task.metrics_of_one.join(", "));
+    }
+    text
+}
