@@ -21,7 +21,7 @@
 //! examples are shown, by [`draw`] or by [`likeness`], [`prompt`] the layout, [`subject`] a model under test and
 //! [`local_subject`] one of ours from a [`run_folder`] with [`inputs`] from prompts to what it takes, [`evaluate`]
 //! one benchmark, [`command`] all of them, [`controls`] and [`words`] whether it looks, [`seeds`] what the choice
-//! of shots does, [`metric`] metrics by name on [`metrics`] and [`bootstrap`], [`score`] files without a model ([`npy`] among them), [`compare`] two runs, [`paired`] item by item, [`generate`] a text of one's own,
+//! of shots does, [`metric`] metrics by name on [`metrics`] and [`bootstrap`], [`score`] files without a model ([`npy`] among them), [`self_check`] all metrics against the official tools, [`compare`] two runs, [`paired`] item by item, [`generate`] a text of one's own,
 //! [`samples`] and [`settings`] for going on, [`results`], [`table`] and [`report`] for what comes out.
 
 pub mod benchmark;
@@ -51,6 +51,7 @@ pub mod run_folder;
 pub mod samples;
 pub mod score;
 pub mod seeds;
+pub mod self_check;
 pub mod settings;
 pub mod shots;
 pub mod subject;

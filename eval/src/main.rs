@@ -18,6 +18,7 @@ use flamingo_eval::error::EvalError;
 use flamingo_eval::evaluate::{Control, Options, Part};
 use flamingo_eval::generate::{self, Generate};
 use flamingo_eval::score::{self, Score};
+use flamingo_eval::self_check::{self, SelfCheck};
 use flamingo_eval::shots::ShotChoice;
 use flamingo_eval::task_file::TaskFile;
 use flamingo_eval::tasks::TASKS;
@@ -49,6 +50,11 @@ enum Action {
         flamingo-eval score --annotations v2_mscoco_val2014_annotations.json \\\n      \
         --predictions answers.json --metric vqa:official --metric vqa:open-flamingo")]
     Score(Score),
+    /// Compares every metric with values of the official tools; exit code 1 where one differs.
+    #[command(after_help = "Examples:\n  \
+        flamingo-eval self-check\n  \
+        flamingo-eval self-check --data ../shared/data/parity")]
+    SelfCheck(SelfCheck),
     /// Compares two runs on the same items: differences with intervals, and which items changed.
     #[command(after_help = "Examples:\n  \
         flamingo-eval compare runs/a-scores runs/b-scores\n  \
@@ -194,6 +200,13 @@ fn main() -> ExitCode {
         Action::Generate(args) => generate::run(&args),
         Action::Score(args) => score::run(&args),
         Action::Compare(args) => compare::run(&args),
+        Action::SelfCheck(args) => match self_check::run(&args) {
+            Ok(report) if report.has_failed => {
+                print(&report.text);
+                return ExitCode::FAILURE;
+            }
+            report => report.map(|report| report.text),
+        },
         Action::Run(args) => match args.checked() {
             Ok(command) => evaluate(&command),
             Err(problem) => Cli::command().error(ErrorKind::ValueValidation, problem).exit(),

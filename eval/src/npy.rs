@@ -18,13 +18,12 @@ pub struct Table {
 /// Start of every such file.
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// Reads a table of two dimensions.
+/// The table of two dimensions in `bytes`, the content of the file `path`.
 ///
 /// # Errors
-/// When the file cannot be read, or holds something else.
-pub fn read_table(path: &Path) -> Result<Table, EvalError> {
-    let bytes = std::fs::read(path).map_err(EvalError::file("read", path))?;
-    parse(&bytes).map_err(|problem| EvalError::Annotations { path: path.to_path_buf(), problem })
+/// When it holds something else.
+pub fn table(path: &Path, bytes: &[u8]) -> Result<Table, EvalError> {
+    parse(bytes).map_err(|problem| EvalError::Annotations { path: path.to_path_buf(), problem })
 }
 
 fn parse(bytes: &[u8]) -> Result<Table, String> {

@@ -108,8 +108,10 @@ pub struct Scored {
     pub n_predictions: usize,
     /// What is odd about the predictions.
     pub warnings: Vec<String>,
+    /// Ids of the items, in the order of the credits.
+    pub(crate) ids: Vec<String>,
     /// Names of the metrics, with the credit of each item and what the score is made of.
-    credits: Vec<(String, Vec<Value>, Vec<Value>)>,
+    pub(crate) credits: Vec<(String, Vec<Value>, Vec<Value>)>,
 }
 
 /// Ids that a message names; of the rest it says how many.
@@ -131,12 +133,19 @@ pub fn run(score: &Score) -> Result<String, EvalError> {
 /// As [`run`].
 pub fn scored(score: &Score) -> Result<Scored, EvalError> {
     let read = |path: &Path| std::fs::read(path).map_err(EvalError::file("read", path));
-    let annotated = read(&score.annotations)?;
-    let mut truths = truths(&score.annotations, &annotated, score.more_annotations.as_deref())?;
+    scored_bytes(score, &read(&score.annotations)?, &read(&score.predictions)?)
+}
+
+/// Scores the contents of the files of annotations and of predictions.
+pub(crate) fn scored_bytes(
+    score: &Score,
+    annotated: &[u8],
+    said: &[u8],
+) -> Result<Scored, EvalError> {
+    let mut truths = truths(&score.annotations, annotated, score.more_annotations.as_deref())?;
     let metrics = score.metrics_for(truths.form)?;
-    let said = read(&score.predictions)?;
     let mut warnings = Vec::new();
-    let (items, predictions) = paired(score, &mut truths, &said, &mut warnings)?;
+    let (items, predictions) = paired(score, &mut truths, said, &mut warnings)?;
     warnings.extend(warnings::of(truths.form, &items, &predictions));
     let clusters =
         Clusters::of(items.iter().map(|item| item.cluster.as_deref().unwrap_or(&item.id)));
@@ -160,7 +169,8 @@ pub fn scored(score: &Score) -> Result<Scored, EvalError> {
     let rows = rows(&measured, &drawn);
     let credits: Vec<(String, Vec<Value>, Vec<Value>)> =
         measured.into_iter().map(|one| (one.metric.name(), one.credits, one.terms)).collect();
-    let scored = Scored { rows, n_predictions: items.len(), warnings, credits };
+    let ids = items.iter().map(|item| item.id.clone()).collect();
+    let scored = Scored { rows, n_predictions: items.len(), warnings, ids, credits };
     if let Some(path) = &score.samples {
         write_whole(path, &samples(&items, &predictions, &scored.credits))?;
     }

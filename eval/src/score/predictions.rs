@@ -11,7 +11,7 @@ use super::truth::Id;
 use crate::error::EvalError;
 use crate::metric::Form;
 use crate::metric::evidence::Prediction;
-use crate::npy::read_table;
+use crate::npy::table;
 
 /// Reads the predictions in `bytes`, the content of the file `path`, for annotations of a form with these
 /// ids; each with the id of what it is of.
@@ -24,7 +24,7 @@ pub(super) fn predictions<'a>(
     let refuse = |problem| EvalError::Annotations { path: path.to_path_buf(), problem };
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     match extension.as_str() {
-        "npy" => return from_array(path, form, ids),
+        "npy" => return from_array(path, bytes, form, ids),
         "csv" => from_table(bytes, form),
         "jsonl" => from_lines(bytes, form),
         _ if bytes.trim_ascii_start().starts_with(b"{") => from_object(bytes, form),
@@ -232,6 +232,7 @@ fn from_object(bytes: &[u8], form: Form) -> Result<Vec<(String, Prediction<'stat
 /// Scores `[clips, classes]`, in the order of the annotations.
 fn from_array(
     path: &Path,
+    bytes: &[u8],
     form: Form,
     ids: &[&str],
 ) -> Result<Vec<(String, Prediction<'static>)>, EvalError> {
@@ -240,7 +241,7 @@ fn from_array(
         let holds = form.holds();
         return Err(refuse(format!("it is an array, but the annotations are {holds}")));
     }
-    let table = read_table(path)?;
+    let table = table(path, bytes)?;
     if table.rows != ids.len() {
         let (found, expected) = (table.rows, ids.len());
         return Err(refuse(format!("it has {found} rows, the annotations have {expected}")));
