@@ -88,7 +88,7 @@
 //! Modules in reading order. The corpus: `document` (rows as values), `schema` (their columns),
 //! `store` (where it lies), `open_files` (those of a folder), `disk_cache` (pieces of it nearby), `manifest`, `columns` and `shard_writer` (rows to Parquet),
 //! `shard_reader`, `block_cache` and `row_view` (and back), `corpus` (rows by number), `layout` (what others wrote). Examples: [`media_mask`]
-//! (which image a token may see), `tokenizer`, `bpe_ranks`, `decode` (a file to an image), `pixels`, `sample` (a row to an example), `example_check`. Batches:
+//! (which image a token may see), `tokenizer`, `bpe_ranks`, `decode` (a file to an image), `picture` (what it looks like), `pixels`, `sample` (a row to an example), `example_check`. Batches:
 //! `order`, `permutation` and `keyed_random` (order without state), `batch`, `pixel_buffer`, `mixture` (what a step holds),
 //! `read_ahead` (of distant rows), `patience` (with their stores), `loader` (batches made ahead). `feature_cache` keeps what a frozen encoder made of images. For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
 //! `error`.
@@ -116,6 +116,7 @@ mod open_files;
 mod order;
 mod patience;
 mod permutation;
+mod picture;
 mod pixel_buffer;
 mod pixels;
 mod read_ahead;
@@ -146,6 +147,7 @@ pub use manifest::{MANIFEST_FILE, Manifest, ShardEntry};
 pub use media_mask::Attend;
 pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode, Rank};
 pub use order::{EpochOrder, Shuffle, ShuffleQuality};
+pub use picture::{difference_hash, image_hash, image_png};
 pub use pixel_buffer::PixelBuffer;
 pub use pixels::{Augment, Fit, ImageConfig, PixelType, image_bytes, image_pixels};
 pub use row_view::read_row;

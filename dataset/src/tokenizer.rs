@@ -252,6 +252,12 @@ impl Tokenizer {
         self.special_ids[1]
     }
 
+    /// Whether it puts `<BOS>` before a text by itself, as `LLaMA`'s does and GPT-2's does not.
+    pub fn adds_bos(&self) -> bool {
+        let alone = self.bpe.encode_fast("", true);
+        alone.is_ok_and(|alone| alone.get_ids().first() == Some(&self.bos_id()))
+    }
+
     /// Id of `<EOS>`.
     pub fn eos_id(&self) -> u32 {
         self.special_ids[2]

@@ -15,7 +15,7 @@ use crate::draw::{mix, mix_text};
 use crate::error::EvalError;
 use crate::item::Truth;
 use crate::local_subject::{LocalSubject, Reading, Taught};
-use crate::prompt::{ImagePlace, Prompt, Template};
+use crate::prompt::{ImagePlace, Template};
 use crate::samples::Record;
 use crate::words::content_ranges;
 
@@ -106,10 +106,9 @@ impl ReadingControls<'_> {
         let images = [Some(query), Some(other), None];
         let all = self.captions(query).iter().flat_map(|caption| {
             images.map(|image| Taught {
-                prompt: Prompt::encode(
-                    &self.template.query(item, image.map(ImagePlace::Query)),
-                    tokenizer,
-                ),
+                prompt: self
+                    .subject
+                    .prompt(&self.template.query(item, image.map(ImagePlace::Query))),
                 answer: self.template.answer_tokens(caption, tokenizer),
             })
         });
@@ -170,7 +169,7 @@ pub fn longest(controls: &ReadingControls<'_>, n_queries: usize) -> usize {
         let pieces = controls.template.query(item, Some(ImagePlace::Query(query)));
         let answers = controls.captions(query).iter();
         let answers = answers.map(|it| controls.template.answer_tokens(it, tokenizer).len());
-        Prompt::encode(&pieces, tokenizer).tokens.len() + answers.max().unwrap_or_default()
+        controls.subject.prompt(&pieces).tokens.len() + answers.max().unwrap_or_default()
     });
     lengths.max().unwrap_or_default()
 }

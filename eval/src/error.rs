@@ -9,8 +9,10 @@ use flamingo_model::ModelError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
-    /// The folder given as model lacks a part of a run.
-    #[error("{} is not a run folder of flamingo-train: {problem}", path.display())]
+    /// The folder given as model lacks a part of one.
+    #[error(
+        "{} is no run folder of flamingo-train, exported model or OpenFlamingo: {problem}", path.display()
+    )]
     NotARun {
         /// The folder as given.
         path: PathBuf,

@@ -37,10 +37,8 @@ impl LoadedModel {
     /// # Errors
     /// When the folder is neither, a part of the model cannot be read, or the device has no room for it.
     pub fn open(path: &Path, device: Device) -> Result<Self, EvalError> {
-        let folder = RunFolder::open(path)?;
+        let (folder, mut flamingo) = RunFolder::open(path)?;
         let tokenizer = Tokenizer::load(folder.tokenizer())?;
-        let mut flamingo =
-            Flamingo::load(&folder.checkpoint).map_err(EvalError::model(&folder.checkpoint))?;
         let vocabulary = flamingo.config().vocabulary();
         if tokenizer.n_tokens() > vocabulary {
             return Err(EvalError::NotARun {
@@ -111,6 +109,16 @@ impl<'a> LocalSubject<'a> {
         &self.model.tokenizer
     }
 
+    /// Encodes pieces as the model's prompts begin.
+    pub fn prompt(&self, pieces: &[Piece]) -> Prompt {
+        let mut prompt = Prompt::encode(pieces, self.tokenizer());
+        let is_bare = self.model.folder.begins_as_tokenizer() && !self.tokenizer().adds_bos();
+        if is_bare && prompt.tokens.len() > 1 {
+            prompt.tokens.remove(0);
+        }
+        prompt
+    }
+
     /// Tokens that the model can hold.
     pub fn context(&self) -> usize {
         self.model.flamingo.config().language.context
@@ -143,7 +151,7 @@ impl<'a> LocalSubject<'a> {
         tokens_max: usize,
         search: Search,
     ) -> Result<String, EvalError> {
-        let prompt = Prompt::encode(pieces, self.tokenizer());
+        let prompt = self.prompt(pieces);
         Ok(self.generate(&[prompt], tokens_max, search)?.concat())
     }
 
@@ -222,7 +230,7 @@ impl<'a> LocalSubject<'a> {
     }
 
     fn prompts(&self, asked: &[Asked<'_>]) -> Vec<Prompt> {
-        asked.iter().map(|asked| Prompt::encode(&asked.pieces, self.tokenizer())).collect()
+        asked.iter().map(|asked| self.prompt(&asked.pieces)).collect()
     }
 
     fn with_latents(&self, prompts: &[Prompt]) -> Result<Vec<ModelPrompt>, EvalError> {
@@ -297,7 +305,7 @@ impl Subject for LocalSubject<'_> {
     }
 
     fn out_of_context(&self, asked: &Asked<'_>, tokens_max: usize) -> Option<OutOfContext> {
-        let prompt = Prompt::encode(&asked.pieces, self.tokenizer());
+        let prompt = self.prompt(&asked.pieces);
         let answers = self.answer_tokens(&asked.answers, Decoding::ClosedSum);
         let answer = answers.iter().map(Vec::len).max().unwrap_or(tokens_max);
         // The last token of an answer is predicted and never read.

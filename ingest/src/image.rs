@@ -14,7 +14,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use flamingo_dataset::{EncodedImage, sha256_hex};
+use flamingo_dataset::{EncodedImage, difference_hash, sha256_hex};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
@@ -34,9 +34,6 @@ const DECODER_BYTES: u64 = 16 << 20;
 pub(crate) const SIDE_MAX: u32 = 65_500;
 /// Longest side that a WebP can have.
 const WEBP_SIDE_MAX: u32 = 16_383;
-/// Columns and rows of the perceptual hash: each bit compares two cells that lie side by side.
-const HASH_COLUMNS: usize = 9;
-const HASH_ROWS: usize = 8;
 /// Bytes at the start of a file in which a page is recognised.
 const PAGE_WINDOW: usize = 512;
 
@@ -53,7 +50,7 @@ pub struct Picture {
     pub original_size: (u32, u32),
     /// Hex SHA-256 of the stored file.
     pub sha256: String,
-    /// Difference hash, see [`difference_hash`].
+    /// Perceptual hash, see [`difference_hash`].
     pub phash: u64,
 }
 
@@ -120,7 +117,8 @@ fn judge(
         let limit = rules.single_colour_tolerance.into();
         return Err(DropReason::limit("single_colour", span.into(), limit));
     }
-    let phash = difference_hash(&rgb);
+    // Of the picture at its stored size, before a border is added or the middle cut out.
+    let phash = difference_hash(&rgb, rgb.width() as usize, rgb.height() as usize);
 
     let resized = rgb.dimensions();
     let is_turned = orientation != Orientation::NoTransforms;
@@ -363,43 +361,6 @@ fn encode_webp(rgb: &RgbImage, quality: u8) -> Result<Vec<u8>, DropReason> {
     Ok(encoded.to_vec())
 }
 
-/// The 64-bit difference hash (dHash): mean brightness of 9 x 8 cells, one bit for each pair of
-/// neighbours in a row, set where the left one is darker. Row by row, the first bit is the highest.
-/// Integers only, so that every machine gives the same hash. It is taken of the picture at its
-/// stored size, before a border is added or the middle cut out.
-pub fn difference_hash(rgb: &RgbImage) -> u64 {
-    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-    let mut hash = 0;
-    for row in 0..HASH_ROWS {
-        let rows = cell(row, HASH_ROWS, height);
-        let means: [u64; HASH_COLUMNS] = std::array::from_fn(|column| {
-            let columns = cell(column, HASH_COLUMNS, width);
-            let n = (rows.len() * columns.len()) as u64;
-            let bytes = 3 * columns.start..3 * columns.end;
-            let lines = rows.clone().map(|y| &rgb.as_raw()[3 * width * y..][bytes.clone()]);
-            lines.map(brightness).sum::<u64>() / n
-        });
-        for pair in means.windows(2) {
-            hash = hash << 1 | u64::from(pair[0] < pair[1]);
-        }
-    }
-    hash
-}
-
-/// Pixels of one of `n` cells along a side; a side shorter than `n` shares its pixels.
-fn cell(i: usize, n: usize, side: usize) -> std::ops::Range<usize> {
-    let start = i * side / n;
-    start..((i + 1) * side / n).max(start + 1)
-}
-
-/// Sum of the brightness of RGB pixels, ITU-R BT.601, in thousandths.
-fn brightness(pixels: &[u8]) -> u64 {
-    let one = |pixel: &[u8]| {
-        299 * u32::from(pixel[0]) + 587 * u32::from(pixel[1]) + 114 * u32::from(pixel[2])
-    };
-    pixels.chunks_exact(3).map(|pixel| u64::from(one(pixel))).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -605,24 +566,5 @@ mod tests {
         let plain = picture(&bytes, &rules(Resize::KeepRatioLargest));
         assert_eq!((padded.size, plain.size), ((320, 320), (320, 160)));
         assert_eq!((padded.phash, padded.original_size), (plain.phash, (300, 150)));
-    }
-
-    #[test]
-    fn the_hash_survives_shrinking_and_tells_images_apart() {
-        let wave = |k: f32| {
-            RgbImage::from_fn(640, 480, |x, y| {
-                let value = ((x as f32 / 90.0 * k).sin()
-                    + (y as f32 / 70.0 + x as f32 / 210.0).cos()
-                    + 2.0)
-                    * 63.0;
-                image::Rgb([value as u8; 3])
-            })
-        };
-        let hash = difference_hash(&wave(1.0));
-        let distance = |other: &RgbImage| (hash ^ difference_hash(other)).count_ones();
-        assert!(distance(&resize::resize(wave(1.0), (200, 150))) <= 4);
-        assert!(distance(&wave(1.7)) >= 16);
-        assert_eq!(difference_hash(&gradient(900, 800)), u64::MAX);
-        assert_eq!(difference_hash(&gradient(1, 1)), 0);
     }
 }

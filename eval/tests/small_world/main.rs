@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod looking;
+mod models;
 mod rounds;
 mod run;
 mod world;
