@@ -182,7 +182,7 @@ fn bad_input_is_named_in_one_line() {
     let world = World::new();
     let (run, label, out) = (world.path("run"), world.path("label"), world.path("out"));
     let nowhere = world.path("nowhere");
-    check_failure(&mut single(&nowhere, &label, &out), 1, &["nowhere is not a run folder"]);
+    check_failure(&mut single(&nowhere, &label, &out), 1, &["nowhere is no run folder"]);
     check_failure(&mut single(&label, &label, &out), 1, &["label is not a run", "`latest`"]);
     check_failure(&mut single(&run, &run, &out), 1, &["run/support"]);
     let many = &mut single(&run, &label, &out);
