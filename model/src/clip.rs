@@ -11,11 +11,12 @@ use crate::decoder::{Decoder, LanguageConfig, Pass};
 use crate::error::ModelError;
 use crate::layers::Linear;
 use crate::limits::{WIDTH_MAX, check_size};
-use crate::ops::{self, Recompute};
+use crate::ops::{self, BatchEmbeddings, Recompute};
 use crate::params::{Declare, ParamId, Params, Source, Start, Trainable, Training};
 use crate::spare::Spare;
 use crate::tensor::{
-    DeviceError, Gradients, Loss, Matrix, NotRecording, Record, differentiate, value_of,
+    DeviceError, Gradients, Loss, Matrix, NotRecording, Record, Recording, Weight, differentiate,
+    value_of,
 };
 use crate::vision::{Vision, VisionConfig, is_default};
 
@@ -218,6 +219,49 @@ impl Clip {
         })
     }
 
+    /// Embeds pairs that are a part of a batch, to be learned from once the embeddings of the others are there
+    /// by [`EmbeddedPairs::learn`], which adds to `gradients`.
+    ///
+    /// # Errors
+    /// When the pairs do not fit the model.
+    pub fn embed_to_learn(
+        &self,
+        pairs: &Pairs,
+        gradients: Gradients,
+    ) -> Result<EmbeddedPairs, ModelError> {
+        self.check_pairs(pairs)?;
+        let (images, texts) = self.embed(pairs, gradients.into_tape()?)?;
+        let (images, texts) = ops::on_host(images, texts)?;
+        Ok(EmbeddedPairs { images, texts, log_beta: self.params.get(self.log_beta).clone() })
+    }
+
+    /// Embeddings of pairs, as [`loss_of`](Self::loss_of) takes them: of images and of texts, each `[B * E]`.
+    ///
+    /// # Errors
+    /// When the pairs do not fit the model.
+    pub fn embeddings(&self, pairs: &Pairs) -> Result<[Vec<f32>; 2], ModelError> {
+        self.check_pairs(pairs)?;
+        ops::on_pool(|| {
+            let (images, texts) = self.embed(pairs, NotRecording::default())?;
+            Ok([images.to_vec()?, texts.to_vec()?])
+        })
+    }
+
+    /// The two-term loss of embeddings of images and texts, each `[B * E]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn loss_of(
+        &self,
+        [images, texts]: [Vec<f32>; 2],
+        smoothing: f32,
+    ) -> Result<f32, ModelError> {
+        let matrix = |values: Vec<f32>| Matrix::constant(values.into(), self.config.embedding);
+        let images = matrix(images).with(NotRecording::default());
+        let log_beta = self.params.get(self.log_beta);
+        Ok(value_of(&ops::contrastive_loss(images, matrix(texts), log_beta, smoothing)?)?)
+    }
+
     /// The two-term loss.
     ///
     /// # Errors
@@ -233,9 +277,14 @@ impl Clip {
         smoothing: f32,
         tape: T,
     ) -> Result<Loss<T>, DeviceError> {
-        let (texts, tape) = self.texts(&pairs.tokens, pairs.length, &pairs.lengths, tape)?.split();
-        let images = self.images(&pairs.images, tape)?;
+        let (images, texts) = self.embed(pairs, tape)?;
         ops::contrastive_loss(images, texts, self.params.get(self.log_beta), smoothing)
+    }
+
+    /// Images and texts, each `[B, E]`; the tape comes with the images.
+    fn embed<T: Record>(&self, pairs: &Pairs, tape: T) -> Result<(Matrix<T>, Matrix), DeviceError> {
+        let (texts, tape) = self.texts(&pairs.tokens, pairs.length, &pairs.lengths, tape)?.split();
+        Ok((self.images(&pairs.images, tape)?, texts))
     }
 
     /// Images `[B, 3, H, W]` to embeddings of length 1: `[B * E]`.
@@ -325,6 +374,40 @@ impl Clip {
                 expected: format!("1 to {length} tokens"),
             }),
         }
+    }
+}
+
+/// Pairs that are embedded and not yet learned from: the batch has others, elsewhere.
+#[derive(Debug)]
+pub struct EmbeddedPairs {
+    images: Matrix<Recording>,
+    texts: Matrix,
+    log_beta: Weight,
+}
+
+impl EmbeddedPairs {
+    /// Embeddings of images and of texts, each `[b * E]`.
+    pub fn embeddings(&self) -> [&[f32]; 2] {
+        [self.images.values(), self.texts.values()]
+    }
+
+    /// The two-term loss of the whole batch, and the gradients of `scale` times it with regard to these pairs.
+    /// Over all parts of a batch they are its gradients.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// If `all` has not these pairs.
+    pub fn learn(
+        self,
+        all: BatchEmbeddings,
+        smoothing: f32,
+        scale: f32,
+    ) -> Result<(f32, Gradients), ModelError> {
+        let Self { images, texts, log_beta } = self;
+        let loss = ops::contrastive_loss_in(images, texts, all, &log_beta, smoothing)?;
+        Ok(differentiate(loss, scale)?)
     }
 }
 

@@ -97,7 +97,7 @@ mod weights_file;
 
 pub use architecture::{Architecture, Positions, Rotary, RotaryScaling};
 pub use checkpoint::{Snapshot, base_weights, model_folder, read_config, save_variant};
-pub use clip::{Clip, ClipConfig, Pairs, Pool};
+pub use clip::{Clip, ClipConfig, EmbeddedPairs, Pairs, Pool};
 #[cfg(feature = "cuda")]
 pub use cuda::CudaError;
 pub use decoder::LanguageConfig;
@@ -118,7 +118,7 @@ pub use ops::benches as ops_bench;
 #[cfg(all(feature = "cuda", feature = "ops-bench"))]
 #[doc(hidden)]
 pub use ops::benches_cuda as gpu_bench;
-pub use ops::{Activation, AdamStep, Average, Moments, Recompute};
+pub use ops::{Activation, AdamStep, Average, BatchEmbeddings, Moments, Recompute};
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
 pub use presets::{ParameterRow, ParameterTable};

@@ -285,14 +285,19 @@ impl Params {
         Ok(all)
     }
 
-    /// Inner product of two gradients over all trained parameters, in f64. From a GPU they come home one
-    /// parameter at a time.
+    /// Inner product of two gradients over the trained parameters whose names `counts` chooses, in f64. From a
+    /// GPU they come home one parameter at a time.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub fn gradient_dot(&self, a: &mut Gradients, b: &mut Gradients) -> Result<f64, ModelError> {
+    pub fn gradient_dot(
+        &self,
+        a: &mut Gradients,
+        b: &mut Gradients,
+        counts: impl Fn(&str) -> bool,
+    ) -> Result<f64, ModelError> {
         let mut sum = 0.0;
-        for parameter in &*self.list {
+        for parameter in self.list.iter().filter(|parameter| counts(&parameter.name)) {
             let Weight::Trained(weight) = &parameter.weight else { continue };
             #[cfg(feature = "cuda")]
             if let Some(device) = parameter.weight.device() {
@@ -713,7 +718,7 @@ mod tests {
         let mut x = gradients(&[("a", &wave), ("b", &[3.0, -1.0])]);
         let mut y = gradients(&[("a", &wave), ("b", &[0.5, 4.0]), ("c", &[9.0])]);
         let square: f64 = wave.iter().map(|v| f64::from(*v).powi(2)).sum();
-        let found = params.gradient_dot(&mut x, &mut y).unwrap();
+        let found = params.gradient_dot(&mut x, &mut y, |_| true).unwrap();
         assert!((found - (square + 1.5 - 4.0)).abs() < 1e-9, "{found}, {square}");
     }
 }

@@ -27,7 +27,7 @@ use flamingo_model::Gradients;
 use crate::config::BatchesDivide;
 use crate::error::TrainError;
 use crate::extent::Extent;
-use crate::gradient::{LossNormalisation, Objective, StepGradient};
+use crate::gradient::{LossNormalisation, Objective, Step, StepGradient};
 use crate::metrics;
 use crate::stage::Stage;
 
@@ -47,10 +47,9 @@ pub struct Accounting {
 }
 
 /// The step that is looked at, before its update.
-#[derive(Debug)]
 pub struct Mixture<'a> {
-    /// What is minimised.
-    pub objective: &'a Objective,
+    /// What it is made with.
+    pub step: Step<'a>,
     /// The batches of the step.
     pub batches: &'a [Batch],
     /// How much there is of each.
@@ -114,19 +113,17 @@ impl Accounting {
     ///
     /// - `norm`: `|g|`
     /// - `cosine`: of the angle between `g` and the gradient of the mixture
-    /// - `signal`, `noise`: this step's estimates of `|G|^2` and `S`, where rows have losses of their own
+    /// - `signal`, `noise`: this step's estimates of `|G|^2` and `S`, where rows have losses of their own and
+    ///   one rank has them all
     /// - `noise_scale`: in sequences, of running means; none while they do not tell `|G|^2` from 0
     /// - `lambda_advised`: see [`advise`]
     ///
     /// # Errors
-    /// When the device is out of memory: a second gradient is held.
-    pub fn look(
-        &mut self,
-        stage: &dyn Stage,
-        mixture: Mixture,
-    ) -> Result<BTreeMap<String, f64>, TrainError> {
+    /// When the device is out of memory: a second gradient is held; and when another rank cannot be reached.
+    pub fn look(&mut self, mixture: Mixture) -> Result<BTreeMap<String, f64>, TrainError> {
         let mut seen = BTreeMap::new();
-        let Mixture { objective, batches, extents, made, done } = mixture;
+        let Mixture { step, batches, extents, made, done } = mixture;
+        let objective = step.objective;
         if self.every.is_none_or(|every| !done.is_multiple_of(every)) {
             return Ok(seen);
         }
@@ -135,7 +132,7 @@ impl Accounting {
             if !objective.learns_from(batch) {
                 continue;
             }
-            let Look { norm, cosine, noise } = look_at(stage, objective, (batch, extent), made)?;
+            let Look { norm, cosine, noise } = look_at(&step, (batch, extent), made)?;
             let mut see = |measure, value| seen.insert(key(&batch.name, measure), value);
             see("norm", norm);
             see("cosine", cosine);
@@ -195,11 +192,11 @@ fn advise<'a>(
 
 /// Looks at one dataset beside the mixture's gradient.
 fn look_at(
-    stage: &dyn Stage,
-    objective: &Objective,
+    step: &Step,
     (batch, extent): (&Batch, &Extent),
     made: &mut StepGradient,
 ) -> Result<Look, TrainError> {
+    let Step { stage, objective, optimizer, ranks } = *step;
     let factor = objective.factor(batch, extent);
     let add = |parts: &[Cow<Batch>], mut gradients| {
         for part in parts.iter().filter(|part| stage.n_terms(part) > 0) {
@@ -208,7 +205,8 @@ fn look_at(
         }
         Ok::<_, TrainError>(gradients)
     };
-    let halves = halves(stage, objective, batch);
+    let is_alone = ranks.each().is_alone();
+    let halves = is_alone.then(|| halves(stage, objective, batch)).flatten();
     let (mut whole, squares) = match &halves {
         None => {
             let parts: Vec<_> = objective.parts(batch).collect();
@@ -223,16 +221,19 @@ fn look_at(
             (add(&first.parts, half)?, Some([of_first, of_second]))
         }
     };
-    let square = square(stage, &mut whole)?;
     let params = stage.model().params();
-    let dots = params.iter().map(|params| params.gradient_dot(&mut whole, &mut made.gradients));
-    let dot = dots.sum::<Result<f64, _>>().map_err(TrainError::model("run"))?;
+    let norm = ranks.sum_gradients(optimizer, &params, &mut whole)?.all;
+    // Of either gradient each rank has the part that it updates.
+    let counts = |name: &str| optimizer.updates(name);
+    let dots =
+        params.iter().map(|params| params.gradient_dot(&mut whole, &mut made.gradients, counts));
+    let mut dot = [dots.sum::<Result<f64, _>>().map_err(TrainError::model("run"))?];
+    ranks.each().sum(&mut dot)?;
     let noise = halves.as_ref().zip(squares).map(|(halves, squares)| {
         let sizes = halves.each_ref().map(|half| half.size() as f64);
-        Noise::of(square, squares, halves.each_ref().map(|half| half.share), sizes)
+        Noise::of(norm * norm, squares, halves.each_ref().map(|half| half.share), sizes)
     });
-    let norm = square.sqrt();
-    Ok(Look { norm, cosine: dot / (norm * made.norms.all), noise })
+    Ok(Look { norm, cosine: dot[0] / (norm * made.norms.all), noise })
 }
 
 impl Half<'_> {

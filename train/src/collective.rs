@@ -13,6 +13,9 @@ use serde::de::DeserializeOwned;
 use crate::error::TrainError;
 use crate::validation::Measures;
 
+/// Bytes of an f32.
+const VALUE_BYTES: usize = size_of::<f32>();
+
 /// A way for ranks to reach each other.
 pub trait Collective: Debug {
     /// Which rank this is.
@@ -111,6 +114,18 @@ impl dyn Collective + '_ {
         let read =
             |bytes: &Vec<u8>| serde_json::from_slice(bytes).map_err(TrainError::ranks("read"));
         all.iter().map(read).collect()
+    }
+
+    /// The values of all ranks, one after the other in their order, and where those of this rank begin.
+    ///
+    /// # Errors
+    /// When another rank cannot be reached.
+    pub fn gather_floats(&self, values: &[f32]) -> Result<(Vec<f32>, usize), TrainError> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let all = self.gather(&bytes)?;
+        let first = all[..self.rank().index].iter().map(|bytes| bytes.len() / VALUE_BYTES).sum();
+        let values = all.iter().flat_map(|bytes| bytes.as_chunks::<VALUE_BYTES>().0);
+        Ok((values.map(|bytes| f32::from_le_bytes(*bytes)).collect(), first))
     }
 
     /// Sums in f64, in the order of the ranks: the same bits on each of them.

@@ -110,16 +110,6 @@ impl Command {
         Ok(file)
     }
 
-    /// Fails where there are several ranks: `what` is for one, by this reason.
-    pub(crate) fn require_one_rank(
-        &self,
-        what: &'static str,
-        reason: &'static str,
-    ) -> Result<(), TrainError> {
-        let count = self.ranks.rank().count;
-        if count == 1 { Ok(()) } else { Err(TrainError::OneRank { what, count, reason }) }
-    }
-
     /// Sends a model to the device that it is to be trained on.
     pub(crate) fn place(&self, model: &mut impl Trainable) -> Result<Device, TrainError> {
         let device = self.device.open()?;
@@ -132,7 +122,7 @@ impl Command {
         &self,
         file: &ConfigFile<M>,
     ) -> Result<RunFolder, TrainError> {
-        let role = if self.ranks.is_first() { Role::Writes } else { Role::Reads };
+        let role = Role::of(&*self.ranks);
         let folder = RunFolder::check(&self.out, self.start, file, role)?;
         self.ranks.require_same("the config", &file.to_toml())?;
         self.ranks.require_same("the last checkpoint", &folder.step().to_string())?;

@@ -3,14 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::rc::Rc;
 
 use flamingo_dataset::{Batch, CorpusKind, caption_tokens};
 use flamingo_model::{
-    Clip, ClipConfig, Gradients, LanguageConfig, LossTerms, ModelError, Pool, Snapshot, Spare,
-    Trainable, VisionConfig,
+    BatchEmbeddings, Clip, ClipConfig, Gradients, LanguageConfig, LossTerms, ModelError, Pool,
+    Snapshot, Spare, Trainable, VisionConfig,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::collective::Collective;
 use crate::command::{Command, Told};
 use crate::config::BatchesDivide;
 use crate::config_file::ConfigFile;
@@ -102,6 +104,8 @@ struct Contrastive {
     clip: Clip,
     label_smoothing: f32,
     products: ContrastiveProducts,
+    /// Who has the other pairs of a batch.
+    ranks: Rc<dyn Collective>,
 }
 
 /// Trains, or goes on; or says what else was asked for.
@@ -120,7 +124,6 @@ fn attempt(
     file: &ConfigFile<ContrastiveModel>,
     troubles: Vec<Trouble>,
 ) -> Result<Ended, TrainError> {
-    command.require_one_rank("the contrastive stage", "its loss compares all pairs of a batch")?;
     file.require_no_feature_cache()?;
     file.require_nothing_of_flamingo()?;
     file.require_whole_batches()?;
@@ -157,7 +160,8 @@ fn attempt(
     clip.set_recompute(file.config.recompute);
     let device = command.place(&mut clip)?;
     let (products, label_smoothing) = (ContrastiveProducts::of(&clip), model.label_smoothing);
-    let mut stage = Contrastive { clip, label_smoothing, products };
+    let ranks = Rc::clone(&command.ranks);
+    let mut stage = Contrastive { clip, label_smoothing, products, ranks };
     let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
     launch(prepared, &mut stage)
 }
@@ -175,6 +179,13 @@ fn clip_config(model: &ContrastiveModel) -> ClipConfig {
 }
 
 impl Contrastive {
+    /// The embeddings of a batch of which these are this rank's share, each `[b, E]`.
+    fn of_all_ranks(&self, [images, texts]: [&[f32]; 2]) -> Result<BatchEmbeddings, TrainError> {
+        let (images, first) = self.ranks.gather_floats(images)?;
+        let (texts, _) = self.ranks.gather_floats(texts)?;
+        Ok(BatchEmbeddings { images, texts, first: first / self.clip.config().embedding })
+    }
+
     /// Embeddings of all rows, each row once: one may stand in for a corrupt one.
     fn embed(&self, held_out: &HeldOut) -> Result<Embedded, TrainError> {
         let (mut all, mut rows) = (Embedded::default(), BTreeSet::new());
@@ -252,10 +263,16 @@ impl Stage for Contrastive {
         Ok(measures)
     }
 
+    /// Of the pairs of all ranks: each is compared with all others of its batch.
     fn loss(&self, batch: &Batch) -> Result<f32, TrainError> {
-        self.clip
-            .contrastive_loss(&inputs::pairs(batch)?, self.label_smoothing)
-            .map_err(TrainError::model("run"))
+        let (pairs, smoothing) = (inputs::pairs(batch)?, self.label_smoothing);
+        let run = TrainError::model;
+        if self.ranks.is_alone() {
+            return self.clip.contrastive_loss(&pairs, smoothing).map_err(run("run"));
+        }
+        let [images, texts] = self.clip.embeddings(&pairs).map_err(run("run"))?;
+        let all = self.of_all_ranks([&images, &texts])?;
+        self.clip.loss_of([all.images, all.texts], smoothing).map_err(run("run"))
     }
 
     fn step(
@@ -265,8 +282,17 @@ impl Stage for Contrastive {
         gradients: Gradients,
     ) -> Result<(LossTerms, Gradients), TrainError> {
         let (pairs, smoothing) = (inputs::pairs(batch)?, self.label_smoothing);
-        let step = self.clip.contrastive_step(&pairs, smoothing, weight, gradients);
-        let (nll, gradients) = step.map_err(TrainError::model("run"))?;
+        let run = TrainError::model;
+        let (nll, gradients) = if self.ranks.is_alone() {
+            let step = self.clip.contrastive_step(&pairs, smoothing, weight, gradients);
+            step.map_err(run("run"))?
+        } else {
+            let embedded = self.clip.embed_to_learn(&pairs, gradients).map_err(run("run"))?;
+            let all = self.of_all_ranks(embedded.embeddings())?;
+            // The weight is that of this rank's share, and the loss that of all.
+            let weight = weight * self.ranks.rank().count as f32;
+            embedded.learn(all, smoothing, weight).map_err(run("run"))?
+        };
         Ok((LossTerms { nll, z: None }, gradients))
     }
 

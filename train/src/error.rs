@@ -349,16 +349,6 @@ pub enum TrainError {
         /// The ranks that differ from the first.
         ranks: String,
     },
-    /// What one rank alone can do.
-    #[error("{what} runs on 1 rank, not {count}: {reason}")]
-    OneRank {
-        /// What it is.
-        what: &'static str,
-        /// How many were started.
-        count: usize,
-        /// Why.
-        reason: &'static str,
-    },
     /// Another rank cannot be reached, or does not speak as this one.
     #[error("cannot {action} other ranks")]
     Ranks {
@@ -417,7 +407,6 @@ impl TrainError {
             | Self::NoMpiLauncher { .. }
             | Self::NoMaster
             | Self::MpiDiffers { .. }
-            | Self::OneRank { .. }
             | Self::Device(_) => 2,
             // As of a process that the signal ended: a script does not go on.
             Self::Interrupted { .. } => 130,

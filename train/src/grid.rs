@@ -107,7 +107,7 @@ pub(crate) fn run<M: DeserializeOwned + Serialize>(
     let Some(grid) = &file.config.grid else {
         return train(command, &file).map(Ended::into_told);
     };
-    command.require_one_rank("a grid", "each of its points is a run")?;
+    let ranks = &*command.ranks;
     let points = points(command, &file, grid)?;
     if command.purpose == Purpose::DryRun {
         return told(&points, train);
@@ -120,16 +120,28 @@ pub(crate) fn run<M: DeserializeOwned + Serialize>(
     }
     // What is wrong with any of them is said before the first one is run.
     points.iter().try_for_each(|point| point.status().map(|_| ()))?;
+    // No rank makes what another one looks for and must not find.
+    ranks.barrier()?;
+    let say = |text: String| {
+        if ranks.is_first() {
+            eprintln!("{text}");
+        }
+    };
+    let summarise = |errors: &BTreeMap<String, String>| {
+        if ranks.is_first() { write_summary(&command.out, &points, errors) } else { Ok(()) }
+    };
     let mut errors = BTreeMap::new();
     for (number, point) in (1..).zip(&points) {
         let name = &point.name;
         if point.is_over()? {
-            eprintln!("{name} ({number} of {}): is done", points.len());
+            say(format!("{name} ({number} of {}): is done", points.len()));
             continue;
         }
-        eprintln!("{name} ({number} of {})", points.len());
+        say(format!("{name} ({number} of {})", points.len()));
         let ended = train(&point.command, &point.file);
         let goes_on = match &ended {
+            // What one rank alone fails with, the others do not know of.
+            Err(error) if !ranks.is_alone() => matches!(error, TrainError::Trouble { .. }),
             // What the first one cannot even begin with, all lack.
             Err(_) if number == 1 && !point.command.out.exists() => false,
             Err(error) => error.is_of_one_run(),
@@ -138,17 +150,18 @@ pub(crate) fn run<M: DeserializeOwned + Serialize>(
         if let Err(error) = &ended
             && goes_on
         {
-            eprintln!("error: {name}: {}", error.one_line());
+            say(format!("error: {name}: {}", error.one_line()));
             errors.insert(name.clone(), error.one_line());
         }
         if goes_on || command.out.exists() {
-            write_summary(&command.out, &points, &errors)?;
+            summarise(&errors)?;
         }
         if !goes_on {
             return ended.map(Ended::into_told);
         }
     }
-    write_summary(&command.out, &points, &errors)?;
+    summarise(&errors)?;
+    ranks.barrier()?;
     match errors.len() {
         0 => Ok(Told { text: String::new(), is_right: true }),
         failed => {
@@ -245,7 +258,8 @@ impl<M: DeserializeOwned + Serialize> Point<M> {
         if self.command.start == Start::New && !self.command.out.exists() {
             return Ok(None);
         }
-        let folder = RunFolder::check(&self.command.out, Start::Resume, &self.file, Role::Writes)?;
+        let role = Role::of(&*self.command.ranks);
+        let folder = RunFolder::check(&self.command.out, Start::Resume, &self.file, role)?;
         Ok(folder.checkpoint.map(|checkpoint| checkpoint.state))
     }
 

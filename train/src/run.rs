@@ -136,8 +136,9 @@ impl Run<'_> {
     ) -> Result<BTreeMap<String, f64>, TrainError> {
         let done = self.done;
         let mut seen = self.looks.look(&self.step(), batches, made, done)?;
-        let mixture = Mixture { objective: &self.objective, batches, extents, made, done };
-        seen.extend(self.accounting.look(self.stage, mixture)?);
+        let Self { stage, objective, optimizer, ranks, accounting, .. } = self;
+        let step = Step { stage: &**stage, objective, optimizer, ranks };
+        seen.extend(accounting.look(Mixture { step, batches, extents, made, done })?);
         Ok(seen)
     }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::checkpoint::{self, Checkpoint};
+use crate::collective::Collective;
 use crate::config_file::{ConfigFile, parse_error};
 use crate::difference::first_difference;
 use crate::error::TrainError;
@@ -137,6 +138,13 @@ pub enum Role {
     Writes,
     /// Another rank does.
     Reads,
+}
+
+impl Role {
+    /// That of a rank.
+    pub fn of(ranks: &dyn Collective) -> Self {
+        if ranks.is_first() { Self::Writes } else { Self::Reads }
+    }
 }
 
 /// A run folder that may be used.

@@ -185,13 +185,8 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     /// as it is to be.
     ///
     /// # Errors
-    /// When a batch cannot, or `accounting_every` is given where there are several ranks.
+    /// When a batch cannot.
     pub fn require_ranks(&self, n_ranks: usize) -> Result<(), TrainError> {
-        if let Some(every) = self.config.accounting_every.filter(|_| n_ranks > 1) {
-            let expected =
-                format!("nothing on {n_ranks} ranks: one has the gradient of a part alone");
-            self.require(false, "accounting_every", &every, &expected)?;
-        }
         self.config.data.iter().try_for_each(|entry| {
             let key = format!("data.{}.batch", entry.name);
             let expected = match entry.micro_batches {

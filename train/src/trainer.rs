@@ -87,7 +87,10 @@ pub fn train(mut run: Run) -> Result<Ended, TrainError> {
 /// Opens what the run writes, says where it begins, and makes sure that all ranks begin with the same weights.
 fn begin(run: &mut Run) -> Result<Outputs, TrainError> {
     let mut outputs = Outputs::open(run)?;
-    run.accounting.recall(&run.folder.path)?;
+    if run.ranks.each().is_first() {
+        // The others know no metrics that are theirs to read; what is made of these is logged by the first.
+        run.accounting.recall(&run.folder.path)?;
+    }
     outputs.note_start(run);
     run.frozen_sha256 = run.stage.frozen_sha256();
     outputs.note_frozen("start", run.frozen_sha256.as_deref());

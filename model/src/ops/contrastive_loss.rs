@@ -5,6 +5,17 @@ use super::wide::wide;
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Loss, Matrix, Record, Weight, record_loss};
 
+/// Embeddings of a batch of which some pairs were embedded here, and the others elsewhere.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchEmbeddings {
+    /// Of all images, `[B, E]`.
+    pub images: Vec<f32>,
+    /// Of all texts, `[B, E]`.
+    pub texts: Vec<f32>,
+    /// The place of the first pair that was embedded here; the others of these follow it.
+    pub first: usize,
+}
+
 /// Text-to-image plus image-to-text, each the mean cross-entropy of `exp(log_beta) * cosine`.
 ///
 /// `images`, `texts` `[B, E]`: row i of each belong together. They are normalised here. `smoothing`
@@ -18,18 +29,55 @@ pub(crate) fn contrastive_loss<T: Record>(
     log_beta: &Weight,
     smoothing: f32,
 ) -> Result<Loss<T>, DeviceError> {
-    // Its matrices have as many rows as there are pairs: little work, which the processor does.
+    let (images, texts) = on_host(images, texts)?;
+    let (all_images, all_texts) = (images.values().to_vec(), texts.values().to_vec());
+    let all = BatchEmbeddings { images: all_images, texts: all_texts, first: 0 };
+    contrastive_loss_in(images, texts, all, log_beta, smoothing)
+}
+
+/// Embeddings where the loss is made: its matrices have as many rows as there are pairs, little work, which
+/// the processor does.
+///
+/// # Errors
+/// When the device fails.
+#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
+pub(crate) fn on_host<T: Record>(
+    images: Matrix<T>,
+    texts: Matrix,
+) -> Result<(Matrix<T>, Matrix), DeviceError> {
     #[cfg(feature = "cuda")]
     let (images, texts) = {
         let (images, tape) = images.split();
         let (texts, tape) = crate::tensor::to_host(texts.with(tape))?.split();
         (crate::tensor::to_host(images.with(tape))?, texts)
     };
+    Ok((images, texts))
+}
+
+/// The loss of the pairs of `all`, of which `images` and `texts` `[b, E]` are those that were embedded here and
+/// get their gradients. The temperature gets `b / B` of its gradient: over all shares of a batch these are
+/// the whole.
+///
+/// # Errors
+/// When the device fails.
+///
+/// # Panics
+/// If there are fewer rows in `all` than were embedded here.
+pub(crate) fn contrastive_loss_in<T: Record>(
+    images: Matrix<T>,
+    texts: Matrix,
+    all: BatchEmbeddings,
+    log_beta: &Weight,
+    smoothing: f32,
+) -> Result<Loss<T>, DeviceError> {
     let (images, tape) = images.split();
-    let (n, width) = (images.rows(), images.width());
+    let (own, width) = (images.rows(), images.width());
+    let BatchEmbeddings { images: all_images, texts: all_texts, first } = all;
+    let n = all_images.len() / width;
+    assert!(first + own <= n && all_texts.len() == all_images.len());
     let beta = log_beta.values()[0].exp();
-    let (image_unit, image_norm) = unit_rows(images.values(), width);
-    let (text_unit, text_norm) = unit_rows(texts.values(), width);
+    let (image_unit, image_norm) = unit_rows(&all_images, width);
+    let (text_unit, text_norm) = unit_rows(&all_texts, width);
 
     let mut cosine = vec![0.0; n * n];
     let (i, t) = (View::rows(&image_unit, width), View::rows(&text_unit, width));
@@ -43,16 +91,18 @@ pub(crate) fn contrastive_loss<T: Record>(
     record_loss(loss as f32, tape, move |grad_out, store| {
         let dot: f64 =
             gradient.iter().zip(&cosine).map(|(g, c)| f64::from(*g) * f64::from(*c)).sum();
-        log_beta.accumulate(store, |sum| sum[0] += grad_out * beta * dot as f32)?;
+        let share = own as f32 / n as f32;
+        log_beta.accumulate(store, |sum| sum[0] += grad_out * beta * dot as f32 * share)?;
         let g = View::rows(&gradient, n);
+        let (rows, values) = (first..first + own, first * width..(first + own) * width);
         for (x, g, other, unit, norm) in [
-            (&images, g, &text_unit, &image_unit, &image_norm),
-            (&texts, g.t(), &image_unit, &text_unit, &text_norm),
+            (&images, g.at(first, 0), &text_unit, &image_unit, &image_norm),
+            (&texts, g.at(0, first).t(), &image_unit, &text_unit, &text_norm),
         ] {
-            let mut grad = Buffer::unset(n * width);
+            let mut grad = Buffer::unset(own * width);
             let other = View::rows(other, width);
-            matmul(n, n, width, grad_out * beta, g, other, Target::rows(&mut grad, width));
-            unit_rows_backward(&mut grad, unit, norm, width);
+            matmul(own, n, width, grad_out * beta, g, other, Target::rows(&mut grad, width));
+            unit_rows_backward(&mut grad, &unit[values.clone()], &norm[rows.clone()], width);
             x.give_gradient(store, grad)?;
         }
         Ok(())
@@ -127,6 +177,42 @@ mod tests {
     use super::*;
     use crate::ops::gradient_check::pseudo_random;
     use crate::tensor::{NotRecording, Recording, differentiate, value_of};
+
+    /// The loss of the pairs from `first` on, of a batch of six, and all gradients: of images, of texts, of the
+    /// temperature.
+    fn shared(first: usize, own: usize) -> (f32, [Vec<f32>; 3]) {
+        let (images, texts) = (pseudo_random(24, 3), pseudo_random(24, 4));
+        let values = 4 * first..4 * (first + own);
+        let of = |all: &[f32]| Matrix::variable(all[values.clone()].to_vec().into(), 4).unwrap();
+        let (i, t) = (of(&images), of(&texts));
+        let log_beta = Weight::trained(vec![0.9]).unwrap();
+        let all = BatchEmbeddings { images, texts, first };
+        let traced = i.clone().with(Recording::default());
+        let loss = contrastive_loss_in(traced, t.clone(), all, &log_beta, 0.1).unwrap();
+        let (loss, mut grads) = differentiate(loss, 1.0).unwrap();
+        let [i, t] = [i, t].map(|x| x.take_gradient(&mut grads.0).unwrap().unwrap().to_vec());
+        let mut beta = Vec::new();
+        log_beta.accumulate(&mut grads.0, |g| beta = g.to_vec()).unwrap();
+        (loss, [i, t, beta])
+    }
+
+    #[test]
+    fn shares_of_a_batch_have_its_loss_and_together_its_gradients() {
+        let (whole, [images, texts, beta]) = shared(0, 6);
+        let parts = [(0, 1), (1, 3), (4, 2)].map(|(first, own)| shared(first, own));
+        let joined = |which: usize| parts.iter().flat_map(move |(_, all)| all[which].clone());
+        for (name, found, expected) in [
+            ("images", joined(0).collect(), images),
+            ("texts", joined(1).collect::<Vec<f32>>(), texts),
+            ("temperature", vec![joined(2).sum()], beta),
+        ] {
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-6, "{name}: {found}, whole {expected}");
+            }
+        }
+        assert!(parts.iter().all(|(loss, _)| loss.to_bits() == whole.to_bits()));
+    }
 
     #[test]
     fn gradients_equal_finite_differences() {

@@ -20,7 +20,11 @@ fn on_ranks(n: usize, command: &Command) -> Command {
 }
 
 fn train(world: &World, n: usize, config: &str, run: &str, more: &[&str]) -> Finished {
-    let stage = if config.contains("[model.resampler]") { "flamingo" } else { "language" };
+    let stage = match config {
+        _ if config.contains("[model.resampler]") => "flamingo",
+        _ if config.contains("embedding = ") => "contrastive",
+        _ => "language",
+    };
     let command = world.command(stage, config, run, more);
     if n == 1 {
         return world.train(stage, config, run, more);
@@ -77,16 +81,23 @@ fn one_two_and_four_ranks_measure_and_learn_the_same() {
             config = config.replace("weight = 0.03", "weight = 1.0");
         }
         let set = format!("mixture={mixture:?}");
-        let more = [&more[..], &["--set", &set]].concat();
+        let mut more = [&more[..], &["--set", &set]].concat();
+        if mixture == "accumulate" {
+            more.extend(["--set", "accounting_every=2"]);
+        }
         let run = |n: usize| world.path(&format!("{name}-{n}"));
         let measured = |n: usize| {
             let finished = train(&world, n, &config, &format!("{name}-{n}"), &more);
             finished.expect_success();
             let mut lines = metrics(&run(n));
             for line in &mut lines {
-                // Images are shuffled among the rows of a rank.
+                // Images are shuffled among the rows of a rank, and halves of a batch are nobody's.
+                let is_one = mixture == "accumulate" && line["step"].as_u64() != Some(2);
                 let observed = line["observed"].as_object_mut().unwrap();
-                observed.retain(|name, _| !name.contains("shuffled"));
+                let looks = observed.keys().filter(|name| name.ends_with(".cosine")).count();
+                assert_eq!(looks, if is_one { 3 } else { 0 });
+                let of_halves = ["shuffled", ".signal", ".noise", ".noise_scale"];
+                observed.retain(|name, _| !of_halves.iter().any(|of| name.ends_with(of)));
             }
             lines
         };
@@ -96,6 +107,64 @@ fn one_two_and_four_ranks_measure_and_learn_the_same() {
             assert_close_checkpoints(&run(n), &run(1), 2e-5);
         }
     }
+}
+
+/// Each pair is compared with those of the other ranks, too.
+#[test]
+fn contrast_is_that_of_all_pairs_whoever_has_them() {
+    let world = World::new();
+    let watched = "[[data]]\nname = \"watched\"\ncorpus = \"pairs\"\nbatch = 4\nweight = 0.0\n\
+                   tokens = 24\nimages = 1\n";
+    let config = CONTRASTIVE.replace("batch = 6", "batch = 4");
+    let config = format!("{config}\n{watched}").replace("smoothing = 0.0", "smoothing = 0.1");
+    let more = ["--set", "steps=3", "--set", "optimizer.lr=1e-4", "--set", "ema.decay=0.5"];
+    let run = |n: usize| world.path(&format!("run-{n}"));
+    for n in [1, 2, 4] {
+        train(&world, n, &config, &format!("run-{n}"), &more).expect_success();
+    }
+    let alone = metrics(&run(1));
+    assert_eq!(alone[0]["losses"].as_object().map(serde_json::Map::len), Some(2));
+    for n in [2, 4] {
+        assert_same_metrics(&metrics(&run(n)), &alone, 1e-6);
+        assert_close_checkpoints(&run(n), &run(1), 2e-5);
+    }
+    train(&world, 2, &config, "stopped", &[&more[..], &["--stop-after", "2"]].concat())
+        .expect_success();
+    train(&world, 2, &config, "stopped", &[&more[..], &["--resume"]].concat()).expect_success();
+    assert_same_bytes(&world.path("stopped"), &run(2));
+}
+
+#[test]
+fn ranks_work_through_a_grid_together() {
+    let world = World::new();
+    let config =
+        for_four(LANGUAGE).replace("[optimizer]", "[grid]\nlr = [1e-4, 1e30, 2e-4]\n\n[optimizer]");
+    let few = ["--set", "steps=4"];
+    for n in [1, 2] {
+        let finished = train(&world, n, &config, &format!("grid-{n}"), &few);
+        assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
+        assert!(finished.stderr().contains("1 of 3 points failed, see "), "{}", finished.stderr());
+    }
+    let summary = |n: usize| {
+        let text = std::fs::read(world.path(&format!("grid-{n}/summary.json"))).unwrap();
+        let summary: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let points = summary["points"].as_array().unwrap().clone();
+        points
+            .into_iter()
+            .map(|p| (p["point"].clone(), p["status"].clone(), p["steps"].clone()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(summary(2), summary(1));
+    assert_eq!(summary(2)[1].1, "failed");
+    for point in ["lr=1e-4", "lr=2e-4"] {
+        let [two, one] = [2, 1].map(|n| world.path(&format!("grid-{n}/{point}")));
+        assert_same_metrics(&metrics(&two), &metrics(&one), 1e-6);
+        assert_close_checkpoints(&two, &one, 2e-5);
+    }
+    // What is done is not done again.
+    let finished = train(&world, 2, &config, "grid-2", &[&few[..], &["--resume"]].concat());
+    assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
+    assert!(finished.stderr().contains("lr=2e-4 (3 of 3): is done"), "{}", finished.stderr());
 }
 
 #[test]
@@ -215,7 +284,4 @@ fn what_ranks_cannot_do_is_refused_before_the_first_step() {
     let cut = LANGUAGE.replacen("batch = 2", "batch = 2\nmicro_batches = 2", 1);
     let words = "is 2, expected a multiple of the 2 ranks times 2 micro_batches";
     refused("language", &cut, words);
-    let words =
-        "the contrastive stage runs on 1 rank, not 2: its loss compares all pairs of a batch";
-    refused("contrastive", CONTRASTIVE, words);
 }
