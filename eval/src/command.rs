@@ -1,17 +1,15 @@
 //! `flamingo-eval run`: from a checked command line to `results.json`, samples and `report.html`.
 
-use std::path::PathBuf;
-
-use flamingo_model::{Device, DeviceChoice, Precision};
-
 use crate::benchmark::{Benchmark, SplitChoice};
 use crate::bootstrap::RESAMPLES;
+use crate::endpoint::EndpointOptions;
 use crate::error::EvalError;
 use crate::evaluate::{Evaluation, Options, Plan};
-use crate::local_subject::{LoadedModel, LocalSubject};
+use crate::models::{Model, ModelChoice, Place};
 use crate::report::report_html;
 use crate::results::results_json;
 use crate::settings::write_whole;
+use crate::submission::of_evaluation;
 use crate::table::{control_table, score_table, seed_table};
 use crate::task_file::TaskFile;
 
@@ -31,14 +29,14 @@ pub struct Command {
     pub asking: Vec<Asking>,
     /// Which splits.
     pub splits: SplitChoice,
-    /// A run of `flamingo-train`, or one of its checkpoints.
-    pub model: PathBuf,
+    /// Which model.
+    pub model: ModelChoice,
     /// What is asked of each.
     pub options: Options,
-    /// Where the model computes.
-    pub device: DeviceChoice,
-    /// In which number format, on a GPU.
-    pub precision: Precision,
+    /// Where a model of ours computes.
+    pub place: Place,
+    /// How a server is asked.
+    pub endpoint: EndpointOptions,
 }
 
 /// Runs the benchmarks and returns their tables as text.
@@ -51,10 +49,14 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
     let options = &command.options;
     let mut benchmarks: Vec<Benchmark> = Vec::new();
     for asking in &command.asking {
-        let task = TaskFile::find(&asking.task)?;
+        let mut task = TaskFile::find(&asking.task)?;
         if benchmarks.iter().any(|other| other.task.name == task.name) {
             let what = format!("--task {}", asking.task);
             return Err(EvalError::Unfit { what, problem: format!("a second `{}`", task.name) });
+        }
+        if matches!(command.model, ModelChoice::Predictions(_)) {
+            // Which examples were shown is not known here.
+            task.support = None;
         }
         let location = &asking.annotations;
         benchmarks.push(Benchmark::open(task, location, &command.splits, options.seed)?);
@@ -62,15 +64,12 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
     let plans = benchmarks.iter().map(|benchmark| Plan::new(benchmark, options));
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
     plans.iter().try_for_each(Plan::check_shots)?;
-    let device = Device::open(command.device, command.precision, |text| eprintln!("{text}"))
-        .map_err(EvalError::Device)?;
-    let model = LoadedModel::open(&command.model, device)?;
-    eprintln!("device: {device}");
+    let model = Model::open(&command.model, command.place, &command.endpoint)?;
     std::fs::create_dir_all(&options.out).map_err(EvalError::file("create", &options.out))?;
     let mut evaluations: Vec<Evaluation<'_>> = Vec::new();
     for plan in &plans {
-        let subject = LocalSubject::new(&model, plan.benchmark);
-        evaluations.push(plan.run(&subject)?);
+        let subject = model.subject(plan.benchmark, &options.out, options.part)?;
+        evaluations.push(plan.run(&*subject)?);
     }
     if let Some(part) = options.part {
         let out = options.out.display();
@@ -78,7 +77,12 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
             "part {part} is done; once all are, the same command without --index merges them in {out}\n"
         ));
     }
-    let report = report_html(&model, &evaluations)?;
+    for evaluation in &evaluations {
+        for file in of_evaluation(evaluation, &options.out)? {
+            eprintln!("for the server: {}", file.display());
+        }
+    }
+    let report = report_html(&model.card(), model.run(), &evaluations)?;
     write_whole(&options.out.join("report.html"), &report)?;
     write_whole(&options.out.join("results.json"), &results_json(&evaluations, RESAMPLES))?;
     Ok(tables(&evaluations))

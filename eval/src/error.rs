@@ -164,6 +164,16 @@ pub enum EvalError {
         /// What the model says.
         source: ModelError,
     },
+    /// A server does not answer, or refuses a request.
+    #[error("{address} at item `{item}`: {problem}")]
+    Endpoint {
+        /// Where it was asked.
+        address: String,
+        /// Id of the item that it was asked about.
+        item: String,
+        /// What it did.
+        problem: String,
+    },
     /// The image of an example cannot be decoded.
     #[error("image of `{key}`")]
     Image {

@@ -58,6 +58,15 @@ impl LoadedModel {
     pub fn device(&self) -> String {
         self.device.to_string()
     }
+
+    /// What results say of it.
+    pub fn card(&self) -> ModelCard {
+        ModelCard {
+            name: self.folder.checkpoint.display().to_string(),
+            sha256: self.sha256.clone(),
+            device: self.device(),
+        }
+    }
 }
 
 /// An answer and what it follows.
@@ -297,11 +306,7 @@ impl<'a> LocalSubject<'a> {
 
 impl Subject for LocalSubject<'_> {
     fn card(&self) -> ModelCard {
-        ModelCard {
-            name: self.model.folder.checkpoint.display().to_string(),
-            sha256: self.model.sha256.clone(),
-            device: self.model.device(),
-        }
+        self.model.card()
     }
 
     fn out_of_context(&self, asked: &Asked<'_>, tokens_max: usize) -> Option<OutOfContext> {

@@ -14,12 +14,16 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use flamingo_eval::benchmark::SplitChoice;
 use flamingo_eval::command::{Asking, Command, run};
 use flamingo_eval::compare::{self, Compare};
+use flamingo_eval::endpoint::EndpointOptions;
 use flamingo_eval::error::EvalError;
 use flamingo_eval::evaluate::{Control, Options, Part};
 use flamingo_eval::generate::{self, Generate};
+use flamingo_eval::linter::{self, Lint};
+use flamingo_eval::models::{ModelChoice, Place};
 use flamingo_eval::score::{self, Score};
 use flamingo_eval::self_check::{self, SelfCheck};
 use flamingo_eval::shots::ShotChoice;
+use flamingo_eval::submission::{self, Submission};
 use flamingo_eval::task_file::TaskFile;
 use flamingo_eval::tasks::TASKS;
 use flamingo_model::{DeviceChoice, Precision};
@@ -42,7 +46,9 @@ enum Action {
     #[command(after_help = "Example:\n  \
         flamingo-eval run --model runs/flamingo \\\n      \
         --task caption --annotations tasks/caption \\\n      \
-        --task label --annotations tasks/label --shots 0,4,8 --out runs/scores")]
+        --task label --annotations tasks/label --shots 0,4,8 --out runs/scores\n  \
+        flamingo-eval run --model openai:NAME --endpoint http://127.0.0.1:8000/v1 \\\n      \
+        --task caption --annotations tasks/caption --out runs/served")]
     Run(Box<RunArgs>),
     /// Scores a file of predictions against official annotations, without a model.
     #[command(after_help = "Examples:\n  \
@@ -66,6 +72,18 @@ enum Action {
         flamingo-eval generate --model runs/flamingo --temperature 0.7 \\\n      \
         '<image:cat.jpg>Output: a cat<EOC><image:dog.jpg>Output:'")]
     Generate(Generate),
+    /// Checks a file of predictions before a tool or server sees it: ids, empty answers, echoes of the prompt, swapped files.
+    ///
+    /// Exit code 1 where there is an error.
+    #[command(after_help = "Example:\n  \
+        flamingo-eval lint --task vqav2 --annotations vqav2 --query-split test \\\n      \
+        --predictions runs/scores/samples_vqav2_4shot.jsonl")]
+    Lint(Lint),
+    /// Writes the file that the server of a benchmark takes, unless the server would refuse it.
+    #[command(after_help = "Example:\n  \
+        flamingo-eval submission --task vqav2 --annotations vqav2 --query-split test \\\n      \
+        --predictions runs/scores/samples_vqav2_4shot.jsonl --out vqav2.json")]
+    Submission(Submission),
     /// Lists the tasks with what they ask and how they are scored.
     #[command(after_help = "Example:\n  flamingo-eval tasks")]
     Tasks,
@@ -88,11 +106,14 @@ struct RunArgs {
     /// Split that examples are drawn from, if not the task's own.
     #[arg(long, value_name = "SPLIT")]
     support_split: Option<String>,
-    /// Run folder of flamingo-train (its newest checkpoint), or one of its checkpoints.
-    #[arg(long, value_name = "RUN")]
-    model: PathBuf,
-    /// Shot counts, separated by commas.
-    #[arg(long, value_delimiter = ',', default_value = "0,4,8")]
+    /// Run folder of flamingo-train (its newest checkpoint), one of its checkpoints, or a folder that export wrote; a
+    /// folder with OpenFlamingo's checkpoint.pt beside vision/ and language/; `openai:NAME`, a model behind
+    /// --endpoint; or `predictions:FILE`, answers that were made elsewhere (samples of ours, or what the official
+    /// tool takes), which are scored without shots.
+    #[arg(long, value_name = "MODEL")]
+    model: ModelChoice,
+    /// Shot counts, separated by commas [default: 0,4,8].
+    #[arg(long, value_delimiter = ',')]
     shots: Vec<usize>,
     /// Folder for results.json, report.html and the samples.
     #[arg(long)]
@@ -138,9 +159,27 @@ struct RunArgs {
     /// f32.
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     precision: Precision,
+    #[command(flatten)]
+    endpoint: EndpointOptions,
 }
 
 impl RunArgs {
+    /// Shot counts, without repeats.
+    fn shots(&self) -> Result<Vec<usize>, String> {
+        if let Some(repeated) = first_repeated(self.shots.iter()) {
+            return Err(format!("--shots has {repeated} twice"));
+        }
+        let is_made = matches!(self.model, ModelChoice::Predictions(_));
+        if is_made && !(self.shots.is_empty() && self.controls.is_empty()) {
+            return Err("predictions are there already: no --shots and no --controls".to_owned());
+        }
+        Ok(match (&self.shots[..], is_made) {
+            ([], true) => vec![0],
+            ([], false) => vec![0, 4, 8],
+            (shots, _) => shots.to_vec(),
+        })
+    }
+
     fn checked(self) -> Result<Command, String> {
         if self.tasks.len() != self.annotations.len() {
             let (tasks, annotations) = (self.tasks.len(), self.annotations.len());
@@ -149,8 +188,9 @@ impl RunArgs {
         if let Some(repeated) = first_repeated(self.tasks.iter()) {
             return Err(format!("--task {repeated} is given twice"));
         }
-        if let Some(repeated) = first_repeated(self.shots.iter()) {
-            return Err(format!("--shots has {repeated} twice"));
+        let shots = self.shots()?;
+        if matches!(self.model, ModelChoice::Endpoint(_)) != self.endpoint.endpoint.is_some() {
+            return Err("--model openai:NAME and --endpoint URL go together".to_owned());
         }
         if let Some(repeated) = first_repeated(self.demo_seeds.iter()) {
             return Err(format!("--demo-seeds has {repeated} twice"));
@@ -163,7 +203,7 @@ impl RunArgs {
         }
         let demo_seeds = if self.demo_seeds.is_empty() { vec![self.seed] } else { self.demo_seeds };
         let options = Options {
-            shots: self.shots,
+            shots,
             demo_seeds,
             choice: self.shot_choice,
             template: self.template,
@@ -183,8 +223,8 @@ impl RunArgs {
             splits: SplitChoice { query: self.query_split, support: self.support_split },
             model: self.model,
             options,
-            device: self.device,
-            precision: self.precision,
+            place: Place { device: self.device, precision: self.precision },
+            endpoint: self.endpoint,
         })
     }
 }
@@ -207,6 +247,14 @@ fn main() -> ExitCode {
             }
             report => report.map(|report| report.text),
         },
+        Action::Lint(args) => match linter::run(&args) {
+            Ok((text, false)) => {
+                print(&text);
+                return ExitCode::FAILURE;
+            }
+            found => found.map(|(text, _)| text),
+        },
+        Action::Submission(args) => submission::run(&args),
         Action::Run(args) => match args.checked() {
             Ok(command) => evaluate(&command),
             Err(problem) => Cli::command().error(ErrorKind::ValueValidation, problem).exit(),

@@ -8,8 +8,8 @@ use crate::benchmark::Benchmark;
 use crate::error::EvalError;
 use crate::evaluate::{Evaluation, Outcome, Round, Scored};
 use crate::item::{Item, ShownAnswer};
-use crate::local_subject::LoadedModel;
 use crate::run_folder::{RunFolder, loss_curves};
+use crate::subject::ModelCard;
 use crate::table::{Table, control_table, score_table, seed_table};
 
 /// Queries shown per task.
@@ -23,12 +23,15 @@ const IMAGE_BYTES_MAX: usize = 8 << 20;
 /// # Errors
 /// When an image of a shown query cannot be read.
 pub fn report_html(
-    model: &LoadedModel,
+    model: &ModelCard,
+    run: Option<&RunFolder>,
     evaluations: &[Evaluation<'_>],
 ) -> Result<String, EvalError> {
     let mut report = Report { page: Page::new("Few-shot evaluation"), image_bytes: 0 };
     report.scores(model, evaluations);
-    report.losses(&model.folder);
+    if let Some(run) = run {
+        report.losses(run);
+    }
     for evaluation in evaluations {
         report.cards(evaluation)?;
     }
@@ -41,9 +44,8 @@ struct Report {
 }
 
 impl Report {
-    fn scores(&mut self, model: &LoadedModel, evaluations: &[Evaluation<'_>]) {
-        let (checkpoint, device) = (model.folder.checkpoint.display(), model.device());
-        self.page.paragraph(&format!("Model: {checkpoint}, on {device}"));
+    fn scores(&mut self, model: &ModelCard, evaluations: &[Evaluation<'_>]) {
+        self.page.paragraph(&format!("Model: {}, on {}", model.name, model.device));
         self.page.heading("Scores");
         self.table(&score_table(evaluations));
         self.page.paragraph(

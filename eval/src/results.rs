@@ -8,9 +8,11 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::benchmark::Benchmark;
 use crate::bootstrap::Estimate;
-use crate::evaluate::{Evaluation, Outcome, Round};
+use crate::evaluate::{Evaluation, Outcome, Round, Scored};
 use crate::metric::Metric;
+use crate::samples::Sample;
 use crate::seeds::seed_scores;
 
 /// The filter of the score that counts.
@@ -83,6 +85,10 @@ impl Results {
                         add_estimate(&mut scores, &name, &rule, &figure.estimate);
                         better.insert(name, true.into());
                     }
+                }
+                let n_unmatched = unmatched(evaluation.benchmark, scored);
+                if n_unmatched > 0 {
+                    scores.insert("unmatched_answers".into(), n_unmatched.into());
                 }
                 if let Some(gain) = &scored.gain {
                     add_estimate(&mut scores, &format!("{metric}_gain"), FILTER, gain);
@@ -160,6 +166,16 @@ impl Results {
         });
         self.n_samples.insert(name, counts);
     }
+}
+
+/// Answers of closed tasks that are none of the candidates: they count as wrong.
+fn unmatched(benchmark: &Benchmark, scored: &Scored) -> usize {
+    let is_other = |sample: &&Sample| {
+        let candidates = &benchmark.query[sample.doc_id].candidates;
+        !candidates.contains(&sample.prediction)
+    };
+    let is_closed = benchmark.task.decoding.is_closed();
+    scored.samples.iter().filter(|_| is_closed).filter(is_other).count()
 }
 
 fn add_estimate(scores: &mut Map<String, Value>, metric: &str, rule: &str, estimate: &Estimate) {

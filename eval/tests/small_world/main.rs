@@ -5,4 +5,6 @@ mod looking;
 mod models;
 mod rounds;
 mod run;
+mod served;
+mod server;
 mod world;
