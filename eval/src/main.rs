@@ -18,6 +18,7 @@ use flamingo_eval::endpoint::EndpointOptions;
 use flamingo_eval::error::EvalError;
 use flamingo_eval::evaluate::{Control, Options, Part};
 use flamingo_eval::generate::{self, Generate};
+use flamingo_eval::leaks::{self, Leaks};
 use flamingo_eval::linter::{self, Lint};
 use flamingo_eval::models::{ModelChoice, Place};
 use flamingo_eval::score::{self, Score};
@@ -79,6 +80,11 @@ enum Action {
         flamingo-eval lint --task vqav2 --annotations vqav2 --query-split test \\\n      \
         --predictions runs/scores/samples_vqav2_4shot.jsonl")]
     Lint(Lint),
+    /// Finds queries whose pictures or films the model has seen: among the examples of all tasks, and in training corpora.
+    #[command(after_help = "Example:\n  \
+        flamingo-eval leaks --task coco --annotations coco --task vqav2 --annotations vqav2 \\\n      \
+        --corpus corpora/pages --corpus corpora/pairs")]
+    Leaks(Leaks),
     /// Writes the file that the server of a benchmark takes, unless the server would refuse it.
     #[command(after_help = "Example:\n  \
         flamingo-eval submission --task vqav2 --annotations vqav2 --query-split test \\\n      \
@@ -254,6 +260,7 @@ fn main() -> ExitCode {
             }
             found => found.map(|(text, _)| text),
         },
+        Action::Leaks(args) => leaks::run(&args),
         Action::Submission(args) => submission::run(&args),
         Action::Run(args) => match args.checked() {
             Ok(command) => evaluate(&command),

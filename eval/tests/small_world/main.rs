@@ -1,10 +1,12 @@
 //! The evaluation on a small world of coloured images with a random model.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod leaks;
 mod looking;
 mod models;
 mod rounds;
 mod run;
 mod served;
 mod server;
+mod submitted;
 mod world;
