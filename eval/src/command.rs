@@ -18,8 +18,19 @@ use crate::task_file::TaskFile;
 pub struct Asking {
     /// Its name, or the path of its file.
     pub task: String,
+    /// Whether the model was finetuned on the task.
+    pub protocol: Protocol,
     /// Folder with its official files; or URL of our corpora.
     pub annotations: String,
+}
+
+/// What a model has seen of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Nothing but the examples of a prompt.
+    FewShot,
+    /// Its training split: it is asked without examples.
+    FineTuned,
 }
 
 /// A command line, checked for form.
@@ -50,6 +61,9 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
     let mut benchmarks: Vec<Benchmark> = Vec::new();
     for asking in &command.asking {
         let mut task = TaskFile::find(&asking.task)?;
+        if asking.protocol == Protocol::FineTuned {
+            task = task.fine_tuned();
+        }
         if benchmarks.iter().any(|other| other.task.name == task.name) {
             let what = format!("--task {}", asking.task);
             return Err(EvalError::Unfit { what, problem: format!("a second `{}`", task.name) });

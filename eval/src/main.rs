@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use flamingo_eval::benchmark::SplitChoice;
-use flamingo_eval::command::{Asking, Command, run};
+use flamingo_eval::command::{Asking, Command, Protocol, run};
 use flamingo_eval::compare::{self, Compare};
 use flamingo_eval::endpoint::EndpointOptions;
 use flamingo_eval::error::EvalError;
@@ -121,6 +121,10 @@ struct RunArgs {
     /// Shot counts, separated by commas [default: 0,4,8].
     #[arg(long, value_delimiter = ',')]
     shots: Vec<usize>,
+    /// The model was finetuned on the tasks, as the paper's on five of them: it is asked without examples, not even
+    /// text-only ones, on the split that its task names for that.
+    #[arg(long, conflicts_with = "shots")]
+    fine_tuned: bool,
     /// Folder for results.json, report.html and the samples.
     #[arg(long)]
     out: PathBuf,
@@ -179,7 +183,7 @@ impl RunArgs {
         if is_made && !(self.shots.is_empty() && self.controls.is_empty()) {
             return Err("predictions are there already: no --shots and no --controls".to_owned());
         }
-        Ok(match (&self.shots[..], is_made) {
+        Ok(match (&self.shots[..], is_made || self.fine_tuned) {
             ([], true) => vec![0],
             ([], false) => vec![0, 4, 8],
             (shots, _) => shots.to_vec(),
@@ -207,6 +211,9 @@ impl RunArgs {
         if !self.length_penalty.is_finite() {
             return Err(format!("--length-penalty is {}", self.length_penalty));
         }
+        let protocol = if self.fine_tuned { Protocol::FineTuned } else { Protocol::FewShot };
+        let pairs = self.tasks.into_iter().zip(self.annotations);
+        let asking = pairs.map(|(task, annotations)| Asking { task, protocol, annotations });
         let demo_seeds = if self.demo_seeds.is_empty() { vec![self.seed] } else { self.demo_seeds };
         let options = Options {
             shots,
@@ -222,8 +229,6 @@ impl RunArgs {
             part: self.index,
             out: self.out,
         };
-        let pairs = self.tasks.into_iter().zip(self.annotations);
-        let asking = pairs.map(|(task, annotations)| Asking { task, annotations });
         Ok(Command {
             asking: asking.collect(),
             splits: SplitChoice { query: self.query_split, support: self.support_split },

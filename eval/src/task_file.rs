@@ -66,6 +66,9 @@ pub struct TaskFile {
     /// The split that examples are drawn from; none for a benchmark without examples.
     #[serde(default)]
     pub support: Option<String>,
+    /// The split that is asked about after finetuning on the task, if not `query`. Paper: table 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fine_tuned_query: Option<String>,
     /// Most examples to draw from, chosen by the seed. Paper: 2048 (appendix A.2). 0: all.
     #[serde(default = "support_max")]
     pub support_max: usize,
@@ -188,6 +191,19 @@ impl TaskFile {
         Ok(self)
     }
 
+    /// The task for a model that was finetuned on it (paper, table 2 and appendix B.2): no examples, not even
+    /// text-only ones. Its results have another name.
+    #[must_use]
+    pub fn fine_tuned(self) -> Self {
+        Self {
+            name: format!("{}_fine-tuned", self.name),
+            query: self.fine_tuned_query.clone().unwrap_or(self.query),
+            support: None,
+            zero_shot: ZeroShot::Bare,
+            ..self
+        }
+    }
+
     /// The files of a split.
     ///
     /// # Errors
@@ -247,6 +263,7 @@ impl TaskFile {
             return setting("candidates", format!("`{twice}` twice"), "different answers");
         }
         self.split(&self.query)?;
+        self.fine_tuned_query.as_deref().map_or(Ok(()), |query| self.split(query).map(|_| ()))?;
         self.support.as_deref().map_or(Ok(()), |support| self.split(support).map(|_| ()))
     }
 }

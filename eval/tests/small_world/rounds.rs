@@ -206,6 +206,20 @@ fn a_task_of_ones_own_is_a_file() {
 }
 
 #[test]
+fn a_model_that_was_finetuned_is_shown_no_examples() {
+    let world = World::new();
+    let out = world.path("out");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+    command.arg("run").arg("--model").arg(world.path("run")).args(["--device", "cpu"]);
+    command.args(["--fine-tuned", "--task", "caption", "--annotations"]).arg(world.path("caption"));
+    succeed(command.arg("--out").arg(&out));
+    assert!(results(&out)["results"]["caption_fine-tuned_0shot"]["cider,none"].is_f64());
+    for sample in lines(&out.join("samples_caption_fine-tuned_0shot.jsonl")) {
+        assert_eq!(sample["shots"], serde_json::json!([]), "{sample}");
+    }
+}
+
+#[test]
 fn a_text_with_pictures_is_written_on() {
     let world = World::new();
     let picture = world.path("one.bmp");
