@@ -133,7 +133,9 @@ pub fn run(score: &Score) -> Result<String, EvalError> {
 /// As [`run`].
 pub fn scored(score: &Score) -> Result<Scored, EvalError> {
     let read = |path: &Path| std::fs::read(path).map_err(EvalError::file("read", path));
-    scored_bytes(score, &read(&score.annotations)?, &read(&score.predictions)?)
+    // The bytes of the annotations go before anything else comes.
+    let truths = score.truths(&read(&score.annotations)?)?;
+    scored_against(score, truths, &read(&score.predictions)?)
 }
 
 /// Scores the contents of the files of annotations and of predictions.
@@ -142,7 +144,10 @@ pub(crate) fn scored_bytes(
     annotated: &[u8],
     said: &[u8],
 ) -> Result<Scored, EvalError> {
-    let mut truths = truths(&score.annotations, annotated, score.more_annotations.as_deref())?;
+    scored_against(score, score.truths(annotated)?, said)
+}
+
+fn scored_against(score: &Score, mut truths: Truths, said: &[u8]) -> Result<Scored, EvalError> {
     let metrics = score.metrics_for(truths.form)?;
     let mut warnings = Vec::new();
     let (items, predictions) = paired(score, &mut truths, said, &mut warnings)?;
@@ -178,6 +183,10 @@ pub(crate) fn scored_bytes(
 }
 
 impl Score {
+    fn truths(&self, annotated: &[u8]) -> Result<Truths, EvalError> {
+        truths(&self.annotations, annotated, self.more_annotations.as_deref())
+    }
+
     fn metrics_for(&self, form: Form) -> Result<Vec<Metric>, EvalError> {
         if self.metrics.is_empty() {
             return Ok(Metric::official(form).to_vec());
@@ -198,7 +207,7 @@ impl Score {
 /// The annotated items in the order of their ids, each with its prediction.
 fn paired<'a>(
     score: &Score,
-    truths: &mut Truths<'a>,
+    truths: &mut Truths,
     said: &'a [u8],
     warnings: &mut Vec<String>,
 ) -> Result<(Vec<Evidence<'a>>, Vec<Prediction<'a>>), EvalError> {

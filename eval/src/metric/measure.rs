@@ -148,11 +148,11 @@ impl Bench<'_> {
     fn cider(&mut self, metric: Metric, words: Words) -> Measured {
         let set = self.words(words);
         let credits = cider_d_of(set);
-        let draws = CiderDraws::of(set);
-        let measured = self.mean(metric, &credits);
         if self.frequencies == Frequencies::Frozen {
-            return measured;
+            return self.mean(metric, &credits);
         }
+        let draws = CiderDraws::of(self.words(words));
+        let measured = self.mean(metric, &credits);
         // Each image is a cluster of its own.
         let scores = Box::new(move |times: &[u32]| vec![draws.score(|image| times[image])]);
         Measured { scores, ..measured }

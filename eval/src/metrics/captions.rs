@@ -55,6 +55,11 @@ impl Caption {
         &self.grams[start as usize..self.ends[order] as usize]
     }
 
+    /// The n-grams of any length.
+    pub(crate) fn all_grams(&self) -> &[Gram] {
+        &self.grams
+    }
+
     /// How often the caption has an n-gram of `order + 1` words.
     pub(crate) fn count(&self, order: usize, number: u32) -> u32 {
         let grams = self.grams(order);
@@ -87,7 +92,7 @@ impl CaptionSet {
             references: pair.references.iter().map(|text| counter.caption(text)).collect(),
         };
         let images = pairs.iter().map(&mut image).collect();
-        Self { images, n_grams: counter.grams.len() }
+        Self { images, n_grams: counter.n_grams as usize }
     }
 
     /// How many images there are.
@@ -106,10 +111,12 @@ impl CaptionSet {
 struct Counter {
     rule: Words,
     tokenizer: PtbTokenizer,
-    words: FxHashMap<String, u32>,
-    /// By the number, plus one, of all words but the last, and the last word.
-    grams: FxHashMap<(u32, u32), u32>,
-    /// Words of the caption at hand, and those of them that are cut further.
+    /// Of each word as an n-gram of its own, once it is one.
+    single: Vec<Option<u32>>,
+    /// Of longer ones, by the number of all words but the last, and the last word.
+    longer: FxHashMap<(u32, u32), u32>,
+    n_grams: u32,
+    /// Words of the caption at hand, and those when all white space cuts.
     spaced: Vec<u32>,
     cut: Vec<u32>,
 }
@@ -118,15 +125,25 @@ impl Counter {
     fn caption(&mut self, text: &str) -> Caption {
         self.spaced.clear();
         self.cut.clear();
-        let Self { words, spaced, cut, tokenizer, .. } = self;
         match self.rule {
-            Words::Ptb => tokenizer.each_token(text, |token| add_word(words, token, spaced, cut)),
+            Words::Ptb => self.tokenizer.add_numbers(text, &mut self.spaced),
             Words::WhiteSpace => {
-                text.split(' ').for_each(|word| add_word(words, word, spaced, cut));
+                let vocabulary = self.tokenizer.vocabulary();
+                self.spaced.extend(text.split(' ').map(|word| vocabulary.number(word)));
+            }
+        }
+        let vocabulary = self.tokenizer.vocabulary();
+        for word in &self.spaced {
+            let text = vocabulary.text(*word);
+            if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+                self.cut.push(*word);
+            } else {
+                let parts: Vec<String> = python_words(text).map(str::to_owned).collect();
+                self.cut.extend(parts.iter().map(|part| vocabulary.number(part)));
             }
         }
         if self.spaced.is_empty() {
-            self.spaced.push(number(&mut self.words, ""));
+            self.spaced.push(vocabulary.number(""));
         }
         let (grams, ends) = self.count_grams();
         let words = self.spaced.as_slice().into();
@@ -134,14 +151,21 @@ impl Counter {
     }
 
     fn count_grams(&mut self) -> (Box<[Gram]>, [u32; N_MAX]) {
-        let mut numbers: [Vec<u32>; N_MAX] = Default::default();
+        let mut numbers: [Vec<u32>; N_MAX] =
+            std::array::from_fn(|_| Vec::with_capacity(self.cut.len()));
+        self.single.resize(self.tokenizer.vocabulary().len(), None);
         for start in 0..self.cut.len() {
             let mut before = 0;
             for (order, word) in self.cut[start..].iter().take(N_MAX).enumerate() {
-                let next = self.grams.len() as u32;
-                let gram = *self.grams.entry((before, *word)).or_insert(next);
+                let next = self.n_grams;
+                let gram = if order == 0 {
+                    *self.single[*word as usize].get_or_insert(next)
+                } else {
+                    *self.longer.entry((before, *word)).or_insert(next)
+                };
+                self.n_grams += u32::from(gram == next);
                 numbers[order].push(gram);
-                before = gram + 1;
+                before = gram;
             }
         }
         let mut grams = Vec::with_capacity(numbers.iter().map(Vec::len).sum());
@@ -153,28 +177,4 @@ impl Counter {
         });
         (grams.into(), ends)
     }
-}
-
-fn add_word(
-    words: &mut FxHashMap<String, u32>,
-    word: &str,
-    spaced: &mut Vec<u32>,
-    cut: &mut Vec<u32>,
-) {
-    let whole = number(words, word);
-    spaced.push(whole);
-    if !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_graphic()) {
-        cut.push(whole);
-    } else {
-        cut.extend(python_words(word).map(|part| number(words, part)));
-    }
-}
-
-fn number(words: &mut FxHashMap<String, u32>, word: &str) -> u32 {
-    if let Some(number) = words.get(word) {
-        return *number;
-    }
-    let next = words.len() as u32;
-    words.insert(word.to_owned(), next);
-    next
 }

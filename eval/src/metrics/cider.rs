@@ -20,11 +20,76 @@ pub fn cider_d(pairs: &[CaptionPair<'_>]) -> Vec<f64> {
 /// The same of words that are there already.
 pub fn cider_d_of(set: &CaptionSet) -> Vec<f64> {
     let mut frequency = DocumentFrequency::none(set.n_grams);
-    for image in &set.images {
-        frequency.add(&distinct_grams(image), 1);
+    // Of each n-gram, the last image that had it, from 1.
+    let mut last = vec![0_u32; set.n_grams];
+    for (image, number) in set.images.iter().zip(1..) {
+        frequency.n_images += 1;
+        for gram in image.references.iter().flat_map(Caption::all_grams) {
+            let at = gram.number as usize;
+            frequency.images[at] += u32::from(last[at] != number);
+            last[at] = number;
+        }
     }
     let weights = frequency.squared_weights();
-    set.images.iter().map(|image| ComparedImage::of(image).score(&weights)).collect()
+    set.images.iter().map(|image| score_of(image, &weights)).collect()
+}
+
+/// The score of an image that is looked at once.
+fn score_of(image: &ImageCaptions, weights: &[f64]) -> f64 {
+    let prediction = &image.prediction;
+    let norms = squares(prediction, weights).map(f64::sqrt);
+    let of_reference = |reference: &Caption| {
+        let products = products(prediction, reference, weights);
+        let penalty = penalty(prediction, reference);
+        similarity(&norms, &squares(reference, weights), &products, penalty)
+    };
+    SCALE * image.references.iter().map(of_reference).sum::<f64>() / image.references.len() as f64
+}
+
+fn squares(caption: &Caption, weights: &[f64]) -> [f64; N_MAX] {
+    std::array::from_fn(|order| {
+        let terms = caption.grams(order).iter();
+        terms.map(|gram| f64::from(gram.count).powi(2) * weights[gram.number as usize]).sum()
+    })
+}
+
+/// Sums of min(h w, r w) r w over n-grams with counts h and r in prediction and reference, and the weight w.
+fn products(prediction: &Caption, reference: &Caption, weights: &[f64]) -> [f64; N_MAX] {
+    std::array::from_fn(|order| {
+        let (mut theirs, mut sum) = (reference.grams(order).iter().peekable(), 0.0);
+        for gram in prediction.grams(order) {
+            while theirs.next_if(|other| other.number < gram.number).is_some() {}
+            if let Some(other) = theirs.next_if(|other| other.number == gram.number) {
+                sum += clipped(gram.count, other.count) * weights[gram.number as usize];
+            }
+        }
+        sum
+    })
+}
+
+fn clipped(count: u32, theirs: u32) -> f64 {
+    f64::from(count.min(theirs)) * f64::from(theirs)
+}
+
+/// The Gaussian of the difference in bigrams.
+fn penalty(prediction: &Caption, reference: &Caption) -> f64 {
+    let n_bigrams = |caption: &Caption| caption.n_words.saturating_sub(1) as f64;
+    let difference = n_bigrams(prediction) - n_bigrams(reference);
+    (-difference * difference / (2.0 * SIGMA * SIGMA)).exp()
+}
+
+/// Mean over n of the clipped cosine, with the length penalty.
+fn similarity(
+    prediction: &[f64; N_MAX],
+    squares: &[f64; N_MAX],
+    products: &[f64; N_MAX],
+    penalty: f64,
+) -> f64 {
+    let cosines = (0..N_MAX).map(|n| {
+        let norms = prediction[n] * squares[n].sqrt();
+        if norms == 0.0 { products[n] } else { products[n] / norms }
+    });
+    penalty * cosines.sum::<f64>() / N_MAX as f64
 }
 
 /// A set that is scored many times, with other images drawn of it each time.
@@ -57,7 +122,7 @@ impl CiderDraws {
 
 /// The n-grams of an image's references, each once.
 fn distinct_grams(image: &ImageCaptions) -> Vec<u32> {
-    let all = image.references.iter().flat_map(|caption| (0..N_MAX).flat_map(|n| caption.grams(n)));
+    let all = image.references.iter().flat_map(Caption::all_grams);
     let mut numbers: Vec<u32> = all.map(|gram| gram.number).collect();
     numbers.sort_unstable();
     numbers.dedup();
@@ -153,18 +218,14 @@ struct ComparedReference {
 impl ComparedImage {
     fn of(image: &ImageCaptions) -> Self {
         let squares = |caption| Factors::of(caption, |_, gram| f64::from(gram.count).powi(2));
-        let n_bigrams = |caption: &Caption| caption.n_words.saturating_sub(1) as f64;
         let compared = |reference| {
-            // min(h w, r w) r w of counts h and r, and the weight w.
             let common = |order, gram: &Gram| {
-                let theirs = Caption::count(reference, order, gram.number);
-                f64::from(gram.count.min(theirs)) * f64::from(theirs)
+                clipped(gram.count, Caption::count(reference, order, gram.number))
             };
-            let difference = n_bigrams(&image.prediction) - n_bigrams(reference);
             ComparedReference {
                 squares: squares(reference),
                 common: Factors::of(&image.prediction, common),
-                penalty: (-difference * difference / (2.0 * SIGMA * SIGMA)).exp(),
+                penalty: penalty(&image.prediction, reference),
             }
         };
         Self {
@@ -175,21 +236,12 @@ impl ComparedImage {
 
     fn score(&self, weights: &[f64]) -> f64 {
         let norms = self.prediction.sums(weights).map(f64::sqrt);
-        let total: f64 =
-            self.references.iter().map(|reference| reference.similarity(&norms, weights)).sum();
+        let of_reference = |one: &ComparedReference| {
+            let (squares, products) = (one.squares.sums(weights), one.common.sums(weights));
+            similarity(&norms, &squares, &products, one.penalty)
+        };
+        let total: f64 = self.references.iter().map(of_reference).sum();
         SCALE * total / self.references.len() as f64
-    }
-}
-
-impl ComparedReference {
-    /// Mean over n of the clipped cosine, with the length penalty.
-    fn similarity(&self, prediction: &[f64; N_MAX], weights: &[f64]) -> f64 {
-        let (squares, products) = (self.squares.sums(weights), self.common.sums(weights));
-        let cosines = (0..N_MAX).map(|n| {
-            let norms = prediction[n] * squares[n].sqrt();
-            if norms == 0.0 { products[n] } else { products[n] / norms }
-        });
-        self.penalty * cosines.sum::<f64>() / N_MAX as f64
     }
 }
 

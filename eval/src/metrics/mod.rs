@@ -16,6 +16,7 @@ pub mod ptb_tokenize;
 pub mod ranking;
 pub mod roc_auc;
 pub mod rouge;
+mod vocabulary;
 pub mod vqa;
 pub mod wordnet;
 pub mod wups;

@@ -13,6 +13,8 @@ mod scan;
 use rustc_hash::FxHashMap;
 use scan::{Hit, is_space};
 
+use super::vocabulary::Vocabulary;
+
 /// Tokens that pycocoevalcap drops. The bracket names are absent: the official list has them in
 /// upper case, which never equals the lower-cased token, so brackets stay in the caption.
 const PUNCTUATION: [&str; 13] =
@@ -31,10 +33,11 @@ pub fn ptb_tokens(caption: &str) -> Vec<String> {
 /// letters between spaces, and whatever ends a caption, have the same tokens wherever they stand.
 #[derive(Default)]
 pub struct PtbTokenizer {
+    vocabulary: Vocabulary,
     /// Tokens of letters, with a comma or without, before a space.
-    inner: FxHashMap<String, Box<[String]>>,
+    inner: FxHashMap<String, Box<[u32]>>,
     /// Tokens of the last word of a caption.
-    last: FxHashMap<String, Box<[String]>>,
+    last: FxHashMap<String, Box<[u32]>>,
 }
 
 /// Words that a tokenizer remembers.
@@ -46,63 +49,78 @@ const WORD_BYTES_MAX: usize = 32;
 impl PtbTokenizer {
     /// Calls `take` with each token of a caption.
     pub fn each_token(&mut self, caption: &str, mut take: impl FnMut(&str)) {
+        let mut numbers = Vec::new();
+        self.add_numbers(caption, &mut numbers);
+        numbers.into_iter().for_each(|number| take(self.vocabulary.text(number)));
+    }
+
+    /// The words that there are.
+    pub(crate) fn vocabulary(&mut self) -> &mut Vocabulary {
+        &mut self.vocabulary
+    }
+
+    /// Adds the numbers of a caption's tokens in the vocabulary.
+    pub(crate) fn add_numbers(&mut self, caption: &str, numbers: &mut Vec<u32>) {
+        let Self { vocabulary, inner, last } = self;
         let is_plain = |byte: u8| byte == b'\n' || (b' '..0x7f).contains(&byte) && byte != b'&';
         if !caption.bytes().all(is_plain) {
-            lex(&unescape(caption), 0, false, &mut take);
+            lex(&unescape(caption), 0, Until::End, &mut |token| {
+                numbers.push(vocabulary.number(token))
+            });
             return;
         }
         // Made when a word needs the rules; of plain captions, characters are bytes.
         let mut chars = Vec::new();
         let mut at = 0;
-        while let Some(first) = caption[at..].find(|c| c != ' ' && c != '\n') {
-            at += first;
+        while let Some(spaces) = caption[at..].find(|c| c != ' ' && c != '\n') {
+            at += spaces;
             let word = caption[at..].split([' ', '\n']).next().unwrap_or_default();
             let is_last = at + word.len() == caption.len();
             let letters = word.strip_suffix(',').unwrap_or(word);
             let is_known = is_last || letters.bytes().all(|byte| byte.is_ascii_alphabetic());
             if is_known && word.len() <= WORD_BYTES_MAX {
-                let known = if is_last { &mut self.last } else { &mut self.inner };
-                remembered(known, word, is_last, &mut take);
+                let known = if is_last { &mut *last } else { &mut *inner };
+                if let Some(tokens) = known.get(word) {
+                    numbers.extend_from_slice(tokens);
+                } else {
+                    let tokens = word_numbers(word, is_last, vocabulary);
+                    numbers.extend_from_slice(&tokens);
+                    if known.len() < WORDS_MAX {
+                        known.insert(word.to_owned(), tokens);
+                    }
+                }
                 at += word.len();
             } else {
                 if chars.is_empty() {
                     chars = caption.chars().collect();
                 }
-                at = lex(&chars, at, true, &mut take);
+                let mut take = |token: &str| numbers.push(vocabulary.number(token));
+                at = lex(&chars, at, Until::Space, &mut take);
             }
         }
     }
 }
 
-fn remembered(
-    known: &mut FxHashMap<String, Box<[String]>>,
-    word: &str,
-    is_last: bool,
-    take: &mut impl FnMut(&str),
-) {
-    if let Some(tokens) = known.get(word) {
-        for token in tokens {
-            take(token);
-        }
-        return;
-    }
+fn word_numbers(word: &str, is_last: bool, vocabulary: &mut Vocabulary) -> Box<[u32]> {
     let text: Vec<char> = word.chars().chain((!is_last).then_some(' ')).collect();
     let mut tokens = Vec::new();
-    lex(&text, 0, false, &mut |token: &str| tokens.push(token.to_owned()));
-    for token in &tokens {
-        take(token);
-    }
-    if known.len() < WORDS_MAX {
-        known.insert(word.to_owned(), tokens.into());
-    }
+    lex(&text, 0, Until::End, &mut |token: &str| tokens.push(vocabulary.number(token)));
+    tokens.into()
 }
 
-/// Gives the tokens from `at` on to `take`; with `one_word`, only up to a space that no token takes. Where it
-/// ended comes back.
-fn lex(chars: &[char], mut at: usize, one_word: bool, take: &mut impl FnMut(&str)) -> usize {
+/// How far to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    End,
+    /// Up to a space that no token takes.
+    Space,
+}
+
+/// Gives the tokens from `at` on to `take`. Where it ended comes back.
+fn lex(chars: &[char], mut at: usize, until: Until, take: &mut impl FnMut(&str)) -> usize {
     while at < chars.len() {
         if is_space(chars[at]) {
-            if one_word {
+            if until == Until::Space {
                 break;
             }
             at += 1;

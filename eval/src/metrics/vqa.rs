@@ -5,10 +5,9 @@
 //! a literal text behind them, a flag went into the place of a count, so that 32 full stops go at most, and
 //! a table of contractions has entries that make words worse.
 
-use std::rc::Rc;
-
-use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
+
+use super::vocabulary::Vocabulary;
 
 /// What one of the people answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,27 +54,23 @@ pub fn vqa_accuracy(rule: VqaRule, prediction: &str, answers: &[HumanAnswer]) ->
 pub struct Person {
     answer: u32,
     confidence: u32,
-    number: Option<i64>,
+    /// Number among the answers; without one, the least there is.
+    number: i64,
 }
 
 /// Texts of many questions, each kept and normalised once.
 #[derive(Debug, Default)]
 pub struct AnswerTable {
-    numbers: FxHashMap<Rc<str>, u32>,
-    texts: Vec<Text>,
-}
-
-#[derive(Debug)]
-struct Text {
-    text: Rc<str>,
-    normalised: Option<u32>,
+    texts: Vocabulary,
+    /// Number of each text's normal form, once it is known.
+    normalised: Vec<Option<u32>>,
 }
 
 impl AnswerTable {
     /// Enters the answer of a person.
     pub fn person(&mut self, answer: &str, confidence: &str, number: Option<i64>) -> Person {
         let answer = self.number(&on_one_line(answer));
-        Person { answer, confidence: self.number(confidence), number }
+        Person { answer, confidence: self.number(confidence), number: number.unwrap_or(i64::MIN) }
     }
 
     /// Accuracy of a prediction, 0 to 1; 0 where no one answered.
@@ -94,22 +89,17 @@ impl AnswerTable {
     }
 
     fn number(&mut self, text: &str) -> u32 {
-        if let Some(number) = self.numbers.get(text) {
-            return *number;
-        }
-        let (number, text) = (self.texts.len() as u32, Rc::<str>::from(text));
-        self.texts.push(Text { text: text.clone(), normalised: None });
-        self.numbers.insert(text, number);
-        number
+        self.texts.number(text)
     }
 
     fn normalised(&mut self, number: u32) -> u32 {
-        if let Some(known) = self.texts[number as usize].normalised {
-            return known;
+        if let Some(Some(known)) = self.normalised.get(number as usize) {
+            return *known;
         }
-        let text = normalised(&self.texts[number as usize].text);
-        let found = self.number(&text);
-        self.texts[number as usize].normalised = Some(found);
+        let text = normalised(self.texts.text(number));
+        let found = self.texts.number(&text);
+        self.normalised.resize(self.texts.len(), None);
+        self.normalised[number as usize] = Some(found);
         found
     }
 }
@@ -121,7 +111,7 @@ pub fn agreement(rule: VqaRule, answer: &str, answers: &[HumanAnswer]) -> f64 {
     let mut person = |it: &HumanAnswer| Person {
         answer: table.number(&it.answer),
         confidence: table.number(it.answer_confidence.as_deref().unwrap_or_default()),
-        number: it.answer_id,
+        number: it.answer_id.unwrap_or(i64::MIN),
     };
     let people: Vec<Person> = answers.iter().map(&mut person).collect();
     agree(rule, table.number(answer), &people)

@@ -21,19 +21,15 @@ use crate::metrics::vqa::{AnswerTable, Person};
 
 /// All that a file annotates.
 #[derive(Debug)]
-pub(super) struct Truths<'a> {
+pub(super) struct Truths {
     pub(super) form: Form,
-    pub(super) items: Vec<Evidence<'a>>,
+    pub(super) items: Vec<Evidence<'static>>,
     /// Texts of the people's answers.
     pub(super) answers: AnswerTable,
 }
 
 /// Reads the annotations in `bytes`, the content of the file `path`, and second references in `more`.
-pub(super) fn truths<'a>(
-    path: &Path,
-    bytes: &'a [u8],
-    more: Option<&Path>,
-) -> Result<Truths<'a>, EvalError> {
+pub(super) fn truths(path: &Path, bytes: &[u8], more: Option<&Path>) -> Result<Truths, EvalError> {
     let refuse = |problem| EvalError::Annotations { path: path.to_path_buf(), problem };
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let mut truths = match extension.as_str() {
@@ -152,16 +148,16 @@ struct ChoiceRow<'a> {
 
 /// Puts rows together as they come.
 #[derive(Default)]
-struct Gathered<'a> {
+struct Gathered {
     form: Option<Form>,
-    items: Vec<Evidence<'a>>,
+    items: Vec<Evidence<'static>>,
     answers: AnswerTable,
     /// Place of each image of which there are captions.
     images: HashMap<String, usize>,
 }
 
-impl<'a> Gathered<'a> {
-    fn add(&mut self, row: Row<'a>) -> Result<(), String> {
+impl Gathered {
+    fn add(&mut self, row: Row<'_>) -> Result<(), String> {
         let Some((form, item)) = self.item(row)? else { return Ok(()) };
         match self.form.replace(form) {
             Some(other) if other != form => {
@@ -173,7 +169,7 @@ impl<'a> Gathered<'a> {
     }
 
     /// The item of a row, unless it joined another one.
-    fn item(&mut self, row: Row<'a>) -> Result<Option<(Form, Evidence<'a>)>, String> {
+    fn item(&mut self, row: Row<'_>) -> Result<Option<(Form, Evidence<'static>)>, String> {
         let image = row.image_id.or(row.image.map(|image| Id(image.into_owned())));
         let question = row.question_id.or(row.id);
         let missing = |what: &str| format!("it has no {what}");
@@ -183,11 +179,14 @@ impl<'a> Gathered<'a> {
                 let Truth::Captions(captions) = &mut self.items[*at].truth else {
                     return Err(missing("`answers`"));
                 };
-                captions.push(caption);
+                captions.push(Cow::Owned(caption.into_owned()));
                 return Ok(None);
             }
             self.images.insert(id.clone(), self.items.len());
-            return Ok(Some((Form::Captions, item(id, None, Truth::Captions(vec![caption])))));
+            return Ok(Some((
+                Form::Captions,
+                item(id, None, Truth::Captions(vec![Cow::Owned(caption.into_owned())])),
+            )));
         }
         if let Some(relevance) = row.gt_relevance.or(row.relevance) {
             let Id(image) = image.ok_or_else(|| missing("`image_id`"))?;
@@ -231,30 +230,30 @@ impl<'a> Gathered<'a> {
         self.answers.person(&row.answer, &confidence, row.answer_id)
     }
 
-    fn truths(self) -> Result<Truths<'a>, String> {
+    fn truths(self) -> Result<Truths, String> {
         let form = self.form.ok_or("it has no list `annotations` that is not empty")?;
         Ok(Truths { form, items: self.items, answers: self.answers })
     }
 }
 
-fn item(id: String, cluster: Option<String>, truth: Truth<'_>) -> Evidence<'_> {
+fn item(id: String, cluster: Option<String>, truth: Truth<'static>) -> Evidence<'static> {
     Evidence { id, cluster, kind: String::new(), truth }
 }
 
 /// Reads a list, or an object with one, row by row; keeps the number of the row at hand.
-struct Reader<'g, 'a> {
-    gathered: &'g mut Gathered<'a>,
+struct Reader<'g> {
+    gathered: &'g mut Gathered,
     row: &'g Cell<usize>,
 }
 
-impl<'de: 'a, 'a> DeserializeSeed<'de> for Reader<'_, 'a> {
+impl<'de> DeserializeSeed<'de> for Reader<'_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de: 'a, 'a> Visitor<'de> for Reader<'_, 'a> {
+impl<'de> Visitor<'de> for Reader<'_> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -262,7 +261,7 @@ impl<'de: 'a, 'a> Visitor<'de> for Reader<'_, 'a> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
-        while let Some(row) = rows.next_element::<Row<'a>>()? {
+        while let Some(row) = rows.next_element::<Row<'de>>()? {
             self.gathered.add(row).map_err(de::Error::custom)?;
             self.row.set(self.row.get() + 1);
         }
@@ -302,7 +301,7 @@ struct Round {
     gt_index: usize,
 }
 
-fn add_dialog(gathered: &mut Gathered<'_>, dialog: Dialog) -> Result<(), String> {
+fn add_dialog(gathered: &mut Gathered, dialog: Dialog) -> Result<(), String> {
     let Id(image) = dialog.image_id;
     for (i, round) in dialog.dialog.into_iter().enumerate() {
         let (right, n) = (round.gt_index, round.answer_options.len());
@@ -316,7 +315,7 @@ fn add_dialog(gathered: &mut Gathered<'_>, dialog: Dialog) -> Result<(), String>
     Ok(())
 }
 
-fn from_json(bytes: &[u8]) -> Result<Truths<'_>, String> {
+fn from_json(bytes: &[u8]) -> Result<Truths, String> {
     let mut gathered = Gathered::default();
     let row = Cell::new(0);
     let mut json = serde_json::Deserializer::from_slice(bytes);
@@ -328,7 +327,7 @@ fn from_json(bytes: &[u8]) -> Result<Truths<'_>, String> {
     gathered.truths()
 }
 
-fn from_lines(bytes: &[u8]) -> Result<Truths<'_>, String> {
+fn from_lines(bytes: &[u8]) -> Result<Truths, String> {
     let mut gathered = Gathered::default();
     for (i, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
@@ -342,7 +341,7 @@ fn from_lines(bytes: &[u8]) -> Result<Truths<'_>, String> {
 }
 
 /// A table with names over its columns.
-fn from_table(bytes: &[u8]) -> Result<Truths<'static>, String> {
+fn from_table(bytes: &[u8]) -> Result<Truths, String> {
     let mut table = csv::Reader::from_reader(bytes);
     let names = table.headers().map_err(|error| error.to_string())?.clone();
     let has = |wanted: &[&str]| wanted.iter().all(|name| names.iter().any(|n| n == *name));
