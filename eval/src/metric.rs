@@ -363,13 +363,13 @@ fn evidence_of<'a>(
         }
         (ItemTruth::Candidate { right, .. }, Rule::RocAuc) => Truth::Label(*right == yes_of(item)),
         (ItemTruth::Candidate { right, .. }, _) => Truth::Choice(*right as i64),
-        (ItemTruth::Action { class, annotation }, _) => Truth::Clip(Clip {
+        (ItemTruth::Action { class, annotation }, _) => Truth::Clip(Box::new(Clip {
             video: item.medium_id.clone(),
             class: *class,
             verb: item.fields.get("verb").cloned().unwrap_or_default(),
             noun: item.fields.get("noun").cloned().unwrap_or_default(),
             seen: Seen::from_annotation(u32::from(*annotation)).unwrap_or(Seen::Part),
-        }),
+        })),
         (ItemTruth::Hidden, _) => Truth::Texts(Vec::new()),
     };
     let prediction = match rule {

@@ -4,11 +4,12 @@
 //! What a file annotates is told from its columns or keys; predictions are what the official tools take.
 //! Every prediction must be of an annotated image or question, and there must be one for each.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rustc_hash::FxHashMap;
 use serde_json::{Map, Value, json};
 
 use crate::bootstrap::{Clusters, Drawn, Estimate, RESAMPLES, Resampling, Scores};
@@ -204,17 +205,17 @@ impl Score {
     }
 }
 
-/// The annotated items in the order of their ids, each with its prediction.
+/// The annotated items that have a prediction, in their order, and the predictions.
 fn paired<'a>(
     score: &Score,
     truths: &mut Truths,
     said: &'a [u8],
     warnings: &mut Vec<String>,
 ) -> Result<(Vec<Evidence<'a>>, Vec<Prediction<'a>>), EvalError> {
-    let items = std::mem::take(&mut truths.items);
+    let mut items = std::mem::take(&mut truths.items);
     let ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
     let predictions = predictions(&score.predictions, said, truths.form, &ids)?;
-    let places: HashMap<&str, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+    let places: FxHashMap<&str, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
     let mut of_item: Vec<Option<Prediction<'a>>> = vec![None; items.len()];
     let (mut unknown, mut repeated, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (id, prediction) in predictions {
@@ -244,19 +245,16 @@ fn paired<'a>(
         ("predictions of what is not annotated:", &unknown),
         ("no prediction of", &missing),
     ]);
-    let mut both: Vec<(Evidence<'a>, Prediction<'a>)> = items
-        .into_iter()
-        .zip(of_item)
-        .filter_map(|(item, prediction)| Some((item, prediction?)))
-        .collect();
-    if problem.is_empty() && both.is_empty() {
+    let n_predicted = of_item.iter().flatten().count();
+    if problem.is_empty() && n_predicted == 0 {
         "no predictions".clone_into(&mut problem);
     }
     if !problem.is_empty() {
         return Err(EvalError::Annotations { path: score.predictions.clone(), problem });
     }
-    both.sort_by(|(a, _), (b, _)| a.id.len().cmp(&b.id.len()).then_with(|| a.id.cmp(&b.id)));
-    Ok(both.into_iter().unzip())
+    let mut has_prediction = of_item.iter().map(Option::is_some);
+    items.retain(|_| has_prediction.next().unwrap_or_default());
+    Ok((items, of_item.into_iter().flatten().collect()))
 }
 
 /// What is wrong with which ids.

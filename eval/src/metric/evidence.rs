@@ -15,7 +15,7 @@ pub(crate) enum Truth<'a> {
     Label(bool),
     Relevance(Vec<f64>),
     Candidate(usize),
-    Clip(Clip),
+    Clip(Box<Clip>),
 }
 
 /// An image, question or clip with what is known of it.

@@ -361,7 +361,7 @@ impl Bench<'_> {
 
     fn mwap(&self, metric: Metric) -> Result<Measured, EvalError> {
         let clip = |item: &Evidence<'_>| match &item.truth {
-            Truth::Clip(clip) => Some(clip.clone()),
+            Truth::Clip(clip) => Some(Clip::clone(clip)),
             _ => None,
         };
         let clips: Vec<Clip> = self.items.iter().filter_map(clip).collect();

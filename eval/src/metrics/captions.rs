@@ -154,18 +154,18 @@ impl Counter {
         let mut numbers: [Vec<u32>; N_MAX] =
             std::array::from_fn(|_| Vec::with_capacity(self.cut.len()));
         self.single.resize(self.tokenizer.vocabulary().len(), None);
-        for start in 0..self.cut.len() {
-            let mut before = 0;
-            for (order, word) in self.cut[start..].iter().take(N_MAX).enumerate() {
-                let next = self.n_grams;
-                let gram = if order == 0 {
-                    *self.single[*word as usize].get_or_insert(next)
-                } else {
-                    *self.longer.entry((before, *word)).or_insert(next)
-                };
-                self.n_grams += u32::from(gram == next);
+        for word in &self.cut {
+            let gram = *self.single[*word as usize].get_or_insert(self.n_grams);
+            self.n_grams += u32::from(gram == self.n_grams);
+            numbers[0].push(gram);
+        }
+        // One length after the other: look-ups of one length do not wait for each other.
+        for order in 1..N_MAX {
+            for start in 0..self.cut.len().saturating_sub(order) {
+                let key = (numbers[order - 1][start], self.cut[start + order]);
+                let gram = *self.longer.entry(key).or_insert(self.n_grams);
+                self.n_grams += u32::from(gram == self.n_grams);
                 numbers[order].push(gram);
-                before = gram;
             }
         }
         let mut grams = Vec::with_capacity(numbers.iter().map(Vec::len).sum());

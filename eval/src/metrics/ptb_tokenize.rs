@@ -51,7 +51,9 @@ impl PtbTokenizer {
     pub fn each_token(&mut self, caption: &str, mut take: impl FnMut(&str)) {
         let mut numbers = Vec::new();
         self.add_numbers(caption, &mut numbers);
-        numbers.into_iter().for_each(|number| take(self.vocabulary.text(number)));
+        for number in numbers {
+            take(self.vocabulary.text(number));
+        }
     }
 
     /// The words that there are.
@@ -65,7 +67,7 @@ impl PtbTokenizer {
         let is_plain = |byte: u8| byte == b'\n' || (b' '..0x7f).contains(&byte) && byte != b'&';
         if !caption.bytes().all(is_plain) {
             lex(&unescape(caption), 0, Until::End, &mut |token| {
-                numbers.push(vocabulary.number(token))
+                numbers.push(vocabulary.number(token));
             });
             return;
         }

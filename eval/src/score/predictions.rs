@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::truth::Id;
@@ -109,17 +109,36 @@ fn said(value: Value, form: Form) -> Result<Prediction<'static>, String> {
     }
 }
 
+/// Reads a list row by row.
+struct List<'p, 'a> {
+    form: Form,
+    predictions: &'p mut Vec<(String, Prediction<'a>)>,
+}
+
+impl<'de: 'a, 'a> Visitor<'de> for List<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a list of predictions")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
+        while let Some(row) = rows.next_element::<Row<'a>>()? {
+            self.predictions.push(row.checked(self.form).map_err(de::Error::custom)?);
+        }
+        Ok(())
+    }
+}
+
 fn from_list(bytes: &[u8], form: Form) -> Result<Vec<(String, Prediction<'_>)>, String> {
-    let rows = serde_json::from_slice::<Vec<Row<'_>>>(bytes);
-    let rows = rows.map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => format!("it is not a list of predictions: {error}"),
+    let mut predictions = Vec::new();
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let list = List { form, predictions: &mut predictions };
+    let read = json.deserialize_seq(list).and_then(|()| json.end());
+    read.map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => format!("prediction {}: {error}", predictions.len()),
         _ => format!("it is not JSON: {error}"),
     })?;
-    let mut predictions = Vec::with_capacity(rows.len());
-    for (i, row) in rows.into_iter().enumerate() {
-        let checked = row.checked(form).map_err(|problem| format!("prediction {i}: {problem}"))?;
-        predictions.push(checked);
-    }
     Ok(predictions)
 }
 
