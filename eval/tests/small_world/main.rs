@@ -4,6 +4,7 @@
 mod leaks;
 mod looking;
 mod models;
+mod reported;
 mod rounds;
 mod run;
 mod served;
