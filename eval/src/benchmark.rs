@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use flamingo_dataset::{CorpusStore, sha256_hex};
 
-use crate::draw::{mix, mix_text};
+use crate::draw::mix;
 use crate::error::EvalError;
 use crate::item::Item;
 use crate::medium::Medium;
 use crate::prompt::ImagePlace;
+use crate::readers::kept::{Draw, Kept};
 use crate::readers::{SplitFiles, read_split};
 use crate::task_file::{SETTINGS_FILE, TaskFile};
 
@@ -61,19 +62,23 @@ impl Benchmark {
                 task = task.with_settings(&format!("{at}/{SETTINGS_FILE}"), &text)?;
             }
         }
-        let read = |split: &str| {
-            let files = SplitFiles { location: at, files: task.split(split)?, task: &task };
+        let read = |split: &str, draw: Option<Draw>| {
+            let files = SplitFiles { location: at, files: task.split(split)?, task: &task, draw };
             let items = read_split(&files)?;
             check(&task, split, at, &items)?;
             Ok::<_, EvalError>(items)
         };
-        let support = task.support.as_deref().map(read).transpose()?.unwrap_or_default();
-        let query = read(&task.query)?;
-        let mut support: Vec<Item> = support
-            .into_iter()
-            .filter(|item| item.shown_answer(task.shown_answer).is_some())
-            .collect();
-        draw(&mut support, task.support_max, seed);
+        let draw = Draw { most: task.support_max, key: mix(seed, 3) };
+        let support = task.support.as_deref().map(|split| read(split, Some(draw)));
+        let support = support.transpose()?.unwrap_or_default();
+        let query = read(&task.query, None)?;
+        let mut kept = Kept::new(Some(draw));
+        for (place, item) in support.into_iter().enumerate() {
+            if item.shown_answer(task.shown_answer).is_some() {
+                kept.push(&item.id.clone(), place, item);
+            }
+        }
+        let support = kept.into_entries();
         Ok(Self { task, location: location.to_owned(), support, query })
     }
 
@@ -139,26 +144,6 @@ fn check(task: &TaskFile, split: &str, location: &str, items: &[Item]) -> Result
     Ok(())
 }
 
-/// Keeps `most` items in their order, chosen by the seed; all of them if `most` is 0.
-fn draw(items: &mut Vec<Item>, most: usize, seed: u64) {
-    if most == 0 || items.len() <= most {
-        return;
-    }
-    let key = mix(seed, 3);
-    let mut drawn: Vec<(u64, usize)> =
-        items.iter().enumerate().map(|(index, item)| (mix_text(key, &item.id), index)).collect();
-    drawn.sort_unstable();
-    let mut is_drawn = vec![false; items.len()];
-    for (_, index) in drawn.into_iter().take(most) {
-        is_drawn[index] = true;
-    }
-    let mut index = 0;
-    items.retain(|_| {
-        index += 1;
-        is_drawn[index - 1]
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -177,23 +162,6 @@ mod tests {
             category: None,
         };
         (0..n).map(item).collect()
-    }
-
-    #[test]
-    fn as_many_examples_are_kept_in_order_and_the_seed_decides_which() {
-        let kept = |most, seed| {
-            let mut all = items(100);
-            draw(&mut all, most, seed);
-            let numbers: Vec<usize> =
-                all.iter().map(|item| item.id[1..].parse().unwrap()).collect();
-            assert!(numbers.is_sorted());
-            numbers
-        };
-        assert_eq!(kept(0, 1).len(), 100);
-        assert_eq!(kept(100, 1).len(), 100);
-        assert_eq!(kept(30, 1).len(), 30);
-        assert_eq!(kept(30, 1), kept(30, 1));
-        assert_ne!(kept(30, 1), kept(30, 2));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::benchmark::{Benchmark, SplitChoice};
 use crate::bootstrap::RESAMPLES;
+use crate::check::{self, MissingMedia, Opening};
 use crate::endpoint::EndpointOptions;
 use crate::error::EvalError;
 use crate::evaluate::{Evaluation, Options, Plan};
@@ -40,6 +41,8 @@ pub struct Command {
     pub asking: Vec<Asking>,
     /// Which splits.
     pub splits: SplitChoice,
+    /// What is done about pictures and films that are not there.
+    pub missing_media: MissingMedia,
     /// Which model.
     pub model: ModelChoice,
     /// What is asked of each.
@@ -73,7 +76,13 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
             task.support = None;
         }
         let location = &asking.annotations;
-        benchmarks.push(Benchmark::open(task, location, &command.splits, options.seed)?);
+        let missing_media = match command.model {
+            // Nobody looks at them.
+            ModelChoice::Predictions(_) => MissingMedia::Ignore,
+            _ => command.missing_media,
+        };
+        let how = Opening { seed: options.seed, missing_media };
+        benchmarks.push(check::open(task, location, &command.splits, how)?);
     }
     let plans = benchmarks.iter().map(|benchmark| Plan::new(benchmark, options));
     let plans = plans.collect::<Result<Vec<_>, _>>()?;

@@ -367,7 +367,7 @@ impl<'a> Plan<'a> {
         let item = &self.benchmark.query[query];
         let has_images =
             key.n_shots > 0 && !matches!(key.control, Some(Control::TextShots | Control::NoImage));
-        let rule = self.benchmark.task.shown_answer;
+        let rule = self.template.shown_answer.unwrap_or(self.benchmark.task.shown_answer);
         let mut pieces: Vec<Piece> = Vec::new();
         for &shot in shots {
             let image = has_images.then_some(ImagePlace::Support(shot));

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! In reading order: [`task_file`] what a benchmark is and [`tasks`] those there are, [`item`] one thing that is
-//! asked with its [`medium`], [`readers`] from official files to items, [`benchmark`] all of one, [`shots`] which
+//! asked with its [`medium`], [`readers`] from official files to items, [`benchmark`] all of one, [`check`] whether it is there, [`shots`] which
 //! examples are shown, by [`draw`] or by [`likeness`], [`prompt`] the layout, [`subject`] a model under test and
 //! [`local_subject`] one of ours from a [`run_folder`] with [`image_settings`] and [`inputs`] from prompts to what it takes, [`evaluate`]
 //! one benchmark, [`command`] all of them, [`controls`] and [`words`] whether it looks, [`seeds`] what the choice
@@ -28,6 +28,7 @@ pub mod benchmark;
 pub mod bootstrap;
 pub mod candidate_match;
 pub mod chat;
+pub mod check;
 pub mod command;
 pub mod compare;
 pub mod controls;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -12,6 +11,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use flamingo_eval::benchmark::SplitChoice;
+use flamingo_eval::check::{self, MissingMedia};
 use flamingo_eval::command::{Asking, Command, Protocol, run};
 use flamingo_eval::compare::{self, Compare};
 use flamingo_eval::endpoint::EndpointOptions;
@@ -26,7 +26,7 @@ use flamingo_eval::self_check::{self, SelfCheck};
 use flamingo_eval::shots::ShotChoice;
 use flamingo_eval::submission::{self, Submission};
 use flamingo_eval::task_file::TaskFile;
-use flamingo_eval::tasks::TASKS;
+use flamingo_eval::tasks::{describe, list};
 use flamingo_model::{DeviceChoice, Precision};
 
 /// Evaluates Flamingo models on few-shot benchmarks.
@@ -92,8 +92,28 @@ enum Action {
         --predictions runs/scores/samples_vqav2_4shot.jsonl --out vqav2.json")]
     Submission(Submission),
     /// Lists the tasks with what they ask and how they are scored.
-    #[command(after_help = "Example:\n  flamingo-eval tasks")]
-    Tasks,
+    #[command(after_help = "Examples:\n  flamingo-eval tasks\n  flamingo-eval tasks vqav2\n  \
+        flamingo-eval tasks vqav2 --check data/vqav2\n  flamingo-eval tasks vqav2 --toml > mine.toml")]
+    Tasks(TasksArgs),
+}
+
+#[derive(Args)]
+struct TasksArgs {
+    /// Task to tell of in full, by its name or the path of its file: what files each split needs and where they
+    /// come from.
+    task: Option<String>,
+    /// Print the task's file alone, to be changed and given to `run` by its path.
+    #[arg(long, requires = "task", conflicts_with = "check")]
+    toml: bool,
+    /// Check the files of the task in this folder, with the pictures and films that they name.
+    #[arg(long, value_name = "DIR", requires = "task")]
+    check: Option<String>,
+    /// Split to check in place of the one that is asked about.
+    #[arg(long, value_name = "SPLIT", requires = "check")]
+    query_split: Option<String>,
+    /// Split to check in place of the one that examples are drawn from.
+    #[arg(long, value_name = "SPLIT", requires = "check")]
+    support_split: Option<String>,
 }
 
 #[derive(Args)]
@@ -113,6 +133,9 @@ struct RunArgs {
     /// Split that examples are drawn from, if not the task's own.
     #[arg(long, value_name = "SPLIT")]
     support_split: Option<String>,
+    /// Leave out items whose picture or film is not there; without it they are an error.
+    #[arg(long)]
+    skip_missing_media: bool,
     /// Run folder of flamingo-train (its newest checkpoint), one of its checkpoints, or a folder that export wrote; a
     /// folder with OpenFlamingo's checkpoint.pt beside vision/ and language/; `openai:NAME`, a model behind
     /// --endpoint; or `predictions:FILE`, answers that were made elsewhere (samples of ours, or what the official
@@ -233,6 +256,11 @@ impl RunArgs {
         Ok(Command {
             asking: asking.collect(),
             splits: SplitChoice { query: self.query_split, support: self.support_split },
+            missing_media: if self.skip_missing_media {
+                MissingMedia::Skip
+            } else {
+                MissingMedia::Refuse
+            },
             model: self.model,
             options,
             place: Place { device: self.device, precision: self.precision },
@@ -248,7 +276,7 @@ fn first_repeated<T: Ord + Copy>(mut values: impl Iterator<Item = T>) -> Option<
 
 fn main() -> ExitCode {
     let text = match Cli::parse().action {
-        Action::Tasks => tasks(),
+        Action::Tasks(args) => tasks(&args),
         Action::Generate(args) => generate::run(&args),
         Action::Score(args) => score::run(&args),
         Action::Compare(args) => compare::run(&args),
@@ -291,13 +319,15 @@ fn evaluate(command: &Command) -> Result<String, EvalError> {
     Ok(format!("{tables}\nscores  {out}/results.json\nreport  {out}/report.html\n"))
 }
 
-fn tasks() -> Result<String, EvalError> {
-    let mut lines = String::new();
-    for (name, _) in TASKS {
-        let task = TaskFile::find(name)?;
-        let _ = writeln!(lines, "{name:<14} {}", task.about);
+fn tasks(args: &TasksArgs) -> Result<String, EvalError> {
+    let Some(name) = &args.task else { return list() };
+    if args.toml {
+        return TaskFile::text(name).map(std::borrow::Cow::into_owned);
     }
-    Ok(lines)
+    let Some(folder) = &args.check else { return describe(name) };
+    let splits =
+        SplitChoice { query: args.query_split.clone(), support: args.support_split.clone() };
+    check::run(TaskFile::find(name)?, folder, &splits)
 }
 
 /// A reader that goes away, as `head` does, is no failure.

@@ -88,6 +88,9 @@ pub struct Template {
     /// Characters that are left out of a written answer.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub drop: String,
+    /// Which human answer an example is shown with, if not the one that the task says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown_answer: Option<ShownAnswer>,
 }
 
 /// Where the picture or film goes.
@@ -109,6 +112,7 @@ impl Template {
             between: String::new(),
             cut_at: Vec::new(),
             drop: String::new(),
+            shown_answer: None,
         }
     }
 

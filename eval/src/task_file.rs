@@ -2,6 +2,7 @@
 //! how they are scored. Those of `flamingo-eval tasks` are in `eval/src/tasks/`; a user's own is given by its
 //! path.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -150,15 +151,28 @@ impl TaskFile {
     /// # Errors
     /// When there is no such task, or the file cannot be read or is not one.
     pub fn find(name_or_path: &str) -> Result<Self, EvalError> {
+        let text = Self::text(name_or_path)?;
+        let file = match built_in(name_or_path) {
+            Some(_) => format!("{name_or_path}.toml"),
+            None => name_or_path.to_owned(),
+        };
+        Self::parse(&file, &text)
+    }
+
+    /// The text of a task's file, by its name or path.
+    ///
+    /// # Errors
+    /// When there is no such task, or the file cannot be read.
+    pub fn text(name_or_path: &str) -> Result<Cow<'static, str>, EvalError> {
         if let Some(text) = built_in(name_or_path) {
-            return Self::parse(&format!("{name_or_path}.toml"), text);
+            return Ok(text.into());
         }
         let path = Path::new(name_or_path);
         if path.extension().is_none_or(|ending| ending != "toml") {
             return Err(EvalError::NoTask { name: name_or_path.to_owned() });
         }
         let text = std::fs::read_to_string(path).map_err(EvalError::file("read", path))?;
-        Self::parse(name_or_path, &text)
+        Ok(text.into())
     }
 
     /// A task from the text of its file; `file` is how messages name it.
@@ -261,6 +275,11 @@ impl TaskFile {
         let mut seen = BTreeSet::new();
         if let Some(twice) = self.candidates.iter().find(|candidate| !seen.insert(*candidate)) {
             return setting("candidates", format!("`{twice}` twice"), "different answers");
+        }
+        for (split, files) in &self.splits {
+            if let Some(fault) = self.reader.fault(files) {
+                return setting("splits", format!("{split} {fault}"), "the roles of the reader");
+            }
         }
         self.split(&self.query)?;
         self.fine_tuned_query.as_deref().map_or(Ok(()), |query| self.split(query).map(|_| ()))?;

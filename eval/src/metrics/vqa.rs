@@ -22,6 +22,13 @@ pub struct HumanAnswer {
     pub answer_id: Option<i64>,
 }
 
+impl HumanAnswer {
+    /// An answer of which nothing else is known.
+    pub fn plain(answer: String) -> Self {
+        Self { answer, answer_confidence: None, answer_id: None }
+    }
+}
+
 /// How a prediction is compared with the answers of people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

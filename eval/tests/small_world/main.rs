@@ -10,4 +10,5 @@ mod run;
 mod served;
 mod server;
 mod submitted;
+mod tasks;
 mod world;

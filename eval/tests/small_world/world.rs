@@ -31,9 +31,14 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with_context(CONTEXT)
+    }
+
+    /// With a model that holds so many tokens.
+    pub(crate) fn with_context(context: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let world = Self { dir };
-        write_run(&world.path("run"));
+        write_run(&world.path("run"), context);
         let task = "prompt = \"shows:\"\ncontent_words = [\"red\", \"green\", \"blue\", \"star\"]\n\
                     max_new_tokens = 8\n";
         write_benchmark(&world.path("caption"), task, caption_row);
@@ -130,7 +135,7 @@ pub(crate) fn bmp(rgb: [u8; 3], corner: u8) -> Vec<u8> {
     file
 }
 
-fn write_run(run: &Path) {
+fn write_run(run: &Path, context: usize) {
     let checkpoint = run.join("checkpoints/step-2");
     std::fs::create_dir_all(&checkpoint).unwrap();
     let tokenizer = tokenizer();
@@ -143,7 +148,7 @@ fn write_run(run: &Path) {
     let metrics =
         "{\"step\":1,\"losses\":{\"pages\":3.5}}\n{\"step\":2,\"losses\":{\"pages\":3.0}}\n";
     std::fs::write(run.join("metrics.jsonl"), metrics).unwrap();
-    model(tokenizer.n_tokens(), run).save(&checkpoint).unwrap();
+    model(tokenizer.n_tokens(), context, run).save(&checkpoint).unwrap();
 }
 
 fn tokenizer() -> Tokenizer {
@@ -155,7 +160,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 /// A random model with open gates.
-fn model(vocabulary: usize, scratch: &Path) -> Flamingo {
+fn model(vocabulary: usize, context: usize, scratch: &Path) -> Flamingo {
     let activation = Activation::GeluTanh;
     let vision = VisionConfig::Vit(VitConfig {
         image_size: 8,
@@ -169,7 +174,7 @@ fn model(vocabulary: usize, scratch: &Path) -> Flamingo {
     });
     let language = LanguageConfig {
         vocabulary,
-        context: CONTEXT,
+        context,
         width: 16,
         layers: 2,
         heads: 2,

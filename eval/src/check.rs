@@ -1,0 +1,175 @@
+//! Whether a benchmark is there, before any model runs: its files, what they say, and its pictures and films. What is
+//! missing is named, as far as a message can, and counted.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::benchmark::{Benchmark, SplitChoice};
+use crate::error::EvalError;
+use crate::item::{Item, Truth};
+use crate::medium::Medium;
+use crate::readers::entries::some_of;
+use crate::task_file::TaskFile;
+
+/// What is done about pictures and films that are not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissingMedia {
+    /// They are an error.
+    #[default]
+    Refuse,
+    /// Their items are left out, of the queries, too: scores are of another benchmark, which is said.
+    Skip,
+    /// They are not looked for: answers are there already.
+    Ignore,
+}
+
+/// How a benchmark is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Opening {
+    /// Seed of the examples to draw from.
+    pub seed: u64,
+    /// What is done about pictures and films that are not there.
+    pub missing_media: MissingMedia,
+}
+
+/// The files of a split that are not there, as paths.
+fn missing_files(task: &TaskFile, location: &str, split: &str) -> Result<Vec<String>, EvalError> {
+    // Corpora may lie in an object store; they say themselves when they are not there.
+    if task.reader.has_settings() {
+        return Ok(Vec::new());
+    }
+    let files = task.split(split)?.iter().filter(|(role, _)| task.reader.is_file(role));
+    let missing = files.filter(|(_, file)| !Path::new(location).join(file).exists());
+    Ok(missing.map(|(_, file)| file.clone()).collect())
+}
+
+/// Checks that the files of the splits in question are there.
+///
+/// # Errors
+/// When some are not, naming all of them and where they are to be had, or there is no such split.
+pub fn files(task: &TaskFile, location: &str, choice: &SplitChoice) -> Result<(), EvalError> {
+    let query = Some(choice.query.as_ref().unwrap_or(&task.query));
+    let support = choice.support.as_ref().or(task.support.as_ref());
+    let mut missing = BTreeSet::new();
+    for split in [query, support].into_iter().flatten() {
+        missing.extend(missing_files(task, location, split)?);
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> = missing.into_iter().collect();
+    let problem = format!(
+        "task `{}` needs {}, which {} not there; `flamingo-eval tasks {0}` tells where to get {}",
+        task.name,
+        named.join(", "),
+        if named.len() == 1 { "is" } else { "are" },
+        if named.len() == 1 { "it" } else { "them" },
+    );
+    Err(EvalError::Annotations { path: location.into(), problem })
+}
+
+/// Pictures and films of some items that are not there, each once, in the order of the items.
+fn missing_media(items: &[Item]) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let names = items.iter().filter_map(|item| item.medium.as_ref()).filter_map(|medium| {
+        let name = medium.name();
+        (seen.insert(name.clone()) && !medium.exists()).then_some(name)
+    });
+    names.collect()
+}
+
+/// Checks that pictures and films are there, or leaves out items whose are not. What is to be said of it comes back;
+/// none if all are there.
+///
+/// # Errors
+/// When some are missing and that is not wanted, or none are left.
+pub fn media(
+    benchmark: &mut Benchmark,
+    missing: MissingMedia,
+) -> Result<Option<String>, EvalError> {
+    if missing == MissingMedia::Ignore {
+        return Ok(None);
+    }
+    let name = benchmark.task.name.clone();
+    let location = benchmark.location.clone();
+    let mut told = Vec::new();
+    for (which, items) in [("query", &mut benchmark.query), ("support", &mut benchmark.support)] {
+        let lost = missing_media(items);
+        if lost.is_empty() {
+            continue;
+        }
+        let names: BTreeSet<&str> = lost.iter().map(String::as_str).collect();
+        let is_lost = |item: &Item| {
+            item.medium.as_ref().map(Medium::name).is_some_and(|it| names.contains(it.as_str()))
+        };
+        let (n, total) = (items.iter().filter(|item| is_lost(item)).count(), items.len());
+        told.push(format!(
+            "{n} of {total} {which} items have no picture or film: {} missing, {}",
+            lost.len(),
+            some_of(&lost)
+        ));
+        if missing == MissingMedia::Skip {
+            items.retain(|item| !is_lost(item));
+        }
+    }
+    if told.is_empty() {
+        return Ok(None);
+    }
+    let problem = format!("task `{name}`: {}", told.join("; "));
+    let refuse = |problem| Err(EvalError::Annotations { path: location.into(), problem });
+    match missing {
+        MissingMedia::Refuse => {
+            refuse(format!("{problem}; --skip-missing-media leaves such items out"))
+        }
+        MissingMedia::Skip if benchmark.query.is_empty() => {
+            refuse(format!("{problem}; nothing is left to be asked"))
+        }
+        MissingMedia::Skip | MissingMedia::Ignore => {
+            Ok(Some(format!("{problem}; they are left out")))
+        }
+    }
+}
+
+/// Reads a benchmark of which everything is there; says on stderr what was left out.
+///
+/// # Errors
+/// As [`files`], [`Benchmark::open`] and [`media`].
+pub fn open(
+    task: TaskFile,
+    location: &str,
+    choice: &SplitChoice,
+    how: Opening,
+) -> Result<Benchmark, EvalError> {
+    files(&task, location, choice)?;
+    let mut benchmark = Benchmark::open(task, location, choice, how.seed)?;
+    if let Some(told) = media(&mut benchmark, how.missing_media)? {
+        eprintln!("{told}");
+    }
+    Ok(benchmark)
+}
+
+/// All that can be told of a benchmark without a model, as text: `tasks NAME --check DIR`.
+///
+/// # Errors
+/// When files are missing or wrong, or pictures or films are missing.
+pub fn run(task: TaskFile, location: &str, choice: &SplitChoice) -> Result<String, EvalError> {
+    let benchmark = open(task, location, choice, Opening::default())?;
+    let task = &benchmark.task;
+    let mut text = format!("{}: {} is complete\n", task.name, location);
+    let support = task.support.as_deref().map(|split| (split, "support", &benchmark.support));
+    let splits = [Some((task.query.as_str(), "query", &benchmark.query)), support];
+    for (split, which, items) in splits.into_iter().flatten() {
+        let media: BTreeSet<String> =
+            items.iter().filter_map(|item| item.medium.as_ref().map(Medium::name)).collect();
+        let hidden = items.iter().filter(|item| item.truth == Truth::Hidden).count();
+        let hidden = match hidden {
+            0 => String::new(),
+            n => format!(", {n} with answers that the benchmark keeps back"),
+        };
+        let (n, media) = (items.len(), media.len());
+        text = format!(
+            "{text}  {which:<8} {split:<10} {n} items, {media} pictures or films{hidden}\n"
+        );
+    }
+    Ok(text)
+}

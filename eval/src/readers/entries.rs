@@ -1,0 +1,290 @@
+//! Entries of annotation files, one at a time: lists in JSON files, lines of JSON, rows of CSV.
+//!
+//! Files are read whole and their lists entry by entry, so that memory holds what is kept of them. What is wrong
+//! with an entry is told with its number, counted from 0, and its id.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess};
+use serde::{Deserialize, Deserializer, de::Visitor};
+use serde_json::Value;
+
+use crate::error::EvalError;
+
+/// An id that some files have as a number and others as text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Id(pub(super) String);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(IdVisitor)
+    }
+}
+
+struct IdVisitor;
+
+impl Visitor<'_> for IdVisitor {
+    type Value = Id;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number or a text")
+    }
+
+    fn visit_u64<E>(self, id: u64) -> Result<Id, E> {
+        Ok(Id(id.to_string()))
+    }
+
+    fn visit_i64<E>(self, id: i64) -> Result<Id, E> {
+        Ok(Id(id.to_string()))
+    }
+
+    fn visit_str<E>(self, id: &str) -> Result<Id, E> {
+        Ok(Id(id.to_owned()))
+    }
+}
+
+/// A JSON file in memory.
+pub(super) struct JsonFile {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl JsonFile {
+    pub(super) fn read(path: &str) -> Result<Self, EvalError> {
+        let path = PathBuf::from(path);
+        let bytes = std::fs::read(&path).map_err(EvalError::file("read", &path))?;
+        Ok(Self { path, bytes })
+    }
+
+    /// Hands each entry of the list at `keys` to `take`, in order; without keys the file is the list. `noun` is
+    /// what messages call an entry.
+    ///
+    /// # Errors
+    /// When the file is not JSON or lacks the list, an entry is not as expected, or `take` refuses one.
+    pub(super) fn each<T: DeserializeOwned>(
+        &self,
+        keys: &[&str],
+        noun: &str,
+        mut take: impl FnMut(T) -> Result<(), String>,
+    ) -> Result<(), EvalError> {
+        let mut progress = Progress { n: 0, is_found: false, refused: None };
+        let entries =
+            Entries { keys, take: &mut take, progress: &mut progress, kind: PhantomData::<T> };
+        let mut json = serde_json::Deserializer::from_slice(&self.bytes);
+        let outcome = entries.deserialize(&mut json).and_then(|()| json.end());
+        match outcome {
+            Ok(()) if progress.is_found => Ok(()),
+            Ok(()) => Err(self.wrong(format!("it has no list `{}`", keys.join(".")))),
+            Err(error) if error.is_data() && progress.is_found => {
+                let problem = progress.refused.unwrap_or_else(|| told(&error));
+                let entry = format!("{noun} {}{}", progress.n, self.id_of(keys, progress.n));
+                Err(self.wrong(format!("{entry} {problem}")))
+            }
+            Err(error) => Err(self.wrong(format!("it is not what was expected: {error}"))),
+        }
+    }
+
+    /// The file as one value.
+    ///
+    /// # Errors
+    /// When it is not JSON or of another form.
+    pub(super) fn whole<T: DeserializeOwned>(&self) -> Result<T, EvalError> {
+        serde_json::from_slice(&self.bytes)
+            .map_err(|error| self.wrong(format!("it is not what was expected: {error}")))
+    }
+
+    pub(super) fn wrong(&self, problem: String) -> EvalError {
+        EvalError::Annotations { path: self.path.clone(), problem }
+    }
+
+    /// Looks for the id of an entry that is wrong; the file is read once more for it.
+    fn id_of(&self, keys: &[&str], n: usize) -> String {
+        let Ok(file) = serde_json::from_slice::<Value>(&self.bytes) else { return String::new() };
+        let list = keys.iter().try_fold(&file, |value, key| value.get(key));
+        list.and_then(|list| list.get(n)).map_or_else(String::new, id_of_entry)
+    }
+}
+
+/// Keys that name an entry, in the order in which they are looked for.
+const ID_KEYS: [&str; 7] =
+    ["question_id", "cocoid", "videoID", "id", "image_id", "image", "filename"];
+
+fn id_of_entry(entry: &Value) -> String {
+    let id = ID_KEYS.iter().find_map(|key| Some((key, entry.get(key)?)));
+    id.map_or_else(String::new, |(key, id)| {
+        format!(" ({key} {})", id.to_string().trim_matches('"'))
+    })
+}
+
+/// What a parser says, without the place: entries have names.
+fn told(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    as_lacking(text)
+}
+
+fn as_lacking(text: &str) -> String {
+    text.strip_prefix("missing field ")
+        .map_or_else(|| format!("is wrong: {text}"), |field| format!("has no {field}"))
+}
+
+struct Progress {
+    n: usize,
+    is_found: bool,
+    refused: Option<String>,
+}
+
+struct Entries<'a, T, F> {
+    keys: &'a [&'a str],
+    take: &'a mut F,
+    progress: &'a mut Progress,
+    kind: PhantomData<T>,
+}
+
+impl<'de, T, F> DeserializeSeed<'de> for Entries<'_, T, F>
+where
+    T: Deserialize<'de>,
+    F: FnMut(T) -> Result<(), String>,
+{
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        if self.keys.is_empty() {
+            deserializer.deserialize_seq(self)
+        } else {
+            deserializer.deserialize_map(self)
+        }
+    }
+}
+
+impl<'de, T, F> Visitor<'de> for Entries<'_, T, F>
+where
+    T: Deserialize<'de>,
+    F: FnMut(T) -> Result<(), String>,
+{
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.keys.first() {
+            Some(key) => write!(f, "an object with `{key}`"),
+            None => f.write_str("a list"),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        self.progress.is_found = true;
+        while let Some(entry) = list.next_element()? {
+            if let Err(problem) = (self.take)(entry) {
+                self.progress.refused = Some(problem);
+                return Err(A::Error::custom("an entry was refused"));
+            }
+            self.progress.n += 1;
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<std::borrow::Cow<'_, str>>()? {
+            if self.keys.first().is_some_and(|wanted| *wanted == key) && !self.progress.is_found {
+                map.next_value_seed(Entries {
+                    keys: &self.keys[1..],
+                    take: &mut *self.take,
+                    progress: &mut *self.progress,
+                    kind: PhantomData::<T>,
+                })?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands each line of a file of JSON lines to `take`; lines of white space are left out.
+///
+/// # Errors
+/// When the file cannot be read, a line is not as expected, or `take` refuses one.
+pub(super) fn json_lines<T: DeserializeOwned>(
+    path: &str,
+    mut take: impl FnMut(T) -> Result<(), String>,
+) -> Result<(), EvalError> {
+    let text = std::fs::read_to_string(path).map_err(EvalError::file("read", path))?;
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let entry = serde_json::from_str(line).map_err(|error| told(&error));
+        entry.and_then(&mut take).map_err(|problem| {
+            let entry =
+                serde_json::from_str(line).map_or_else(|_| String::new(), |it| id_of_entry(&it));
+            wrong(path, format!("line {}{entry} {problem}", i + 1))
+        })?;
+    }
+    Ok(())
+}
+
+/// Hands each row of a CSV file with a header to `take`, with its number from 0.
+///
+/// # Errors
+/// When the file cannot be read, lacks a column, a row is not as expected, or `take` refuses one.
+pub(super) fn csv_rows<T: DeserializeOwned>(
+    path: &str,
+    mut take: impl FnMut(usize, T) -> Result<(), String>,
+) -> Result<(), EvalError> {
+    let file = std::fs::File::open(path).map_err(EvalError::file("read", path))?;
+    let mut rows = csv::Reader::from_reader(file);
+    for (i, row) in rows.deserialize().enumerate() {
+        let row = row.map_err(|error| told_of_row(&error));
+        row.and_then(|row| take(i, row))
+            .map_err(|problem| wrong(path, format!("row {i} {problem}")))?;
+    }
+    Ok(())
+}
+
+fn told_of_row(error: &csv::Error) -> String {
+    match error.kind() {
+        csv::ErrorKind::Deserialize { err, .. } => as_lacking(&err.kind().to_string()),
+        _ => format!("is wrong: {error}"),
+    }
+}
+
+pub(super) fn wrong(path: &str, problem: String) -> EvalError {
+    EvalError::Annotations { path: Path::new(path).to_path_buf(), problem }
+}
+
+/// Ids that a message names; of the rest it says how many.
+const NAMED_MAX: usize = 5;
+
+/// Some of several names, for messages: `7, 8, 9, 10, 11 and 3 more`.
+pub(crate) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
+    let named: Vec<&str> = names.iter().take(NAMED_MAX).map(AsRef::as_ref).collect();
+    let rest = names.len() - named.len();
+    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+    format!("{}{more}", named.join(", "))
+}
+
+/// Whether people's answers are there for all entries or for none: half a file of answers is a mistake.
+#[derive(Default)]
+pub(super) struct Labelled {
+    with: usize,
+    without: Vec<String>,
+}
+
+impl Labelled {
+    pub(super) fn note(&mut self, id: &str, has_truth: bool) {
+        if has_truth {
+            self.with += 1;
+        } else {
+            self.without.push(id.to_owned());
+        }
+    }
+
+    /// # Errors
+    /// When some entries have their `field` and others have not.
+    pub(super) fn check(&self, path: &str, field: &str) -> Result<(), EvalError> {
+        if self.with == 0 || self.without.is_empty() {
+            return Ok(());
+        }
+        let (n, named) = (self.without.len(), some_of(&self.without));
+        Err(wrong(path, format!("{n} entries have no `{field}`, others do: {named}")))
+    }
+}

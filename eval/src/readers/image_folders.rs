@@ -1,0 +1,132 @@
+//! `ImageNet`: a folder of pictures per class (role `folder`: `val/n01440764/*.JPEG`), or flat pictures (role `image`)
+//! with a list of their classes (role `labels`: `LOC_val_solution.csv`, `ImageId` and `PredictionString`). Names of
+//! classes are in `LOC_synset_mapping.txt` (role `classes`): `n01440764 tench, Tinca tinca`, of which the first counts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::error::EvalError;
+use crate::item::{Item, Truth};
+use crate::medium::Medium;
+use crate::readers::SplitFiles;
+use crate::readers::entries::{csv_rows, some_of, wrong};
+use crate::readers::kept::Kept;
+
+/// File name endings of pictures.
+const PICTURES: [&str; 4] = ["jpeg", "jpg", "png", "webp"];
+
+struct Classes {
+    /// Places among the names, by the id of the class.
+    places: HashMap<String, usize>,
+    names: Arc<[String]>,
+}
+
+/// One item per picture, named by its file without the ending. Two classes of `ImageNet` are called crane and two
+/// maillot: the model cannot tell them apart by name, and either counts.
+pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
+    let classes = Classes::read(&split.path("classes")?)?;
+    match split.optional("labels") {
+        Some(labels) => classes.listed(split, &labels),
+        None => classes.in_folders(split, Path::new(&split.path("folder")?)),
+    }
+}
+
+#[derive(Deserialize)]
+struct Label {
+    #[serde(rename = "ImageId")]
+    image: String,
+    /// The class, and boxes behind it.
+    #[serde(rename = "PredictionString")]
+    prediction: String,
+}
+
+impl Classes {
+    fn read(path: &str) -> Result<Self, EvalError> {
+        let text = std::fs::read_to_string(path).map_err(EvalError::file("read", path))?;
+        let (mut places, mut names) = (HashMap::new(), Vec::new());
+        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let refuse = |problem: &str| wrong(path, format!("line {} {problem}", i + 1));
+            let (id, all) =
+                line.trim().split_once([' ', '\t']).ok_or_else(|| refuse("is not `CLASS NAME`"))?;
+            let name = all.split(',').next().unwrap_or(all).trim();
+            if places.insert(id.to_owned(), names.len()).is_some() {
+                return Err(refuse(&format!("is the second of class `{id}`")));
+            }
+            names.push(name.to_owned());
+        }
+        Ok(Self { places, names: names.into() })
+    }
+
+    fn listed(&self, split: &SplitFiles<'_>, labels: &str) -> Result<Vec<Item>, EvalError> {
+        let mut kept = Kept::new(split.draw);
+        csv_rows(labels, |place, label: Label| {
+            let class = label.prediction.split_whitespace().next().ok_or("has no class")?;
+            let right =
+                self.places.get(class).ok_or_else(|| format!("has the unknown class `{class}`"))?;
+            if kept.wants(&label.image, place) {
+                let medium = split.image(&[("image_id", &label.image), ("class", class)])?;
+                kept.push(&label.image, place, self.item(&label.image, medium, *right));
+            }
+            Ok(())
+        })?;
+        Ok(kept.into_entries())
+    }
+
+    fn in_folders(&self, split: &SplitFiles<'_>, folder: &Path) -> Result<Vec<Item>, EvalError> {
+        let mut kept = Kept::new(split.draw);
+        let mut place = 0;
+        let mut unknown = Vec::new();
+        for (class, path) in listing(folder)?.into_iter().filter(|(_, path)| path.is_dir()) {
+            let Some(&right) = self.places.get(&class) else {
+                unknown.push(class);
+                continue;
+            };
+            for (name, path) in listing(&path)? {
+                let ending = path.extension().map(|it| it.to_string_lossy().to_lowercase());
+                let id = name.rsplit_once('.').map_or(&*name, |(stem, _)| stem);
+                if !ending.is_some_and(|it| PICTURES.contains(&it.as_str())) {
+                    continue;
+                }
+                place += 1;
+                if kept.wants(id, place) {
+                    kept.push(id, place, self.item(id, Some(Medium::Image(path)), right));
+                }
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(kept.into_entries());
+        }
+        let (n, named) = (unknown.len(), some_of(&unknown));
+        Err(EvalError::Annotations {
+            path: folder.to_path_buf(),
+            problem: format!("{n} folders are of no known class: {named}"),
+        })
+    }
+
+    fn item(&self, id: &str, medium: Option<Medium>, right: usize) -> Item {
+        Item {
+            id: id.to_owned(),
+            medium_id: id.to_owned(),
+            medium,
+            fields: BTreeMap::new(),
+            truth: Truth::Candidate { right, relevance: None },
+            candidates: self.names.clone(),
+            category: None,
+        }
+    }
+}
+
+/// Names and paths in a folder, in the order of the names.
+fn listing(folder: &Path) -> Result<Vec<(String, PathBuf)>, EvalError> {
+    let entries = std::fs::read_dir(folder).map_err(EvalError::file("read", folder))?;
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(EvalError::file("read", folder))?;
+        all.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    all.sort();
+    Ok(all)
+}

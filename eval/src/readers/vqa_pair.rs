@@ -1,0 +1,126 @@
+//! VQA's pair of files: `questions` of `question_id`, `image_id` and `question`, `annotations` of `question_id` and
+//! `answers`. `VQAv2` and OK-VQA come in it, and `open_flamingo`'s versions of `TextVQA` and `VizWiz`.
+//!
+//! A split without annotations is one whose answers the benchmark keeps back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::error::EvalError;
+use crate::item::{Item, Truth};
+use crate::metrics::vqa::HumanAnswer;
+use crate::readers::SplitFiles;
+use crate::readers::entries::{Id, JsonFile, some_of};
+use crate::readers::kept::Kept;
+
+#[derive(Deserialize)]
+struct Listed {
+    question_id: Id,
+    image_id: Id,
+    question: String,
+}
+
+#[derive(Deserialize)]
+struct Annotation {
+    question_id: Id,
+    image_id: Option<Id>,
+    answer_type: Option<String>,
+    question_type: Option<String>,
+    answers: Vec<HumanAnswer>,
+}
+
+/// A question that waits for its answers.
+struct Waiting {
+    place: usize,
+    image_id: Id,
+    question: String,
+    is_answered: bool,
+}
+
+/// One item per question, in the order of the questions. Categories are answer types (yes/no, number, other), or
+/// question types where there are none.
+pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
+    let file = JsonFile::read(&split.path("questions")?)?;
+    let mut questions = HashMap::new();
+    file.each(&["questions"], "question", |it: Listed| {
+        let place = questions.len();
+        let Listed { question_id, image_id, question } = it;
+        let waiting = Waiting { place, image_id, question, is_answered: false };
+        let before = questions.insert(question_id.0, waiting);
+        before.map_or(Ok(()), |_| Err("is there twice".to_owned()))
+    })?;
+    let Some(annotations) = split.optional("annotations") else {
+        return unanswered(split, &file, &questions);
+    };
+    let annotations = JsonFile::read(&annotations)?;
+    let mut kept = Kept::new(split.draw);
+    annotations.each(&["annotations"], "annotation", |it: Annotation| {
+        let question =
+            questions.get_mut(&it.question_id.0).ok_or("is of a question that is not listed")?;
+        if std::mem::replace(&mut question.is_answered, true) {
+            return Err("is of a question that has one already".to_owned());
+        }
+        if it.answers.is_empty() {
+            return Err("has no answer in `answers`".to_owned());
+        }
+        if let Some(Id(image)) = it.image_id.filter(|image| *image != question.image_id) {
+            let asked = &question.image_id.0;
+            return Err(format!("is of image {image}, its question of image {asked}"));
+        }
+        if kept.wants(&it.question_id.0, question.place) {
+            let category = it.answer_type.or(it.question_type);
+            let item =
+                item(split, &it.question_id.0, question, Truth::Answers(it.answers), category)?;
+            kept.push(&it.question_id.0, question.place, item);
+        }
+        Ok(())
+    })?;
+    let mut bare: Vec<(usize, &str)> = questions
+        .iter()
+        .filter(|(_, question)| !question.is_answered)
+        .map(|(id, question)| (question.place, id.as_str()))
+        .collect();
+    bare.sort_unstable();
+    if bare.is_empty() {
+        return Ok(kept.into_entries());
+    }
+    let ids: Vec<&str> = bare.iter().map(|(_, id)| *id).collect();
+    let asked = split.path("questions")?;
+    let (n, named) = (ids.len(), some_of(&ids));
+    Err(annotations.wrong(format!("{n} questions of {asked} have no annotation: {named}")))
+}
+
+fn unanswered(
+    split: &SplitFiles<'_>,
+    file: &JsonFile,
+    questions: &HashMap<String, Waiting>,
+) -> Result<Vec<Item>, EvalError> {
+    let mut kept = Kept::new(split.draw);
+    for (id, question) in questions {
+        let item = item(split, id, question, Truth::Hidden, None);
+        let item = item.map_err(|problem| file.wrong(format!("question {id} {problem}")))?;
+        kept.push(id, question.place, item);
+    }
+    Ok(kept.into_entries())
+}
+
+fn item(
+    split: &SplitFiles<'_>,
+    id: &str,
+    question: &Waiting,
+    truth: Truth,
+    category: Option<String>,
+) -> Result<Item, String> {
+    let image = &question.image_id.0;
+    Ok(Item {
+        id: id.to_owned(),
+        medium_id: image.clone(),
+        medium: split.image(&[("image_id", image)])?,
+        fields: [("question", question.question.clone())].into(),
+        truth,
+        candidates: Arc::default(),
+        category,
+    })
+}

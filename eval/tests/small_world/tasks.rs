@@ -1,0 +1,48 @@
+//! All benchmarks that come with the program run, on made-up entries in their official layouts.
+
+use std::process::Command;
+
+use flamingo_eval::task_file::TaskFile;
+use serde_json::Value;
+
+use crate::world::World;
+
+/// Holds four dialogs of ten rounds before the one that is asked about.
+const LONG_CONTEXT: usize = 4096;
+
+#[test]
+fn every_task_runs() {
+    let world = World::with_context(LONG_CONTEXT);
+    let (benchmarks, out) = (world.path("benchmarks"), world.path("scores"));
+    flamingo_fixtures::benchmarks::write(&benchmarks, 0).unwrap();
+    let with_support = |name: &str| TaskFile::find(name).unwrap().support.is_some();
+    let (few_shot, zero_shot): (Vec<&str>, Vec<&str>) =
+        flamingo_fixtures::benchmarks::names().partition(|name| with_support(name));
+    assert_eq!(zero_shot, ["rareact"]);
+    for (names, shots) in [(&few_shot, "0,4"), (&zero_shot, "0")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.arg("run").arg("--model").arg(world.path("run")).args(["--device", "cpu"]);
+        for name in names {
+            command.args(["--task", name, "--annotations"]).arg(benchmarks.join(name));
+        }
+        let out = out.join(shots);
+        let output = command.args(["--shots", shots, "--out"]).arg(&out).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let results = std::fs::read(out.join("results.json")).unwrap();
+        let results: Value = serde_json::from_slice(&results).unwrap();
+        for name in names {
+            for n in shots.split(',') {
+                let scores = results["results"][format!("{name}_{n}shot")].as_object().unwrap();
+                let is_score = |key: &&String| {
+                    key.ends_with(",none") && !key.contains("_stderr") && !key.contains("_ci95")
+                };
+                let keys: Vec<&String> = scores.keys().filter(is_score).collect();
+                assert!(!keys.is_empty(), "{name} {n}: {scores:?}");
+                for key in keys {
+                    let value = scores[key].as_f64();
+                    assert!(value.is_some_and(f64::is_finite), "{name} {n} {key}: {scores:?}");
+                }
+            }
+        }
+    }
+}
