@@ -56,7 +56,8 @@ enum Action {
         flamingo-eval score --annotations captions_val2014.json --predictions results.json\n  \
         flamingo-eval score --annotations v2_mscoco_val2014_annotations.json \\\n      \
         --predictions answers.json --metric vqa:official --metric vqa:open-flamingo\n  \
-        flamingo-eval score --annotations val.csv --predictions answers.json --metric wups0:stop")]
+        flamingo-eval score --annotations val.csv --predictions answers.json --metric wups0:stop\n  \
+        flamingo-eval score --task vqav2 --annotations vqav2/ --predictions answers.json")]
     Score(Score),
     /// Compares every metric with values of the official tools; exit code 1 where one differs.
     #[command(after_help = "Examples:\n  \

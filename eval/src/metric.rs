@@ -125,6 +125,21 @@ pub struct Judged<'a> {
     pub scores: &'a [f64],
 }
 
+/// How intervals are drawn, and what metrics need beside the items.
+#[derive(Debug, Clone, Copy)]
+pub struct Judging<'a> {
+    /// Seed of the intervals.
+    pub seed: u64,
+    /// Resamples of the intervals; 0 for none.
+    pub resamples: usize,
+    /// How CIDEr-D is drawn.
+    pub frequencies: Frequencies,
+    /// Folder of the `WordNet` database, if not the usual one.
+    pub wordnet: Option<&'a Path>,
+    /// The predictions, for messages.
+    pub path: &'a Path,
+}
+
 /// A score with its interval.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figure {
@@ -303,11 +318,30 @@ impl Metric {
         }
     }
 
-    /// Judges items, all of which it fits.
+    /// Judges items, all of which it fits, with intervals.
     ///
     /// # Errors
     /// When it needs a database that is not there, or scores are not what it needs.
     pub fn judge(self, judged: &[Judged<'_>], seed: u64) -> Result<Judgement, EvalError> {
+        let how = Judging {
+            seed,
+            resamples: RESAMPLES,
+            frequencies: Frequencies::Frozen,
+            wordnet: None,
+            path: Path::new("samples"),
+        };
+        self.judge_by(judged, &how)
+    }
+
+    /// Judges items, all of which it fits.
+    ///
+    /// # Errors
+    /// As [`Self::judge`].
+    pub fn judge_by(
+        self,
+        judged: &[Judged<'_>],
+        how: &Judging<'_>,
+    ) -> Result<Judgement, EvalError> {
         let mut answers = AnswerTable::default();
         let rule = self.rule();
         let (items, predictions): (Vec<Evidence<'_>>, Vec<Prediction<'_>>) =
@@ -318,13 +352,13 @@ impl Metric {
             predictions: &predictions,
             answers: &mut answers,
             clusters: &clusters,
-            frequencies: Frequencies::Frozen,
-            wordnet: None,
-            path: Path::new("samples"),
+            frequencies: how.frequencies,
+            wordnet: how.wordnet,
+            path: how.path,
             captions: None,
         };
         let measured = bench.measure(self)?;
-        let plan = Resampling { clusters: &clusters, seed, resamples: RESAMPLES };
+        let plan = Resampling { clusters: &clusters, seed: how.seed, resamples: how.resamples };
         let drawn = plan.draw(&[&*measured.scores]);
         let estimates = drawn.iter().flat_map(|drawn| measured.estimates(drawn));
         let figures = measured.names.iter().zip(estimates);

@@ -16,11 +16,12 @@ use crate::bootstrap::{Clusters, Drawn, Estimate, RESAMPLES, Resampling, Scores}
 use crate::error::EvalError;
 use crate::metric::evidence::{Evidence, Prediction};
 use crate::metric::measure::{Bench, Frequencies, Measured};
-use crate::metric::{Form, Metric};
+use crate::metric::{Form, Judging, Metric};
 use crate::paired::{Difference, difference};
 use crate::settings::write_whole;
 use crate::table::{Table, with_interval};
 
+mod by_task;
 mod predictions;
 mod truth;
 mod warnings;
@@ -34,11 +35,18 @@ use truth::{Truths, truths};
 pub struct Score {
     /// Official file of annotations: COCO's captions, VQA's, `VizWiz`'s or `TextVQA`'s answers, MSVD's and
     /// `MSRVTT`'s questions, `VisDial`'s dialogs or relevance, STAR's questions (JSON), `HatefulMemes`' labels (JSONL), tables
-    /// of iVQA, NExT-QA or `RareAct` (CSV).
+    /// of iVQA, NExT-QA or `RareAct` (CSV). With --task, the folder of its official files.
     #[arg(long, value_name = "FILE")]
     pub annotations: PathBuf,
+    /// Task of `flamingo-eval tasks`, or the path of a task file: its reader finds what was asked, and its metrics
+    /// are taken.
+    #[arg(long, value_name = "TASK")]
+    pub task: Option<String>,
+    /// Split that the predictions are of, if not the task's own.
+    #[arg(long, value_name = "SPLIT", requires = "task")]
+    pub query_split: Option<String>,
     /// Second right answers of the test split of open-ended NExT-QA (JSON).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "task")]
     pub more_annotations: Option<PathBuf>,
     /// Predictions as the official tool takes them (JSON, JSONL, CSV; of `RareAct` .npy).
     #[arg(long, value_name = "FILE")]
@@ -71,10 +79,22 @@ pub struct Score {
 }
 
 impl Score {
+    fn judging(&self) -> Judging<'_> {
+        Judging {
+            seed: self.seed,
+            resamples: self.resamples,
+            frequencies: self.frequencies,
+            wordnet: self.wordnet.as_deref(),
+            path: &self.predictions,
+        }
+    }
+
     /// The official metrics of two files, without intervals.
     pub fn of(annotations: PathBuf, predictions: PathBuf) -> Self {
         Self {
             annotations,
+            task: None,
+            query_split: None,
             more_annotations: None,
             predictions,
             metrics: Vec::new(),
@@ -133,6 +153,13 @@ pub fn run(score: &Score) -> Result<String, EvalError> {
 /// # Errors
 /// As [`run`].
 pub fn scored(score: &Score) -> Result<Scored, EvalError> {
+    if let Some(task) = &score.task {
+        let scored = by_task::scored(score, task)?;
+        if let Some(path) = &score.samples {
+            write_whole(path, &credits_of(&scored))?;
+        }
+        return Ok(scored);
+    }
     let read = |path: &Path| std::fs::read(path).map_err(EvalError::file("read", path));
     // The bytes of the annotations go before anything else comes.
     let truths = score.truths(&read(&score.annotations)?)?;
@@ -287,6 +314,17 @@ fn rows(measured: &[Measured], drawn: &[Drawn]) -> Vec<Row> {
         }
     }
     rows
+}
+
+/// A JSON object a line for each item, with its credit alone.
+fn credits_of(scored: &Scored) -> String {
+    let line = |(i, id): (usize, &String)| {
+        let credits = scored.credits.iter();
+        let credit: Map<String, Value> =
+            credits.map(|(name, credits, _)| (name.clone(), credits[i].clone())).collect();
+        format!("{}\n", json!({ "id": id, "credit": credit }))
+    };
+    scored.ids.iter().enumerate().map(line).collect()
 }
 
 /// A JSON object a line for each item.

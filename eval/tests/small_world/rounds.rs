@@ -220,6 +220,36 @@ fn a_model_that_was_finetuned_is_shown_no_examples() {
 }
 
 #[test]
+fn samples_score_again_as_they_did() {
+    let world = World::new();
+    let out = world.path("out");
+    succeed(&mut labels(&world, &out, &[]));
+    let score = |file: &Path, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.args(["score", "--task", "label", "--annotations"]).arg(world.path("label"));
+        command.arg("--predictions").arg(file).args(more);
+        command
+    };
+    let samples = out.join("samples_label_1shot.jsonl");
+    let again = succeed(&mut score(&samples, &["--json"])).stdout;
+    let again: Value = serde_json::from_slice(&again).unwrap();
+    let expected = &results(&out)["results"]["label_1shot"]["acc,none"];
+    assert_eq!(&again["scores"]["accuracy"]["value"], expected, "{again}");
+    check_failure(
+        &mut score(&samples, &["--metric", "vqa:official"]),
+        1,
+        &["nothing that vqa:official"],
+    );
+    let all = std::fs::read_to_string(&samples).unwrap();
+    let few = world.path("few.jsonl");
+    let first = all.split_inclusive('\n').take(3).collect::<String>();
+    std::fs::write(&few, first).unwrap();
+    check_failure(&mut score(&few, &[]), 1, &["no prediction of", "and 12 more"]);
+    let subset = text(&succeed(&mut score(&few, &["--subset"])).stdout);
+    assert!(subset.starts_with("3 predictions"), "{subset}");
+}
+
+#[test]
 fn a_text_with_pictures_is_written_on() {
     let world = World::new();
     let picture = world.path("one.bmp");

@@ -1,0 +1,85 @@
+//! Predictions of a benchmark's items, which its task file finds in the official files.
+
+use serde_json::Value;
+
+use crate::error::EvalError;
+use crate::linter::{Severity, lint};
+use crate::metric::{Judged, Metric};
+use crate::predictions::{Prediction, Predictions};
+use crate::score::{Row, Score, Scored};
+use crate::submission::Predicted;
+
+/// Scores the predictions by the metrics of the task, or those that are asked for.
+pub(super) fn scored(score: &Score, task: &str) -> Result<Scored, EvalError> {
+    let predicted = Predicted {
+        task: task.to_owned(),
+        annotations: score.annotations.display().to_string(),
+        query_split: score.query_split.clone(),
+        predictions: score.predictions.clone(),
+    };
+    let (mut benchmark, file) = predicted.read()?;
+    if score.subset {
+        let faults = file.faults(&benchmark.query);
+        let missing: std::collections::BTreeSet<String> = faults.missing.into_iter().collect();
+        benchmark.query.retain(|item| !missing.contains(&item.id));
+    }
+    let by_id = file.of(&benchmark.query)?;
+    let pairs = benchmark.query.iter().map(|item| (item, by_id[&*item.id]));
+    let texts: Vec<String> = pairs.clone().map(|(item, it)| chosen(&item.candidates, it)).collect();
+    let judged: Vec<Judged<'_>> = pairs
+        .zip(&texts)
+        .map(|((item, it), text)| Judged { item, prediction: text, scores: &it.scores })
+        .collect();
+    let (mut rows, mut credits) = (Vec::new(), Vec::new());
+    for metric in metrics(score, &benchmark.task.metrics, &judged, &file)? {
+        let found = metric.judge_by(&judged, &score.judging())?;
+        rows.extend(found.figures.into_iter().map(|figure| Row {
+            name: figure.name,
+            estimate: figure.estimate,
+            against: None,
+        }));
+        credits.push((metric.name(), found.credits, Vec::<Value>::new()));
+    }
+    let findings = lint(&benchmark, &file).into_iter();
+    let warnings = findings.filter(|finding| finding.severity == Severity::Warning);
+    Ok(Scored {
+        rows,
+        n_predictions: judged.len(),
+        warnings: warnings.map(|finding| finding.text).collect(),
+        ids: benchmark.query.iter().map(|item| item.id.clone()).collect(),
+        credits,
+    })
+}
+
+/// The text of a prediction; of scores alone, the candidate with the highest one.
+fn chosen(candidates: &[String], prediction: &Prediction) -> String {
+    if !prediction.text.is_empty() || prediction.scores.len() != candidates.len() {
+        return prediction.text.clone();
+    }
+    let best = prediction.scores.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
+    best.map(|(index, _)| candidates[index].clone()).unwrap_or_default()
+}
+
+fn metrics(
+    score: &Score,
+    of_task: &[Metric],
+    judged: &[Judged<'_>],
+    file: &Predictions,
+) -> Result<Vec<Metric>, EvalError> {
+    let metrics = if score.metrics.is_empty() { of_task } else { &score.metrics };
+    let unfit = metrics.iter().find_map(|metric| {
+        let one = judged.iter().find(|one| !metric.fits(&one.item.truth))?;
+        Some((metric, &one.item.id))
+    });
+    match unfit {
+        None if !judged.is_empty() => Ok(metrics.to_vec()),
+        None => Err(EvalError::Annotations {
+            path: file.path.clone(),
+            problem: "no prediction of the split".to_owned(),
+        }),
+        Some((metric, id)) => Err(EvalError::Annotations {
+            path: score.annotations.clone(),
+            problem: format!("`{id}` has nothing that {} could judge", metric.name()),
+        }),
+    }
+}
