@@ -3,9 +3,9 @@
 use crate::metric::Form;
 use crate::metric::evidence::{Evidence, Prediction};
 
-/// Characters at which the official tokenizer ends a line and so shifts every later caption by one; a line feed
-/// is not among them, as pycocoevalcap takes it out.
-const LINE_ENDS: [char; 6] = ['\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}'];
+/// Characters at which `CoreNLP` 3.4.1 ends a line, so that every later caption is shifted by one; a line feed is
+/// not among them, as pycocoevalcap takes it out.
+const LINE_ENDS: [char; 5] = ['\r', '\u{b}', '\u{c}', '\u{2028}', '\u{2029}'];
 
 /// Bytes from which on an answer is called long.
 const LONG_BYTES: usize = 2000;
