@@ -421,9 +421,14 @@ fn evidence_of<'a>(
         Rule::Ndcg | Rule::Recall | Rule::Mwap => Prediction::Scores(one.scores.to_vec()),
         _ => Prediction::Text(Cow::Borrowed(one.prediction)),
     };
-    let kind = item.category.clone().unwrap_or_default();
+    let kind = official_type(item.category.as_deref().unwrap_or_default()).to_owned();
     let id = item.id.clone();
     (Evidence { id, cluster: Some(item.medium_id.clone()), kind, truth }, prediction)
+}
+
+/// The type that the official tools count a question as: NExT-QA's count two as one.
+pub(crate) fn official_type(kind: &str) -> &str {
+    if kind == "TP" { "TN" } else { kind }
 }
 
 /// The candidate that means yes: `yes` itself, or the last.

@@ -60,6 +60,19 @@ fn one_right_answer_is_matched_exactly_and_ranked() {
 }
 
 #[test]
+fn vqa_counts_by_type_of_answer_where_questions_have_one() {
+    let answers: Vec<Value> = (0..10).map(|i| json!({ "answer": "two", "answer_id": i })).collect();
+    let question = |id: usize, kind: &str| json!({ "question_id": id, "image_id": 1, "answer_type": kind, "answers": answers });
+    let truth = json!({ "annotations":
+        [question(1, "number"), question(2, "number"), question(3, "yes/no")] });
+    let mine = json!([{ "question_id": 1, "answer": "two" }, { "question_id": 2, "answer": "no" },
+        { "question_id": 3, "answer": "two" }]);
+    let expected =
+        [("vqa:official", 2.0 / 3.0), ("vqa:official/number", 0.5), ("vqa:official/yes/no", 1.0)];
+    check(("v.json", &truth.to_string()), ("m.json", &mine.to_string()), &[], &expected);
+}
+
+#[test]
 fn two_annotators_of_ivqa_make_an_answer_right() {
     let truth = "video_id,start,end,question,answer1,answer2,answer3,answer4,answer5,conf1\n\
         v1,0,5,q,pan,pan,pot,wok,lid,1\nv2,0,5,q,salt,salt,salt,salt,salt,1\n";

@@ -88,7 +88,7 @@ impl Bench<'_> {
                     let Truth::People(people) = &item.truth else { continue };
                     credits.push(self.answers.accuracy(rule, prediction.text(), people));
                 }
-                Ok(self.mean(metric, &credits))
+                Ok(self.by_kind(metric, &credits, Overall::Items))
             }
             Rule::Exact => {
                 let is_right = |texts: &[String], said: &Prediction<'_>| {

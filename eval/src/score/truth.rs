@@ -15,8 +15,8 @@ use serde::{Deserialize, de};
 use serde_json::Value;
 
 use crate::error::EvalError;
-use crate::metric::Form;
 use crate::metric::evidence::{Evidence, Truth};
+use crate::metric::{Form, official_type};
 use crate::metrics::mwap::{Clip, Seen};
 use crate::metrics::vqa::{AnswerTable, Person};
 
@@ -138,6 +138,8 @@ struct Row<'a> {
     gt_relevance: Option<Vec<f64>>,
     relevance: Option<Vec<f64>>,
     label: Option<u8>,
+    /// VQA's `yes/no`, `number` or `other`.
+    answer_type: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -203,7 +205,9 @@ impl Gathered {
             let mut persons = Vec::with_capacity(people.len());
             persons.extend(people.into_iter().map(|person| self.person(person)));
             let cluster = cluster.map(|Id(image)| image);
-            return Ok(Some((Form::People, item(id, cluster, Truth::People(persons)))));
+            let kind = row.answer_type.unwrap_or_default();
+            let truth = Truth::People(persons);
+            return Ok(Some((Form::People, Evidence { kind, ..item(id, cluster, truth) })));
         }
         if let Some(answer) = row.answer {
             let Id(id) = question.ok_or_else(|| missing("`question_id` or `id`"))?;
@@ -400,9 +404,8 @@ fn from_table(bytes: &[u8]) -> Result<Truths, String> {
                 } else {
                     Truth::Texts(vec![cell("answer")?.to_owned()])
                 };
-                let (video, kind) = (cell("video")?.to_owned(), cell("type")?);
-                // The official tools count the two as one type.
-                let kind = if kind == "TP" { "TN" } else { kind }.to_owned();
+                let (video, kind) = (cell("video")?.to_owned(), official_type(cell("type")?));
+                let kind = kind.to_owned();
                 let id = format!("{video}_{}", cell("qid")?);
                 Evidence { kind, ..item(id, Some(video), truth) }
             }
