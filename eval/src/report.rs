@@ -101,8 +101,8 @@ impl Report {
         if let Some(published) = published {
             table(&mut self.page, &published);
             self.page.paragraph(
-                "Flamingo: arXiv 2204.14198, few-shot. OpenFlamingo: the card of its 9B model. Splits and numbers \
-                 of queries may differ from those here.",
+                "Flamingo: arXiv 2204.14198; OpenFlamingo: arXiv 2308.01390; IDEFICS: the models' card; all few-shot. Splits, \
+                 numbers of queries and prompts may differ from those here.",
             );
         }
         for slice in &slices {

@@ -30,6 +30,8 @@ pub fn results_json(evaluations: &[Evaluation<'_>], n_resamples: usize) -> Strin
     }
     let value = json!({
         "results": file.scores,
+        // Rounds of one task have no mean that says anything: a group has a name and its members.
+        "groups": file.groups.keys().map(|name| (name.clone(), json!({ "alias": name }))).collect::<Map<_, _>>(),
         "group_subtasks": file.groups,
         "configs": file.configs,
         "versions": file.versions,

@@ -7,6 +7,7 @@ mod models;
 mod reported;
 mod rounds;
 mod run;
+mod schema;
 mod served;
 mod server;
 mod submitted;

@@ -32,6 +32,7 @@ fn captions_stand_beside_published_scores_with_their_n_grams_and_shots() {
         ("Flamingo-9B", "93.1"),
         ("Flamingo-80B", "103.2"),
         ("OpenFlamingo-9B", "89.0"),
+        ("IDEFICS-80B", "110.3"),
     ] {
         let row = html.split("<tr>").find(|row| row.contains(&format!(">{model}<"))).unwrap();
         assert!(row.contains(&format!(">{at_4}<")), "{row}");
