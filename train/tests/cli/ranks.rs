@@ -72,6 +72,7 @@ fn one_two_and_four_ranks_measure_and_learn_the_same() {
     // rank's affair. Few steps and a low rate: rounding grows as a run goes on.
     let more = ["--set", "steps=3", "--set", "blindness_every=1", "--set", "gates_every=1"];
     let more = [&more[..], &["--set", "optimizer.lr=1e-3", "--set", "ema.decay=0.5"]].concat();
+    let more = [&more[..], &["--set", "z_loss=0.01"]].concat();
     for (name, mixture) in [("each", "accumulate"), ("all", "merged"), ("turn", "round_robin")] {
         let mut config = for_four(FLAMINGO);
         if mixture == "merged" {
