@@ -1,4 +1,8 @@
 //! `flamingo-eval compare`: two runs on the same items, from the credits that `score --samples` and `run` wrote.
+//!
+//! BLEU and ROC-AUC are computed anew from what the samples hold of them; every other metric is the mean of its
+//! credits. That is the score itself, but for mWAP, whose credits are the precisions at the clips that show their
+//! action: there it is their mean, each clip counting alike.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -127,6 +127,8 @@ pub struct Scored {
     pub rows: Vec<Row>,
     /// How many predictions were scored.
     pub n_predictions: usize,
+    /// Resamples that the intervals rest on.
+    pub resamples: usize,
     /// What is odd about the predictions.
     pub warnings: Vec<String>,
     /// Ids of the items, in the order of the credits.
@@ -203,7 +205,14 @@ fn scored_against(score: &Score, mut truths: Truths, said: &[u8]) -> Result<Scor
     let credits: Vec<(String, Vec<Value>, Vec<Value>)> =
         measured.into_iter().map(|one| (one.metric.name(), one.credits, one.terms)).collect();
     let ids = items.iter().map(|item| item.id.clone()).collect();
-    let scored = Scored { rows, n_predictions: items.len(), warnings, ids, credits };
+    let scored = Scored {
+        rows,
+        n_predictions: items.len(),
+        resamples: score.resamples,
+        warnings,
+        ids,
+        credits,
+    };
     if let Some(path) = &score.samples {
         write_whole(path, &samples(&items, &predictions, &scored.credits))?;
     }
@@ -219,8 +228,12 @@ impl Score {
         if self.metrics.is_empty() {
             return Ok(Metric::official(form).to_vec());
         }
-        let mut metrics = self.metrics.clone();
-        metrics.dedup();
+        let mut metrics: Vec<Metric> = Vec::new();
+        for metric in &self.metrics {
+            if !metrics.contains(metric) {
+                metrics.push(*metric);
+            }
+        }
         match metrics.iter().find(|metric| !metric.is_of(form)) {
             None => Ok(metrics),
             Some(metric) => {
@@ -365,7 +378,11 @@ fn samples(
 fn as_table(scored: &Scored) -> String {
     let has_families = scored.rows.iter().any(|row| row.against.is_some());
     let row = |figure: &Row| {
-        let mut row = vec![figure.name.clone(), with_interval(&figure.estimate)];
+        let value = match scored.resamples {
+            0 => format!("{:.3}", figure.estimate.value),
+            _ => with_interval(&figure.estimate),
+        };
+        let mut row = vec![figure.name.clone(), value];
         if has_families {
             let against = figure.against.as_ref().map(|(name, difference)| {
                 let Estimate { value, low, high, .. } = difference.difference;
@@ -375,8 +392,8 @@ fn as_table(scored: &Scored) -> String {
         }
         row
     };
-    let mut headers =
-        vec![format!("{} predictions", scored.n_predictions), "value [95 % interval]".to_owned()];
+    let value = if scored.resamples == 0 { "value" } else { "value [95 % interval]" };
+    let mut headers = vec![format!("{} predictions", scored.n_predictions), value.to_owned()];
     if has_families {
         headers.push("against".to_owned());
     }
@@ -388,7 +405,10 @@ fn as_table(scored: &Scored) -> String {
 fn as_json(scored: &Scored) -> String {
     let one = |figure: &Row| {
         let Estimate { value, low, high, stderr } = figure.estimate;
-        let mut entry = json!({ "value": value, "ci95": [low, high], "stderr": stderr });
+        let mut entry = match scored.resamples {
+            0 => json!({ "value": value }),
+            _ => json!({ "value": value, "ci95": [low, high], "stderr": stderr }),
+        };
         if let Some((name, difference)) = &figure.against {
             entry["against"] = json!({ "metric": name, "difference": difference.difference,
                 "p": difference.p });

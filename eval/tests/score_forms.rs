@@ -70,6 +70,10 @@ fn vqa_counts_by_type_of_answer_where_questions_have_one() {
     let expected =
         [("vqa:official", 2.0 / 3.0), ("vqa:official/number", 0.5), ("vqa:official/yes/no", 1.0)];
     check(("v.json", &truth.to_string()), ("m.json", &mine.to_string()), &[], &expected);
+    let more = ["--resamples", "0", "--metric", "vqa:official", "--metric", "vqa:official"];
+    let output = score(("v.json", &truth.to_string()), ("m.json", &mine.to_string()), &more);
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["scores"]["vqa:official/number"], json!({ "value": 0.5 }));
 }
 
 #[test]

@@ -45,6 +45,7 @@ pub(super) fn scored(score: &Score, task: &str) -> Result<Scored, EvalError> {
     Ok(Scored {
         rows,
         n_predictions: judged.len(),
+        resamples: score.resamples,
         warnings: warnings.map(|finding| finding.text).collect(),
         ids: benchmark.query.iter().map(|item| item.id.clone()).collect(),
         credits,
