@@ -46,3 +46,22 @@ fn every_task_runs() {
         }
     }
 }
+
+/// Answers that were made elsewhere are scored where there are no pictures.
+#[test]
+fn predictions_need_no_media() {
+    let world = World::new();
+    let benchmark = world.path("coco");
+    flamingo_fixtures::benchmarks::write_one(&benchmark, "coco", 0).unwrap();
+    std::fs::remove_dir_all(benchmark.join("val2014")).unwrap();
+    let predictions = world.path("captions.json");
+    let rows: Vec<Value> = (0..3)
+        .map(|id| serde_json::json!({ "image_id": id, "caption": "two red stars" }))
+        .collect();
+    std::fs::write(&predictions, Value::from(rows).to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+    command.args(["run", "--task", "coco", "--annotations"]).arg(&benchmark).arg("--model");
+    command.arg(format!("predictions:{}", predictions.display()));
+    let output = command.arg("--out").arg(world.path("scores")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

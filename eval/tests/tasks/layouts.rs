@@ -321,3 +321,65 @@ fn a_metric_of_each_task_fits_its_items_and_templates_have_their_fields() {
         assert!(!task.sources.is_empty(), "{name}");
     }
 }
+
+/// An example of the benchmark as a template shows it, `<image>` and `<EOC>` written out; then how the question ends.
+fn shown(task: &str, template: &str) -> String {
+    let read = Read::new(task);
+    let template = &read.benchmark.task.templates[template];
+    let rule = template.shown_answer.unwrap_or(read.benchmark.task.shown_answer);
+    let item = read.item(0);
+    let shot = template.shot(item, Some(ImagePlace::Query(0)), rule);
+    // What is kept back, or not shown by the clip, is no example; the question is the same.
+    let pieces = shot.unwrap_or_else(|| template.query(item, Some(ImagePlace::Query(0))));
+    let text = |piece: &Piece| match piece {
+        Piece::Image(_) => "<image>".to_owned(),
+        Piece::Text(text) => text.clone(),
+        Piece::EndOfChunk => "<EOC>".to_owned(),
+    };
+    pieces.iter().map(text).collect()
+}
+
+#[test]
+fn prompts_are_those_of_the_paper_and_of_open_flamingo() {
+    let (colour, shape, caption) = {
+        let vqa = Read::new("vqav2");
+        let colour = vqa.item(0).shown_answer(ShownAnswer::MostCommon).unwrap().to_owned();
+        let question = &vqa.item(0).fields["question"];
+        let shape =
+            question.strip_prefix("What colour is the ").unwrap().trim_end_matches('?').to_owned();
+        (colour, shape, Read::new("coco").item(0).targets()[0].clone())
+    };
+    let check = |task, template, expected: String| {
+        assert_eq!(shown(task, template), expected, "{task} {template}");
+    };
+    for task in ["coco", "flickr30k", "vatex"] {
+        check(task, "flamingo", format!("<image>Output: {caption}<EOC>"));
+    }
+    for task in ["coco", "flickr30k"] {
+        check(task, "open-flamingo", format!("<image>Output:{caption}<EOC>\n"));
+    }
+    let question = format!("What colour is the {shape}?");
+    for task in ["vqav2", "okvqa", "vizwiz", "textvqa"] {
+        let paper = format!("<image>Question: {question} Answer: {colour}<EOC>");
+        check(task, "flamingo", paper);
+        // It shows the first answer, not that of most people.
+        let open = format!("<image>Question:{question} Short answer:dark {colour}<EOC>\n");
+        check(task, "open-flamingo", open);
+    }
+    let text = format!("look at {caption}");
+    let paper = format!(
+        "<image>is an image with written: \"{text}\" on it. Is it hateful? Answer: no<EOC>"
+    );
+    check("hateful_memes", "flamingo", paper);
+    let open =
+        format!("<image>is an image with: '{text}' written on it. Is it hateful? Answer:no<EOC>");
+    check("hateful_memes", "open-flamingo", open);
+    check("rareact", "flamingo", "<image>Caption: a person blends a phone<EOC>".into());
+    let star = "Question: Which object was moved by the person? Answer: The circle.";
+    check("star", "flamingo", format!("<image>{star}<EOC>"));
+    check(
+        "imagenet",
+        "open-flamingo",
+        format!("<image>Output:{}<EOC>", Read::new("imagenet").item(0).targets()[0]),
+    );
+}
