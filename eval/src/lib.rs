@@ -19,9 +19,10 @@
 //! In reading order: [`task_file`] what a benchmark is and [`tasks`] those there are, [`item`] one thing that is
 //! asked with its [`medium`], [`readers`] from official files to items, [`benchmark`] all of one, [`check`] whether it is there, [`shots`] which
 //! examples are shown, by [`draw`] or by [`likeness`], [`prompt`] the layout, [`subject`] a model under test and
-//! [`local_subject`] one of ours from a [`run_folder`] with [`image_settings`] and [`inputs`] from prompts to what it takes, [`evaluate`]
+//! [`local_subject`] one of ours from a [`run_folder`] with [`image_settings`] and [`inputs`] from prompts to what it takes,
+//! [`models`] all that can be asked: an [`endpoint`] by [`chat`] at a [`pace`], with [`candidate_match`] what it means, and [`predictions`], [`evaluate`]
 //! one benchmark, [`command`] all of them, [`controls`] and [`words`] whether it looks, [`seeds`] what the choice
-//! of shots does, [`metric`] metrics by name on [`metrics`] and [`bootstrap`], [`score`] files without a model ([`npy`] among them), [`self_check`] all metrics against the official tools, [`compare`] two runs, [`paired`] item by item, [`generate`] a text of one's own,
+//! of shots does, [`metric`] metrics by name on [`metrics`] and [`bootstrap`], [`score`] files without a model ([`npy`] among them), [`self_check`] all metrics against the official tools, [`compare`] two runs, [`paired`] item by item, [`generate`] a text of one's own, [`linter`] and [`submission`] before a server sees them, [`leaks`] by [`near_hashes`] what was seen before,
 //! [`samples`] and [`settings`] for going on, [`results`], [`table`] and [`report`] for what comes out.
 
 pub mod benchmark;

@@ -9,7 +9,8 @@
 //! | `coco` | `[{"image_id": 1, "caption": "a dog"}]` |
 //!
 //! Every item of the split must be in it: VQA's server refuses files that are for a part of test2015, though it scores
-//! a part. The servers' own descriptions were looked up for all but STAR's, whose layout is as its users report it.
+//! a part. `VQAv2`'s and `VizWiz`'s forms are those of `open_flamingo`'s scripts, `VisDial`'s that of its starter code; `TextVQA`'s and STAR's
+//! were not compared with anything that their servers say.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
