@@ -11,7 +11,7 @@ use clap::Args;
 use crate::benchmark::Benchmark;
 use crate::error::EvalError;
 use crate::item::{Item, Truth};
-use crate::predictions::{Prediction, Predictions, some_of};
+use crate::predictions::{Prediction, Predictions, candidate_of, some_of};
 use crate::prompt::Template;
 use crate::submission::Predicted;
 
@@ -214,11 +214,8 @@ fn one_answer(pairs: &Pairs<'_>) -> Option<Finding> {
 }
 
 fn other_than_candidates(pairs: &Pairs<'_>) -> Option<Finding> {
-    let is_number = |text: &str, n: usize| text.parse::<usize>().is_ok_and(|number| number < n);
     let is_other = |item: &Item, it: &Prediction| {
-        it.scores.is_empty()
-            && !item.candidates.contains(&it.text)
-            && !is_number(&it.text, item.candidates.len())
+        it.scores.is_empty() && candidate_of(item, &it.text).is_none()
     };
     named(pairs, "answers that are none of the candidates", is_other)
 }

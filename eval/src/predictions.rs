@@ -129,6 +129,13 @@ impl IdFaults {
     }
 }
 
+/// The candidate that a prediction names, by its text or else by its number, both as files have them.
+pub fn candidate_of(item: &Item, text: &str) -> Option<usize> {
+    let by_text = item.candidates.iter().position(|candidate| candidate == text);
+    let by_number = || text.parse().ok().filter(|number| *number < item.candidates.len());
+    by_text.or_else(by_number)
+}
+
 /// The first ids, and how many more there are.
 pub fn some_of(ids: &[String]) -> String {
     let named = ids[..ids.len().min(NAMED_MAX)].join(", ");
@@ -243,17 +250,20 @@ impl<'a> PredictionSubject<'a> {
         Ok(Self { file, by_id })
     }
 
-    /// A score for each candidate: those of the file, or 1 for the one that the text is.
+    /// A score for each candidate: those of the file, or 1 for the one that the text names.
     fn ranked(&self, item: &Item) -> Ranked {
         let prediction = self.by_id[&*item.id];
         if !prediction.scores.is_empty() {
             return Ranked::of(prediction.scores.clone());
         }
-        let is_meant = |candidate: &String| *candidate == prediction.text;
-        let scores: Vec<f64> =
-            item.candidates.iter().map(|it| f64::from(u8::from(is_meant(it)))).collect();
-        let said = (!item.candidates.iter().any(is_meant)).then(|| prediction.text.clone());
-        Ranked { scores, said }
+        let mut scores = vec![0.0; item.candidates.len()];
+        match candidate_of(item, &prediction.text) {
+            Some(index) => {
+                scores[index] = 1.0;
+                Ranked::of(scores)
+            }
+            None => Ranked { scores, said: Some(prediction.text.clone()) },
+        }
     }
 }
 

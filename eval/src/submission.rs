@@ -23,7 +23,7 @@ use crate::error::EvalError;
 use crate::evaluate::{Evaluation, Outcome};
 use crate::item::Item;
 use crate::linter::{Severity, as_text, lint};
-use crate::predictions::{Prediction, Predictions};
+use crate::predictions::{Prediction, Predictions, candidate_of};
 use crate::samples::Sample;
 use crate::settings::write_whole;
 use crate::task_file::TaskFile;
@@ -223,9 +223,7 @@ fn ranks(item: &Item, prediction: &Prediction) -> Result<Vec<usize>, String> {
 /// The number of the candidate that was chosen, from 0.
 fn chosen(item: &Item, prediction: &Prediction) -> Result<usize, String> {
     let text = &prediction.text;
-    let by_text = item.candidates.iter().position(|candidate| candidate == text);
-    let by_number = || text.parse().ok().filter(|number| *number < item.candidates.len());
-    by_text.or_else(by_number).ok_or_else(|| {
+    candidate_of(item, text).ok_or_else(|| {
         format!("the answer `{text}` to {} is none of its candidates and no number of one", item.id)
     })
 }

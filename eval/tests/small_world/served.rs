@@ -277,6 +277,19 @@ fn samples_of_a_run_are_predictions_with_the_same_scores() {
         let output = again(&write(&rows), &name);
         assert!(output.status.success(), "{}", error(&output));
         assert_eq!(score(&world.path(&name), "0shot"), score(&out, "2shot"), "{task}");
+        if task == "label" {
+            // Candidates by number, as STAR's server takes them.
+            let numbered = |sample: &Value| {
+                let scores = sample["log_likelihoods"].as_array().unwrap();
+                let scores: Vec<f64> = scores.iter().map(|score| score.as_f64().unwrap()).collect();
+                let best = (0..scores.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+                json!({ "id": sample["key"], "answer": best.unwrap() })
+            };
+            let rows: Vec<Value> = samples(&out, "label_2shot").iter().map(numbered).collect();
+            let output = again(&write(&rows), "numbered");
+            assert!(output.status.success(), "{}", error(&output));
+            assert_eq!(score(&world.path("numbered"), "0shot"), score(&out, "2shot"));
+        }
         let mut faulty = rows[1..].to_vec();
         faulty.push(json!({ "id": "nobody", "answer": "" }));
         faulty.push(rows[2].clone());
