@@ -32,8 +32,20 @@ pub struct Benchmark {
 pub struct SplitChoice {
     /// The split that is asked about.
     pub query: Option<String>,
-    /// The split that examples are drawn from.
-    pub support: Option<String>,
+    /// Where examples are drawn from.
+    pub support: SupportChoice,
+}
+
+/// Where examples are drawn from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SupportChoice {
+    /// The task's own split.
+    #[default]
+    OfTask,
+    /// Another split.
+    Split(String),
+    /// There are none. The task's split still tells what answers there are to choose from.
+    Nowhere,
 }
 
 impl Benchmark {
@@ -52,8 +64,8 @@ impl Benchmark {
         if let Some(query) = &choice.query {
             task.query.clone_from(query);
         }
-        if choice.support.is_some() {
-            task.support.clone_from(&choice.support);
+        if let SupportChoice::Split(split) = &choice.support {
+            task.support = Some(split.clone());
         }
         if task.reader.has_settings() {
             let store = CorpusStore::open(at)?;
@@ -69,7 +81,8 @@ impl Benchmark {
             Ok::<_, EvalError>(items)
         };
         let draw = Draw { most: task.support_max, key: mix(seed, 3) };
-        let support = task.support.as_deref().map(|split| read(split, Some(draw)));
+        let split = task.support.as_deref().filter(|_| choice.support != SupportChoice::Nowhere);
+        let support = split.map(|split| read(split, Some(draw)));
         let support = support.transpose()?.unwrap_or_default();
         let query = read(&task.query, None)?;
         let mut kept = Kept::new(Some(draw));
@@ -92,12 +105,13 @@ impl Benchmark {
 }
 
 /// Digest of items: of all that decides what a model is asked but the bytes of pictures that are not in a
-/// corpus.
-pub fn items_sha256(items: &[Item]) -> String {
+/// corpus. Where the files lie does not count.
+pub fn items_sha256(items: &[Item], location: &str) -> String {
     let mut text = String::new();
     let mut before: Option<&Item> = None;
     for item in items {
-        let medium = item.medium.as_ref().map(Medium::name).unwrap_or_default();
+        let medium = item.medium.as_ref().map(Medium::key).unwrap_or_default();
+        let medium = medium.strip_prefix(location).unwrap_or(&medium);
         let Item { id, medium_id, fields, truth, category, .. } = item;
         let _ = writeln!(text, "{id:?} {medium_id:?} {medium:?} {fields:?} {truth:?} {category:?}");
         // Most items share their candidates.
@@ -179,8 +193,8 @@ mod tests {
     fn a_change_of_any_item_changes_the_digest() {
         let all = items(3);
         let mut other = all.clone();
-        assert_eq!(items_sha256(&all), items_sha256(&other));
+        assert_eq!(items_sha256(&all, ""), items_sha256(&other, ""));
         other[1].truth = Truth::Captions(vec!["a".into()]);
-        assert_ne!(items_sha256(&all), items_sha256(&other));
+        assert_ne!(items_sha256(&all, ""), items_sha256(&other, ""));
     }
 }

@@ -75,10 +75,9 @@ impl Estimate {
 ///
 /// The draws are a function of (seed, resample, position): two scores over the same queries with
 /// the same seed see the same resamples.
-pub fn estimate(terms: &[Term], seed: u64) -> Option<Estimate> {
-    let clusters = Clusters::alone(terms.len());
-    let plan = Resampling { clusters: &clusters, seed, resamples: RESAMPLES };
-    let sums = Sums::of(&clusters, terms.iter().map(|term| [term.sum, term.weight]));
+pub fn estimate(terms: &[Term], clusters: &Clusters, seed: u64) -> Option<Estimate> {
+    let plan = Resampling { clusters, seed, resamples: RESAMPLES };
+    let sums = Sums::of(clusters, terms.iter().map(|term| [term.sum, term.weight]));
     let drawn = plan.draw(&[&|times| vec![ratio(sums.drawn(times))]]);
     drawn.into_iter().next()?.estimates().into_iter().next()?
 }
@@ -243,6 +242,11 @@ fn deviation(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
+    /// Of queries that are drawn one by one.
+    fn of_each(terms: &[Term], seed: u64) -> Option<Estimate> {
+        estimate(terms, &Clusters::alone(terms.len()), seed)
+    }
+
     /// 400 values with mean 0.3 and variance 0.21: a coin that falls heads 3 times of 10.
     fn coin() -> Vec<Term> {
         (0..400).map(|i| Term::of(f64::from(u8::from(i % 10 < 3)))).collect()
@@ -250,7 +254,7 @@ mod tests {
 
     #[test]
     fn interval_of_a_mean_agrees_with_the_normal_one() {
-        let found = estimate(&coin(), 1).unwrap();
+        let found = of_each(&coin(), 1).unwrap();
         let stderr = (0.21_f64 / 400.0).sqrt();
         assert!((found.value - 0.3).abs() < 1e-12);
         assert!((found.stderr / stderr - 1.0).abs() < 0.08, "{found:?} against {stderr}");
@@ -263,14 +267,14 @@ mod tests {
     #[test]
     fn a_ratio_weighs_queries_by_their_tokens() {
         let terms = [Term { sum: 2.0, weight: 1.0 }, Term { sum: 4.0, weight: 3.0 }];
-        assert!((estimate(&terms, 0).unwrap().value - 1.5).abs() < 1e-12);
+        assert!((of_each(&terms, 0).unwrap().value - 1.5).abs() < 1e-12);
     }
 
     #[test]
     fn equal_queries_have_no_spread_and_no_queries_no_score() {
         let expected = Estimate { value: 2.0, low: 2.0, high: 2.0, stderr: 0.0 };
-        assert_eq!(estimate(&[Term::of(2.0); 9], 3), Some(expected));
-        assert_eq!(estimate(&[], 3), None);
+        assert_eq!(of_each(&[Term::of(2.0); 9], 3), Some(expected));
+        assert_eq!(of_each(&[], 3), None);
     }
 
     #[test]
@@ -282,11 +286,11 @@ mod tests {
         let sums = Sums::of(&clusters, many.iter().map(|term| [term.sum, term.weight]));
         let plan = Resampling { clusters: &clusters, seed: 1, resamples: RESAMPLES };
         let drawn = plan.draw(&[&|times| vec![ratio(sums.drawn(times))]]);
-        let (clustered, alone) = (drawn[0].estimates()[0].unwrap(), estimate(&few, 1).unwrap());
+        let (clustered, alone) = (drawn[0].estimates()[0].unwrap(), of_each(&few, 1).unwrap());
         assert!((clustered.stderr - alone.stderr).abs() < 1e-12, "{clustered:?} {alone:?}");
         assert!((clustered.low - alone.low).abs() < 1e-12);
         // As if they were independent, the error would be less by a factor of the root of 5.
-        assert!(estimate(&many, 1).unwrap().stderr < 0.6 * alone.stderr);
+        assert!(of_each(&many, 1).unwrap().stderr < 0.6 * alone.stderr);
     }
 
     #[test]
@@ -309,7 +313,7 @@ mod tests {
 
     #[test]
     fn seed_alone_decides_the_draws() {
-        assert_eq!(estimate(&coin(), 5), estimate(&coin(), 5));
-        assert_ne!(estimate(&coin(), 5), estimate(&coin(), 6));
+        assert_eq!(of_each(&coin(), 5), of_each(&coin(), 5));
+        assert_ne!(of_each(&coin(), 5), of_each(&coin(), 6));
     }
 }

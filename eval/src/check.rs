@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::benchmark::{Benchmark, SplitChoice};
+use crate::benchmark::{Benchmark, SplitChoice, SupportChoice};
 use crate::error::EvalError;
 use crate::item::{Item, Truth};
 use crate::medium::Medium;
@@ -49,7 +49,11 @@ fn missing_files(task: &TaskFile, location: &str, split: &str) -> Result<Vec<Str
 /// When some are not, naming all of them and where they are to be had, or there is no such split.
 pub fn files(task: &TaskFile, location: &str, choice: &SplitChoice) -> Result<(), EvalError> {
     let query = Some(choice.query.as_ref().unwrap_or(&task.query));
-    let support = choice.support.as_ref().or(task.support.as_ref());
+    let support = match &choice.support {
+        SupportChoice::OfTask => task.support.as_ref(),
+        SupportChoice::Split(split) => Some(split),
+        SupportChoice::Nowhere => None,
+    };
     let mut missing = BTreeSet::new();
     for split in [query, support].into_iter().flatten() {
         missing.extend(missing_files(task, location, split)?);

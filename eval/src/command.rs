@@ -1,6 +1,6 @@
 //! `flamingo-eval run`: from a checked command line to `results.json`, samples and `report.html`.
 
-use crate::benchmark::{Benchmark, SplitChoice};
+use crate::benchmark::{Benchmark, SplitChoice, SupportChoice};
 use crate::bootstrap::RESAMPLES;
 use crate::check::{self, MissingMedia, Opening};
 use crate::endpoint::EndpointOptions;
@@ -53,6 +53,23 @@ pub struct Command {
     pub endpoint: EndpointOptions,
 }
 
+impl Command {
+    /// The splits to read. Where there are no examples, none can be asked for.
+    fn splits(&self, protocol: Protocol) -> Result<SplitChoice, EvalError> {
+        let is_made = matches!(self.model, ModelChoice::Predictions(_));
+        if !is_made && protocol == Protocol::FewShot {
+            return Ok(self.splits.clone());
+        }
+        if let SupportChoice::Split(split) = &self.splits.support {
+            return Err(EvalError::Unfit {
+                what: format!("--support-split {split}"),
+                problem: "no examples are shown with --fine-tuned and --model predictions:".into(),
+            });
+        }
+        Ok(SplitChoice { support: SupportChoice::Nowhere, ..self.splits.clone() })
+    }
+}
+
 /// Runs the benchmarks and returns their tables as text.
 ///
 /// # Errors
@@ -71,10 +88,6 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
             let what = format!("--task {}", asking.task);
             return Err(EvalError::Unfit { what, problem: format!("a second `{}`", task.name) });
         }
-        if matches!(command.model, ModelChoice::Predictions(_)) {
-            // Which examples were shown is not known here.
-            task.support = None;
-        }
         let location = &asking.annotations;
         let missing_media = match command.model {
             // Nobody looks at them.
@@ -82,7 +95,7 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
             _ => command.missing_media,
         };
         let how = Opening { seed: options.seed, missing_media };
-        benchmarks.push(check::open(task, location, &command.splits, how)?);
+        benchmarks.push(check::open(task, location, &command.splits(asking.protocol)?, how)?);
     }
     let plans = benchmarks.iter().map(|benchmark| Plan::new(benchmark, options));
     let plans = plans.collect::<Result<Vec<_>, _>>()?;

@@ -10,7 +10,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::benchmark::Benchmark;
-use crate::bootstrap::{Estimate, Term, estimate};
+use crate::bootstrap::{Clusters, Estimate, Term, estimate};
 use crate::draw::{mix, mix_text};
 use crate::error::EvalError;
 use crate::item::Truth;
@@ -188,7 +188,11 @@ pub struct ControlScore {
 }
 
 /// Scores of all controls; those of content words only where the benchmark names some.
-pub fn control_scores(samples: &[ControlSample], seed: u64) -> Vec<ControlScore> {
+pub fn control_scores(
+    samples: &[ControlSample],
+    clusters: &Clusters,
+    seed: u64,
+) -> Vec<ControlScore> {
     let per_token = |sum: fn(&ControlSample) -> f64| terms(samples, sum, |sample| sample.tokens);
     let per_word = |sum: fn(&ControlSample) -> f64| terms(samples, sum, |sample| sample.words);
     let lines: [(_, _, _, Vec<Term>); 9] = [
@@ -233,7 +237,7 @@ pub fn control_scores(samples: &[ControlSample], seed: u64) -> Vec<ControlScore>
         ),
     ];
     let scored = lines.into_iter().filter_map(|(name, about, higher_is_better, terms)| {
-        let estimate = estimate(&terms, seed)?;
+        let estimate = estimate(&terms, clusters, seed)?;
         Some(ControlScore { name, about, higher_is_better, estimate })
     });
     scored.collect()
@@ -270,14 +274,14 @@ mod tests {
     #[test]
     fn losses_are_weighed_by_tokens_and_words_by_words() {
         let (a, b) = (sample(1, 2.0, 3.0, 0), sample(3, 2.0, 9.0, 2));
-        let scores = control_scores(&[a, b], 0);
+        let scores = control_scores(&[a, b], &Clusters::alone(2), 0);
         let value = |name: &str| {
             scores.iter().find(|score| score.name == name).map(|score| score.estimate.value)
         };
         assert_eq!(value("nll_right"), Some(1.0));
         assert_eq!(value("nll_shuffled_minus_right"), Some(2.0));
         assert_eq!(value("words_right_minus_shuffled"), Some(1.0));
-        assert_eq!(control_scores(&[sample(1, 2.0, 3.0, 0)], 0).len(), 6);
+        assert_eq!(control_scores(&[sample(1, 2.0, 3.0, 0)], &Clusters::alone(1), 0).len(), 6);
     }
 
     #[test]

@@ -10,11 +10,11 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::benchmark::Benchmark;
-use crate::bootstrap::{Estimate, Term, estimate};
+use crate::bootstrap::{Clusters, Estimate, Term, estimate};
 use crate::controls::{ControlScore, ReadingControls, control_scores, longest, swap_images};
 use crate::draw::mix;
 use crate::error::EvalError;
-use crate::item::Item;
+use crate::item::{Item, Truth};
 use crate::likeness::Likeness;
 use crate::metric::{Judged, Judgement, Metric};
 use crate::progress::Progress;
@@ -23,7 +23,7 @@ use crate::samples::{Record, Sample, SampleLog};
 use crate::settings::Settings;
 use crate::shots::{ShotChoice, Shots, orders};
 use crate::subject::{Asked, OutOfContext, Ranked, Subject, Writing};
-use crate::task_file::ZeroShot;
+use crate::task_file::{Decoding, ZeroShot};
 
 /// Text-only shots that stand in for shots in the zero-shot setting (paper, appendix A.2).
 const TEXT_SHOTS: usize = 2;
@@ -170,8 +170,17 @@ pub struct Scored {
     pub samples: Vec<Sample>,
     /// What each metric found; empty where the benchmark keeps the truth back.
     pub judgements: Vec<(Metric, Judgement)>,
-    /// Mean difference to the same round with the first shot count, paired by query; none for that itself.
-    pub gain: Option<Estimate>,
+    /// What more shots gain; none for the first shot count with a score.
+    pub gain: Option<Gain>,
+}
+
+/// How much better a round is than the same with fewer shots.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gain {
+    /// The shot count that it is over: the first with a score.
+    pub over: usize,
+    /// Mean difference, paired by query.
+    pub estimate: Estimate,
 }
 
 impl Scored {
@@ -216,7 +225,29 @@ impl<'a> Plan<'a> {
                 problem: format!("task `{}` has no two images", benchmark.task.name),
             });
         }
+        plan.check_metrics()?;
         Ok(plan)
+    }
+
+    /// Each metric must fit every query, unless the benchmark keeps all their answers back.
+    fn check_metrics(&self) -> Result<(), EvalError> {
+        let Benchmark { task, query, .. } = self.benchmark;
+        if query.iter().all(|item| item.truth == Truth::Hidden) {
+            return Ok(());
+        }
+        for metric in &task.metrics {
+            if let Some(item) = query.iter().find(|item| !metric.fits(&item.truth)) {
+                return Err(EvalError::Unfit {
+                    what: format!("task `{}`, split `{}`", task.name, task.query),
+                    problem: format!(
+                        "`{}` has nothing that {} could judge",
+                        item.id,
+                        metric.name()
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Whether there are enough examples for all rounds, before the first answer is made.
@@ -260,9 +291,9 @@ impl<'a> Plan<'a> {
         let mut keys = Vec::new();
         let controls = || [None].into_iter().chain(self.options.controls.iter().copied().map(Some));
         for &n_shots in &self.options.shots {
-            // Without any shots there is nothing to choose.
-            let n_seeds =
-                if self.n_shown(n_shots) == 0 { 1 } else { self.options.demo_seeds.len() };
+            // Without any shots there is nothing to choose, and likeness knows no chance.
+            let is_fixed = self.n_shown(n_shots) == 0 || self.options.choice == ShotChoice::Rices;
+            let n_seeds = if is_fixed { 1 } else { self.options.demo_seeds.len() };
             for &demo_seed in &self.options.demo_seeds[..n_seeds] {
                 keys.extend(controls().map(|control| RoundKey { n_shots, demo_seed, control }));
             }
@@ -272,8 +303,9 @@ impl<'a> Plan<'a> {
         keys
     }
 
+    /// Whether files and results are named by the seed of their shots: else it is the one of all the rest.
     fn has_seeds(&self) -> bool {
-        self.options.demo_seeds.len() > 1
+        self.options.demo_seeds != [self.options.seed]
     }
 
     fn likeness(&self, subject: &dyn Subject) -> Result<Option<Likeness>, EvalError> {
@@ -376,11 +408,12 @@ impl<'a> Plan<'a> {
         }
         pieces.extend(self.template.query(item, images[query].map(ImagePlace::Query)));
         let answers = item.candidates.iter();
-        let answers = answers.filter(|_| self.benchmark.task.decoding.is_closed());
+        let answers = answers.filter(|_| self.decoding().is_closed());
         Asked {
             item,
             pieces,
             answers: answers.map(|answer| self.template.continuation(answer)).collect(),
+            decoding: self.decoding(),
         }
     }
 
@@ -445,7 +478,7 @@ impl<'a> Plan<'a> {
         };
         let asked: Vec<Vec<Asked<'_>>> = batch.clone().map(asked_of).collect();
         let counts: Vec<usize> = asked.iter().map(Vec::len).collect();
-        let mut ranked = subject.rank(&asked.concat(), self.benchmark.task.decoding)?.into_iter();
+        let mut ranked = subject.rank(&asked.concat(), self.decoding())?.into_iter();
         let samples = batch.zip(counts).map(|(query, n)| {
             let rows: Vec<Ranked> = ranked.by_ref().take(n).collect();
             let scores = mean_of_rows(&rows);
@@ -457,6 +490,11 @@ impl<'a> Plan<'a> {
             self.sample(query, &shown[query], prediction, scores)
         });
         Ok(samples.collect())
+    }
+
+    /// How answers come about in this layout.
+    fn decoding(&self) -> Decoding {
+        self.template.decoding.unwrap_or(self.benchmark.task.decoding)
     }
 
     fn item(&self, query: usize) -> &'a Item {
@@ -476,7 +514,8 @@ impl<'a> Plan<'a> {
 
     /// How many examples a query is shown.
     fn n_shown(&self, n_shots: usize) -> usize {
-        match (n_shots, self.benchmark.task.zero_shot) {
+        let zero_shot = self.template.zero_shot.unwrap_or(self.benchmark.task.zero_shot);
+        match (n_shots, zero_shot) {
             (0, ZeroShot::TextShots) if !self.benchmark.support.is_empty() => TEXT_SHOTS,
             _ => n_shots,
         }
@@ -548,10 +587,9 @@ impl<'a> Plan<'a> {
                 scores: &sample.log_likelihoods,
             })
             .collect();
-        let fits = |metric: &Metric| judged.iter().all(|one| metric.fits(&one.item.truth));
-        let metrics = self.benchmark.task.metrics.iter().filter(|metric| fits(metric));
+        let is_hidden = judged.iter().all(|one| one.item.truth == Truth::Hidden);
+        let metrics = self.benchmark.task.metrics.iter().filter(|_| !is_hidden);
         let judgements = metrics
-            .filter(|_| !judged.is_empty())
             .map(|&metric| Ok((metric, metric.judge(&judged, self.interval_seed())?)))
             .collect::<Result<_, EvalError>>()?;
         let mut scored = Scored { samples, judgements, gain: None };
@@ -561,7 +599,7 @@ impl<'a> Plan<'a> {
 
     /// The mean difference to the same control at the first shot count, with the same shots' seed where there is
     /// one.
-    fn gain(&self, now: &Scored, key: RoundKey, before: &[Round]) -> Option<Estimate> {
+    fn gain(&self, now: &Scored, key: RoundKey, before: &[Round]) -> Option<Gain> {
         let scored = before.iter().filter_map(|round| match &round.outcome {
             Outcome::Scored(scored) if round.key.control == key.control => {
                 Some((round.key, scored))
@@ -575,7 +613,8 @@ impl<'a> Plan<'a> {
         let (now, then) = (now.credits()?, then.1.credits()?);
         let terms: Vec<Term> =
             now.iter().zip(&then).map(|(now, then)| Term::of(now - then)).collect();
-        estimate(&terms, self.interval_seed())
+        let estimate = estimate(&terms, &self.clusters(), self.interval_seed())?;
+        Some(Gain { over: first.n_shots, estimate })
     }
 
     /// Writes the samples again, in the order of the queries and each with its credit, and removes the files
@@ -591,6 +630,11 @@ impl<'a> Plan<'a> {
         SampleLog::<Sample>::open(&path)?.rewrite(&samples)?;
         let name = format!("samples_{}_{suffix}", self.benchmark.task.name);
         remove_parts(&self.options.out, &name)
+    }
+
+    /// The queries of one image or film, which intervals draw together.
+    fn clusters(&self) -> Clusters {
+        Clusters::of((0..self.n_queries()).map(|query| &self.item(query).medium_id))
     }
 
     fn interval_seed(&self) -> u64 {
@@ -625,7 +669,7 @@ impl<'a> Plan<'a> {
                 &format!("samples_{}_controls", self.benchmark.task.name),
             )?;
         }
-        Ok(Some(control_scores(&samples, self.interval_seed())))
+        Ok(Some(control_scores(&samples, &self.clusters(), self.interval_seed())))
     }
 }
 

@@ -293,14 +293,8 @@ impl<'a> LocalSubject<'a> {
         Ok((all, frames.len()))
     }
 
-    /// What tells media apart: of rows their digest, of files their name and part.
     fn medium_key(&self, place: ImagePlace) -> String {
-        match &self.benchmark.item(place).medium {
-            Some(Medium::Row { sha256, .. }) => sha256.clone(),
-            Some(Medium::Frames { folder, span }) => format!("{} {span:?}", folder.display()),
-            Some(Medium::Image(path)) => path.display().to_string(),
-            None => String::new(),
-        }
+        self.benchmark.item(place).medium.as_ref().map(Medium::key).unwrap_or_default()
     }
 }
 
@@ -311,7 +305,7 @@ impl Subject for LocalSubject<'_> {
 
     fn out_of_context(&self, asked: &Asked<'_>, tokens_max: usize) -> Option<OutOfContext> {
         let prompt = self.prompt(&asked.pieces);
-        let answers = self.answer_tokens(&asked.answers, Decoding::ClosedSum);
+        let answers = self.answer_tokens(&asked.answers, asked.decoding);
         let answer = answers.iter().map(Vec::len).max().unwrap_or(tokens_max);
         // The last token of an answer is predicted and never read.
         let needed = (prompt.tokens.len() + answer).saturating_sub(1);

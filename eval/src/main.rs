@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use flamingo_eval::benchmark::SplitChoice;
+use flamingo_eval::benchmark::{SplitChoice, SupportChoice};
 use flamingo_eval::check::{self, MissingMedia};
 use flamingo_eval::command::{Asking, Command, Protocol, run};
 use flamingo_eval::compare::{self, Compare};
@@ -256,7 +256,7 @@ impl RunArgs {
         };
         Ok(Command {
             asking: asking.collect(),
-            splits: SplitChoice { query: self.query_split, support: self.support_split },
+            splits: SplitChoice { query: self.query_split, support: support(self.support_split) },
             missing_media: if self.skip_missing_media {
                 MissingMedia::Skip
             } else {
@@ -268,6 +268,10 @@ impl RunArgs {
             endpoint: self.endpoint,
         })
     }
+}
+
+fn support(split: Option<String>) -> SupportChoice {
+    split.map_or(SupportChoice::OfTask, SupportChoice::Split)
 }
 
 fn first_repeated<T: Ord + Copy>(mut values: impl Iterator<Item = T>) -> Option<T> {
@@ -326,8 +330,10 @@ fn tasks(args: &TasksArgs) -> Result<String, EvalError> {
         return TaskFile::text(name).map(std::borrow::Cow::into_owned);
     }
     let Some(folder) = &args.check else { return describe(name) };
-    let splits =
-        SplitChoice { query: args.query_split.clone(), support: args.support_split.clone() };
+    let splits = SplitChoice {
+        query: args.query_split.clone(),
+        support: support(args.support_split.clone()),
+    };
     check::run(TaskFile::find(name)?, folder, &splits)
 }
 

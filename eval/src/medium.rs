@@ -95,6 +95,15 @@ impl Medium {
         }
     }
 
+    /// What tells it from others: of rows what they show, of files their names and parts.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Row { sha256, .. } => sha256.clone(),
+            Self::Frames { folder, span } => format!("{} {span:?}", folder.display()),
+            Self::Image(path) => path.display().to_string(),
+        }
+    }
+
     /// How messages name it.
     pub fn name(&self) -> String {
         match self {

@@ -8,6 +8,7 @@ use flamingo_dataset::{Attend, Tokenizer, media_mask};
 use serde::{Deserialize, Serialize};
 
 use crate::item::{Item, ShownAnswer};
+use crate::task_file::{Decoding, ZeroShot};
 
 /// An image or film of a prompt, by the item that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +92,12 @@ pub struct Template {
     /// Which human answer an example is shown with, if not the one that the task says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shown_answer: Option<ShownAnswer>,
+    /// How answers come about, if not as the task says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoding: Option<Decoding>,
+    /// What is shown at 0 shots, if not what the task says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_shot: Option<ZeroShot>,
 }
 
 /// Where the picture or film goes.
@@ -113,6 +120,8 @@ impl Template {
             cut_at: Vec::new(),
             drop: String::new(),
             shown_answer: None,
+            decoding: None,
+            zero_shot: None,
         }
     }
 
@@ -120,6 +129,12 @@ impl Template {
     #[must_use]
     pub fn with_prompt(&self, prompt: &str) -> Self {
         Self { prompt: format!("{IMAGE_MARK}{prompt}"), ..self.clone() }
+    }
+
+    /// The same without text-only shots at 0 shots.
+    #[must_use]
+    pub fn bare(self) -> Self {
+        Self { zero_shot: None, ..self }
     }
 
     /// How many pictures or films an item has in it.

@@ -93,7 +93,7 @@ impl Results {
                     scores.insert("unmatched_answers".into(), n_unmatched.into());
                 }
                 if let Some(gain) = &scored.gain {
-                    add_estimate(&mut scores, &format!("{metric}_gain"), FILTER, gain);
+                    add_estimate(&mut scores, &format!("{metric}_gain"), FILTER, &gain.estimate);
                     better.insert(format!("{metric}_gain"), true.into());
                 }
             }
@@ -123,7 +123,7 @@ impl Results {
                 evaluation,
                 &seeds.suffix,
                 seeds.n_shots,
-                scores.into_iter().collect(),
+                scores.into_iter().filter(|(_, value)| !value.is_null()).collect(),
                 better,
             );
         }

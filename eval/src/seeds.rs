@@ -16,8 +16,8 @@ pub struct SeedScore {
     pub n_seeds: usize,
     /// Mean score.
     pub mean: f64,
-    /// Standard deviation of the scores: other shots, same queries.
-    pub demo_sd: f64,
+    /// Standard deviation of the scores: other shots, same queries. None of one seed.
+    pub demo_sd: Option<f64>,
     /// Standard error of one score over queries, the root of the mean square over seeds: same shots, other
     /// queries.
     pub item_stderr: f64,
@@ -25,9 +25,10 @@ pub struct SeedScore {
 
 impl SeedScore {
     /// Standard error of the mean score: other shots and other queries. Seeds share their queries, so only the
-    /// part of the shots shrinks with their number.
-    pub fn stderr(&self) -> f64 {
-        (self.item_stderr.powi(2) + self.demo_sd.powi(2) / self.n_seeds as f64).sqrt()
+    /// part of the shots shrinks with their number. None of one seed.
+    pub fn stderr(&self) -> Option<f64> {
+        let of_shots = self.demo_sd?.powi(2) / self.n_seeds as f64;
+        Some((self.item_stderr.powi(2) + of_shots).sqrt())
     }
 }
 
@@ -55,13 +56,14 @@ fn seed_score(
 ) -> Option<SeedScore> {
     let rounds = evaluation.rounds.iter();
     let rounds = rounds.filter(|it| (it.key.n_shots, it.key.control) == (n_shots, control));
-    let estimates: Vec<(f64, f64)> = rounds
-        .filter_map(|round| match &round.outcome {
-            Outcome::Scored(scored) => scored.headline(),
+    // Where one seed's shots do not fit the model, the mean of the others would be that of shorter shots.
+    let estimates: Option<Vec<(f64, f64)>> = rounds
+        .map(|round| match &round.outcome {
+            Outcome::Scored(scored) => scored.headline().map(|(_, it)| (it.value, it.stderr)),
             Outcome::OutOfContext { .. } => None,
         })
-        .map(|(_, estimate)| (estimate.value, estimate.stderr))
         .collect();
+    let estimates = estimates?;
     let n_seeds = estimates.len();
     let n = n_seeds as f64;
     let mean = estimates.iter().map(|(value, _)| value).sum::<f64>() / n;
@@ -73,7 +75,7 @@ fn seed_score(
         control,
         n_seeds,
         mean,
-        demo_sd: (squares / (n - 1.0).max(1.0)).sqrt(),
+        demo_sd: (n_seeds > 1).then(|| (squares / (n - 1.0)).sqrt()),
         item_stderr: errors.sqrt(),
     })
 }

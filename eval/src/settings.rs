@@ -60,8 +60,8 @@ impl Settings {
             seed: options.seed,
             model_sha256: card.sha256.clone(),
             device: card.device.clone(),
-            support_sha256: items_sha256(&benchmark.support),
-            query_sha256: items_sha256(&benchmark.query),
+            support_sha256: items_sha256(&benchmark.support, &benchmark.location),
+            query_sha256: items_sha256(&benchmark.query, &benchmark.location),
         }
     }
 

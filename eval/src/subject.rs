@@ -15,6 +15,8 @@ pub struct Asked<'a> {
     pub pieces: Vec<Piece>,
     /// The texts that may follow, one per candidate; empty where the answer is to be written.
     pub answers: Vec<String>,
+    /// How the answer comes about.
+    pub decoding: Decoding,
 }
 
 /// How an answer is written.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::benchmark::{Benchmark, SplitChoice};
+use crate::benchmark::{Benchmark, SplitChoice, SupportChoice};
 use crate::error::EvalError;
 use crate::evaluate::{Evaluation, Outcome};
 use crate::item::Item;
@@ -51,9 +51,9 @@ impl Predicted {
     /// # Errors
     /// When a file cannot be read or is not what was expected.
     pub fn read(&self) -> Result<(Benchmark, Predictions), EvalError> {
-        let mut task = TaskFile::find(&self.task)?;
-        task.support = None;
-        let splits = SplitChoice { query: self.query_split.clone(), support: None };
+        let task = TaskFile::find(&self.task)?;
+        let support = SupportChoice::Nowhere;
+        let splits = SplitChoice { query: self.query_split.clone(), support };
         let benchmark = Benchmark::open(task, &self.annotations, &splits, 0)?;
         Ok((benchmark, Predictions::read(&self.predictions)?))
     }

@@ -1,7 +1,7 @@
 //! The scores as tables, the same on the terminal and in the report.
 
 use crate::bootstrap::Estimate;
-use crate::evaluate::{Control, Evaluation, Outcome, Round, RoundKey};
+use crate::evaluate::{Control, Evaluation, Gain, Outcome, Round, RoundKey};
 use crate::metric::Metric;
 use crate::seeds::seed_scores;
 
@@ -81,7 +81,8 @@ fn score_rows(evaluation: &Evaluation<'_>, shots: &[usize]) -> Vec<Vec<String>> 
         rows.push([name, score, queries].into_iter().chain(cells(score_cell)).collect());
         let gains: Vec<String> = cells(gain_cell).collect();
         if gains.iter().any(|gain| !gain.is_empty()) {
-            let over = shots.first().copied().unwrap_or_default();
+            let over = shots.iter().find_map(|&n_shots| gain(round(n_shots)?));
+            let over = over.map(|gain| gain.over).unwrap_or_default();
             let head = [String::new(), format!("gain over {over} shots"), String::new()];
             rows.push(head.into_iter().chain(gains).collect());
         }
@@ -111,11 +112,15 @@ fn score_cell(round: &Round) -> String {
     }
 }
 
-fn gain_cell(round: &Round) -> String {
+fn gain(round: &Round) -> Option<Gain> {
     match &round.outcome {
-        Outcome::Scored(scored) => scored.gain.as_ref().map(signed).unwrap_or_default(),
-        Outcome::OutOfContext { .. } => String::new(),
+        Outcome::Scored(scored) => scored.gain,
+        Outcome::OutOfContext { .. } => None,
     }
+}
+
+fn gain_cell(round: &Round) -> String {
+    gain(round).map(|gain| signed(&gain.estimate)).unwrap_or_default()
 }
 
 /// How scores move with other shots and with other queries; none where there is one seed.
@@ -123,8 +128,9 @@ pub fn seed_table(evaluation: &Evaluation<'_>) -> Option<Table> {
     let headers = ["seeds", "mean", "sd over shots", "stderr over queries", "stderr of the mean"];
     let rows = seed_scores(evaluation).into_iter().map(|seeds| {
         let name = format!("{}_{}", evaluation.benchmark.task.name, seeds.suffix);
-        let values = [seeds.mean, seeds.demo_sd, seeds.item_stderr, seeds.stderr()];
-        let values = values.map(|value| format!("{value:.4}"));
+        let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |it| format!("{it:.4}"));
+        let values = [Some(seeds.mean), seeds.demo_sd, Some(seeds.item_stderr), seeds.stderr()];
+        let values = values.map(number);
         [format!("{name}, {} seeds", seeds.n_seeds)].into_iter().chain(values).collect()
     });
     let rows: Vec<Vec<String>> = rows.collect();

@@ -205,15 +205,15 @@ impl TaskFile {
         Ok(self)
     }
 
-    /// The task for a model that was finetuned on it (paper, table 2 and appendix B.2): no examples, not even
-    /// text-only ones. Its results have another name.
+    /// The task for a model that was finetuned on it (paper, table 2 and appendix B.2), which is asked without
+    /// examples, not even text-only ones. Its results have another name.
     #[must_use]
     pub fn fine_tuned(self) -> Self {
         Self {
             name: format!("{}_fine-tuned", self.name),
             query: self.fine_tuned_query.clone().unwrap_or(self.query),
-            support: None,
             zero_shot: ZeroShot::Bare,
+            templates: self.templates.into_iter().map(|(name, it)| (name, it.bare())).collect(),
             ..self
         }
     }
@@ -271,6 +271,16 @@ impl TaskFile {
         }
         if self.candidates.len() == 1 {
             return setting("candidates", format!("{:?}", self.candidates), "none or at least two");
+        }
+        for template in self.templates.values() {
+            let decoding = template.decoding.unwrap_or(self.decoding);
+            if decoding.is_closed() != self.decoding.is_closed() {
+                return setting(
+                    "templates.*.decoding",
+                    format!("{decoding:?}"),
+                    "open as the task, or closed as it",
+                );
+            }
         }
         let mut seen = BTreeSet::new();
         if let Some(twice) = self.candidates.iter().find(|candidate| !seen.insert(*candidate)) {

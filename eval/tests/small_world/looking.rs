@@ -103,6 +103,7 @@ fn ranking_agrees_with_reading_the_answer() {
         item: &scene.benchmark.query[0],
         pieces: scene.pieces(Some(image)),
         answers: answers.clone(),
+        decoding: Decoding::ClosedSum,
     });
     let table = subject.rank(&asked, Decoding::ClosedSum).unwrap();
     let read = subject.read(&taught).unwrap();

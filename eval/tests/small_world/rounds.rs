@@ -65,10 +65,14 @@ fn seeds_tell_the_spread_of_shots_from_that_of_queries() {
         samples.iter().map(|sample| sample["shots"][0].clone()).collect::<Vec<_>>()
     };
     assert_ne!(shots("3"), shots("4"));
-    // The seed of a run without seeds of its own is its only one.
+    // Samples of one seed are never taken for those of another.
     let one = world.path("one");
+    succeed(&mut labels(&world, &one, &[]));
     succeed(&mut labels(&world, &one, &["--demo-seeds", "3"]));
-    let alone = lines(&one.join("samples_label_1shot.jsonl"));
+    assert!(
+        results(&one)["results"]["label_1shot"].get("acc_demo_sd,none").is_none_or(Value::is_null)
+    );
+    let alone = lines(&one.join("samples_label_1shot_seed3.jsonl"));
     assert_eq!(alone.iter().map(|it| it["shots"][0].clone()).collect::<Vec<_>>(), shots("3"));
 }
 
@@ -296,4 +300,70 @@ fn parts_look_at_their_own_pictures() {
     }
     assert_eq!(lines(&parts.join("features_label.jsonl")).len(), 24 + 20);
     assert!(!parts.join("features_label.part-1-of-2.jsonl").exists());
+}
+
+#[test]
+fn a_metric_that_does_not_fit_a_split_is_refused() {
+    let world = World::new();
+    std::fs::remove_file(world.path("label/task.toml")).unwrap();
+    let task = world.path("ranks.toml");
+    let toml = "name = \"ranks\"\nabout = \"ranks\"\nreader = \"corpus-labels\"\n\
+                decoding = \"closed-sum\"\nmetrics = [\"ndcg\", \"recall\"]\nquery = \"asked\"\n\
+                [templates.flamingo]\nprompt = \"<image>colour:\"\n\
+                [splits.asked]\ncorpus = \"query\"\n";
+    std::fs::write(&task, toml).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+    command.arg("run").arg("--model").arg(world.path("run")).args(["--device", "cpu"]);
+    command.arg("--task").arg(&task).arg("--annotations").arg(world.path("label"));
+    command.args(["--shots", "0", "--out"]).arg(world.path("out"));
+    let expected = ["task `ranks`, split `asked`", "`query-0` has nothing that ndcg could judge"];
+    check_failure(&mut command, 2, &expected);
+}
+
+#[test]
+fn rices_has_no_seeds_and_gains_name_what_they_are_over() {
+    let world = World::new();
+    let out = world.path("out");
+    let rices = ["--shot-choice", "rices", "--demo-seeds", "0,1", "--shots", "3"];
+    let controls = ["--controls", "text-shots"];
+    let table = succeed(&mut labels(&world, &out, &[&rices[..], &controls].concat()));
+    assert!(out.join("samples_label_3shot_seed0.jsonl").exists());
+    assert!(!out.join("samples_label_3shot_seed1.jsonl").exists());
+    assert!(text(&table.stdout).contains("gain over 1 shots"), "{}", text(&table.stdout));
+}
+
+#[test]
+fn candidates_are_those_of_the_examples_even_where_none_are_shown() {
+    let world = World::new();
+    // Answers of queries alone would be fewer.
+    let rows =
+        [crate::world::row("q".into(), "red".into(), &crate::world::bmp([9; 3], 1), "colour")];
+    crate::world::write_corpus(&world.path("few/query"), &rows);
+    std::fs::create_dir_all(world.path("few/support")).unwrap();
+    for entry in std::fs::read_dir(world.path("label/support")).unwrap() {
+        let path = entry.unwrap().path();
+        let to = world.path("few/support").join(path.file_name().unwrap());
+        std::fs::copy(&path, to).unwrap();
+    }
+    let run = |model: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.args(["run", "--model", model, "--device", "cpu", "--task", "label"]);
+        command.arg("--annotations").arg(world.path("few")).args(more);
+        command
+    };
+    let model = world.path("run").display().to_string();
+    let (out, again, tuned) = (world.path("out"), world.path("again"), world.path("tuned"));
+    let place = |path: &Path| path.display().to_string();
+    succeed(&mut run(&model, &["--shots", "1", "--out", &place(&out)]));
+    let samples = format!("predictions:{}", place(&out.join("samples_label_1shot.jsonl")));
+    succeed(&mut run(&samples, &["--out", &place(&again)]));
+    succeed(&mut run(&model, &["--fine-tuned", "--out", &place(&tuned)]));
+    let tuned = lines(&tuned.join("samples_label_fine-tuned_0shot.jsonl"));
+    assert_eq!(likelihoods(&tuned[0]).len(), 7);
+    let barred = ["--support-split", "query", "--fine-tuned", "--out", &place(&out)];
+    check_failure(
+        &mut run(&model, &barred),
+        2,
+        &["--support-split query", "no examples are shown"],
+    );
 }

@@ -31,7 +31,7 @@ impl Read {
     fn split(task: &str, query: Option<&str>) -> Self {
         let dir = made_up(&[task]);
         let folder = dir.path().join(task);
-        let splits = SplitChoice { query: query.map(str::to_owned), support: None };
+        let splits = SplitChoice { query: query.map(str::to_owned), ..SplitChoice::default() };
         let task = TaskFile::find(task).unwrap();
         let benchmark = Benchmark::open(task, folder.to_str().unwrap(), &splits, 0).unwrap();
         Self { dir, benchmark }
