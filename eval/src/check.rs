@@ -1,13 +1,13 @@
 //! Whether a benchmark is there, before any model runs: its files, what they say, and its pictures and films. What is
 //! missing is named, as far as a message can, and counted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use crate::benchmark::{Benchmark, SplitChoice, SupportChoice};
 use crate::error::EvalError;
 use crate::item::{Item, Truth};
-use crate::medium::Medium;
+use crate::medium::{FrameSampling, Medium};
 use crate::readers::entries::some_of;
 use crate::task_file::TaskFile;
 
@@ -72,14 +72,32 @@ pub fn files(task: &TaskFile, location: &str, choice: &SplitChoice) -> Result<()
     Err(EvalError::Annotations { path: location.into(), problem })
 }
 
-/// Pictures and films of some items that are not there, each once, in the order of the items.
-fn missing_media(items: &[Item]) -> Vec<String> {
-    let mut seen = BTreeSet::new();
-    let names = items.iter().filter_map(|item| item.medium.as_ref()).filter_map(|medium| {
-        let name = medium.name();
-        (seen.insert(name.clone()) && !medium.exists()).then_some(name)
+/// Which items have nothing to look at, with the names of what is missing, each once.
+fn without_media(items: &[Item], sampling: FrameSampling) -> (Vec<bool>, Vec<String>) {
+    let (mut listed, mut seen) = (HashMap::new(), HashMap::new());
+    let mut names = Vec::new();
+    let lost = items.iter().map(|item| {
+        let name = item.medium.as_ref().map_or_else(|| format!("none of `{}`", item.id), named);
+        *seen.entry(name.clone()).or_insert_with(|| {
+            let is_there = |medium: &Medium| medium.has_frames(sampling, &mut listed);
+            let is_lost = !item.medium.as_ref().is_some_and(is_there);
+            if is_lost {
+                names.push(name);
+            }
+            is_lost
+        })
     });
-    names.collect()
+    (lost.collect(), names)
+}
+
+/// A medium with the part that is meant.
+fn named(medium: &Medium) -> String {
+    match medium {
+        Medium::Frames { span: Some((start, end)), .. } => {
+            format!("{} from {start} to {end} s", medium.name())
+        }
+        _ => medium.name(),
+    }
 }
 
 /// Checks that pictures and films are there, or leaves out items whose are not. What is to be said of it comes back;
@@ -96,24 +114,22 @@ pub fn media(
     }
     let name = benchmark.task.name.clone();
     let location = benchmark.location.clone();
+    let sampling = benchmark.task.frames;
     let mut told = Vec::new();
     for (which, items) in [("query", &mut benchmark.query), ("support", &mut benchmark.support)] {
-        let lost = missing_media(items);
-        if lost.is_empty() {
+        let (is_lost, names) = without_media(items, sampling);
+        let (n, total) = (is_lost.iter().filter(|is_lost| **is_lost).count(), items.len());
+        if n == 0 {
             continue;
         }
-        let names: BTreeSet<&str> = lost.iter().map(String::as_str).collect();
-        let is_lost = |item: &Item| {
-            item.medium.as_ref().map(Medium::name).is_some_and(|it| names.contains(it.as_str()))
-        };
-        let (n, total) = (items.iter().filter(|item| is_lost(item)).count(), items.len());
         told.push(format!(
-            "{n} of {total} {which} items have no picture or film: {} missing, {}",
-            lost.len(),
-            some_of(&lost)
+            "{n} of {total} {which} items have no picture or film: {} missing or without frames, {}",
+            names.len(),
+            some_of(&names)
         ));
         if missing == MissingMedia::Skip {
-            items.retain(|item| !is_lost(item));
+            let mut is_lost = is_lost.iter();
+            items.retain(|_| is_lost.next() == Some(&false));
         }
     }
     if told.is_empty() {
@@ -171,8 +187,13 @@ pub fn run(task: TaskFile, location: &str, choice: &SplitChoice) -> Result<Strin
             n => format!(", {n} with answers that the benchmark keeps back"),
         };
         let (n, media) = (items.len(), media.len());
+        let drawn = if which == "support" && n == task.support_max {
+            ", drawn by seed 0: no others were looked at"
+        } else {
+            ""
+        };
         text = format!(
-            "{text}  {which:<8} {split:<10} {n} items, {media} pictures or films{hidden}\n"
+            "{text}  {which:<8} {split:<10} {n} items, {media} pictures or films{hidden}{drawn}\n"
         );
     }
     Ok(text)

@@ -3,7 +3,9 @@
 //! Films come as frames, since nothing here decodes video: a folder of pictures in the order of their names
 //! (`ffmpeg -i V.mp4 -vf fps=3 frames/V/%06d.jpg`), or rows of a `video_text` corpus.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -122,6 +124,25 @@ impl Medium {
         }
     }
 
+    /// Whether there is something to look at: a file, or frames of the part that is meant. Folders are listed once;
+    /// `listed` holds how many frames they have.
+    pub fn has_frames(
+        &self,
+        sampling: FrameSampling,
+        listed: &mut HashMap<PathBuf, usize>,
+    ) -> bool {
+        let Self::Frames { folder, span } = self else { return self.exists() };
+        let n = match listed.get(folder) {
+            Some(n) => *n,
+            None => {
+                let n = frames_of(folder).map_or(0, |frames| frames.len());
+                listed.insert(folder.clone(), n);
+                n
+            }
+        };
+        !places_within(n, *span, sampling.frames_per_second).is_empty()
+    }
+
     /// Hex SHA-256 of its frames under a sampling: equal for media that show the same.
     ///
     /// # Errors
@@ -155,23 +176,38 @@ fn frames_of(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
     let mut frames = Vec::new();
     for entry in entries {
         let path = entry.map_err(EvalError::file("read", folder))?.path();
+        // Of files that other programs leave behind.
+        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+            continue;
+        }
         let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
         if ending.is_some_and(|ending| PICTURES.contains(&ending.as_str())) {
             frames.push(path);
         }
     }
-    frames.sort();
+    frames.sort_by_cached_key(|path| (number_of(path), path.clone()));
     Ok(frames)
+}
+
+/// The number that the name of a frame ends with: frame 10 comes after frame 9, however they are written.
+fn number_of(path: &Path) -> Option<u64> {
+    let stem = path.file_stem()?.to_str()?;
+    let digits = stem.len() - stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    stem[stem.len() - digits..].parse().ok()
 }
 
 /// The frames from the start to the end of a span in seconds; at least the one at its start, as long as the
 /// film is not over by then.
 fn within(all: &[PathBuf], span: Option<(f64, f64)>, frames_per_second: f64) -> &[PathBuf] {
-    let Some((start, end)) = span else { return all };
-    let first = ((start * frames_per_second).floor().max(0.0) as usize).min(all.len());
-    let last = ((end * frames_per_second).ceil().max(0.0) as usize).clamp(first, all.len());
-    let last = if last == first { (first + 1).min(all.len()) } else { last };
-    &all[first..last]
+    &all[places_within(all.len(), span, frames_per_second)]
+}
+
+/// The places, of `n` frames, that a span means.
+fn places_within(n: usize, span: Option<(f64, f64)>, frames_per_second: f64) -> Range<usize> {
+    let Some((start, end)) = span else { return 0..n };
+    let first = ((start * frames_per_second).floor().max(0.0) as usize).min(n);
+    let last = ((end * frames_per_second).ceil().max(0.0) as usize).clamp(first, n);
+    first..if last == first { (first + 1).min(n) } else { last }
 }
 
 /// `most` of `n` places at even distances, each in the middle of its part; all of them if there are no more.
@@ -216,6 +252,10 @@ mod tests {
         for name in ["b.jpg", "a.PNG", "c.jpg", "d.jpg", "notes.txt"] {
             std::fs::write(dir.path().join(name), name).unwrap();
         }
+        let listed = &mut HashMap::new();
+        assert!(film.has_frames(sampling, listed));
+        let late = Medium::Frames { folder: dir.path().to_path_buf(), span: Some((9.0, 10.0)) };
+        assert!(!late.has_frames(sampling, listed));
         let frames = film.frames(sampling).unwrap();
         let texts: Vec<&[u8]> = frames.iter().map(|frame| &frame.bytes[..]).collect();
         assert_eq!(texts, [b"b.jpg", b"d.jpg"]);

@@ -25,7 +25,7 @@ struct Classes {
 }
 
 /// One item per picture, named by its file without the ending. Two classes of `ImageNet` are called crane and two
-/// maillot: the model cannot tell them apart by name, and either counts.
+/// maillot: the model cannot tell them apart by name, so each is one candidate.
 pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     let classes = Classes::read(&split.path("classes")?)?;
     match split.optional("labels") {
@@ -46,16 +46,22 @@ struct Label {
 impl Classes {
     fn read(path: &str) -> Result<Self, EvalError> {
         let text = std::fs::read_to_string(path).map_err(EvalError::file("read", path))?;
-        let (mut places, mut names) = (HashMap::new(), Vec::new());
+        let mut places = HashMap::new();
+        let mut names: Vec<String> = Vec::new();
         for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let refuse = |problem: &str| wrong(path, format!("line {} {problem}", i + 1));
             let (id, all) =
                 line.trim().split_once([' ', '\t']).ok_or_else(|| refuse("is not `CLASS NAME`"))?;
             let name = all.split(',').next().unwrap_or(all).trim();
-            if places.insert(id.to_owned(), names.len()).is_some() {
+            // A name that is there already stands for both classes.
+            let known = names.iter().position(|known| known == name);
+            let place = known.unwrap_or(names.len());
+            if places.insert(id.to_owned(), place).is_some() {
                 return Err(refuse(&format!("is the second of class `{id}`")));
             }
-            names.push(name.to_owned());
+            if place == names.len() {
+                names.push(name.to_owned());
+            }
         }
         Ok(Self { places, names: names.into() })
     }

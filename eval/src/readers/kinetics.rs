@@ -1,4 +1,4 @@
-//! Kinetics (`validate.csv`): `label`, `youtube_id`, `time_start` and `time_end`; a file without labels is of a split
+//! Kinetics (`val.csv`): `label`, `youtube_id`, `time_start` and `time_end`; a file without labels is of a split
 //! that is kept back.
 
 use std::collections::BTreeSet;

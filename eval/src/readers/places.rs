@@ -37,6 +37,9 @@ impl SplitFiles<'_> {
     }
 }
 
+/// Most characters that a value is filled up to.
+const WIDTH_MAX: usize = 32;
+
 fn place(location: &str, pattern: &str, values: &[Value<'_>]) -> Result<PathBuf, String> {
     let mut first = None;
     let is_only_one = !pattern.contains(" | ");
@@ -75,7 +78,10 @@ fn filled(pattern: &str, values: &[Value<'_>]) -> Result<String, String> {
         let width: usize = if width.is_empty() {
             0
         } else {
-            width.parse().map_err(|_| format!("`{pattern}` has a width that is no number"))?
+            let parsed = width.parse().ok().filter(|width| *width <= WIDTH_MAX);
+            parsed.ok_or_else(|| {
+                format!("`{pattern}` has a width that is no number up to {WIDTH_MAX}")
+            })?
         };
         (value.len()..width).for_each(|_| text.push('0'));
         text.push_str(value);
@@ -101,6 +107,7 @@ mod tests {
         check("{other}", "has no `other` for the place `{other}`, only image_id, name");
         check("{image_id", "has no `}`");
         check("{image_id:0x}", "a width that is no number");
+        check("{image_id:099999999999}", "a width that is no number up to 32");
     }
 
     #[test]

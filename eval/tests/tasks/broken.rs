@@ -277,7 +277,7 @@ fn films() {
     );
     let kinetics = Broken::new("kinetics");
     kinetics.check_text(
-        "validate.csv",
+        "val.csv",
         |text| text.replacen("kin_1,", "kin_0,", 1),
         &["row 1", "second of clip kin_0_000003_000013"],
     );

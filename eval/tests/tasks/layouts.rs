@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use flamingo_eval::benchmark::{Benchmark, SplitChoice};
+use flamingo_eval::draw::mix;
 use flamingo_eval::item::{Item, ShownAnswer, Truth};
 use flamingo_eval::metric::Metric;
 use flamingo_eval::prompt::{ImagePlace, Piece};
+use flamingo_eval::readers::kept::{Draw, Kept};
 use flamingo_eval::task_file::TaskFile;
 use serde_json::Value;
 
@@ -300,6 +302,10 @@ fn fewer_examples_are_the_same_whether_drawn_while_or_after_reading() {
             benchmark.support.into_iter().map(|item| item.id).collect::<Vec<_>>()
         };
         let (all, some) = (ids(0), ids(6));
+        let draw = Draw { most: 6, key: mix(7, 3) };
+        let mut kept = Kept::new(Some(draw));
+        (0..).zip(&all).for_each(|(place, id)| kept.push(id, place, id.clone()));
+        assert_eq!(some, kept.into_entries(), "{name}");
         assert_eq!(some.len(), 6, "{name}");
         let places: Vec<usize> =
             some.iter().map(|id| all.iter().position(|other| other == id).unwrap()).collect();
@@ -382,4 +388,46 @@ fn prompts_are_those_of_the_paper_and_of_open_flamingo() {
         "open-flamingo",
         format!("<image>Output:{}<EOC>", Read::new("imagenet").item(0).targets()[0]),
     );
+}
+
+#[test]
+fn classes_of_one_name_are_one_candidate() {
+    let dir = made_up(&["imagenet"]);
+    let folder = dir.path().join("imagenet");
+    let classes = folder.join("LOC_synset_mapping.txt");
+    let text = std::fs::read_to_string(&classes).unwrap();
+    std::fs::write(&classes, format!("{text}n03126707 square, box\nn09999999 ring\n")).unwrap();
+    for class in ["n03126707", "n09999999"] {
+        std::fs::create_dir(folder.join("val").join(class)).unwrap();
+        std::fs::write(folder.join("val").join(class).join(format!("{class}.JPEG")), "").unwrap();
+    }
+    let task = TaskFile::find("imagenet").unwrap();
+    let benchmark =
+        Benchmark::open(task, folder.to_str().unwrap(), &SplitChoice::default(), 0).unwrap();
+    let of = |id: &str| benchmark.query.iter().find(|item| item.id == id).unwrap();
+    assert_eq!(
+        *of("n03126707").candidates,
+        ["circle", "square", "triangle", "star", "ring"].map(str::to_owned)
+    );
+    assert_eq!(of("n03126707").targets(), ["square"]);
+    assert_eq!(of("n09999999").truth, Truth::Candidate { right: 4, relevance: None });
+}
+
+/// Splits whose files the made-up benchmarks have are read; others say what is missing.
+#[test]
+fn every_split_of_every_task_is_read() {
+    for name in flamingo_fixtures::benchmarks::names() {
+        let dir = made_up(&[name]);
+        let folder = dir.path().join(name);
+        for split in TaskFile::find(name).unwrap().splits.keys() {
+            let choice = SplitChoice { query: Some(split.clone()), support: None };
+            let task = TaskFile::find(name).unwrap();
+            let opened = Benchmark::open(task, folder.to_str().unwrap(), &choice, 0);
+            let is_there = match &opened {
+                Ok(benchmark) => !benchmark.query.is_empty(),
+                Err(error) => error.to_string().starts_with("cannot read "),
+            };
+            assert!(is_there, "{name} {split}: {:?}", opened.err());
+        }
+    }
 }

@@ -105,3 +105,25 @@ fn what_is_missing_is_named_and_counted() {
     check_failure(&skipping, 1, &["1 of 3 query items", "they are left out", "nowhere"]);
     assert!(!dir.path().join("out").exists());
 }
+
+#[test]
+fn films_without_frames_are_missing_too() {
+    let dir = made_up(&["youcook2"]);
+    let folder = dir.path().join("youcook2");
+    let check = || tasks(&["youcook2", "--check", folder.to_str().unwrap()]);
+    assert!(stdout(&check()).contains("is complete"));
+    let file = folder.join("youcookii_annotations_trainval.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    // The film has three frames, one second of it.
+    std::fs::write(&file, text.replacen("\"segment\":[0.4,1]", "\"segment\":[7,9]", 1)).unwrap();
+    check_failure(&check(), 1, &["1 of 8 query items", "frames/cook-0 from 7 to 9 s"]);
+    std::fs::write(&file, text).unwrap();
+    for frame in 1..=3 {
+        std::fs::remove_file(folder.join(format!("frames/cook-101/{frame:06}.jpg"))).unwrap();
+    }
+    check_failure(
+        &check(),
+        1,
+        &["2 of 28 support items", "2 missing or without frames", "cook-101"],
+    );
+}
