@@ -232,18 +232,23 @@ pub(super) fn csv_rows<T: DeserializeOwned>(
 ) -> Result<(), EvalError> {
     let file = std::fs::File::open(path).map_err(EvalError::file("read", path))?;
     let mut rows = csv::Reader::from_reader(file);
+    let headers = rows.headers().map_err(|error| wrong(path, error.to_string()))?.clone();
     for (i, row) in rows.deserialize().enumerate() {
-        let row = row.map_err(|error| told_of_row(&error));
+        let row = row.map_err(|error| told_of_row(&error, &headers));
         row.and_then(|row| take(i, row))
             .map_err(|problem| wrong(path, format!("row {i} {problem}")))?;
     }
     Ok(())
 }
 
-fn told_of_row(error: &csv::Error) -> String {
-    match error.kind() {
-        csv::ErrorKind::Deserialize { err, .. } => as_lacking(&err.kind().to_string()),
-        _ => format!("is wrong: {error}"),
+fn told_of_row(error: &csv::Error, headers: &csv::StringRecord) -> String {
+    let csv::ErrorKind::Deserialize { err, .. } = error.kind() else {
+        return format!("is wrong: {error}");
+    };
+    let column = err.field().and_then(|field| headers.get(field as usize));
+    match column {
+        Some(column) => format!("has a wrong `{column}`: {}", err.kind()),
+        None => as_lacking(&err.kind().to_string()),
     }
 }
 

@@ -28,9 +28,17 @@ struct Classes {
 /// maillot: the model cannot tell them apart by name, so each is one candidate.
 pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     let classes = Classes::read(&split.path("classes")?)?;
-    match split.optional("labels") {
-        Some(labels) => classes.listed(split, &labels),
-        None => classes.in_folders(split, Path::new(&split.path("folder")?)),
+    match (split.optional("labels"), split.optional("folder")) {
+        (Some(labels), None) if split.optional("image").is_some() => classes.listed(split, &labels),
+        (None, Some(folder)) if split.optional("image").is_none() => {
+            classes.in_folders(split, Path::new(&folder))
+        }
+        _ => Err(EvalError::Setting {
+            file: format!("task `{}`", split.task.name),
+            key: "splits",
+            found: format!("{:?}", split.files),
+            expected: "`folder`, or `labels` with `image`, and not both",
+        }),
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A split without annotations is one whose answers the benchmark keeps back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -40,7 +40,7 @@ struct Waiting {
 }
 
 /// One item per question, in the order of the questions. Categories are answer types (yes/no, number, other), or
-/// question types where there are none.
+/// question types where there is one answer type at most, as in OK-VQA.
 pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     let file = JsonFile::read(&split.path("questions")?)?;
     let mut questions = HashMap::new();
@@ -55,7 +55,8 @@ pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
         return unanswered(split, &file, &questions);
     };
     let annotations = JsonFile::read(&annotations)?;
-    let mut kept = Kept::new(split.draw);
+    let mut kept: Kept<(Item, Option<String>)> = Kept::new(split.draw);
+    let mut answer_types = BTreeSet::new();
     annotations.each(&["annotations"], "annotation", |it: Annotation| {
         let question =
             questions.get_mut(&it.question_id.0).ok_or("is of a question that is not listed")?;
@@ -69,11 +70,13 @@ pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
             let asked = &question.image_id.0;
             return Err(format!("is of image {image}, its question of image {asked}"));
         }
+        if let Some(kind) = it.answer_type.as_ref().filter(|kind| !answer_types.contains(*kind)) {
+            answer_types.insert(kind.clone());
+        }
         if kept.wants(&it.question_id.0, question.place) {
-            let category = it.answer_type.or(it.question_type);
-            let item =
-                item(split, &it.question_id.0, question, Truth::Answers(it.answers), category)?;
-            kept.push(&it.question_id.0, question.place, item);
+            let truth = Truth::Answers(it.answers);
+            let item = item(split, &it.question_id.0, question, truth, it.answer_type)?;
+            kept.push(&it.question_id.0, question.place, (item, it.question_type));
         }
         Ok(())
     })?;
@@ -84,7 +87,12 @@ pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
         .collect();
     bare.sort_unstable();
     if bare.is_empty() {
-        return Ok(kept.into_entries());
+        let by_answer = answer_types.len() > 1;
+        let items = kept.into_entries().into_iter().map(|(item, question_type)| match by_answer {
+            true => item,
+            false => Item { category: question_type.or(item.category), ..item },
+        });
+        return Ok(items.collect());
     }
     let ids: Vec<&str> = bare.iter().map(|(_, id)| *id).collect();
     let asked = split.path("questions")?;

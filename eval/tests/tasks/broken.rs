@@ -275,6 +275,11 @@ fn films() {
         |text| text.replacen("fry,bacon,1", "fry,egg,1", 1),
         &["row 9", "class 3 as `fry bacon`"],
     );
+    rare.check_text(
+        "rareact.csv",
+        |text| text.replacen(",3,fry", ",three,fry", 1),
+        &["row 3", "wrong `class_id`"],
+    );
     let kinetics = Broken::new("kinetics");
     kinetics.check_text(
         "val.csv",

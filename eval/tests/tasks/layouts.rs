@@ -112,7 +112,10 @@ fn questions_of_vqa() {
         test.check_counts(n, 14);
         assert_eq!((test.item(0).id.as_str(), &test.item(0).truth), ("200000", &Truth::Hidden));
     }
-    Read::new("okvqa").check_counts(4, 14);
+    assert_eq!(vqa.item(1).category.as_deref(), Some("number"));
+    let okvqa = Read::new("okvqa");
+    okvqa.check_counts(4, 14);
+    assert_eq!(okvqa.item(1).category.as_deref(), Some("two"));
 }
 
 #[test]
