@@ -25,6 +25,8 @@ pub struct Benchmark {
     pub support: Vec<Item>,
     /// Items that are asked about.
     pub query: Vec<Item>,
+    /// How many more the split has, which were left out since their picture or film is not there.
+    pub n_skipped: usize,
 }
 
 /// Which splits of a benchmark are used, if not those of its file.
@@ -92,7 +94,7 @@ impl Benchmark {
             }
         }
         let support = kept.into_entries();
-        Ok(Self { task, location: location.to_owned(), support, query })
+        Ok(Self { task, location: location.to_owned(), support, query, n_skipped: 0 })
     }
 
     /// The item of an image or film of a prompt.

@@ -128,6 +128,9 @@ pub fn media(
             some_of(&names)
         ));
         if missing == MissingMedia::Skip {
+            if which == "query" {
+                benchmark.n_skipped += n;
+            }
             let mut is_lost = is_lost.iter();
             items.retain(|_| is_lost.next() == Some(&false));
         }

@@ -64,6 +64,7 @@ pub fn run(generate: &Generate) -> Result<String, EvalError> {
         .map_err(EvalError::Device)?;
     let model = LoadedModel::open(&generate.model, device)?;
     let benchmark = Benchmark {
+        n_skipped: 0,
         task: TaskFile::find("caption")?,
         location: String::new(),
         support: Vec::new(),

@@ -257,6 +257,7 @@ mod tests {
         let mut task = TaskFile::find(task).unwrap();
         task.templates.insert("qa".into(), Template::new("<image>Question: {question} Answer:"));
         Benchmark {
+            n_skipped: 0,
             task,
             location: "here".into(),
             support: Vec::new(),

@@ -132,14 +132,8 @@ impl Medium {
         listed: &mut HashMap<PathBuf, usize>,
     ) -> bool {
         let Self::Frames { folder, span } = self else { return self.exists() };
-        let n = match listed.get(folder) {
-            Some(n) => *n,
-            None => {
-                let n = frames_of(folder).map_or(0, |frames| frames.len());
-                listed.insert(folder.clone(), n);
-                n
-            }
-        };
+        let count = || frames_of(folder).map_or(0, |frames| frames.len());
+        let n = *listed.entry(folder.clone()).or_insert_with(count);
         !places_within(n, *span, sampling.frames_per_second).is_empty()
     }
 

@@ -163,7 +163,7 @@ impl Results {
         self.n_shot.insert(name.clone(), n_shots.into());
         self.higher_is_better.insert(name.clone(), better.into());
         let counts = json!({
-            "original": evaluation.benchmark.query.len(),
+            "original": evaluation.benchmark.query.len() + evaluation.benchmark.n_skipped,
             "effective": evaluation.n_queries,
         });
         self.n_samples.insert(name, counts);

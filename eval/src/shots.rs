@@ -135,6 +135,7 @@ mod tests {
 
     fn benchmark(n: usize, queries: &[(&str, &str)]) -> Benchmark {
         Benchmark {
+            n_skipped: 0,
             task: TaskFile::find("caption").unwrap(),
             location: "folder".into(),
             support: (0..n).map(|i| item(&format!("s{i}"), &format!("image-{i}"))).collect(),

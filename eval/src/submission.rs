@@ -98,7 +98,7 @@ pub fn of_evaluation(evaluation: &Evaluation<'_>, out: &Path) -> Result<Vec<Path
         return Ok(Vec::new());
     }
     let form = Form::of(&benchmark.task)?;
-    if evaluation.n_queries < benchmark.query.len() {
+    if evaluation.n_queries < benchmark.query.len() + benchmark.n_skipped {
         eprintln!("{}: no file for its server, which wants all queries", benchmark.task.name);
         return Ok(Vec::new());
     }

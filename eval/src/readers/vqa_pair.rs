@@ -88,9 +88,9 @@ pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     bare.sort_unstable();
     if bare.is_empty() {
         let by_answer = answer_types.len() > 1;
-        let items = kept.into_entries().into_iter().map(|(item, question_type)| match by_answer {
-            true => item,
-            false => Item { category: question_type.or(item.category), ..item },
+        let items = kept.into_entries().into_iter().map(|(item, question_type)| {
+            let other = question_type.filter(|_| !by_answer);
+            Item { category: other.or(item.category), ..item }
         });
         return Ok(items.collect());
     }

@@ -65,3 +65,30 @@ fn predictions_need_no_media() {
     let output = command.arg("--out").arg(world.path("scores")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn what_was_left_out_is_counted_in_results() {
+    let world = World::with_context(LONG_CONTEXT);
+    let benchmark = world.path("coco");
+    flamingo_fixtures::benchmarks::write_one(&benchmark, "coco", 0).unwrap();
+    std::fs::remove_file(benchmark.join("val2014/COCO_val2014_000000000001.jpg")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+    command.args([
+        "run",
+        "--task",
+        "coco",
+        "--skip-missing-media",
+        "--shots",
+        "0",
+        "--device",
+        "cpu",
+    ]);
+    command.arg("--annotations").arg(&benchmark).arg("--model").arg(world.path("run"));
+    let output = command.arg("--out").arg(world.path("scores")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("1 of 3 query items"), "{told}");
+    let results = std::fs::read(world.path("scores/results.json")).unwrap();
+    let results: Value = serde_json::from_slice(&results).unwrap();
+    let counts = &results["n-samples"]["coco_0shot"];
+    assert_eq!(*counts, serde_json::json!({ "original": 3, "effective": 2 }));
+}
