@@ -174,13 +174,18 @@ fn frames_of(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
         if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
             continue;
         }
-        let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
-        if ending.is_some_and(|ending| PICTURES.contains(&ending.as_str())) {
+        if is_picture(&path) {
             frames.push(path);
         }
     }
     frames.sort_by_cached_key(|path| (number_of(path), path.clone()));
     Ok(frames)
+}
+
+/// Whether the name of a file ends as a picture's does.
+pub(crate) fn is_picture(path: &Path) -> bool {
+    let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
+    ending.is_some_and(|ending| PICTURES.contains(&ending.as_str()))
 }
 
 /// The number that the name of a frame ends with: frame 10 comes after frame 9, however they are written.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, de::Visitor};
 use serde_json::Value;
 
 use crate::error::EvalError;
+use crate::predictions::NAMED_MAX;
 
 /// An id that some files have as a number and others as text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -255,9 +256,6 @@ fn told_of_row(error: &csv::Error, headers: &csv::StringRecord) -> String {
 pub(super) fn wrong(path: &str, problem: String) -> EvalError {
     EvalError::Annotations { path: Path::new(path).to_path_buf(), problem }
 }
-
-/// Ids that a message names; of the rest it says how many.
-const NAMED_MAX: usize = 5;
 
 /// Some of several names, for messages: `7, 8, 9, 10, 11 and 3 more`.
 pub(crate) fn some_of<S: AsRef<str>>(names: &[S]) -> String {

@@ -10,13 +10,10 @@ use serde::Deserialize;
 
 use crate::error::EvalError;
 use crate::item::{Item, Truth};
-use crate::medium::Medium;
+use crate::medium::{Medium, is_picture};
 use crate::readers::SplitFiles;
 use crate::readers::entries::{csv_rows, some_of, wrong};
 use crate::readers::kept::Kept;
-
-/// File name endings of pictures.
-const PICTURES: [&str; 4] = ["jpeg", "jpg", "png", "webp"];
 
 struct Classes {
     /// Places among the names, by the id of the class.
@@ -99,9 +96,8 @@ impl Classes {
                 continue;
             };
             for (name, path) in listing(&path)? {
-                let ending = path.extension().map(|it| it.to_string_lossy().to_lowercase());
                 let id = name.rsplit_once('.').map_or(&*name, |(stem, _)| stem);
-                if !ending.is_some_and(|it| PICTURES.contains(&it.as_str())) {
+                if !is_picture(&path) {
                     continue;
                 }
                 place += 1;

@@ -31,12 +31,16 @@ pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
         references.as_ref().map(JsonFile::whole).transpose()?.unwrap_or_default();
     let mut items = Vec::new();
     let mut seen = BTreeSet::new();
+    let mut bare = Vec::new();
     csv_rows(&split.path("annotations")?, |_, row: Row| {
         let id = format!("{}_{}", row.video, row.qid);
         if !seen.insert(id.clone()) {
             return Err(format!("is the second of question {id}"));
         }
         let other = second.get_mut(&row.video).and_then(|answers| answers.remove(&row.qid));
+        if other.is_none() && path.is_some() {
+            bare.push(id.clone());
+        }
         let answers = [row.answer].into_iter().chain(other).map(HumanAnswer::plain).collect();
         items.push(Item {
             medium: split.film(&[("video_id", &row.video)], None)?,
@@ -53,11 +57,14 @@ pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
         .iter()
         .flat_map(|(video, answers)| answers.keys().map(move |qid| format!("{video}_{qid}")));
     let unknown: Vec<String> = unknown.collect();
-    match references.filter(|_| !unknown.is_empty()) {
-        Some(file) => {
-            let (n, named) = (unknown.len(), some_of(&unknown));
-            Err(file.wrong(format!("it answers {n} questions that are not listed: {named}")))
+    let Some(file) = references else { return Ok(items) };
+    for (problem, ids) in [
+        ("questions that are not listed", &unknown),
+        ("listed questions without a second answer", &bare),
+    ] {
+        if !ids.is_empty() {
+            return Err(file.wrong(format!("{} {problem}: {}", ids.len(), some_of(ids))));
         }
-        None => Ok(items),
     }
+    Ok(items)
 }

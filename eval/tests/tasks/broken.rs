@@ -248,6 +248,11 @@ fn films() {
         |all| all["7"] = json!({ "1": "x" }),
         &["1 questions that are not listed: 7_1"],
     );
+    next.check(
+        "add_reference_answer_test.json",
+        |all| remove(all, "4924794335"),
+        &["1 listed questions without a second answer: 4924794335_3"],
+    );
     next.check_text(
         "test.csv",
         |text| text.replacen("4924794334", "4924794333", 1),
