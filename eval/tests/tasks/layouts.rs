@@ -423,7 +423,7 @@ fn every_split_of_every_task_is_read() {
         let dir = made_up(&[name]);
         let folder = dir.path().join(name);
         for split in TaskFile::find(name).unwrap().splits.keys() {
-            let choice = SplitChoice { query: Some(split.clone()), support: None };
+            let choice = SplitChoice { query: Some(split.clone()), ..SplitChoice::default() };
             let task = TaskFile::find(name).unwrap();
             let opened = Benchmark::open(task, folder.to_str().unwrap(), &choice, 0);
             let is_there = match &opened {
