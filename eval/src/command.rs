@@ -10,7 +10,7 @@ use crate::models::{Model, ModelChoice, Place};
 use crate::report::report_html;
 use crate::results::results_json;
 use crate::settings::write_whole;
-use crate::submission::of_evaluation;
+use crate::submission::{Server, of_evaluation};
 use crate::table::{control_table, score_table, seed_table};
 use crate::task_file::TaskFile;
 
@@ -100,6 +100,7 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
     let plans = benchmarks.iter().map(|benchmark| Plan::new(benchmark, options));
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
     plans.iter().try_for_each(Plan::check_shots)?;
+    let servers: Vec<Option<Server>> = benchmarks.iter().map(server).collect();
     let model = Model::open(&command.model, command.place, &command.endpoint)?;
     std::fs::create_dir_all(&options.out).map_err(EvalError::file("create", &options.out))?;
     let mut evaluations: Vec<Evaluation<'_>> = Vec::new();
@@ -113,15 +114,23 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
             "part {part} is done; once all are, the same command without --index merges them in {out}\n"
         ));
     }
-    for evaluation in &evaluations {
-        for file in of_evaluation(evaluation, &options.out)? {
-            eprintln!("for the server: {}", file.display());
+    for (server, evaluation) in servers.iter().zip(&evaluations) {
+        for file in server.iter().map(|it| of_evaluation(it, evaluation, &options.out)) {
+            file?.iter().for_each(|file| eprintln!("for the server: {}", file.display()));
         }
     }
     let report = report_html(&model.card(), model.run(), &evaluations)?;
     write_whole(&options.out.join("report.html"), &report)?;
     write_whole(&options.out.join("results.json"), &results_json(&evaluations, RESAMPLES))?;
     Ok(tables(&evaluations))
+}
+
+/// The server of a benchmark; none where it cannot be served, which is no reason not to ask the model.
+fn server(benchmark: &Benchmark) -> Option<Server> {
+    Server::of(benchmark).unwrap_or_else(|error| {
+        eprintln!("{}: there will be no file for its server: {error}", benchmark.task.name);
+        None
+    })
 }
 
 fn tables(evaluations: &[Evaluation<'_>]) -> String {

@@ -14,6 +14,7 @@ use crate::medium::FrameSampling;
 use crate::metric::Metric;
 use crate::prompt::{ANSWER_MARK, Template};
 use crate::readers::Reader;
+use crate::submission::ServerRule;
 use crate::tasks::built_in;
 
 /// Name of the settings file in a folder of corpora.
@@ -76,9 +77,9 @@ pub struct TaskFile {
     /// Where the files come from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Source>,
-    /// The form in which the benchmark's server takes answers.
-    #[serde(default)]
-    pub submission: Option<String>,
+    /// What the benchmark's server takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub submission: Option<ServerRule>,
 }
 
 /// Where a file is to be had.
@@ -289,6 +290,12 @@ impl TaskFile {
         for (split, files) in &self.splits {
             if let Some(fault) = self.reader.fault(files) {
                 return setting("splits", format!("{split} {fault}"), "the roles of the reader");
+            }
+        }
+        if let Some(ServerRule { form, splits, whole }) = &self.submission {
+            splits.iter().chain(whole).try_for_each(|split| self.split(split).map(|_| ()))?;
+            if whole.is_some() && !form.is_text() {
+                return setting("submission.whole", "there".into(), "none: no rank is empty");
             }
         }
         self.split(&self.query)?;

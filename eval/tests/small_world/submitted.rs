@@ -12,7 +12,10 @@ use crate::world::World;
 fn task(world: &World) -> PathBuf {
     let path = world.path("served.toml");
     let text = include_str!("../../src/tasks/label.toml");
-    let own = text.replace("name = \"label\"", "name = \"served\"\nsubmission = \"star\"");
+    let own = text.replace(
+        "name = \"label\"",
+        "name = \"served\"\nsubmission = { form = \"star\", splits = [\"query\"] }",
+    );
     assert_ne!(own, text);
     std::fs::write(&path, own).unwrap();
     path
@@ -99,4 +102,57 @@ fn lint_lists_what_is_wrong_and_fails_on_errors_alone() {
     assert_eq!(code, 1);
     assert!(text.starts_with("error: 1: more than one prediction of query-5"), "{text}");
     assert!(text.contains("error: 1: no prediction of query-4\nwarning: "), "{text}");
+}
+
+#[test]
+fn the_server_of_vqav2_gets_all_of_test2015_and_nothing_of_another_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("vqav2");
+    flamingo_fixtures::benchmarks::write_one(&data, "vqav2", 0).unwrap();
+    let questions = |set: &str| {
+        let file = read(&data.join(format!("v2_OpenEnded_mscoco_{set}_questions.json")));
+        let ids = file["questions"].as_array().unwrap().iter().map(|it| it["question_id"].clone());
+        ids.collect::<Vec<Value>>()
+    };
+    let (mine, out) = (dir.path().join("mine.json"), dir.path().join("out"));
+    let act = |action: &str, split: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.args([action, "--task", "vqav2", "--annotations"]).arg(&data);
+        command.args(["--query-split", split]).args(more).output().unwrap()
+    };
+    let run = |split: &str, set: &str| {
+        let rows = questions(set).into_iter().map(|id| json!({ "question_id": id, "answer": "x" }));
+        std::fs::write(&mine, rows.collect::<Value>().to_string()).unwrap();
+        let model = format!("predictions:{}", mine.display());
+        let folder = out.join(split);
+        let more = ["--model", &model, "--out", folder.to_str().unwrap()];
+        let output = act("run", split, &more);
+        assert!(output.status.success(), "{output:?}");
+        folder.join("submission_vqav2_0shot.json")
+    };
+    let all = questions("test2015");
+    let part = questions("test-dev2015");
+    assert!(part.len() < all.len());
+    let answers = |asked: &[Value]| {
+        let text = |id: &Value| if asked.contains(id) { "x" } else { "" };
+        all.iter().map(|id| json!({ "question_id": id, "answer": text(id) })).collect::<Value>()
+    };
+    assert_eq!(read(&run("test", "test2015")), answers(&all));
+    assert_eq!(read(&run("test-dev", "test-dev2015")), answers(&part));
+    let (again, file) = (dir.path().join("again.json"), mine.to_str().unwrap());
+    let more = ["--predictions", file, "--out", again.to_str().unwrap()];
+    let output = act("submission", "test-dev", &more);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("2 answers, and 1 empty ones of what was not asked"), "{output:?}");
+    assert_eq!(read(&again), answers(&part));
+
+    // What the server would refuse is not announced.
+    assert!(!run("val", "val2014").exists());
+    let message = error(&act("submission", "val", &more));
+    assert!(message.contains("split `val`: its server takes `test-dev`, `test`"), "{message}");
+    // Nor a part without its whole, which is no reason not to score or ask.
+    std::fs::remove_file(data.join("v2_OpenEnded_mscoco_test2015_questions.json")).unwrap();
+    std::fs::remove_dir_all(&out).unwrap();
+    assert!(!run("test-dev", "test-dev2015").exists());
+    assert!(error(&act("submission", "test-dev", &more)).contains("test2015_questions.json"));
 }
