@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -263,15 +264,26 @@ fn require_blank(path: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
+/// Tries at the lock, and the time between two. A process that was killed keeps it until the system has taken
+/// its memory back, which takes seconds where that is much; a scheduler starts the next one at once.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
+
 fn lock(run: &Path) -> Result<File, TrainError> {
     let path = run.join(LOCK);
     let file = OpenOptions::new().create(true).append(true).open(&path);
     let file = file.map_err(TrainError::file("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(TrainError::InUse { path: run.to_path_buf() }),
-        Err(TryLockError::Error(error)) => Err(TrainError::file("lock", &path)(error)),
+    for attempt in 1.. {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if attempt < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                return Err(TrainError::InUse { path: run.to_path_buf() });
+            }
+            Err(TryLockError::Error(error)) => return Err(TrainError::file("lock", &path)(error)),
+        }
     }
+    Ok(file)
 }
 
 fn require_same_config(

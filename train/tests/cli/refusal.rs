@@ -318,8 +318,14 @@ fn a_run_is_trained_by_one_process_at_a_time() {
     let finished = world.train("language", LANGUAGE, "run", &["--resume"]);
     assert_eq!(finished.code(), Some(1), "{}", finished.stderr());
     assert!(finished.stderr().contains("another process trains in "), "{}", finished.stderr());
-    drop(lock);
-    world.train("language", LANGUAGE, "run", &["--resume"]).expect_success();
+    // A process that was killed a moment ago lets go of it.
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            drop(lock);
+        });
+        world.train("language", LANGUAGE, "run", &["--resume"]).expect_success();
+    });
 }
 
 #[test]
