@@ -7,9 +7,11 @@
 //! the captions after it. Rules for markup, accented contractions and emoticons are left out.
 
 mod abbreviations;
+mod far_rules;
 mod rules;
 mod scan;
 
+use far_rules::Ahead;
 use rustc_hash::FxHashMap;
 use scan::{Hit, is_space};
 
@@ -120,6 +122,7 @@ enum Until {
 
 /// Gives the tokens from `at` on to `take`. Where it ended comes back.
 fn lex(chars: &[char], mut at: usize, until: Until, take: &mut impl FnMut(&str)) -> usize {
+    let mut ahead = Ahead::default();
     while at < chars.len() {
         if is_space(chars[at]) {
             if until == Until::Space {
@@ -128,7 +131,7 @@ fn lex(chars: &[char], mut at: usize, until: Until, take: &mut impl FnMut(&str))
             at += 1;
             continue;
         }
-        let (length, token) = next_token(&chars[at..]);
+        let (length, token) = next_token(chars, at, &mut ahead);
         let token = token.to_lowercase();
         if !token.is_empty() && !PUNCTUATION.contains(&token.as_str()) {
             take(&token);
@@ -140,15 +143,18 @@ fn lex(chars: &[char], mut at: usize, until: Until, take: &mut impl FnMut(&str))
 
 type Rule = fn(&[char]) -> Option<Hit>;
 
-/// In the order of the original grammar, which decides ties.
-const RULES: [Rule; 21] = [
+/// In the order of the original grammar, which decides ties; addresses, which look far ahead, stand between these
+/// and [`LATER_RULES`].
+const FIRST_RULES: [Rule; 5] = [
     rules::assimilation,
     rules::word_before_not,
     rules::not,
     rules::word_before_clitic,
     rules::word,
-    rules::web_address,
-    rules::email,
+];
+
+/// Those after the addresses.
+const LATER_RULES: [Rule; 14] = [
     rules::handle,
     rules::clitic,
     rules::date,
@@ -165,17 +171,15 @@ const RULES: [Rule; 21] = [
     rules::repeated_mark,
 ];
 
-/// Length and text of the token at the start of `rest`, which starts with no space.
-fn next_token(rest: &[char]) -> (usize, String) {
-    let mut best: Option<Hit> = None;
-    for rule in RULES {
-        if let Some(hit) = rule(rest)
-            && best.is_none_or(|b| hit.reach > b.reach)
-        {
-            best = Some(hit);
-        }
-    }
-    match best {
+/// Length and text of the token at `at`, where no space is.
+fn next_token(chars: &[char], at: usize, ahead: &mut Ahead) -> (usize, String) {
+    let rest = &chars[at..];
+    let first = FIRST_RULES.iter().map(|rule| rule(rest));
+    let far = [ahead.web_address(chars, at), ahead.email(chars, at)];
+    let later = LATER_RULES.iter().map(|rule| rule(rest));
+    let hits = first.chain(far).chain(later).flatten();
+    let longer = |best: Hit, hit: Hit| if hit.reach > best.reach { hit } else { best };
+    match hits.reduce(longer) {
         Some(hit) => (hit.length, token_text(&rest[..hit.length])),
         None => (1, symbol(rest[0])),
     }
@@ -247,7 +251,21 @@ mod tests {
         check("22 3/4 street, call 800 643 2112", "22\u{a0}3/4 street call 800\u{a0}643\u{a0}2112");
         check("his/her well-worn - hat -- and/or", "his/her well-worn hat and/or");
         check("see www.nano-macro.com or @idris", "see www.nano-macro.com or @idris");
+        check("a.b.com.1,c.org/x.y", "a.b.com .1 c.org/x.y");
+        check("me,you@here.com!", "me,you@here com");
         check("", "");
+    }
+
+    /// Each would take an hour if every token looked through the rest.
+    #[test]
+    fn long_texts_without_spaces_have_as_many_tokens_as_their_parts() {
+        for part in ["a,", "a.1a.", "www.1$", "a.com-", "1@a@@"] {
+            let n_tokens = |n: usize| ptb_tokens(&part.repeat(n)).len();
+            let of_each = n_tokens(200) - n_tokens(100);
+            assert!(of_each > 0, "{part}");
+            assert_eq!(n_tokens(100_100), n_tokens(100) + 1000 * of_each, "{part}");
+        }
+        assert_eq!(ptb_tokens(&".".repeat(1 << 19)).len(), 0);
     }
 
     #[test]

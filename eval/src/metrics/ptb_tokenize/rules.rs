@@ -80,49 +80,6 @@ pub(super) fn word_before_inner_punctuation(s: &[char]) -> Option<Hit> {
     stop.then(|| Hit::looking_ahead(end + 1, end + 2))
 }
 
-/// `http://...`, `www.site.tld`, and `site.com` with the four domains the original knows.
-pub(super) fn web_address(s: &[char]) -> Option<Hit> {
-    let plain = |c: char| !is_space(c) && !"`<>|.!?,\"".contains(c);
-    let scheme = ["http://", "https://", "ftp://"].iter().find(|p| starts_with(s, p));
-    if let Some(scheme) = scheme {
-        let end = run(s, scheme.len(), |c| !is_space(c) && !"<>|\"()".contains(c));
-        return (end > scheme.len()).then(|| Hit::of(end));
-    }
-    let mut end = run(s, 0, |c| plain(c) && !"-/$".contains(c));
-    let is_www = end == 3 && starts_with(s, "www");
-    let mut site = None;
-    while s.get(end) == Some(&'.') {
-        let next = run(s, end + 1, |c| plain(c) && (is_www || !"-/$".contains(c)));
-        if next == end + 1 {
-            break;
-        }
-        let label: String = s[end + 1..next].iter().collect();
-        let label = label.split('/').next().unwrap_or_default();
-        let domain_end = end + 1 + label.chars().count();
-        let is_domain = if is_www {
-            (2..=4).contains(&label.len()) && label.chars().all(|c| c.is_ascii_alphabetic())
-        } else {
-            ["com", "net", "org", "edu"].contains(&label)
-        };
-        if is_domain && end > 0 {
-            site = Some(domain_end);
-        }
-        end = next;
-    }
-    let end = site?;
-    let path = if s.get(end) == Some(&'/') { run(s, end, |c| plain(c) || c == '.') } else { end };
-    Some(Hit::of(if path > end + 1 { path } else { end }))
-}
-
-/// `name@host`.
-pub(super) fn email(s: &[char]) -> Option<Hit> {
-    let inner = |c: char| !is_space(c) && !"\"<>|()@".contains(c);
-    s.first().filter(|c| c.is_ascii_alphanumeric())?;
-    let at = run(s, 0, inner);
-    let end = run(s, at + 1, |c| inner(c) && c != '.');
-    (s.get(at) == Some(&'@') && end > at + 1).then(|| Hit::of(end))
-}
-
 /// `@name` and `#topic`.
 pub(super) fn handle(s: &[char]) -> Option<Hit> {
     let marked = matches!(s.first()?, '@' | '#') && s.get(1).is_some_and(|c| c.is_alphabetic());
@@ -267,8 +224,10 @@ fn apostrophe_after_initial(s: &[char]) -> Option<usize> {
 
 /// `...` and `. . .`.
 pub(super) fn ellipsis(s: &[char]) -> Option<Hit> {
-    let stops = run(s, 0, |c| c == '.');
-    if (3..=5).contains(&stops) {
+    const STOPS_MAX: usize = 5;
+    // Of more stops than these the whole run need not be known.
+    let stops = run(&s[..s.len().min(STOPS_MAX + 1)], 0, |c| c == '.');
+    if (3..=STOPS_MAX).contains(&stops) {
         return Some(Hit::of(stops));
     }
     let mut end = 0;
