@@ -186,17 +186,19 @@ impl Flamingo {
 
 impl Clip {
     /// About how many bytes the activations of a training step on so many pairs take on the CPU, their texts of
-    /// so many tokens together.
-    pub fn activation_bytes(&self, pairs: usize, tokens: usize) -> u64 {
+    /// so many tokens together, where all ranks have `of_all` pairs.
+    pub fn activation_bytes(&self, pairs: usize, of_all: usize, tokens: usize) -> u64 {
         let mut tally = Tally::default();
         let (recompute, config) = (self.recompute(), self.config());
         tally.vision(self.vision_parts(), &config.vision, pairs, recompute);
         let (text, p) = self.text_parts();
         tally.keep(3 * tokens * config.text.width);
         tally.blocks(&text.blocks, p, tokens, recompute);
-        tally.keep(pairs * (2 * config.embedding + config.vision.width() + config.text.width));
+        tally.keep(pairs * (config.vision.width() + config.text.width));
+        // Each rank has the embeddings and the loss of all.
+        tally.keep(2 * of_all * config.embedding);
         // Similarities, and their softmax in both directions.
-        tally.keep(3 * pairs * pairs);
+        tally.keep(3 * of_all * of_all);
         tally.bytes()
     }
 }

@@ -146,12 +146,17 @@ impl Accounting {
         for (name, advised) in advise(lambdas, &self.means) {
             seen.insert(key(name, "lambda_advised"), advised);
         }
+        self.add_noise_scales(&mut seen);
+        Ok(seen)
+    }
+
+    /// Adds the noise scales of the datasets whose noise was seen in this step: means of others are old.
+    fn add_noise_scales(&self, seen: &mut BTreeMap<String, f64>) {
         for (name, means) in &self.means {
-            if means.signal > 0.0 {
+            if means.signal > 0.0 && seen.contains_key(&key(name, "noise")) {
                 seen.insert(key(name, "noise_scale"), means.noise.max(0.0) / means.signal);
             }
         }
-        Ok(seen)
     }
 
     /// Takes a look into the running means.
@@ -395,6 +400,24 @@ mod tests {
         let found = Noise::of(g_big, of_halves.map(|square| square / 4.0), [0.5; 2], [4.0; 2]);
         assert!((found.signal - signal).abs() < 1e-12, "{found:?}, not {signal}");
         assert!((found.noise - noise).abs() < 1e-12, "{found:?}, not {noise}");
+    }
+
+    #[test]
+    fn a_noise_scale_is_told_of_looks_that_saw_noise_alone() {
+        let mut accounting = Accounting::new(Some(1));
+        let look = |measures: &[(&str, f64)]| {
+            let named = measures.iter().map(|(measure, value)| (key("pages", measure), *value));
+            named.collect::<BTreeMap<_, _>>()
+        };
+        // Alone, and then as one of several ranks.
+        let mut alone = look(&[("norm", 1.0), ("signal", 0.5), ("noise", 2.0)]);
+        accounting.remember(&alone);
+        accounting.add_noise_scales(&mut alone);
+        assert!((alone[&key("pages", "noise_scale")] - 4.0).abs() < 1e-12, "{alone:?}");
+        let mut shared = look(&[("norm", 1.0)]);
+        accounting.remember(&shared);
+        accounting.add_noise_scales(&mut shared);
+        assert_eq!(shared, look(&[("norm", 1.0)]));
     }
 
     #[test]

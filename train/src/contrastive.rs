@@ -306,7 +306,8 @@ impl Stage for Contrastive {
     }
 
     fn activation_bytes(&self, batch: &Batch) -> u64 {
-        self.clip.activation_bytes(batch.size, batch.tokens.len())
+        let of_all = batch.size * self.ranks.rank().count;
+        self.clip.activation_bytes(batch.size, of_all, batch.tokens.len())
     }
 
     fn batches_divide(&self) -> BatchesDivide {

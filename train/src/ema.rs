@@ -129,21 +129,21 @@ impl Ema {
         stage: &mut dyn Stage,
         look: impl FnOnce(&dyn Stage) -> Result<T, TrainError>,
     ) -> Result<T, TrainError> {
-        let run = TrainError::model;
-        let averages = stage.model().params().into_iter().map(|params| self.of(params));
+        let params = stage.model().params();
+        let averages = params.iter().map(|params| self.of(params));
         let averages = averages.collect::<Result<Vec<_>, _>>()?;
-        let mut weights = Vec::with_capacity(averages.len());
-        for (params, averages) in iter::zip(stage.model_mut().params_mut(), averages) {
-            let all = 0..params.iter().count();
-            weights.push(params.trained_values(all.clone()));
-            params.set_trained_values(all, &averages).map_err(run("run"))?;
-        }
-        let found = look(stage);
-        for (params, weights) in iter::zip(stage.model_mut().params_mut(), weights) {
-            let all = 0..params.iter().count();
-            params.set_trained_values(all, &weights).map_err(run("run"))?;
-        }
-        found
+        let weights = params.iter().map(|params| params.trained_values(0..params.iter().count()));
+        let weights = weights.collect();
+        #[expect(
+            clippy::redundant_closure,
+            reason = "`put` itself wants a stage that lives longer"
+        )]
+        exchanged(
+            stage,
+            [averages, weights],
+            |stage, values| put(stage, values),
+            |stage| look(stage),
+        )
     }
 
     /// The averages of the trained parameters among some, one after the other.
@@ -174,6 +174,31 @@ impl Ema {
     }
 }
 
+/// What `look` finds after `put` gave `of` the first values. It has the second ones again afterwards, whatever
+/// failed before.
+///
+/// # Errors
+/// When `put` or `look` fails; [`TrainError::WeightsLost`] where the second values could not be put.
+fn exchanged<S: ?Sized, V, T>(
+    of: &mut S,
+    [values, back]: [V; 2],
+    put: impl Fn(&mut S, &V) -> Result<(), ModelError>,
+    look: impl FnOnce(&S) -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    // Some may have been put before it failed.
+    let found = put(of, &values).map_err(TrainError::model("run")).and_then(|()| look(of));
+    put(of, &back).map_err(|source| TrainError::WeightsLost { source: Box::new(source) })?;
+    found
+}
+
+/// Gives all trained parameters of a model other values.
+fn put(stage: &mut dyn Stage, values: &Vec<Vec<f32>>) -> Result<(), ModelError> {
+    for (params, values) in iter::zip(stage.model_mut().params_mut(), values) {
+        params.set_trained_values(0..params.iter().count(), values)?;
+    }
+    Ok(())
+}
+
 /// Writes an averaged model into the folder of the model that it is an average of. Frozen weights are
 /// not written again.
 ///
@@ -186,6 +211,42 @@ pub fn save(averages: &Tensors, model: &Path) -> Result<(), ModelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Device errors at each of both times, and both: what the model has afterwards is known, or it is said that
+    /// it is not.
+    #[test]
+    fn weights_are_put_back_whatever_fails_or_are_known_to_be_lost() {
+        for (fails_in, fails_back, look_fails) in [
+            (false, false, false),
+            (false, false, true),
+            (true, false, false),
+            (false, true, false),
+            (true, true, false),
+        ] {
+            let mut model = vec![1, 2];
+            let put = |model: &mut Vec<i32>, values: &Vec<i32>| {
+                // Half of it is there when the device fails.
+                model[0] = values[0];
+                if values[0] == 8 && fails_in || values[0] == 1 && fails_back {
+                    return Err(ModelError::Device(DeviceError::OutOfMemory));
+                }
+                model[1] = values[1];
+                Ok(())
+            };
+            let look = |model: &Vec<i32>| {
+                assert_eq!(*model, [8, 9]);
+                if look_fails { Err(TrainError::ValidationCut) } else { Ok(model[0]) }
+            };
+            let found = exchanged(&mut model, [vec![8, 9], vec![1, 2]], put, look);
+            match found {
+                Ok(found) => assert!(found == 8 && !fails_in && !fails_back && !look_fails),
+                Err(TrainError::WeightsLost { .. }) => assert!(fails_back),
+                Err(TrainError::ValidationCut) => assert!(look_fails),
+                Err(_) => assert!(fails_in && !fails_back),
+            }
+            assert!(fails_back || model == [1, 2], "{model:?}");
+        }
+    }
 
     #[test]
     fn averages_follow_the_formula_in_double_precision() {

@@ -51,12 +51,16 @@ pub(crate) fn at_the_end(
     Ok(Ended::Done)
 }
 
-/// Ends a run that no rows come to, by a signal or by what is `why`: what was learned so far is kept.
+/// Ends a run that no rows come to, by a signal or by what is `why`: what was learned so far is kept, unless the
+/// model may hold something else.
 pub(crate) fn without_rows(
     run: &mut Run,
     why: Result<(), TrainError>,
     outputs: &mut Outputs,
 ) -> Result<Ended, TrainError> {
+    if let Err(lost @ TrainError::WeightsLost { .. }) = why {
+        return Err(lost);
+    }
     let signals = StopSignals::listen().map_err(TrainError::Signals)?;
     let state = run.state();
     let kept = state.and_then(|state| outputs.settle(run, state));

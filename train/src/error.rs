@@ -70,6 +70,21 @@ pub enum TrainError {
         /// The file or folder.
         path: PathBuf,
     },
+    /// The averages were looked at in place of the weights, which could not be put back.
+    #[error(
+        "the weights could not be put back in place of their averages; nothing of the model is kept, and \
+         --resume goes on from the last checkpoint"
+    )]
+    WeightsLost {
+        /// Why.
+        source: Box<ModelError>,
+    },
+    /// The output of an export would be written over a run.
+    #[error("{} is a run: an export is written into a folder of its own", path.display())]
+    OutIsRun {
+        /// The run folder.
+        path: PathBuf,
+    },
     /// The name of an output does not say what it is to be.
     #[error("{} does not end in {expected}", path.display())]
     OutName {
@@ -395,6 +410,7 @@ impl TrainError {
             | Self::ConfigValue { .. }
             | Self::RunExists { .. }
             | Self::OutExists { .. }
+            | Self::OutIsRun { .. }
             | Self::OutName { .. }
             | Self::NoModel
             | Self::NoForm { .. }

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::error::TrainError;
 use crate::flamingo::{image_of_run, is_run};
+use crate::run_tokenizer::TOKENIZER_CONFIG;
 use crate::{files, preprocessor, run_folder};
 
 /// Name of the file with a tokenizer.
@@ -68,6 +69,7 @@ enum Format {
     /// The language model, with its `tokenizer.json` if there is one, in `language/` and the vision
     /// encoder in `vision/`, each as transformers reads it, without what joins them. Of a run of the
     /// language stage its model, and of the contrastive stage the vision encoder, in the folder itself.
+    /// Where images are padded (`fit = "mean_pad"`) transformers, which cannot, is told to squash them.
     HuggingFace,
     /// The whole model, with its `tokenizer.json` and `preprocessor_config.json` if there are, in a folder
     /// of this project.
@@ -101,6 +103,9 @@ pub fn run(export: &Export) -> Result<String, TrainError> {
     if out.exists() && !export.force {
         return Err(TrainError::OutExists { path: out.clone() });
     }
+    if out.join(run_folder::CONFIG).is_file() {
+        return Err(TrainError::OutIsRun { path: out.clone() });
+    }
     let model = export.read()?;
     model.require_form(format)?;
     if let (Some(write), Model::Flamingo(model)) = (write_file, &model) {
@@ -109,36 +114,73 @@ pub fn run(export: &Export) -> Result<String, TrainError> {
         replace_file(out, |part| write(&tensors, part))?;
         return Ok(format!("{n} tensors in {}\n", out.display()));
     }
-    let tokenizer = export.tokenizer()?;
-    let preprocessor = match &model {
-        Model::Language(_) => None,
-        Model::Flamingo(_) | Model::Contrastive(_) => export.preprocessor()?,
-    };
+    let beside = export.beside(&model)?;
     let written = files::fill_folder(out, |folder| {
         let written = model.write(format, folder)?;
-        for (place, name, bytes) in [
-            (&written.tokens, TOKENIZER, &tokenizer),
-            (&written.images, preprocessor::FILE, &preprocessor),
-        ] {
-            if let Some(place) = place {
-                put_beside(&place.join(name), bytes.as_deref())?;
-            }
+        for (place, reads) in &written.places {
+            beside.put(place, *reads)?;
         }
         Ok(written)
     })?;
-    let has_tokenizer = written.tokens.is_some() && tokenizer.is_some();
-    let with = if has_tokenizer { ", with tokenizer.json," } else { "" };
-    Ok(format!("{}{with} in {}\n", written.parts, out.display()))
+    let has = |wanted: Reads, bytes: &Option<Vec<u8>>| {
+        bytes.is_some() && written.places.iter().any(|(_, reads)| reads.includes(wanted))
+    };
+    let with = if has(Reads::Tokens, &beside.tokenizer[0]) { ", with tokenizer.json," } else { "" };
+    let is_padded = has(Reads::Images, &beside.preprocessor)
+        && beside.preprocessor.as_deref().is_some_and(preprocessor::is_padded);
+    let note = if is_padded { SQUASHED } else { "" };
+    Ok(format!("{}{with} in {}\n{note}", written.parts, out.display()))
 }
+
+/// What is said where images are padded.
+const SQUASHED: &str = "preprocessor_config.json: images are padded with the mean here (fit \"mean_pad\"), which \
+    transformers cannot; it is told to squash them\n";
 
 /// What was written into a folder.
 struct Written {
     /// In words.
     parts: &'static str,
-    /// Where the part is that reads tokens, if there is one.
-    tokens: Option<PathBuf>,
-    /// Where the part is that looks at images, if there is one.
-    images: Option<PathBuf>,
+    /// The folders of the parts, and what each of these reads.
+    places: Vec<(PathBuf, Reads)>,
+}
+
+/// What a part of a model reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    Tokens,
+    Images,
+    Both,
+}
+
+impl Reads {
+    fn includes(self, other: Self) -> bool {
+        self == Self::Both || self == other
+    }
+}
+
+/// What stands beside a model, where there is such a file.
+struct Beside {
+    /// `tokenizer.json`, and what names its marks where their names do not.
+    tokenizer: [Option<Vec<u8>>; 2],
+    /// `preprocessor_config.json`.
+    preprocessor: Option<Vec<u8>>,
+}
+
+impl Beside {
+    /// Puts the files of a part beside it. Those that it has not, or does not read, are another model's and go.
+    fn put(&self, place: &Path, reads: Reads) -> Result<(), TrainError> {
+        let [tokenizer, names] = &self.tokenizer;
+        for (name, kind, bytes) in [
+            // First, for it is nothing without the other.
+            (TOKENIZER_CONFIG, Reads::Tokens, names),
+            (TOKENIZER, Reads::Tokens, tokenizer),
+            (preprocessor::FILE, Reads::Images, &self.preprocessor),
+        ] {
+            let bytes = bytes.as_deref().filter(|_| reads.includes(kind));
+            put_beside(&place.join(name), bytes)?;
+        }
+        Ok(())
+    }
 }
 
 /// Puts a file beside a model; without one, that of another model goes.
@@ -173,20 +215,39 @@ impl Export {
         self.model.as_ref().or(self.language.as_ref()).map(|folder| run_folder::run_of(folder))
     }
 
-    /// The `tokenizer.json` of the run, or beside the model or the language model.
-    fn tokenizer(&self) -> Result<Option<Vec<u8>>, TrainError> {
-        self.folder().map_or(Ok(None), |folder| read_if_there(&run_folder::tokenizer(&folder)))
+    /// What stands beside the model that is read.
+    fn beside(&self, model: &Model) -> Result<Beside, TrainError> {
+        let preprocessor = match model {
+            Model::Language(_) => None,
+            Model::Flamingo(model) => self.preprocessor(&model.config().vision)?,
+            Model::Contrastive(model) => self.preprocessor(&model.config().vision)?,
+        };
+        Ok(Beside { tokenizer: self.tokenizer()?, preprocessor })
+    }
+
+    /// The `tokenizer.json` of the run, or beside the model or the language model, and its
+    /// `tokenizer_config.json`.
+    fn tokenizer(&self) -> Result<[Option<Vec<u8>>; 2], TrainError> {
+        let Some(path) = self.folder().map(|folder| run_folder::tokenizer(&folder)) else {
+            return Ok([None, None]);
+        };
+        let tokenizer = read_if_there(&path)?;
+        let names = match tokenizer {
+            Some(_) => read_if_there(&path.with_file_name(TOKENIZER_CONFIG))?,
+            None => None,
+        };
+        Ok([tokenizer, names])
     }
 
     /// The `preprocessor_config.json` beside the model or the vision encoder, or what a run's config says.
-    fn preprocessor(&self) -> Result<Option<Vec<u8>>, TrainError> {
+    fn preprocessor(&self, vision: &VisionConfig) -> Result<Option<Vec<u8>>, TrainError> {
         let Some(folder) = self.model.as_ref().or(self.vision.as_ref()) else { return Ok(None) };
         let run = run_folder::run_of(folder);
         if is_run(&run) {
             let (image, _) = image_of_run(&run)?;
             return Ok(Some(preprocessor::text(&image).into_bytes()));
         }
-        read_if_there(&folder.join(preprocessor::FILE))
+        preprocessor::beside(folder, vision.image_size())
     }
 
     fn read(&self) -> Result<Model, TrainError> {
@@ -258,21 +319,21 @@ impl Model {
     /// Writes it into a folder.
     fn write(&self, format: Format, folder: &Path) -> Result<Written, TrainError> {
         let export = TrainError::model("export");
-        let here = || Some(folder.to_path_buf());
+        let here = |reads| vec![(folder.to_path_buf(), reads)];
         match (self, format) {
             (Self::Flamingo(model), Format::HuggingFace) => save_towers(model, folder),
             (Self::Flamingo(model), Format::OpenFlamingo | Format::Flamingo) => {
                 model.save(folder).map_err(export)?;
                 let parts = "config.json and model.safetensors";
-                Ok(Written { parts, tokens: here(), images: here() })
+                Ok(Written { parts, places: here(Reads::Both) })
             }
             (Self::Language(model), _) => {
                 model.save_hugging_face(folder).map_err(export)?;
-                Ok(Written { parts: "language model", tokens: here(), images: None })
+                Ok(Written { parts: "language model", places: here(Reads::Tokens) })
             }
             (Self::Contrastive(model), _) => {
                 model.save_vision_hugging_face(folder).map_err(export)?;
-                Ok(Written { parts: "vision encoder", tokens: None, images: here() })
+                Ok(Written { parts: "vision encoder", places: here(Reads::Images) })
             }
         }
     }
@@ -300,16 +361,18 @@ fn save_towers(model: &Flamingo, folder: &Path) -> Result<Written, TrainError> {
     let language = made("language")?;
     let saved = model.language_model().save_hugging_face(&language);
     saved.map_err(TrainError::model("export"))?;
-    let (parts, images) = match &model.config().vision {
+    let mut places = vec![(language, Reads::Tokens)];
+    let parts = match &model.config().vision {
         VisionConfig::Vit(_) => {
             let vision = made("vision")?;
             let saved = model.save_vision_hugging_face(&vision);
             saved.map_err(TrainError::model("export"))?;
-            ("language model and vision encoder", Some(vision))
+            places.push((vision, Reads::Images));
+            "language model and vision encoder"
         }
-        VisionConfig::Nfnet(_) => ("language model alone, for transformers has no NFNet,", None),
+        VisionConfig::Nfnet(_) => "language model alone, for transformers has no NFNet,",
     };
-    Ok(Written { parts, tokens: Some(language), images })
+    Ok(Written { parts, places })
 }
 
 /// Writes a file under another name and gives it its own.

@@ -43,7 +43,7 @@ pub struct FewShotConfig {
     /// Numbers of shots. Paper: 4 in its ablations.
     #[serde(default = "paper_shots")]
     pub shots: Vec<usize>,
-    /// Which weights are evaluated: `raw`, or `ema`, the averages of `[ema]`.
+    /// Which weights are evaluated: `raw`, or `ema`, the averages of `[ema]`. A resumed run keeps to it.
     #[serde(default, skip_serializing_if = "WeightsUsed::is_raw")]
     pub weights: WeightsUsed,
     /// Queries, from the start of the corpus.

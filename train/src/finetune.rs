@@ -105,7 +105,7 @@ fn model(
         require_same_image(file, &resized, &was, &path)?;
         read_tokenizer(&run_folder::tokenizer(&run))?
     } else {
-        preprocessor::require_same_colours(file, image, &from)?;
+        preprocessor::require_as_known(file, image, &from)?;
         read_tokenizer(&from)?
     };
     let flamingo = Flamingo::load_to_train_at(&from, image.size, trained);

@@ -286,7 +286,7 @@ fn fresh(
         let size = if takes_any_size { was.size } else { image.size };
         require_same_image(file, &ImageConfig { size, ..image.clone() }, &was, &path)?;
     } else if model.vision_weights != TowerWeights::FromScratch {
-        preprocessor::require_same_colours(file, image, &vision)?;
+        preprocessor::require_as_known(file, image, &vision)?;
     }
     config.vision.set_image_size(image.size);
     let tower = |folder, weights| Tower {

@@ -2,7 +2,8 @@
 //!
 //! Counted are products with weights, `N` being the parameters of a part:
 //!
-//! - language model: 4 `N` a token where it is frozen, else 6 `N`; of its tables, the head alone
+//! - language model: 4 `N` a token where it is frozen, else 6 `N`; of its tables, the head alone:
+//!   tokens, where they have another one, and positions, where they are learned, are looked up
 //! - cross-attention and rows of added tokens: 6 `N` a token
 //! - resampler: 6 `N` a latent
 //! - vision encoder: 2 operations a product where it is frozen, else 6; of a transformer `N` products a visual token,
@@ -14,8 +15,8 @@
 //! padding are: they are multiplied as others are.
 
 use flamingo_model::{
-    Clip, Device, FlamingoConfig, LanguageModel, Parameter, Params, Precision, Trainable,
-    TrainedTowers, VisionConfig,
+    Clip, Device, FlamingoConfig, LanguageConfig, LanguageModel, Parameter, Params, Positions,
+    Precision, Trainable, TrainedTowers, VisionConfig,
 };
 use serde_json::{Value, json};
 
@@ -49,8 +50,21 @@ fn n_values(model: &dyn Trainable, counts: impl Fn(&str) -> bool) -> usize {
 /// Operations of a training step of a language model on so many tokens, padding included.
 pub fn of_language(model: &LanguageModel, tokens: usize) -> f64 {
     let is_tied = model.config().architecture.tied;
-    let counts = |name: &str| is_tied || !name.ends_with("tokens.weight");
+    let counts = |name: &str| {
+        (is_tied || !name.ends_with("tokens.weight")) && !name.ends_with("positions.weight")
+    };
     6.0 * n_values(model, counts) as f64 * tokens as f64
+}
+
+/// Values of a language model's tables that are looked up and not multiplied.
+fn looked_up(config: &LanguageConfig) -> usize {
+    let how = &config.architecture;
+    let tokens = if how.tied { 0 } else { config.vocabulary };
+    let positions = match how.positions {
+        Positions::Learned => config.context + how.position_offset,
+        Positions::Rotary | Positions::Alibi => 0,
+    };
+    (tokens + positions) * config.width
 }
 
 /// Products of a contrastive model.
@@ -145,8 +159,7 @@ impl Parts {
     ) -> [(&'static str, f64); 4] {
         let StepRows { tokens, images, frames } = rows;
         let of_image = products_of_image(&config.vision, self.vision);
-        let table = config.language.vocabulary * config.language.width;
-        let looked_up = if config.language.architecture.tied { 0 } else { table };
+        let looked_up = looked_up(&config.language);
         let latents = images * config.resampler.latents;
         let language = if trained.language { 6 } else { 4 };
         let vision = if trained.vision { 6 } else { 2 };

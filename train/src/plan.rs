@@ -8,6 +8,7 @@ use std::path::Path;
 use flamingo_dataset::{Batch, Loader, MERGED, Tokenizer};
 use flamingo_model::Params;
 
+use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::gradient::Objective;
 use crate::masks::{MaskedTokens, lines};
@@ -24,6 +25,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) stage: &'a dyn Stage,
     /// Values of each trained parameter in a checkpoint.
     pub(crate) copies: usize,
+    /// What looks hold beside.
+    pub(crate) beside: Beside,
     /// The rows of each dataset.
     pub(crate) sources: &'a [Source],
     /// What is minimised.
@@ -38,6 +41,26 @@ pub(crate) struct Plan<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
     /// How many ranks share each batch.
     pub(crate) n_ranks: usize,
+}
+
+/// Copies of the trained values that are there during a look.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beside {
+    /// A second gradient, of one dataset.
+    accounting: u64,
+    /// The weights, and the averages that are put in their place.
+    validation: u64,
+}
+
+impl Beside {
+    /// Those of a config.
+    pub(crate) fn of<M>(config: &RunConfig<M>) -> Self {
+        let is_averaged = config.validation.as_ref().is_some_and(|it| !it.weights.is_raw());
+        Self {
+            accounting: u64::from(config.accounting_every.is_some()),
+            validation: if is_averaged { 2 } else { 0 },
+        }
+    }
 }
 
 /// Where the first sequence of a dataset is in a batch.
@@ -125,7 +148,8 @@ impl Plan<'_> {
         let trained = size.copied_bytes / self.copies as u64;
         let all = self.params().iter().map(|params| params.n_values() as u64).sum::<u64>();
         let inputs = batches.iter().map(input_bytes).max().unwrap_or(0);
-        let parts = batches.iter().filter_map(|batch| self.objective.parts(batch).next());
+        let learned = batches.iter().filter(|batch| self.objective.learns_from(batch));
+        let parts = learned.filter_map(|batch| self.objective.parts(batch).next());
         let activations = parts.map(|part| self.stage.activation_bytes(&part)).max().unwrap_or(0);
         let rows = [
             ("weights", VALUE_BYTES * all),
@@ -133,17 +157,23 @@ impl Plan<'_> {
             ("moments", 2 * trained),
             ("averages", size.copied_bytes - 3 * trained),
             ("copy for checkpoints", size.copied_bytes),
+            ("gradient, accounting", trained * self.beside.accounting),
+            ("weights and averages", trained * self.beside.validation),
             ("inputs, largest batch", inputs),
             ("activations, estimated", activations),
         ];
+        // What a run has not is no row.
+        let rows = rows.into_iter().filter(|(_, bytes)| *bytes > 0);
+        let rows: Vec<_> = rows.collect();
         text.push_str("\nmemory, in f32 on the CPU\n");
-        for (name, bytes) in rows {
+        for (name, bytes) in &rows {
             put(text, &format!("{name:<22} {bytes:>16} bytes"));
         }
         let total: u64 = rows.iter().map(|(_, bytes)| bytes).sum();
         put(text, &format!("{:<22} {total:>16} bytes", "sum"));
         text.push_str(
-            "not counted: batches that are read ahead, caches, the allocator's slack; a GPU holds frozen \
+            "activations are those of the first batch of each dataset; others may have more images\n\
+             not counted: batches that are read ahead, caches, the allocator's slack; a GPU holds frozen \
              weights and activations as bf16 and the host keeps these weights too, unless --precision is f32\n",
         );
         let free = room::disk_bytes(self.run);

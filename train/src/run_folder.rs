@@ -40,7 +40,7 @@ const MAY_CHANGE: &[&str] = &[
     "disk_cache",
     "eval_program",
     "feature_cache",
-    "few_shot",
+    FEW_SHOT,
     "gates_every",
     "guard",
     "hardware",
@@ -56,6 +56,9 @@ const MAY_CHANGE_OF_DATA: [&str; 4] = ["batch", "micro_batches", "skip_rows", "c
 
 /// The key that may change as well where the learning rate does not depend on it.
 const STEPS: &str = "steps";
+
+/// Tasks that checkpoints are put to. Which weights of them may not change.
+const FEW_SHOT: &str = "few_shot";
 
 /// A key that may change only as long as no [`EARLY_STOP`] depends on it.
 const VALIDATION: &str = "validation";
@@ -294,7 +297,11 @@ fn require_same_config(
 ) -> Result<(), TrainError> {
     let path = run.join(CONFIG);
     let was = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
-    match first_difference(&lasting(&path, &was, decay)?, &lasting(config_path, config, decay)?) {
+    let [of_was, of_now] = [(&*path, &*was), (config_path, config)].map(|(p, t)| table(p, t));
+    let (was, now) = (of_was?, of_now?);
+    let weights = weights_used(&was, &now);
+    let lasting = first_difference(&lasting(was, decay), &lasting(now, decay));
+    match lasting.or(weights) {
         None => Ok(()),
         Some((key, was, now)) => Err(TrainError::ConfigChanged {
             config: config_path.to_path_buf(),
@@ -306,13 +313,42 @@ fn require_same_config(
     }
 }
 
-/// A config without the keys that may change.
-fn lasting(path: &Path, text: &str, decay: Decay) -> Result<Table, TrainError> {
-    let mut table: Table = toml::from_str(text).map_err(|error| TrainError::ConfigParse {
+fn table(path: &Path, text: &str) -> Result<Table, TrainError> {
+    toml::from_str(text).map_err(|error| TrainError::ConfigParse {
         path: path.to_path_buf(),
         line: None,
         message: error.message().to_owned(),
-    })?;
+    })
+}
+
+/// Where a validation or a task looks at other weights than before, which its figures would not tell: the key
+/// and both values.
+fn weights_used(was: &Table, now: &Table) -> Option<(String, String, String)> {
+    let both = |was: &Value, now: &Value| {
+        let [was, now] = [was, now].map(|table| {
+            let weights = table.get("weights").and_then(Value::as_str);
+            format!("{:?}", weights.unwrap_or("raw"))
+        });
+        (was != now).then_some((was, now))
+    };
+    if let (Some(was), Some(now)) = (was.get(VALIDATION), now.get(VALIDATION))
+        && let Some((was, now)) = both(was, now)
+    {
+        return Some((format!("{VALIDATION}.weights"), was, now));
+    }
+    let tasks = |table: &Table| table.get(FEW_SHOT).and_then(Value::as_array).cloned();
+    let (was, now) = (tasks(was).unwrap_or_default(), tasks(now).unwrap_or_default());
+    let pairs = was.iter().flat_map(|was| now.iter().map(move |now| (was, now)));
+    let mut same = pairs.filter(|(was, now)| was.get("task") == now.get("task"));
+    same.find_map(|(of_was, of_now)| {
+        let (was, now) = both(of_was, of_now)?;
+        let task = of_now.get("task").and_then(Value::as_str).unwrap_or_default();
+        Some((format!("{FEW_SHOT}.{task}.weights"), was, now))
+    })
+}
+
+/// A config without the keys that may change.
+fn lasting(mut table: Table, decay: Decay) -> Table {
     let is_decisive = |key: &str| key == VALIDATION && table.contains_key(EARLY_STOP);
     let may_change = |key: &str| {
         MAY_CHANGE.contains(&key) && !is_decisive(key) || decay.is_endless() && key == STEPS
@@ -325,5 +361,5 @@ fn lasting(path: &Path, text: &str, decay: Decay) -> Result<Table, TrainError> {
             entry.retain(|key, _| !MAY_CHANGE_OF_DATA.contains(&key));
         }
     }
-    Ok(table)
+    table
 }

@@ -47,7 +47,7 @@ pub(crate) fn same_tokenizer(
 }
 
 /// Names the marks of a tokenizer beside it where their names do not.
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// Digest of a run's tokenizer, with what names its marks where there is such a file.
 pub(crate) fn tokenizer_sha256(path: &Path) -> Result<String, TrainError> {

@@ -24,7 +24,7 @@ use crate::groups;
 use crate::looks::Looks;
 use crate::machine::Gauge;
 use crate::optimizer::AdamW;
-use crate::plan::Plan;
+use crate::plan::{Beside, Plan};
 use crate::ranks::{self, Ranks};
 use crate::replay::{self, Rows};
 use crate::room::{self, Size};
@@ -100,8 +100,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
             .map_err(TrainError::loader)?;
     let validation = Validation::open(file, held_out, &tokenizer)?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let loader = Loader::start(mixture, folder.step(), n_threads);
-    let turns = turns(config);
+    let (loader, turns) = (Loader::start(mixture, folder.step(), n_threads), turns(config));
     let (schedule, objective) = (config.schedule(), objective(config));
 
     require_same_rows(&ranks, &tokenizer, &corpora_sha256)?;
@@ -110,6 +109,7 @@ pub(crate) fn launch<M>(prepared: Prepared<M>, stage: &mut dyn Stage) -> Result<
             run: &folder.path,
             stage,
             copies,
+            beside: Beside::of(config),
             sources: &sources,
             objective: &objective,
             turns,

@@ -36,7 +36,8 @@ pub struct ValidationConfig {
     pub every: u64,
     /// Most batches of each dataset; one with fewer rows gives as many whole batches as it has.
     pub batches: u64,
-    /// Which weights are looked at: `raw`, or `ema`, the averages of `[ema]`.
+    /// Which weights are looked at: `raw`, or `ema`, the averages of `[ema]`. A resumed run keeps to it.
+    /// With an early stop `best`, like a grid's table, names the checkpoint, in which the averages are `ema/`.
     #[serde(default, skip_serializing_if = "WeightsUsed::is_raw")]
     pub weights: WeightsUsed,
     /// The datasets.

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
+use flamingo_dataset::Tokenizer;
 use flamingo_model::{LanguageModel, Tensors};
 
-use crate::world::{FLAMINGO, Finished, World, latest, with_nfnet};
+use crate::world::{FLAMINGO, Finished, LANGUAGE, World, latest, with_nfnet};
 
 impl World {
     /// Runs `export` with these arguments in the world's folder.
@@ -231,4 +232,53 @@ fn what_cannot_be_exported_is_refused_and_nothing_is_replaced_unasked() {
     check(&towers, 2, &["towers exists; --force replaces it"]);
     world.export(&[&towers[..], &["--force"]].concat()).expect_success();
     assert!(world.path("towers/notes.txt").exists());
+}
+
+#[test]
+fn a_tokenizer_whose_names_do_not_tell_its_marks_goes_with_what_names_them() {
+    let world = World::with_towers();
+    // As others name them.
+    let renamed = std::fs::read_to_string(world.path("language/tokenizer.json")).unwrap();
+    let renamed = renamed.replace("<EOS>", "<fin>").replace("<PAD>", "<void>");
+    std::fs::create_dir(world.path("odd")).unwrap();
+    std::fs::write(world.path("odd/tokenizer.json"), renamed).unwrap();
+    let names = r#"{"bos_token": "<BOS>", "eos_token": "<fin>", "pad_token": "<void>"}"#;
+    std::fs::write(world.path("odd/tokenizer_config.json"), names).unwrap();
+    let config = LANGUAGE.replace(
+        "[tokenizer.train]\nvocabulary = 300\nrows_max = 100",
+        "[tokenizer]\npath = \"odd\"",
+    );
+    world.train("language", &config, "odd-run", &["--stop-after", "1"]).expect_success();
+    let flamingo = FLAMINGO.replace("language = \"language\"", "language = \"odd-run\"");
+    world.train("flamingo", &flamingo, "run", &["--stop-after", "1"]).expect_success();
+    let export = |run: &str, format: &str, out: &str, more: &[&str]| {
+        let args = ["--model", run, "--format", format, "--out", out];
+        world.export(&[&args[..], more].concat())
+    };
+    export("odd-run", "hugging-face", "language-hf", &[]).expect_success();
+    export("run", "flamingo", "exported", &[]).expect_success();
+    export("run", "hugging-face", "towers", &[]).expect_success();
+    export("exported", "flamingo", "again", &[]).expect_success();
+    let marks = |folder: &str| {
+        let tokenizer = Tokenizer::load(world.path(folder)).unwrap();
+        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.n_tokens())
+    };
+    for out in ["language-hf", "exported", "towers/language", "again"] {
+        assert_eq!(marks(out), marks("odd"), "{out}");
+    }
+
+    // What stood beside another model does not stand beside this one.
+    export("language", "hugging-face", "language-hf", &["--force"]).expect_success();
+    assert!(!world.path("language-hf/tokenizer_config.json").exists());
+    assert_eq!(marks("language-hf"), marks("language"));
+    export("vision", "hugging-face", "language-hf", &["--force"]).expect_success();
+    assert!(!world.path("language-hf/tokenizer.json").exists());
+    assert!(world.path("language-hf/preprocessor_config.json").exists());
+    export("language", "hugging-face", "language-hf", &["--force"]).expect_success();
+    assert!(!world.path("language-hf/preprocessor_config.json").exists());
+    // A run is no such folder: the tokenizer there is its own.
+    let finished = export("vision", "hugging-face", "language", &["--force"]);
+    assert_eq!(finished.code(), Some(2), "{}", finished.stderr());
+    assert!(finished.stderr().contains("language is a run"), "{}", finished.stderr());
+    assert!(world.path("language/tokenizer.json").exists());
 }

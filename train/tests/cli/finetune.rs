@@ -112,6 +112,7 @@ fn a_model_that_is_no_run_is_given_images_of_its_colours() {
         for (key, value, was) in [
             ("mean", "[0.5, 0.5, 0.49]", "[0.5, 0.5, 0.5]"),
             ("std", "[0.26, 0.25, 0.25]", "[0.25, 0.25, 0.25]"),
+            ("fit", "\"squash\"", "\"mean_pad\""),
         ] {
             let set = format!("image.{key}={value}");
             let finished =

@@ -135,6 +135,35 @@ fn estimated_activations_are_what_a_step_takes() {
 }
 
 #[test]
+fn a_dry_run_counts_what_looks_hold_and_what_is_learned_from() {
+    let world = World::new();
+    let plan = |more: &[&str]| {
+        let config = LANGUAGE.to_owned()
+            + "[validation]\nevery = 2\nbatches = 1\n[[validation.data]]\nname = \"held\"\n\
+               corpus = \"pairs\"\nbatch = 2\ntokens = 24\n[ema]\ndecay = 0.9\n";
+        let planned = world.train("language", &config, "run", &[&["--dry-run"], more].concat());
+        planned.expect_success();
+        planned.stdout()
+    };
+    let plain = plan(&[]);
+    for row in ["gradient, accounting", "weights and averages"] {
+        assert!(!plain.contains(row), "{plain}");
+    }
+    let set = ["--set", "accounting_every=2", "--set", "validation.weights=\"ema\""];
+    let looking = plan(&set);
+    let gradients = number(&plain, "gradients");
+    assert_eq!(number(&looking, "gradient, accounting"), gradients, "{looking}");
+    assert_eq!(number(&looking, "weights and averages"), 2 * gradients, "{looking}");
+    let sum = |text: &str| number(text, "sum");
+    assert_eq!(sum(&looking) - sum(&plain), 3 * gradients, "{looking}");
+
+    // Of two datasets the longer one is only looked at.
+    let held_out = plan(&["--set", "data.pages.weight=0.0"]);
+    let activations = |text: &str| number(text, "activations, estimated");
+    assert!(activations(&held_out) < activations(&plain), "{held_out}");
+}
+
+#[test]
 fn a_dry_run_tells_epochs_and_learning_rates_and_shows_masks_as_the_command_for_them_does() {
     let world = World::new();
     world.train("language", LANGUAGE, "done", &["--stop-after", "1"]).expect_success();
