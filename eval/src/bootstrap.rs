@@ -58,16 +58,18 @@ impl Estimate {
         Self { low: self.low - bias, high: self.high - bias, ..self }
     }
 
-    /// A score and its values in the resamples in which it has one; none where it has one in none.
-    pub fn of(value: f64, resampled: impl IntoIterator<Item = f64>) -> Option<Self> {
+    /// A score and its values in the resamples in which it has one; where it has one in none, the bounds are no
+    /// numbers.
+    pub fn of(value: f64, resampled: impl IntoIterator<Item = f64>) -> Self {
         let mut resampled: Vec<f64> = resampled.into_iter().collect();
         resampled.sort_by(f64::total_cmp);
-        Some(Self {
-            value,
-            low: percentile(&resampled, 0.025)?,
-            high: percentile(&resampled, 0.975)?,
-            stderr: deviation(&resampled),
-        })
+        let bound = |p| percentile(&resampled, p).unwrap_or(f64::NAN);
+        Self { value, low: bound(0.025), high: bound(0.975), stderr: deviation(&resampled) }
+    }
+
+    /// A score of which nothing was drawn: an empty interval.
+    pub fn alone(value: f64) -> Self {
+        Self { value, low: value, high: value, stderr: 0.0 }
     }
 }
 
@@ -216,9 +218,9 @@ impl Drawn {
         let estimate = |(i, value): (usize, &Option<f64>)| {
             let value = (*value)?;
             if self.resampled.is_empty() {
-                return Some(Estimate { value, low: value, high: value, stderr: 0.0 });
+                return Some(Estimate::alone(value));
             }
-            Estimate::of(value, self.resamples_of(i))
+            Some(Estimate::of(value, self.resamples_of(i)))
         };
         self.values.iter().enumerate().map(estimate).collect()
     }
@@ -295,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_biased_interval_is_moved_to_the_score() {
-        let estimate = Estimate::of(1.0, [2.0, 3.0, 4.0]).unwrap();
+        let estimate = Estimate::of(1.0, [2.0, 3.0, 4.0]);
         assert!(estimate.low > estimate.value);
         let moved = estimate.centred([2.0, 3.0, 4.0]);
         assert!((moved.low - (estimate.low - 2.0)).abs() < 1e-12, "{moved:?}");

@@ -1,8 +1,7 @@
 //! `flamingo-eval compare`: two runs on the same items, from the credits that `score --samples` and `run` wrote.
 //!
-//! BLEU and ROC-AUC are computed anew from what the samples hold of them; every other metric is the mean of its
-//! credits. That is the score itself, but for mWAP, whose credits are the precisions at the clips that show their
-//! action: there it is their mean, each clip counting alike.
+//! BLEU, ROC-AUC, mWAP and STAR's mean over types are computed anew from the terms that the samples hold of them;
+//! every other score is the mean of its credits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -14,9 +13,12 @@ use serde_json::{Map, Value, json};
 
 use crate::bootstrap::{Clusters, RESAMPLES, Resampling, Scores, Sums, ratio};
 use crate::error::EvalError;
+use crate::metric::Metric;
 use crate::metrics::bleu::BleuCounts;
+use crate::metrics::mwap::{Clip, actions, mwap};
 use crate::metrics::roc_auc::{Judged, Thresholds};
 use crate::paired::{Difference, Flips, difference, flips};
+use crate::predictions::NAMED_MAX;
 use crate::score::Id;
 use crate::table::Table;
 
@@ -100,36 +102,56 @@ struct Change {
     b: f64,
 }
 
-/// Ids that are named where many are in one run alone.
-const NAMED_MAX: usize = 5;
-
 /// Compares two runs; what is to be printed comes back.
 ///
 /// # Errors
 /// When a file cannot be read or holds no credits, or the runs have no item or metric in common.
 pub fn run(compare: &Compare) -> Result<String, EvalError> {
+    if compare.resamples == 0 {
+        let (what, problem) = ("--resamples".to_owned(), "is 0, expected 1 or more".to_owned());
+        return Err(EvalError::Unfit { what, problem });
+    }
     let pairs = file_pairs(compare)?;
-    let mut tasks = Vec::new();
-    for (task, a, b) in &pairs.both {
-        tasks.push(compare_files(compare, task, a, b)?);
+    let (mut tasks, mut not_scored) = (Vec::new(), Vec::new());
+    for FilePair { task, a, b } in &pairs.both {
+        let of_both = [lines(a)?, lines(b)?];
+        let is_scored = |lines: &Lines| lines.values().any(|line| !line.credit.is_empty());
+        // Answers of some splits are known to a server alone.
+        if !task.is_empty() && !of_both.iter().all(is_scored) {
+            not_scored.push(task.clone());
+            continue;
+        }
+        let [of_a, of_b] = of_both;
+        tasks.push(compare_files(compare, task, (a, of_a), (b, of_b))?);
     }
     if compare.json {
         let [a, b] = [&pairs.only_in_a, &pairs.only_in_b];
-        let json = json!({ "tasks": tasks, "files_only_in_a": a, "files_only_in_b": b });
+        let json = json!({ "tasks": tasks, "not_scored": not_scored, "files_only_in_a": a,
+            "files_only_in_b": b });
         return Ok(format!("{json}\n"));
     }
     let mut text: String = tasks.iter().map(as_text).collect();
-    for (which, names) in [("A", &pairs.only_in_a), ("B", &pairs.only_in_b)] {
-        if !names.is_empty() {
-            let _ = writeln!(text, "files only in {which}: {}", names.join(", "));
-        }
+    let told = [
+        ("not scored", &not_scored),
+        ("files only in A", &pairs.only_in_a),
+        ("files only in B", &pairs.only_in_b),
+    ];
+    for (what, names) in told.into_iter().filter(|(_, names)| !names.is_empty()) {
+        let _ = writeln!(text, "{what}: {}", names.join(", "));
     }
     Ok(text)
 }
 
+/// Files of one round.
+struct FilePair {
+    /// Task and round; nothing where two files were given.
+    task: String,
+    a: PathBuf,
+    b: PathBuf,
+}
+
 struct FilePairs {
-    /// Task, and its file in either.
-    both: Vec<(String, PathBuf, PathBuf)>,
+    both: Vec<FilePair>,
     only_in_a: Vec<String>,
     only_in_b: Vec<String>,
 }
@@ -142,8 +164,12 @@ fn file_pairs(compare: &Compare) -> Result<FilePairs, EvalError> {
     };
     match (compare.a.is_dir(), compare.b.is_dir()) {
         (false, false) => {
-            let both = vec![(String::new(), compare.a.clone(), compare.b.clone())];
-            return Ok(FilePairs { both, only_in_a: Vec::new(), only_in_b: Vec::new() });
+            let pair = FilePair { task: String::new(), a: compare.a.clone(), b: compare.b.clone() };
+            return Ok(FilePairs {
+                both: vec![pair],
+                only_in_a: Vec::new(),
+                only_in_b: Vec::new(),
+            });
         }
         (true, false) => return Err(refuse(&compare.b, "it is no folder, but the other one is")),
         (false, true) => return Err(refuse(&compare.a, "it is no folder, but the other one is")),
@@ -155,7 +181,7 @@ fn file_pairs(compare: &Compare) -> Result<FilePairs, EvalError> {
     };
     let pair = |name: &String| {
         let task = name.trim_start_matches("samples_").trim_end_matches(".jsonl").to_owned();
-        (task, compare.a.join(name), compare.b.join(name))
+        FilePair { task, a: compare.a.join(name), b: compare.b.join(name) }
     };
     let both: Vec<_> = of_a.intersection(&of_b).map(pair).collect();
     if both.is_empty() {
@@ -164,12 +190,17 @@ fn file_pairs(compare: &Compare) -> Result<FilePairs, EvalError> {
     Ok(FilePairs { both, only_in_a: only(&of_a, &of_b), only_in_b: only(&of_b, &of_a) })
 }
 
+/// Names of the files of answers.
 fn sample_files(folder: &Path) -> Result<BTreeSet<String>, EvalError> {
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(folder).map_err(EvalError::file("read", folder))? {
         let name = entry.map_err(EvalError::file("read", folder))?.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with("samples_") && name.ends_with(".jsonl") {
+        let round = name.strip_prefix("samples_").and_then(|name| name.strip_suffix(".jsonl"));
+        // Readings of the controls are no answers, and parts are not whole.
+        let is_of_answers =
+            |round: &str| !round.ends_with("_controls") && !round.contains(".part-");
+        if round.is_some_and(is_of_answers) {
             names.insert(name.into_owned());
         }
     }
@@ -187,11 +218,6 @@ fn lines(path: &Path) -> Result<Lines, EvalError> {
         let wrong = |problem: String| refuse(format!("line {}: {problem}", i + 1));
         let line: Line =
             serde_json::from_slice(line).map_err(|error| wrong(format!("no sample: {error}")))?;
-        if line.credit.is_empty() {
-            return Err(wrong(
-                "no `credit`, as `score --samples` and a finished `run` write".into(),
-            ));
-        }
         let Id(id) = line.id.clone();
         if lines.insert(id.clone(), line).is_some() {
             return Err(wrong(format!("`{id}` is there twice")));
@@ -203,10 +229,16 @@ fn lines(path: &Path) -> Result<Lines, EvalError> {
 fn compare_files(
     compare: &Compare,
     task: &str,
-    a: &Path,
-    b: &Path,
+    (a, of_a): (&Path, Lines),
+    (b, of_b): (&Path, Lines),
 ) -> Result<TaskComparison, EvalError> {
-    let (of_a, of_b) = (lines(a)?, lines(b)?);
+    for (path, lines) in [(a, &of_a), (b, &of_b)] {
+        if let Some((id, _)) = lines.iter().find(|(_, line)| line.credit.is_empty()) {
+            let problem =
+                format!("`{id}` has no `credit`, as `score --samples` and a finished `run` write");
+            return Err(EvalError::Annotations { path: path.to_path_buf(), problem });
+        }
+    }
     let only = |these: &Lines, those: &Lines| {
         let ids: Vec<&String> = these.keys().filter(|id| !those.contains_key(*id)).collect();
         Ids { n: ids.len(), first: ids.into_iter().take(NAMED_MAX).cloned().collect() }
@@ -223,7 +255,14 @@ fn compare_files(
     let (names_a, names_b) = (names(&of_a), names(&of_b));
     let mut metrics = Vec::new();
     for metric in names_a.intersection(&names_b) {
-        metrics.extend(compare_metric(compare, metric, &items));
+        let compared = compare_metric(compare, metric, &items);
+        metrics.extend(compared.map_err(|WithoutTerms { side, id }| {
+            let path = if side == Side::A { a } else { b };
+            let problem = format!(
+                "`{id}` has no `terms` of {metric}, of which that score is made; score the predictions again"
+            );
+            EvalError::Annotations { path: path.to_path_buf(), problem }
+        })?);
     }
     Ok(TaskComparison {
         task: task.to_owned(),
@@ -243,96 +282,163 @@ struct Pair<'a> {
     b: &'a Line,
 }
 
+/// Which line lacks what a corpus score is made of.
+struct WithoutTerms {
+    side: Side,
+    id: String,
+}
+
 /// The figures of a metric: one, or several where credits are lists.
-fn compare_metric(compare: &Compare, metric: &str, items: &[Pair<'_>]) -> Vec<MetricComparison> {
-    let credit = |line: &Line, at: Option<usize>| {
-        let value = line.credit.get(metric)?;
-        at.map_or_else(|| value.as_f64(), |at| value.get(at)?.as_f64())
-    };
+fn compare_metric(
+    compare: &Compare,
+    metric: &str,
+    items: &[Pair<'_>],
+) -> Result<Vec<MetricComparison>, WithoutTerms> {
     let listed =
         |pair: &Pair<'_>| pair.a.credit.get(metric).and_then(Value::as_array).map(Vec::len);
     let places: Vec<Option<usize>> = match items.iter().filter_map(listed).max() {
         None => vec![None],
         Some(n) => (0..n).map(Some).collect(),
     };
-    let compared = |at: &Option<usize>| {
-        let has_both =
-            |pair: &&Pair<'_>| credit(pair.a, *at).is_some() && credit(pair.b, *at).is_some();
-        let items: Vec<Pair<'_>> = items.iter().filter(has_both).copied().collect();
-        let both = |pair: &Pair<'_>| {
-            (credit(pair.a, *at).unwrap_or_default(), credit(pair.b, *at).unwrap_or_default())
+    let clusters = |items: &[Pair<'_>]| {
+        let cluster = |pair: &Pair<'_>| {
+            pair.a.cluster.as_ref().map_or(pair.id.to_owned(), |Id(cluster)| cluster.clone())
         };
-        let credits: Vec<(f64, f64)> = items.iter().map(both).collect();
-        let clusters =
-            Clusters::of(items.iter().map(|pair| {
-                pair.a.cluster.as_ref().map_or(pair.id, |Id(cluster)| cluster.as_str())
-            }));
-        let plan = Resampling {
-            clusters: &clusters,
-            seed: compare.seed,
-            resamples: compare.resamples.max(1),
-        };
-        let score_a = scores(metric, *at, &clusters, &items, Side::A, &credits);
-        let score_b = scores(metric, *at, &clusters, &items, Side::B, &credits);
-        let drawn = plan.draw(&[&*score_a, &*score_b]);
-        let difference = difference(&drawn[0], &drawn[1], 0)?;
-        let name = at.map_or_else(|| metric.to_owned(), |at| list_name(metric, at));
-        let (most_better, most_worse) = most_changed(compare.changed, &items, &credits);
-        let flips = flips(credits.iter().copied());
-        let n = items.len();
-        Some(MetricComparison { metric: name, n, difference, flips, most_better, most_worse })
+        Clusters::of(items.iter().map(cluster))
     };
-    places.iter().filter_map(compared).collect()
+    let mut found = Vec::new();
+    for at in places {
+        let credits = |pair: &Pair<'_>| {
+            let credit = |line: &Line| {
+                let value = line.credit.get(metric)?;
+                at.map_or_else(|| value.as_f64(), |at| value.get(at)?.as_f64())
+            };
+            Some((credit(pair.a)?, credit(pair.b)?))
+        };
+        let credited: Vec<(Pair<'_>, (f64, f64))> =
+            items.iter().filter_map(|pair| Some((*pair, credits(pair)?))).collect();
+        let (credited, credits): (Vec<Pair<'_>>, Vec<(f64, f64)>) = credited.into_iter().unzip();
+        // What has no credit may count for a corpus score all the same.
+        let is_of_corpus = Metric::try_from(metric.to_owned()).is_ok_and(Metric::has_terms);
+        let drawn_items = if is_of_corpus { items } else { &credited };
+        let clusters = clusters(drawn_items);
+        let (seed, resamples) = (compare.seed, compare.resamples);
+        let plan = Resampling { clusters: &clusters, seed, resamples };
+        let score = |side: Side| -> Result<Box<Scores<'_>>, WithoutTerms> {
+            if is_of_corpus {
+                return of_terms(metric, at, &clusters, drawn_items, side);
+            }
+            let of_side = |(a, b): &(f64, f64)| [if side == Side::A { *a } else { *b }, 1.0];
+            let sums = Sums::of(&clusters, credits.iter().map(of_side));
+            Ok(Box::new(move |times| vec![ratio(sums.drawn(times))]))
+        };
+        let (score_a, score_b) = (score(Side::A)?, score(Side::B)?);
+        let drawn = plan.draw(&[&*score_a, &*score_b]);
+        let Some(difference) = difference(&drawn[0], &drawn[1], 0) else { continue };
+        let (most_better, most_worse) = most_changed(compare.changed, &credited, &credits);
+        found.push(MetricComparison {
+            metric: figure_name(metric, at),
+            n: drawn_items.len(),
+            difference,
+            flips: flips(credits.iter().copied()),
+            most_better,
+            most_worse,
+        });
+    }
+    Ok(found)
 }
 
-/// Name of one of several figures.
-fn list_name(metric: &str, at: usize) -> String {
-    match metric.split_once(':') {
-        Some(("bleu", rule)) => format!("bleu-{}:{rule}", at + 1),
-        _ if metric == "top-k" => ["top-1", "top-5"].get(at).copied().unwrap_or(metric).to_owned(),
-        _ => format!("{metric}[{at}]"),
+/// Name of the figure that credits are the mean of.
+fn figure_name(metric: &str, at: Option<usize>) -> String {
+    match (metric.split_once(':'), metric, at) {
+        (Some(("bleu", rule)), _, Some(at)) => format!("bleu-{}:{rule}", at + 1),
+        (_, "top-k", Some(at)) => ["top-1", "top-5"].get(at).copied().unwrap_or(metric).to_owned(),
+        (_, "recall", None) => "mean-reciprocal-rank".to_owned(),
+        (_, _, Some(at)) => format!("{metric}[{at}]"),
+        (_, _, None) => metric.to_owned(),
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     A,
     B,
 }
 
-/// The corpus score of one side: of what it is made of where the lines say so, else the mean of credits.
-fn scores<'a>(
+/// The corpus score of one side, from what the lines say that it is made of.
+fn of_terms<'a>(
     metric: &str,
     at: Option<usize>,
     clusters: &'a Clusters,
     items: &[Pair<'_>],
     side: Side,
-    credits: &[(f64, f64)],
-) -> Box<Scores<'a>> {
-    let terms = |pair: &Pair<'_>| -> Option<Vec<Value>> {
+) -> Result<Box<Scores<'a>>, WithoutTerms> {
+    let terms = |pair: &Pair<'_>| {
         let line = if side == Side::A { pair.a } else { pair.b };
-        line.terms.get(metric)?.as_array().cloned()
+        let terms = line.terms.get(metric).and_then(Value::as_array).cloned();
+        terms.ok_or_else(|| WithoutTerms { side, id: pair.id.to_owned() })
     };
-    let all: Option<Vec<Vec<Value>>> = items.iter().map(terms).collect();
-    if let Some(all) = &all
-        && let (Some(counts), Some(order)) = (bleu_terms(all), at)
-    {
+    let all = items.iter().map(terms).collect::<Result<Vec<_>, _>>()?;
+    let times_of = |times: &[u32], i: usize| f64::from(times[clusters.of_query(i)]);
+    if let (Some(counts), Some(order)) = (bleu_terms(&all), at) {
         let sums = Sums::of(clusters, counts);
-        return Box::new(move |times| {
+        return Ok(Box::new(move |times| {
             let scores = BleuCounts::of_terms(sums.drawn(times)).scores();
             vec![scores.get(order).copied()]
-        });
+        }));
     }
-    if let Some(judged) = all.as_deref().and_then(judged_terms)
-        && let Some(thresholds) = Thresholds::of(&judged)
-    {
-        return Box::new(move |times| {
-            vec![thresholds.roc_auc(|i| f64::from(times[clusters.of_query(i)]))]
-        });
+    if let Some(thresholds) = judged_terms(&all).and_then(|judged| Thresholds::of(&judged)) {
+        return Ok(Box::new(move |times| vec![thresholds.roc_auc(|i| times_of(times, i))]));
     }
-    let credit = |(a, b): &(f64, f64)| [if side == Side::A { *a } else { *b }, 1.0];
-    let sums = Sums::of(clusters, credits.iter().map(credit));
-    Box::new(move |times| vec![ratio(sums.drawn(times))])
+    if let Some(types) = type_terms(&all) {
+        let names: BTreeSet<&String> = types.iter().map(|(name, _)| name).collect();
+        let sums_of = |name: &String| {
+            let term = |(kind, credit): &(String, f64)| {
+                if kind == name { [*credit, 1.0] } else { [0.0, 0.0] }
+            };
+            Sums::of(clusters, types.iter().map(term))
+        };
+        let of_types: Vec<Sums<2>> = names.into_iter().map(sums_of).collect();
+        return Ok(Box::new(move |times| {
+            let sum: Option<f64> = of_types.iter().map(|sums| ratio(sums.drawn(times))).sum();
+            vec![sum.map(|sum| sum / of_types.len() as f64)]
+        }));
+    }
+    let actions = clip_terms(&all).and_then(|(clips, scores)| {
+        actions(&clips, |clip, class| scores[clip].get(class).copied().unwrap_or(f64::NAN)).ok()
+    });
+    match (actions, items.first()) {
+        (Some(actions), _) => {
+            Ok(Box::new(move |times| vec![mwap(&actions, |i| times_of(times, i))]))
+        }
+        (None, first) => {
+            let id = first.map(|pair| pair.id.to_owned()).unwrap_or_default();
+            Err(WithoutTerms { side, id })
+        }
+    }
+}
+
+/// Types with their credits.
+fn type_terms(all: &[Vec<Value>]) -> Option<Vec<(String, f64)>> {
+    let one = |terms: &Vec<Value>| match terms.as_slice() {
+        [kind, credit] => Some((kind.as_str()?.to_owned(), credit.as_f64()?)),
+        _ => None,
+    };
+    all.iter().map(one).collect()
+}
+
+/// Clips with their scores.
+fn clip_terms(all: &[Vec<Value>]) -> Option<(Vec<Clip>, Vec<Vec<f64>>)> {
+    let one = |terms: &Vec<Value>| match terms.as_slice() {
+        [clip, scores] => {
+            let clip: Clip = serde_json::from_value(clip.clone()).ok()?;
+            let scores: Vec<f64> = serde_json::from_value(scores.clone()).ok()?;
+            Some((clip, scores))
+        }
+        _ => None,
+    };
+    let both: Option<Vec<(Clip, Vec<f64>)>> = all.iter().map(one).collect();
+    Some(both?.into_iter().unzip())
 }
 
 fn bleu_terms(all: &[Vec<Value>]) -> Option<Vec<[f64; 10]>> {

@@ -16,7 +16,7 @@ use crate::draw::mix;
 use crate::error::EvalError;
 use crate::item::{Item, Truth};
 use crate::likeness::Likeness;
-use crate::metric::{Judged, Judgement, Metric};
+use crate::metric::{Judged, Judgement, Judging, Metric};
 use crate::progress::Progress;
 use crate::prompt::{ImagePlace, Piece, Template};
 use crate::samples::{Record, Sample, SampleLog};
@@ -538,6 +538,7 @@ impl<'a> Plan<'a> {
             prediction,
             log_likelihoods,
             credit: serde_json::Map::new(),
+            terms: serde_json::Map::new(),
         }
     }
 
@@ -588,10 +589,14 @@ impl<'a> Plan<'a> {
             })
             .collect();
         let is_hidden = judged.iter().all(|one| one.item.truth == Truth::Hidden);
-        let metrics = self.benchmark.task.metrics.iter().filter(|_| !is_hidden);
-        let judgements = metrics
-            .map(|&metric| Ok((metric, metric.judge(&judged, self.interval_seed())?)))
-            .collect::<Result<_, EvalError>>()?;
+        let metrics: &[Metric] = if is_hidden { &[] } else { &self.benchmark.task.metrics };
+        let how = Judging::of(self.interval_seed());
+        let judgements = Metric::judge_all(metrics, &judged, &how)?;
+        for problem in judgements.iter().filter_map(|found| found.problem.as_deref()) {
+            let round = key.suffix(self.has_seeds());
+            eprintln!("{} {round}: {problem}", self.benchmark.task.name);
+        }
+        let judgements = metrics.iter().copied().zip(judgements).collect();
         let mut scored = Scored { samples, judgements, gain: None };
         scored.gain = self.gain(&scored, key, before);
         Ok(scored)
@@ -624,6 +629,9 @@ impl<'a> Plan<'a> {
         for (metric, judgement) in &scored.judgements {
             for (sample, credit) in samples.iter_mut().zip(&judgement.credits) {
                 sample.credit.insert(metric.name(), credit.clone());
+            }
+            for (sample, terms) in samples.iter_mut().zip(&judgement.terms) {
+                sample.terms.insert(metric.name(), terms.clone());
             }
         }
         let path = self.sample_file(suffix, None);

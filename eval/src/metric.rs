@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::bootstrap::{Clusters, Estimate, RESAMPLES, Resampling};
+use crate::bootstrap::{Clusters, Drawn, Estimate, RESAMPLES, Resampling, Scores};
 use crate::error::EvalError;
 use crate::item::{Item, Truth as ItemTruth};
 use crate::metrics::captions::Words;
@@ -20,7 +20,7 @@ pub(crate) mod evidence;
 pub mod measure;
 
 use evidence::{Evidence, Prediction, Truth};
-use measure::{Bench, Frequencies};
+use measure::{Bench, Frequencies, Measured, Measuring};
 
 /// A metric and a rule for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -140,6 +140,19 @@ pub struct Judging<'a> {
     pub path: &'a Path,
 }
 
+impl Judging<'_> {
+    /// As evaluations are judged.
+    pub fn of(seed: u64) -> Self {
+        Self {
+            seed,
+            resamples: RESAMPLES,
+            frequencies: Frequencies::Frozen,
+            wordnet: None,
+            path: Path::new("samples"),
+        }
+    }
+}
+
 /// A score with its interval.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figure {
@@ -156,6 +169,10 @@ pub struct Judgement {
     pub figures: Vec<Figure>,
     /// What each item adds, in order: a number, or several.
     pub credits: Vec<Value>,
+    /// What the score is made of, item by item, where it is no mean of credits; else nothing.
+    pub terms: Vec<Value>,
+    /// Why there is no score, where there is none.
+    pub problem: Option<String>,
 }
 
 /// What a file annotates.
@@ -223,6 +240,32 @@ pub(crate) enum Rule {
     Mwap,
 }
 
+/// What rules look at, of an item and of what a model said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Text,
+    People,
+    Choice,
+    Label,
+    Relevance,
+    Candidate,
+    Clip,
+}
+
+impl Rule {
+    fn look(self) -> Look {
+        match self {
+            Self::Vqa(_) => Look::People,
+            Self::Choice | Self::ChoiceByType => Look::Choice,
+            Self::RocAuc => Look::Label,
+            Self::Ndcg => Look::Relevance,
+            Self::Recall => Look::Candidate,
+            Self::Mwap => Look::Clip,
+            _ => Look::Text,
+        }
+    }
+}
+
 /// The threshold of WUPS@0.9.
 const HIGH_THRESHOLD: f64 = 0.9;
 
@@ -282,6 +325,16 @@ impl Metric {
         }
     }
 
+    /// Whether its score is no mean of the credits of items, but made of terms.
+    pub(crate) fn has_terms(self) -> bool {
+        matches!(self.rule(), Rule::Bleu(_) | Rule::ChoiceByType | Rule::RocAuc | Rule::Mwap)
+    }
+
+    /// Whether it counts by the types of NExT-QA's questions.
+    pub(crate) fn has_types_of_next_qa(self) -> bool {
+        self == Self::NextChoice || matches!(self.rule(), Rule::Wups { .. })
+    }
+
     /// The official metrics of a form of annotations.
     pub(crate) fn official(form: Form) -> &'static [Self] {
         match form {
@@ -318,72 +371,73 @@ impl Metric {
         }
     }
 
-    /// Judges items, all of which it fits, with intervals.
+    /// Judges items by several metrics, all of which fit, on the same draws.
     ///
     /// # Errors
-    /// When it needs a database that is not there, or scores are not what it needs.
-    pub fn judge(self, judged: &[Judged<'_>], seed: u64) -> Result<Judgement, EvalError> {
-        let how = Judging {
-            seed,
-            resamples: RESAMPLES,
-            frequencies: Frequencies::Frozen,
-            wordnet: None,
-            path: Path::new("samples"),
-        };
-        self.judge_by(judged, &how)
-    }
-
-    /// Judges items, all of which it fits.
-    ///
-    /// # Errors
-    /// As [`Self::judge`].
-    pub fn judge_by(
-        self,
+    /// When a metric needs a database that is not there, or scores are not what it needs.
+    pub fn judge_all(
+        metrics: &[Self],
         judged: &[Judged<'_>],
         how: &Judging<'_>,
-    ) -> Result<Judgement, EvalError> {
-        let mut answers = AnswerTable::default();
-        let rule = self.rule();
-        let (items, predictions): (Vec<Evidence<'_>>, Vec<Prediction<'_>>) =
-            judged.iter().map(|one| evidence_of(one, rule, &mut answers)).unzip();
-        let clusters = Clusters::of(judged.iter().map(|one| &one.item.medium_id));
-        let mut bench = Bench {
-            items: &items,
-            predictions: &predictions,
-            answers: &mut answers,
-            clusters: &clusters,
-            frequencies: how.frequencies,
-            wordnet: how.wordnet,
-            path: how.path,
-            captions: None,
+    ) -> Result<Vec<Judgement>, EvalError> {
+        let (measured, drawn) = measured(metrics, judged, how)?;
+        let judgement = |(measured, drawn): (Measured, &Drawn)| {
+            let estimates = measured.estimates(drawn).into_iter();
+            let figures = measured.names.iter().zip(estimates);
+            let figure = |(name, estimate): (&String, Option<Estimate>)| {
+                Some(Figure { name: name.clone(), estimate: estimate? })
+            };
+            let (figures, problem) =
+                (figures.filter_map(figure).collect(), measured.problem(drawn));
+            Judgement { figures, credits: measured.credits, terms: measured.terms, problem }
         };
-        let measured = bench.measure(self)?;
-        let plan = Resampling { clusters: &clusters, seed: how.seed, resamples: how.resamples };
-        let drawn = plan.draw(&[&*measured.scores]);
-        let estimates = drawn.iter().flat_map(|drawn| measured.estimates(drawn));
-        let figures = measured.names.iter().zip(estimates);
-        let figure = |(name, estimate): (&String, Option<Estimate>)| {
-            Some(Figure { name: name.clone(), estimate: estimate? })
-        };
-        let figures = figures.filter_map(figure).collect();
-        Ok(Judgement { figures, credits: measured.credits })
+        Ok(measured.into_iter().zip(&drawn).map(judgement).collect())
     }
 }
 
-/// What a rule looks at, of an item and of what a model said.
+/// Measures items by several metrics, all of which fit, and draws all of them alike. What metrics share, words
+/// and databases, is read once.
+pub(crate) fn measured(
+    metrics: &[Metric],
+    judged: &[Judged<'_>],
+    how: &Judging<'_>,
+) -> Result<(Vec<Measured>, Vec<Drawn>), EvalError> {
+    let clusters = Clusters::of(judged.iter().map(|one| &one.item.medium_id));
+    let Judging { seed, resamples, frequencies, wordnet, path } = *how;
+    let measuring = Measuring { clusters: &clusters, frequencies, wordnet, path };
+    let mut of_metric: Vec<Option<Measured>> = metrics.iter().map(|_| None).collect();
+    while let Some(first) = of_metric.iter().position(Option::is_none) {
+        let look = metrics[first].rule().look();
+        let mut answers = AnswerTable::default();
+        let (items, predictions): (Vec<Evidence<'_>>, Vec<Prediction<'_>>) =
+            judged.iter().map(|one| evidence_of(one, look, &mut answers)).unzip();
+        let mut bench = Bench::of((&items, &predictions), &mut answers, measuring);
+        for (metric, found) in metrics.iter().zip(&mut of_metric) {
+            if metric.rule().look() == look {
+                *found = Some(bench.measure(*metric)?);
+            }
+        }
+    }
+    let measured: Vec<Measured> = of_metric.into_iter().flatten().collect();
+    let scores: Vec<&Scores<'_>> = measured.iter().map(|one| &*one.scores).collect();
+    let drawn = Resampling { clusters: &clusters, seed, resamples }.draw(&scores);
+    Ok((measured, drawn))
+}
+
+/// What there is to look at.
 fn evidence_of<'a>(
     one: &Judged<'a>,
-    rule: Rule,
+    look: Look,
     answers: &mut AnswerTable,
 ) -> (Evidence<'a>, Prediction<'a>) {
     let item = one.item;
     let texts =
         |answers: &[HumanAnswer]| answers.iter().map(|it| it.answer.clone()).collect::<Vec<_>>();
-    let truth = match (&item.truth, rule) {
+    let truth = match (&item.truth, look) {
         (ItemTruth::Captions(captions), _) => {
             Truth::Captions(captions.iter().map(|text| Cow::Borrowed(text.as_str())).collect())
         }
-        (ItemTruth::Answers(people), Rule::Vqa(_)) => {
+        (ItemTruth::Answers(people), Look::People) => {
             let person = |it: &HumanAnswer| {
                 let confidence = it.answer_confidence.as_deref().unwrap_or_default();
                 answers.person(&it.answer, confidence, it.answer_id)
@@ -391,11 +445,11 @@ fn evidence_of<'a>(
             Truth::People(people.iter().map(person).collect())
         }
         (ItemTruth::Answers(people), _) => Truth::Texts(texts(people)),
-        (ItemTruth::Candidate { right, .. }, Rule::Recall) => Truth::Candidate(*right),
-        (ItemTruth::Candidate { relevance: Some(relevance), .. }, Rule::Ndcg) => {
+        (ItemTruth::Candidate { right, .. }, Look::Candidate) => Truth::Candidate(*right),
+        (ItemTruth::Candidate { relevance: Some(relevance), .. }, Look::Relevance) => {
             Truth::Relevance(relevance.clone())
         }
-        (ItemTruth::Candidate { right, .. }, Rule::RocAuc) => Truth::Label(*right == yes_of(item)),
+        (ItemTruth::Candidate { right, .. }, Look::Label) => Truth::Label(*right == yes_of(item)),
         (ItemTruth::Candidate { right, .. }, _) => Truth::Choice(*right as i64),
         (ItemTruth::Action { class, annotation }, _) => Truth::Clip(Box::new(Clip {
             video: item.medium_id.clone(),
@@ -406,28 +460,28 @@ fn evidence_of<'a>(
         })),
         (ItemTruth::Hidden, _) => Truth::Texts(Vec::new()),
     };
-    let prediction = match rule {
-        Rule::Choice | Rule::ChoiceByType => {
+    let prediction = match look {
+        Look::Choice => {
             let chosen = item.candidates.iter().position(|text| text == one.prediction);
             Prediction::Choice(chosen.map_or(-1, |chosen| chosen as i64))
         }
-        Rule::RocAuc => {
+        Look::Label => {
             let yes = yes_of(item);
             let no = one.scores.iter().enumerate().filter(|(i, _)| *i != yes).map(|(_, s)| *s);
             let no = no.fold(f64::NEG_INFINITY, f64::max);
             let score = one.scores.get(yes).map_or(f64::NAN, |yes| yes - no);
             Prediction::Scores(vec![score])
         }
-        Rule::Ndcg | Rule::Recall | Rule::Mwap => Prediction::Scores(one.scores.to_vec()),
+        Look::Relevance | Look::Candidate | Look::Clip => Prediction::Scores(one.scores.to_vec()),
         _ => Prediction::Text(Cow::Borrowed(one.prediction)),
     };
-    let kind = official_type(item.category.as_deref().unwrap_or_default()).to_owned();
+    let kind = item.category.clone().unwrap_or_default();
     let id = item.id.clone();
     (Evidence { id, cluster: Some(item.medium_id.clone()), kind, truth }, prediction)
 }
 
-/// The type that the official tools count a question as: NExT-QA's count two as one.
-pub(crate) fn official_type(kind: &str) -> &str {
+/// The type that the official tools of NExT-QA count a question as: two are one.
+fn official_type(kind: &str) -> &str {
     if kind == "TP" { "TN" } else { kind }
 }
 
@@ -452,7 +506,7 @@ mod tests {
             fields: BTreeMap::new(),
             truth,
             candidates: candidates.iter().map(|text| (*text).to_owned()).collect::<Arc<[_]>>(),
-            category: Some(if id < "3" { "TN" } else { "CW" }.to_owned()),
+            category: Some(if id < "3" { "TP" } else { "CW" }.to_owned()),
         }
     }
 
@@ -477,7 +531,7 @@ mod tests {
             .map(|(item, (prediction, scores))| Judged { item, prediction, scores })
             .collect();
         assert!(judged.iter().all(|one| metric.fits(&one.item.truth)));
-        let found = metric.judge(&judged, 0).unwrap();
+        let found = Metric::judge_all(&[metric], &judged, &Judging::of(0)).unwrap().remove(0);
         found.figures.into_iter().map(|figure| (figure.name, figure.estimate.value)).collect()
     }
 
@@ -493,11 +547,53 @@ mod tests {
                 assert!((value - expected).abs() < 1e-12, "{name}: {value}, not {expected}");
             }
         };
-        let by_type = [("accuracy", 1.0 / 3.0), ("accuracy/TN", 0.5), ("accuracy/C", 0.0)];
+        let by_type = [("accuracy", 1.0 / 3.0), ("accuracy/TP", 0.5), ("accuracy/CW", 0.0)];
         check(Metric::Accuracy, &by_type);
+        let by_type = [("next-qa:mc/TN", 0.5), ("next-qa:mc/T", 0.5), ("next-qa:mc/C", 0.0)];
+        check(Metric::NextChoice, &by_type);
+        assert!(
+            figures(Metric::Accuracy, [1, 1, 0], said).iter().all(|(name, _)| name != "accuracy/C")
+        );
         check(Metric::RocAuc, &[("roc_auc", 0.0)]);
         check(Metric::Recall, &[("recall@1", 1.0 / 3.0), ("mean-rank", 5.0 / 3.0)]);
         check(Metric::Ndcg, &[("ndcg", 2.0 / 3.0)]);
+    }
+
+    #[test]
+    fn captions_of_one_film_are_drawn_together_whatever_the_frequencies() {
+        let captions = ["a red ball rolls", "two green stars", "a dog", "the cat sleeps", "a cat"];
+        let truth = |text: &str| ItemTruth::Captions(vec![text.to_owned(), "a ball".to_owned()]);
+        let film = |(i, text): (usize, &&str)| Item {
+            medium_id: format!("film {}", i / 3),
+            ..item(&i.to_string(), truth(text), &[])
+        };
+        let items: Vec<Item> = captions.iter().enumerate().map(film).collect();
+        let judged: Vec<Judged<'_>> = items
+            .iter()
+            .map(|item| Judged { item, prediction: "a red ball", scores: &[] })
+            .collect();
+        let value = |frequencies| {
+            let how = Judging { frequencies, ..Judging::of(0) };
+            let found = Metric::judge_all(&[Metric::CiderCoco], &judged, &how).unwrap();
+            found[0].figures[0].estimate.value
+        };
+        let (frozen, recomputed) = (value(Frequencies::Frozen), value(Frequencies::Recomputed));
+        assert!(frozen > 0.0 && (frozen - recomputed).abs() < 1e-12, "{frozen} {recomputed}");
+    }
+
+    #[test]
+    fn a_score_that_there_is_not_is_named_and_the_others_stay() {
+        let truth = ItemTruth::Candidate { right: 1, relevance: None };
+        let items = ["1", "2"].map(|id| item(id, truth.clone(), &["no", "yes"]));
+        let judged: Vec<Judged<'_>> = items
+            .iter()
+            .map(|item| Judged { item, prediction: "yes", scores: &[-1.0, -0.5] })
+            .collect();
+        let metrics = [Metric::RocAuc, Metric::Accuracy];
+        let found = Metric::judge_all(&metrics, &judged, &Judging::of(0)).unwrap();
+        assert_eq!(found[0].problem.as_deref(), Some("no roc_auc: all labels are alike"));
+        assert!(found[0].figures.is_empty() && found[1].problem.is_none());
+        assert_eq!(found[1].figures[0].estimate, Estimate::alone(1.0));
     }
 
     #[test]

@@ -32,7 +32,10 @@ pub fn difference(a: &Drawn, b: &Drawn, value: usize) -> Option<Difference> {
     let least = count(|d| *d <= 0.0).min(count(|d| *d >= 0.0));
     // The queries at hand count as one resample more, so that no p-value is zero.
     let p = 2.0 * (least as f64 + 1.0) / (differences.len() as f64 + 1.0);
-    let difference = Estimate::of(of_b - of_a, differences)?;
+    let is_drawn = !a.resampled.is_empty();
+    let difference = of_b - of_a;
+    let difference =
+        if is_drawn { Estimate::of(difference, differences) } else { Estimate::alone(difference) };
     Some(Difference { a: of_a, b: of_b, difference, p: p.min(1.0) })
 }
 

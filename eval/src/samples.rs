@@ -43,6 +43,9 @@ pub struct Sample {
     /// What it adds under each metric; known once all queries are answered.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub credit: Map<String, Value>,
+    /// What the scores are made of that are no means of credits, by metric.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub terms: Map<String, Value>,
 }
 
 impl Record for Sample {
@@ -180,6 +183,7 @@ mod tests {
             target: vec!["red".into()],
             prediction: "line\nbreak".into(),
             credit: Map::new(),
+            terms: Map::new(),
             log_likelihoods: vec![value, -0.1],
         }
     }

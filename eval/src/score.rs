@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::bootstrap::{Clusters, Drawn, Estimate, RESAMPLES, Resampling, Scores};
 use crate::error::EvalError;
 use crate::metric::evidence::{Evidence, Prediction};
-use crate::metric::measure::{Bench, Frequencies, Measured};
+use crate::metric::measure::{Bench, Frequencies, Measured, Measuring};
 use crate::metric::{Form, Judging, Metric};
 use crate::paired::{Difference, difference};
 use crate::settings::write_whole;
@@ -131,10 +131,10 @@ pub struct Scored {
     pub resamples: usize,
     /// What is odd about the predictions.
     pub warnings: Vec<String>,
-    /// Ids of the items, in the order of the credits.
+    /// Ids of the items.
     pub(crate) ids: Vec<String>,
-    /// Names of the metrics, with the credit of each item and what the score is made of.
-    pub(crate) credits: Vec<(String, Vec<Value>, Vec<Value>)>,
+    /// Of each metric, in the order of the items.
+    pub(crate) credits: Vec<Credits>,
 }
 
 /// Ids that a message names; of the rest it says how many.
@@ -156,11 +156,7 @@ pub fn run(score: &Score) -> Result<String, EvalError> {
 /// As [`run`].
 pub fn scored(score: &Score) -> Result<Scored, EvalError> {
     if let Some(task) = &score.task {
-        let scored = by_task::scored(score, task)?;
-        if let Some(path) = &score.samples {
-            write_whole(path, &credits_of(&scored))?;
-        }
-        return Ok(scored);
+        return by_task::scored(score, task);
     }
     let read = |path: &Path| std::fs::read(path).map_err(EvalError::file("read", path));
     // The bytes of the annotations go before anything else comes.
@@ -184,16 +180,13 @@ fn scored_against(score: &Score, mut truths: Truths, said: &[u8]) -> Result<Scor
     warnings.extend(warnings::of(truths.form, &items, &predictions));
     let clusters =
         Clusters::of(items.iter().map(|item| item.cluster.as_deref().unwrap_or(&item.id)));
-    let mut bench = Bench {
-        items: &items,
-        predictions: &predictions,
-        answers: &mut truths.answers,
+    let how = Measuring {
         clusters: &clusters,
         frequencies: score.frequencies,
         wordnet: score.wordnet.as_deref(),
         path: &score.predictions,
-        captions: None,
     };
+    let mut bench = Bench::of((&items, &predictions), &mut truths.answers, how);
     let mut measured = Vec::new();
     for metric in metrics {
         measured.push(bench.measure(metric)?);
@@ -201,22 +194,65 @@ fn scored_against(score: &Score, mut truths: Truths, said: &[u8]) -> Result<Scor
     let plan = Resampling { clusters: &clusters, seed: score.seed, resamples: score.resamples };
     let scores: Vec<&Scores<'_>> = measured.iter().map(|one| &*one.scores).collect();
     let drawn = plan.draw(&scores);
-    let rows = rows(&measured, &drawn);
-    let credits: Vec<(String, Vec<Value>, Vec<Value>)> =
-        measured.into_iter().map(|one| (one.metric.name(), one.credits, one.terms)).collect();
-    let ids = items.iter().map(|item| item.id.clone()).collect();
-    let scored = Scored {
+    let said = items.iter().zip(&predictions).map(|(item, said)| Said {
+        id: &item.id,
+        cluster: item.cluster.as_deref(),
+        prediction: said_of(said),
+    });
+    finished(score, (measured, &drawn), said, warnings)
+}
+
+/// What was said of one item.
+struct Said<'a> {
+    id: &'a str,
+    cluster: Option<&'a str>,
+    prediction: Value,
+}
+
+/// The scores of what was measured, after the samples are written if they are asked for.
+fn finished<'a>(
+    score: &Score,
+    (measured, drawn): (Vec<Measured>, &[Drawn]),
+    said: impl Iterator<Item = Said<'a>> + Clone,
+    mut warnings: Vec<String>,
+) -> Result<Scored, EvalError> {
+    let rows = rows(&measured, drawn);
+    let problems = measured.iter().zip(drawn).filter_map(|(one, drawn)| one.problem(drawn));
+    let problems: Vec<String> = problems.collect();
+    if rows.is_empty() && !problems.is_empty() {
+        let problem = problems.join("; ");
+        return Err(EvalError::Annotations { path: score.annotations.clone(), problem });
+    }
+    warnings.extend(problems);
+    let ids: Vec<String> = said.clone().map(|one| one.id.to_owned()).collect();
+    let credits: Vec<Credits> = measured.into_iter().map(Credits::of).collect();
+    if let Some(path) = &score.samples {
+        write_whole(path, &samples(said, &credits))?;
+    }
+    Ok(Scored {
         rows,
-        n_predictions: items.len(),
+        n_predictions: ids.len(),
         resamples: score.resamples,
         warnings,
         ids,
         credits,
-    };
-    if let Some(path) = &score.samples {
-        write_whole(path, &samples(&items, &predictions, &scored.credits))?;
+    })
+}
+
+/// What items add under one metric.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Credits {
+    pub(crate) metric: String,
+    pub(crate) of_items: Vec<Value>,
+    /// What the score is made of, where it is no mean of credits.
+    terms: Vec<Value>,
+}
+
+impl Credits {
+    fn of(measured: Measured) -> Self {
+        let (of_items, terms) = (measured.credits, measured.terms);
+        Self { metric: measured.metric.name(), of_items, terms }
     }
-    Ok(scored)
 }
 
 impl Score {
@@ -329,42 +365,31 @@ fn rows(measured: &[Measured], drawn: &[Drawn]) -> Vec<Row> {
     rows
 }
 
-/// A JSON object a line for each item, with its credit alone.
-fn credits_of(scored: &Scored) -> String {
-    let line = |(i, id): (usize, &String)| {
-        let credits = scored.credits.iter();
-        let credit: Map<String, Value> =
-            credits.map(|(name, credits, _)| (name.clone(), credits[i].clone())).collect();
-        format!("{}\n", json!({ "id": id, "credit": credit }))
-    };
-    scored.ids.iter().enumerate().map(line).collect()
+/// What samples hold of a prediction.
+fn said_of(prediction: &Prediction<'_>) -> Value {
+    match prediction {
+        Prediction::Text(text) => json!(text),
+        Prediction::Ranking(ranking) => json!(ranking),
+        Prediction::Choice(choice) => json!(choice),
+        // Scores of many classes are in the file of predictions.
+        Prediction::Scores(scores) if scores.len() == 1 => json!(scores[0]),
+        Prediction::Scores(_) => Value::Null,
+    }
 }
 
 /// A JSON object a line for each item.
-fn samples(
-    items: &[Evidence<'_>],
-    predictions: &[Prediction<'_>],
-    credits: &[(String, Vec<Value>, Vec<Value>)],
-) -> String {
+fn samples<'a>(said: impl Iterator<Item = Said<'a>>, credits: &[Credits]) -> String {
     let mut text = String::new();
-    for (i, (item, prediction)) in items.iter().zip(predictions).enumerate() {
+    for (i, Said { id, cluster, prediction }) in said.enumerate() {
         let (mut credit, mut terms) = (Map::new(), Map::new());
-        for (name, credits, of_score) in credits {
-            credit.insert(name.clone(), credits[i].clone());
-            if let Some(term) = of_score.get(i) {
-                terms.insert(name.clone(), term.clone());
+        for of_metric in credits {
+            credit.insert(of_metric.metric.clone(), of_metric.of_items[i].clone());
+            if let Some(term) = of_metric.terms.get(i) {
+                terms.insert(of_metric.metric.clone(), term.clone());
             }
         }
-        let said = match prediction {
-            Prediction::Text(text) => json!(text),
-            Prediction::Ranking(ranking) => json!(ranking),
-            Prediction::Choice(choice) => json!(choice),
-            // Scores of many classes are in the file of predictions.
-            Prediction::Scores(scores) if scores.len() == 1 => json!(scores[0]),
-            Prediction::Scores(_) => Value::Null,
-        };
-        let mut line = json!({ "id": item.id, "prediction": said, "credit": credit });
-        if let Some(cluster) = &item.cluster {
+        let mut line = json!({ "id": id, "prediction": prediction, "credit": credit });
+        if let Some(cluster) = cluster {
             line["cluster"] = json!(cluster);
         }
         if !terms.is_empty() {
@@ -386,7 +411,10 @@ fn as_table(scored: &Scored) -> String {
         if has_families {
             let against = figure.against.as_ref().map(|(name, difference)| {
                 let Estimate { value, low, high, .. } = difference.difference;
-                format!("{value:+.3} [{low:+.3}, {high:+.3}] {name}")
+                match scored.resamples {
+                    0 => format!("{value:+.3} {name}"),
+                    _ => format!("{value:+.3} [{low:+.3}, {high:+.3}] {name}"),
+                }
             });
             row.push(against.unwrap_or_default());
         }
@@ -410,8 +438,14 @@ fn as_json(scored: &Scored) -> String {
             _ => json!({ "value": value, "ci95": [low, high], "stderr": stderr }),
         };
         if let Some((name, difference)) = &figure.against {
-            entry["against"] = json!({ "metric": name, "difference": difference.difference,
-                "p": difference.p });
+            entry["against"] = match scored.resamples {
+                0 => {
+                    json!({ "metric": name, "difference": { "value": difference.difference.value } })
+                }
+                _ => {
+                    json!({ "metric": name, "difference": difference.difference, "p": difference.p })
+                }
+            };
         }
         (figure.name.clone(), entry)
     };

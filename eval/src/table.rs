@@ -137,8 +137,11 @@ pub fn seed_table(evaluation: &Evaluation<'_>) -> Option<Table> {
     (!rows.is_empty()).then(|| Table { headers: headers.map(str::to_owned).to_vec(), rows })
 }
 
-/// `0.412 [0.360, 0.470]`.
+/// `0.412 [0.360, 0.470]`; the score alone where no resample has one.
 pub fn with_interval(estimate: &Estimate) -> String {
+    if estimate.low.is_nan() {
+        return format!("{:.3}", estimate.value);
+    }
     format!("{:.3} [{:.3}, {:.3}]", estimate.value, estimate.low, estimate.high)
 }
 

@@ -97,6 +97,112 @@ fn corpus_scores_are_compared_by_what_they_are_made_of() {
     }
 }
 
+/// What `score --samples` writes is compared to the values that it gives, of every figure that both have.
+fn check_corpus(folder: &Path, truth: &Path, mine: [&Path; 2], n_figures: usize) {
+    let scored = ["a", "b"].into_iter().zip(mine).map(|(side, mine)| {
+        let samples = folder.join(format!("{side}.jsonl"));
+        let [truth, mine, out] = [truth, mine, &samples].map(|path| path.to_str().unwrap());
+        let args =
+            ["score", "--json", "--annotations", truth, "--predictions", mine, "--samples", out];
+        let output = eval(&args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (samples, serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    });
+    let scored: Vec<(PathBuf, Value)> = scored.collect();
+    let found = compared(&scored[0].0, &scored[1].0);
+    let metrics = found["tasks"][0]["metrics"].as_array().unwrap();
+    assert_eq!(metrics.len(), n_figures, "{found}");
+    for metric in metrics {
+        let name = metric["metric"].as_str().unwrap();
+        for (side, (_, scores)) in ["a", "b"].into_iter().zip(&scored) {
+            let expected = scores["scores"][name]["value"].as_f64();
+            let expected = expected.unwrap_or_else(|| panic!("no {name} in {scores}"));
+            let value = metric[side].as_f64().unwrap();
+            assert!((value - expected).abs() < 1e-12, "{name} of {side}: {value}, not {expected}");
+        }
+    }
+    // Without what the scores are made of there is nothing to compare.
+    let text = std::fs::read_to_string(&scored[0].0).unwrap();
+    let bare: Vec<Value> = text
+        .lines()
+        .map(|line| {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            line.as_object_mut().unwrap().remove("terms");
+            line
+        })
+        .collect();
+    if text.contains("\"terms\"") {
+        let bare = write(folder, "bare.jsonl", &bare);
+        let output = eval(&["compare", scored[1].0.to_str().unwrap(), bare.to_str().unwrap()]);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            message.contains("bare.jsonl: `") && message.contains("has no `terms` of"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn means_over_types_and_ranks_are_compared_as_they_are_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, value: &Value| write(folder.path(), name, std::slice::from_ref(value));
+    let question = |id: &str| {
+        let choices = json!([{ "choice_id": 0, "choice": "a" }, { "choice_id": 1, "choice": "b" }]);
+        json!({ "question_id": id, "question": "q", "video_id": "V", "answer": "a", "choices": choices })
+    };
+    let ids = ["Interaction_T1_1", "Interaction_T1_2", "Interaction_T1_3", "Sequence_T1_1"];
+    let truth = file("star.json", &ids.iter().map(|id| question(id)).collect());
+    let answers = |choices: [usize; 4]| -> Value {
+        let rows = ids.iter().zip(choices);
+        let rows: Vec<Value> =
+            rows.map(|(id, choice)| json!({ "question_id": id, "answer": choice })).collect();
+        json!({ "Interaction": rows[..3], "Sequence": rows[3..] })
+    };
+    let mine = [file("1.json", &answers([0, 1, 1, 0])), file("2.json", &answers([0, 0, 0, 1]))];
+    check_corpus(folder.path(), &truth, [&mine[0], &mine[1]], 1);
+
+    let label = |id: usize| json!({ "id": id, "label": usize::from(id.is_multiple_of(3)) });
+    let truth = write(folder.path(), "dev.jsonl", &(0..9).map(label).collect::<Vec<_>>());
+    let proba = |odd: usize| -> Value {
+        (0..9).map(|id| json!({ "id": id, "proba": (id * odd % 7) as f64 / 7.0 })).collect()
+    };
+    let mine = [file("3.json", &proba(3)), file("4.json", &proba(5))];
+    check_corpus(folder.path(), &truth, [&mine[0], &mine[1]], 1);
+
+    let round =
+        |right: usize| json!({ "question": 0, "answer_options": [4, 5, 6], "gt_index": right });
+    let dialogs = json!({ "version": "1.0", "data": { "questions": [], "dialogs":
+        [{ "image_id": 9, "caption": "c", "dialog": [round(0), round(2)] }] } });
+    let truth = file("visdial.json", &dialogs);
+    let ranks = |ranks: [usize; 3]| -> Value {
+        (1..3).map(|n| json!({ "image_id": 9, "round_id": n, "ranks": ranks })).collect()
+    };
+    let mine = [file("5.json", &ranks([1, 2, 3])), file("6.json", &ranks([3, 1, 2]))];
+    check_corpus(folder.path(), &truth, [&mine[0], &mine[1]], 1);
+}
+
+#[test]
+fn clips_that_do_not_show_their_action_count_in_a_comparison() {
+    let folder = tempfile::tempdir().unwrap();
+    let truth = folder.path().join("rareact.csv");
+    let rows = "id,video_id,start,end,class_id,verb,noun,annotation\n\
+        0,a,0,10,0,cut,phone,1\n1,b,0,10,0,cut,phone,0\n2,c,0,10,1,cut,shoe,1\n3,a,0,10,1,cut,shoe,2\n";
+    std::fs::write(&truth, rows).unwrap();
+    let scores = |name: &str, values: [f32; 8]| {
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2), }\n";
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let a = scores("a.npy", [0.1, 0.2, 0.5, 0.0, 0.4, 0.1, 0.3, 0.3]);
+    let b = scores("b.npy", [0.9, 0.2, 0.5, 0.0, 0.4, 0.8, 0.3, 0.3]);
+    check_corpus(folder.path(), &truth, [&a, &b], 1);
+}
+
 #[test]
 fn folders_are_compared_file_by_file_and_what_is_no_sample_is_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -119,7 +225,7 @@ fn folders_are_compared_file_by_file_and_what_is_no_sample_is_named() {
     let good = write(folder.path(), "good.jsonl", &[line(1.0)]);
     refused(&a, &good, "good.jsonl: it is no folder, but the other one is");
     let bare = write(folder.path(), "bare.jsonl", &[json!({ "key": "k" })]);
-    refused(&good, &bare, "bare.jsonl: line 1: no `credit`");
+    refused(&good, &bare, "bare.jsonl: `k` has no `credit`");
     let twice = write(folder.path(), "twice.jsonl", &[line(1.0), line(1.0)]);
     refused(&good, &twice, "twice.jsonl: line 2: `k` is there twice");
     let other = write(

@@ -93,6 +93,11 @@ fn one_file_is_scored_under_several_rules() {
     let rules = ["vqa:official", "vqa:open-flamingo", "vqa:vizwiz-api"];
     let metrics = rules.iter().flat_map(|rule| ["--metric", rule]);
     let more: Vec<&str> = metrics.chain(["--json"]).collect();
+    let alone = [&more[..], &["--resamples", "0"]].concat();
+    let output = score(folder.path(), &truth, &mine, &alone);
+    let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let against = json!({ "metric": "vqa:official", "difference": { "value": 0.9 } });
+    assert_eq!(scores["scores"]["vqa:vizwiz-api"]["against"], against);
     let output = score(folder.path(), &truth, &mine, &more);
     let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
     let value = |rule: &str| scores["scores"][rule]["value"].as_f64().unwrap();

@@ -145,6 +145,18 @@ fn labels_are_ranked_by_score_and_a_score_must_be_a_number() {
     let lines =
         "{\"id\": 1, \"score\": 0.5}\n{\"id\": 2, \"score\": 0.9}\n{\"id\": 3, \"score\": 0.1}\n";
     check(("dev.jsonl", truth), ("mine.jsonl", lines), &[], &[("roc_auc", 0.5)]);
+    let alike = truth.replace("\"label\": 1", "\"label\": 0");
+    refused(
+        ("dev.jsonl", &alike),
+        ("m.csv", table),
+        &[],
+        &["dev.jsonl: no roc_auc: all labels are alike"],
+    );
+    // One resample of three labels may have no area; the score itself stays.
+    for seed in 0..8 {
+        let more = ["--resamples", "1", "--seed", &seed.to_string()];
+        check(("dev.jsonl", truth), ("mine.csv", table), &more, &[("roc_auc", 0.75)]);
+    }
     let nan = table.replace("2,0.5", "2,nan");
     refused(("dev.jsonl", truth), ("m.csv", &nan), &[], &["m.csv: the score of 2 is not a number"]);
     let word = table.replace("2,0.5", "2,high");

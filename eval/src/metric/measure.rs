@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::evidence::{Evidence, Prediction, Truth};
-use super::{Metric, Rule};
+use super::{Metric, Rule, official_type};
 use crate::bootstrap::{Clusters, Drawn, Estimate, Scores, Sums, ratio};
 use crate::error::EvalError;
 use crate::metrics::bleu::{BleuCounts, bleu_counts};
@@ -54,25 +54,68 @@ impl Measured {
         }
         estimates
     }
+
+    /// Why there is no score, where there is none.
+    pub(crate) fn problem(&self, drawn: &Drawn) -> Option<String> {
+        let why = match self.metric.rule() {
+            Rule::RocAuc => "all labels are alike",
+            Rule::Mwap => "no clip shows its action",
+            _ => "there is nothing that it could be the mean of",
+        };
+        let is_there = drawn.values.first().is_some_and(Option::is_some);
+        (!is_there).then(|| format!("no {}: {why}", self.metric.name()))
+    }
 }
 
 /// Items with their predictions, and what metrics share.
 pub(crate) struct Bench<'a> {
-    pub(crate) items: &'a [Evidence<'a>],
+    items: &'a [Evidence<'a>],
     /// In the order of the items.
-    pub(crate) predictions: &'a [Prediction<'a>],
-    pub(crate) answers: &'a mut AnswerTable,
+    predictions: &'a [Prediction<'a>],
+    answers: &'a mut AnswerTable,
+    clusters: &'a Clusters,
+    frequencies: Frequencies,
+    wordnet: Option<&'a Path>,
+    path: &'a Path,
+    /// The captions as words, and by which rule.
+    captions: Option<(Words, CaptionSet)>,
+    /// Opened for the first metric that looks words up.
+    database: Option<WordNet>,
+}
+
+/// How metrics are measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Measuring<'a> {
     pub(crate) clusters: &'a Clusters,
     pub(crate) frequencies: Frequencies,
     /// Folder of the `WordNet` database, unless it is the usual one.
     pub(crate) wordnet: Option<&'a Path>,
     /// The file of the predictions, for messages.
     pub(crate) path: &'a Path,
-    /// The captions as words, and by which rule.
-    pub(crate) captions: Option<(Words, CaptionSet)>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// Items with a prediction of each, in the same order.
+    pub(crate) fn of(
+        (items, predictions): (&'a [Evidence<'a>], &'a [Prediction<'a>]),
+        answers: &'a mut AnswerTable,
+        how: Measuring<'a>,
+    ) -> Self {
+        let Measuring { clusters, frequencies, wordnet, path } = how;
+        let (captions, database) = (None, None);
+        Self {
+            items,
+            predictions,
+            answers,
+            clusters,
+            frequencies,
+            wordnet,
+            path,
+            captions,
+            database,
+        }
+    }
+
     /// Computes a metric that fits the items.
     pub(crate) fn measure(&mut self, metric: Metric) -> Result<Measured, EvalError> {
         match metric.rule() {
@@ -153,8 +196,10 @@ impl Bench<'_> {
         }
         let draws = CiderDraws::of(self.words(words));
         let measured = self.mean(metric, &credits);
-        // Each image is a cluster of its own.
-        let scores = Box::new(move |times: &[u32]| vec![draws.score(|image| times[image])]);
+        let clusters = self.clusters.clone();
+        let scores = Box::new(move |times: &[u32]| {
+            vec![draws.score(|image| times[clusters.of_query(image)])]
+        });
         Measured { scores, ..measured }
     }
 
@@ -207,9 +252,12 @@ impl Bench<'_> {
         }
     }
 
-    fn wups(&self, text: WupsText, threshold: f64) -> Result<Vec<f64>, EvalError> {
-        let wordnet = WordNet::open(self.wordnet)?;
-        let mut wups = Wups::new(&wordnet);
+    fn wups(&mut self, text: WupsText, threshold: f64) -> Result<Vec<f64>, EvalError> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => WordNet::open(self.wordnet)?,
+        };
+        let mut wups = Wups::new(self.database.insert(database));
         let mut credits = Vec::with_capacity(self.items.len());
         for (item, prediction) in self.items.iter().zip(self.predictions) {
             let Truth::Texts(references) = &item.truth else { continue };
@@ -230,20 +278,31 @@ impl Bench<'_> {
         .collect()
     }
 
-    /// The mean over all, and over the items of each type, and of each first letter where types are two
-    /// letters, as those of NExT-QA.
+    /// The mean over all, and over the items of each type, and of each first letter of the two of NExT-QA's types.
     fn by_kind(&self, metric: Metric, credits: &[f64], overall: Overall) -> Measured {
-        let types = self.items.iter().map(|item| item.kind.as_str());
+        let is_next_qa = metric.has_types_of_next_qa();
+        let kind_of = |item: &'a Evidence<'a>| {
+            if is_next_qa { official_type(&item.kind) } else { &item.kind }
+        };
+        let types = self.items.iter().map(kind_of);
         let types: BTreeSet<&str> = types.filter(|kind| !kind.is_empty()).collect();
-        let has_letters = overall == Overall::Items && types.iter().all(|kind| kind.len() == 2);
+        let has_letters = is_next_qa && types.iter().all(|kind| kind.len() == 2);
         let mut groups: BTreeSet<&str> = types.clone();
         if has_letters {
             groups.extend(types.iter().filter_map(|kind| kind.get(..1)));
         }
         let n_types = types.len();
+        let terms = match overall {
+            Overall::Items => Vec::new(),
+            Overall::Types => {
+                let both = self.items.iter().zip(credits);
+                both.map(|(item, credit)| json!([item.kind, credit])).collect()
+            }
+        };
         let sums_of = |group: &str| {
-            let term = |(item, credit): (&Evidence<'_>, &f64)| {
-                let is_in = item.kind == group || has_letters && item.kind.starts_with(group);
+            let term = |(item, credit): (&'a Evidence<'a>, &f64)| {
+                let kind = kind_of(item);
+                let is_in = kind == group || has_letters && kind.starts_with(group);
                 if is_in { [*credit, 1.0] } else { [0.0, 0.0] }
             };
             Sums::of(self.clusters, self.items.iter().zip(credits).map(term))
@@ -267,7 +326,7 @@ impl Bench<'_> {
                 std::iter::once(all).chain(groups).collect()
             }),
             credits: credits.iter().map(|credit| json!(credit)).collect(),
-            terms: Vec::new(),
+            terms,
         }
     }
 
@@ -386,6 +445,8 @@ impl Bench<'_> {
         for (clip, precision) in actions.iter().flat_map(Action::precisions) {
             credits[clip] = json!(precision);
         }
+        let term = |(clip, said): (&Clip, &Prediction<'_>)| json!([clip, said.scores()]);
+        let terms = clips.iter().zip(self.predictions).map(term).collect();
         let clusters = self.clusters.clone();
         Ok(Measured {
             metric,
@@ -394,7 +455,7 @@ impl Bench<'_> {
                 vec![mwap(&actions, |clip| f64::from(times[clusters.of_query(clip)]))]
             }),
             credits,
-            terms: Vec::new(),
+            terms,
         })
     }
 }

@@ -8,10 +8,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde::{Deserialize, Serialize};
+
 use super::roc_auc::{Judged, Thresholds};
 
 /// What the annotator saw of the action that was looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Seen {
     /// Neither verb nor noun (0).
     Nothing,
@@ -34,7 +37,7 @@ impl Seen {
 }
 
 /// A row of `rareact.csv`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clip {
     /// The video that it is of.
     pub video: String,

@@ -1,12 +1,12 @@
 //! Predictions of a benchmark's items, which its task file finds in the official files.
 
-use serde_json::Value;
+use serde_json::json;
 
 use crate::error::EvalError;
 use crate::linter::{Severity, lint};
-use crate::metric::{Judged, Metric};
+use crate::metric::{Judged, Metric, measured};
 use crate::predictions::{Prediction, Predictions};
-use crate::score::{Row, Score, Scored};
+use crate::score::{Said, Score, Scored, finished};
 use crate::submission::Predicted;
 
 /// Scores the predictions by the metrics of the task, or those that are asked for.
@@ -30,26 +30,17 @@ pub(super) fn scored(score: &Score, task: &str) -> Result<Scored, EvalError> {
         .zip(&texts)
         .map(|((item, it), text)| Judged { item, prediction: text, scores: &it.scores })
         .collect();
-    let (mut rows, mut credits) = (Vec::new(), Vec::new());
-    for metric in metrics(score, &benchmark.task.metrics, &judged, &file)? {
-        let found = metric.judge_by(&judged, &score.judging())?;
-        rows.extend(found.figures.into_iter().map(|figure| Row {
-            name: figure.name,
-            estimate: figure.estimate,
-            against: None,
-        }));
-        credits.push((metric.name(), found.credits, Vec::<Value>::new()));
-    }
+    let metrics = metrics(score, &benchmark.task.metrics, &judged, &file)?;
+    let (measured, drawn) = measured(&metrics, &judged, &score.judging())?;
     let findings = lint(&benchmark, &file).into_iter();
     let warnings = findings.filter(|finding| finding.severity == Severity::Warning);
-    Ok(Scored {
-        rows,
-        n_predictions: judged.len(),
-        resamples: score.resamples,
-        warnings: warnings.map(|finding| finding.text).collect(),
-        ids: benchmark.query.iter().map(|item| item.id.clone()).collect(),
-        credits,
-    })
+    let warnings = warnings.map(|finding| finding.text).collect();
+    let said = judged.iter().map(|one| Said {
+        id: &one.item.id,
+        cluster: Some(&one.item.medium_id),
+        prediction: json!(one.prediction),
+    });
+    finished(score, (measured, &drawn), said, warnings)
 }
 
 /// The text of a prediction; of scores alone, the candidate with the highest one.

@@ -15,8 +15,8 @@ use serde::{Deserialize, de};
 use serde_json::Value;
 
 use crate::error::EvalError;
+use crate::metric::Form;
 use crate::metric::evidence::{Evidence, Truth};
-use crate::metric::{Form, official_type};
 use crate::metrics::mwap::{Clip, Seen};
 use crate::metrics::vqa::{AnswerTable, Person};
 
@@ -404,8 +404,7 @@ fn from_table(bytes: &[u8]) -> Result<Truths, String> {
                 } else {
                     Truth::Texts(vec![cell("answer")?.to_owned()])
                 };
-                let (video, kind) = (cell("video")?.to_owned(), official_type(cell("type")?));
-                let kind = kind.to_owned();
+                let (video, kind) = (cell("video")?.to_owned(), cell("type")?.to_owned());
                 let id = format!("{video}_{}", cell("qid")?);
                 Evidence { kind, ..item(id, Some(video), truth) }
             }

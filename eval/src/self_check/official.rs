@@ -333,7 +333,7 @@ impl Data<'_> {
 }
 
 fn per_image_check(check: &mut Check, scored: &Scored, name: &str, key: &str, theirs: &PerImage) {
-    let credits = scored.credits.iter().find(|(metric, ..)| metric == name).map(|(_, it, _)| it);
+    let credits = scored.credits.iter().find(|it| it.metric == name).map(|it| &it.of_items);
     let ours: HashMap<&str, Option<f64>> = scored
         .ids
         .iter()
