@@ -268,10 +268,7 @@ pub(crate) mod tests {
     }
 
     /// What each of some ranks makes, in their order.
-    pub(crate) fn on_threads<T: Send>(
-        count: usize,
-        work: impl Fn(&dyn Collective) -> T + Sync,
-    ) -> Vec<T> {
+    pub(crate) fn on_threads<T: Send>(count: usize, work: impl Fn(&Threads) -> T + Sync) -> Vec<T> {
         let said = Arc::new(Mutex::new(vec![Vec::new(); count]));
         let (met, sent) = (Arc::new(Barrier::new(count)), Sent::default());
         let rank = |index| Threads {
@@ -293,7 +290,8 @@ pub(crate) mod tests {
 
     #[test]
     fn sums_are_the_same_bits_on_all_ranks_and_keep_what_is_not_a_number() {
-        let sums = on_threads(3, |ranks| {
+        let sums = on_threads(3, |ranks: &Threads| {
+            let ranks: &dyn Collective = ranks;
             let own = ranks.rank().index;
             let mut values = [[1e16, 0.0, -1e16][own], 0.1, [0.0, f64::NAN, 0.0][own]];
             ranks.sum(&mut values).unwrap();
@@ -308,7 +306,8 @@ pub(crate) mod tests {
 
     #[test]
     fn ranks_that_differ_are_named() {
-        let errors = on_threads(4, |ranks| {
+        let errors = on_threads(4, |ranks: &Threads| {
+            let ranks: &dyn Collective = ranks;
             let found = if [1, 3].contains(&ranks.rank().index) { "b" } else { "a" };
             ranks.require_same("the config", "same").unwrap();
             ranks.require_same("the config", found).unwrap_err().to_string()
@@ -321,7 +320,8 @@ pub(crate) mod tests {
     #[test]
     fn all_ranks_have_the_measures_of_the_first_to_the_last_bit() {
         let measures = |value: f64| Some(Measures::from([("validation.a.nll".to_owned(), value)]));
-        let found = on_threads(3, |each| {
+        let found = on_threads(3, |each: &Threads| {
+            let each: &dyn Collective = each;
             let own = |value: f64| if each.is_first() { measures(value) } else { None };
             let shared = each.of_first(Ok(own(0.1 + 0.2))).unwrap();
             let nan = each.of_first(Ok(own(f64::NAN))).unwrap().unwrap();

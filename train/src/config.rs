@@ -72,8 +72,7 @@ pub struct RunConfig<M> {
     pub gates_every: Option<u64>,
     /// Steps between two looks at the gradient of each dataset by itself, where gradients of at least two
     /// accumulate: its norm, its angle to the mixture's, its noise scale, and the lambdas that would make
-    /// norms equal. A look takes as long as one to two steps, and memory for one more gradient; over several
-    /// ranks there is no noise scale. May change
+    /// norms equal. A look takes as long as one to two steps, and memory for one more gradient. May change
     /// when a run is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accounting_every: Option<u64>,

@@ -209,7 +209,7 @@ fn mean(parts: &[PartLoss], extent: &Extent) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::rc::Rc;
 
     use flamingo_dataset::BatchPixels;
@@ -222,7 +222,7 @@ mod tests {
 
     const LENGTH: usize = 6;
 
-    fn stage() -> Language {
+    pub(crate) fn stage() -> Language {
         let config =
             "vocabulary = 20\ncontext = 6\nwidth = 8\nlayers = 1\nheads = 2\nactivation = 'gelu'";
         let config: LanguageConfig = toml::from_str(config).unwrap();
@@ -230,7 +230,7 @@ mod tests {
     }
 
     /// Sequences of two packed rows each, which predict so many tokens.
-    fn batch(dataset: usize, predicted: &[usize]) -> Batch {
+    pub(crate) fn batch(dataset: usize, predicted: &[usize]) -> Batch {
         let size = predicted.len();
         let mask = |n: &usize| (0..LENGTH).map(|l| f32::from(u8::from(l < *n))).collect::<Vec<_>>();
         Batch {
@@ -255,7 +255,10 @@ mod tests {
         vec![batch(0, &[5, 1, 3, 2]), batch(1, &[0, 4])]
     }
 
-    fn objective(normalisation: LossNormalisation, micro_batches: [usize; 2]) -> Objective {
+    pub(crate) fn objective(
+        normalisation: LossNormalisation,
+        micro_batches: [usize; 2],
+    ) -> Objective {
         let micro_batches = micro_batches.to_vec();
         Objective { weights: vec![0.5, 2.0], normalisation, micro_batches }
     }

@@ -226,7 +226,7 @@ fn gradient_rows(observed: &BTreeMap<String, f64>) -> Vec<Vec<String>> {
             name.to_owned(),
             format!("{:.4}", account.norm),
             format!("{:.1} %", 100.0 * account.share),
-            format!("{:.3}", account.cosine),
+            number(account.cosine, 3),
             number(account.noise_scale, 1),
             number(account.lambda_advised, 4),
         ]

@@ -262,10 +262,10 @@ mod tests {
 
     #[test]
     fn shares_of_an_update_are_that_of_one_process_to_the_last_bit() {
-        let (alone, moments) = on_threads(1, updated).remove(0);
+        let (alone, moments) = on_threads(1, |ranks| updated(ranks)).remove(0);
         assert_eq!(moments.len(), 14);
         for n_ranks in [2, 4, 16] {
-            let all = on_threads(n_ranks, updated);
+            let all = on_threads(n_ranks, |ranks| updated(ranks));
             for (rank, (values, _)) in all.iter().enumerate() {
                 assert!(*values == alone, "weights of rank {rank} of {n_ranks}");
             }
