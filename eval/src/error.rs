@@ -226,6 +226,12 @@ pub enum EvalError {
         /// What it should be.
         expected: &'static str,
     },
+    /// A task that is asked without examples only was to show some.
+    #[error("task `{task}` has no examples to show: ask it by itself, with `--shots 0`")]
+    NoExamples {
+        /// The task.
+        task: String,
+    },
     /// There are fewer support examples than shots.
     #[error(
         "query `{query}` has {available} support examples to draw from, {shots} shots need more"

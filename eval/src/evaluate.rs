@@ -10,13 +10,14 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::benchmark::Benchmark;
-use crate::bootstrap::{Clusters, Estimate, Term, estimate};
+use crate::bootstrap::{Clusters, Drawn, Estimate};
 use crate::controls::{ControlScore, ReadingControls, control_scores, longest, swap_images};
 use crate::draw::mix;
 use crate::error::EvalError;
 use crate::item::{Item, Truth};
 use crate::likeness::Likeness;
 use crate::metric::{Judged, Judgement, Judging, Metric};
+use crate::paired::difference;
 use crate::progress::Progress;
 use crate::prompt::{ImagePlace, Piece, Template};
 use crate::samples::{Record, Sample, SampleLog};
@@ -179,7 +180,7 @@ pub struct Scored {
 pub struct Gain {
     /// The shot count that it is over: the first with a score.
     pub over: usize,
-    /// Mean difference, paired by query.
+    /// Score less the other's, with the interval of the difference on the same draws of queries.
     pub estimate: Estimate,
 }
 
@@ -190,10 +191,9 @@ impl Scored {
         Some((*metric, judgement.figures.first()?.estimate))
     }
 
-    /// What each query adds to the score that counts, where it is a mean over queries.
-    fn credits(&self) -> Option<Vec<f64>> {
-        let (_, judgement) = self.judgements.first()?;
-        judgement.credits.iter().map(serde_json::Value::as_f64).collect()
+    /// Values of the metric that counts.
+    fn drawn(&self) -> Option<&Drawn> {
+        Some(&self.judgements.first()?.1.drawn)
     }
 }
 
@@ -602,7 +602,7 @@ impl<'a> Plan<'a> {
         Ok(scored)
     }
 
-    /// The mean difference to the same control at the first shot count, with the same shots' seed where there is
+    /// The difference to the same control at the first shot count, with the same shots' seed where there is
     /// one.
     fn gain(&self, now: &Scored, key: RoundKey, before: &[Round]) -> Option<Gain> {
         let scored = before.iter().filter_map(|round| match &round.outcome {
@@ -615,10 +615,7 @@ impl<'a> Plan<'a> {
         let (first, _) = scored.first().filter(|(first, _)| first.n_shots != key.n_shots)?;
         let same_seed = RoundKey { demo_seed: key.demo_seed, ..*first };
         let then = scored.iter().find(|(it, _)| *it == same_seed).or(scored.first())?;
-        let (now, then) = (now.credits()?, then.1.credits()?);
-        let terms: Vec<Term> =
-            now.iter().zip(&then).map(|(now, then)| Term::of(now - then)).collect();
-        let estimate = estimate(&terms, &self.clusters(), self.interval_seed())?;
+        let estimate = difference(then.1.drawn()?, now.drawn()?, 0)?.difference;
         Some(Gain { over: first.n_shots, estimate })
     }
 

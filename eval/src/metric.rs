@@ -173,6 +173,8 @@ pub struct Judgement {
     pub terms: Vec<Value>,
     /// Why there is no score, where there is none.
     pub problem: Option<String>,
+    /// Values of all scores, and in each resample, for the difference to another judgement of the same items.
+    pub drawn: Drawn,
 }
 
 /// What a file annotates.
@@ -381,17 +383,18 @@ impl Metric {
         how: &Judging<'_>,
     ) -> Result<Vec<Judgement>, EvalError> {
         let (measured, drawn) = measured(metrics, judged, how)?;
-        let judgement = |(measured, drawn): (Measured, &Drawn)| {
-            let estimates = measured.estimates(drawn).into_iter();
+        let judgement = |(measured, drawn): (Measured, Drawn)| {
+            let estimates = measured.estimates(&drawn).into_iter();
             let figures = measured.names.iter().zip(estimates);
             let figure = |(name, estimate): (&String, Option<Estimate>)| {
                 Some(Figure { name: name.clone(), estimate: estimate? })
             };
             let (figures, problem) =
-                (figures.filter_map(figure).collect(), measured.problem(drawn));
-            Judgement { figures, credits: measured.credits, terms: measured.terms, problem }
+                (figures.filter_map(figure).collect(), measured.problem(&drawn));
+            let Measured { credits, terms, .. } = measured;
+            Judgement { figures, credits, terms, problem, drawn }
         };
-        Ok(measured.into_iter().zip(&drawn).map(judgement).collect())
+        Ok(measured.into_iter().zip(drawn).map(judgement).collect())
     }
 }
 

@@ -39,7 +39,7 @@ impl Shots<'_> {
     /// Indices into the support items of the shots for a query, in the order in which they are shown.
     ///
     /// # Errors
-    /// When fewer than `n_shots` examples may be shown.
+    /// When fewer than `n_shots` examples may be shown, or the task has none at all.
     pub fn choose(&self, query: usize, n_shots: usize, seed: u64) -> Result<Vec<usize>, EvalError> {
         let Benchmark { task, support, query: queries, .. } = self.benchmark;
         let item = &queries[query];
@@ -54,6 +54,9 @@ impl Shots<'_> {
                 likeness.of(query, index)
             }),
         };
+        if n_shots > 0 && task.support.is_none() {
+            return Err(EvalError::NoExamples { task: task.name.clone() });
+        }
         if chosen.len() < n_shots {
             let (query, available) = (item.id.clone(), chosen.len());
             return Err(EvalError::FewExamples { query, available, shots: n_shots });
@@ -147,6 +150,18 @@ mod tests {
         let shots = Shots { benchmark, likeness: None };
         let chosen = shots.choose(query, n, seed).unwrap();
         chosen.into_iter().map(|i| benchmark.support[i].id.clone()).collect()
+    }
+
+    #[test]
+    fn a_task_without_examples_is_named() {
+        let benchmark = Benchmark {
+            task: TaskFile::find("rareact").unwrap(),
+            ..benchmark(0, &[("0", "video")])
+        };
+        let shots = Shots { benchmark: &benchmark, likeness: None };
+        assert!(shots.choose(0, 0, 0).unwrap().is_empty());
+        let message = shots.choose(0, 4, 0).unwrap_err().to_string();
+        assert!(message.contains("`rareact` has no examples"), "{message}");
     }
 
     #[test]

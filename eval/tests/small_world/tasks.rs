@@ -1,5 +1,6 @@
 //! All benchmarks that come with the program run, on made-up entries in their official layouts.
 
+use std::path::Path;
 use std::process::Command;
 
 use flamingo_eval::task_file::TaskFile;
@@ -15,6 +16,7 @@ fn every_task_runs() {
     let world = World::with_context(LONG_CONTEXT);
     let (benchmarks, out) = (world.path("benchmarks"), world.path("scores"));
     flamingo_fixtures::benchmarks::write(&benchmarks, 0).unwrap();
+    more_questions_of_one_type(&benchmarks.join("star/STAR_val.json"));
     let with_support = |name: &str| TaskFile::find(name).unwrap().support.is_some();
     let (few_shot, zero_shot): (Vec<&str>, Vec<&str>) =
         flamingo_fixtures::benchmarks::names().partition(|name| with_support(name));
@@ -30,6 +32,9 @@ fn every_task_runs() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let results = std::fs::read(out.join("results.json")).unwrap();
         let results: Value = serde_json::from_slice(&results).unwrap();
+        if shots == "0,4" {
+            names.iter().for_each(|name| check_gain(&results["results"], name));
+        }
         for name in names {
             for n in shots.split(',') {
                 let scores = results["results"][format!("{name}_{n}shot")].as_object().unwrap();
@@ -45,6 +50,28 @@ fn every_task_runs() {
             }
         }
     }
+}
+
+/// The mean over the types of questions is then no mean over questions.
+fn more_questions_of_one_type(star: &Path) {
+    let mut questions: Vec<Value> = serde_json::from_slice(&std::fs::read(star).unwrap()).unwrap();
+    for n in 0..4 {
+        let mut question = questions[n].clone();
+        question["question_id"] = format!("Interaction_T1_{}", 10 + n).into();
+        questions.push(question);
+    }
+    std::fs::write(star, Value::from(questions).to_string()).unwrap();
+}
+
+/// What four shots gain is the difference of the scores that stand in the same file.
+fn check_gain(results: &Value, name: &str) {
+    let of = |n: usize| results[format!("{name}_{n}shot")].as_object().unwrap();
+    let gain = of(4).iter().find_map(|(key, gain)| Some((key.strip_suffix("_gain,none")?, gain)));
+    let (metric, gain) = gain.unwrap_or_else(|| panic!("no gain of {name}"));
+    let score = |n| of(n)[&format!("{metric},none")].as_f64().unwrap();
+    let difference = score(4) - score(0);
+    let gain = gain.as_f64().unwrap();
+    assert!((gain - difference).abs() < 1e-9, "{name}: {gain}, not {difference}");
 }
 
 /// Answers that were made elsewhere are scored where there are no pictures.
