@@ -104,7 +104,7 @@ fn one_two_and_four_ranks_measure_and_learn_the_same() {
                 let noise: Vec<&Value> = noise.map(|(_, noise)| noise).collect();
                 assert!(noise.iter().all(|noise| noise.is_f64()));
                 assert_eq!(noise.len(), if is_one { 3 } else { 0 });
-                observed.retain(|name, _| !measures.contains(&measure(name)));
+                observed.retain(|name, _| !measures.iter().any(|of| name.ends_with(of)));
             }
             lines
         };
@@ -115,7 +115,7 @@ fn one_two_and_four_ranks_measure_and_learn_the_same() {
         };
         let alone = measured(1);
         for (n, unlike) in
-            [(2, &["shuffled"][..]), (4, &["shuffled", "signal", "noise", "noise_scale"])]
+            [(2, &["shuffled"][..]), (4, &["shuffled", ".signal", ".noise", ".noise_scale"])]
         {
             assert_same_metrics(&without(&measured(n), unlike), &without(&alone, unlike), 1e-6);
             assert_close_checkpoints(&run(n), &run(1), 2e-5);
