@@ -6,9 +6,9 @@ use std::path::Path;
 
 use crate::benchmark::{Benchmark, SplitChoice, SupportChoice};
 use crate::error::EvalError;
+use crate::ids::some_of;
 use crate::item::{Item, Truth};
 use crate::medium::{FrameSampling, Medium};
-use crate::readers::entries::some_of;
 use crate::task_file::TaskFile;
 
 /// What is done about pictures and films that are not there.

@@ -13,13 +13,12 @@ use serde_json::{Map, Value, json};
 
 use crate::bootstrap::{Clusters, RESAMPLES, Resampling, Scores, Sums, ratio};
 use crate::error::EvalError;
+use crate::ids::{Id, NAMED_MAX, first_of};
 use crate::metric::Metric;
 use crate::metrics::bleu::BleuCounts;
 use crate::metrics::mwap::{Clip, actions, mwap};
 use crate::metrics::roc_auc::{Judged, Thresholds};
 use crate::paired::{Difference, Flips, difference, flips};
-use crate::predictions::NAMED_MAX;
-use crate::score::Id;
 use crate::table::Table;
 
 /// What is compared.
@@ -512,9 +511,8 @@ fn as_text(task: &TaskComparison) -> String {
     }
     for (which, ids) in [("A", &task.only_in_a), ("B", &task.only_in_b)] {
         if ids.n > 0 {
-            let more = if ids.n > ids.first.len() { ", ..." } else { "" };
-            let (n, first) = (ids.n, ids.first.join(", "));
-            let _ = writeln!(text, "warning: {n} items only in {which}: {first}{more}");
+            let (n, some) = (ids.n, first_of(&ids.first, ids.n));
+            let _ = writeln!(text, "warning: {n} items only in {which}: {some}");
         }
     }
     if !task.metrics_of_one.is_empty() {

@@ -21,10 +21,10 @@ use serde::Serialize;
 
 use crate::benchmark::{Benchmark, SplitChoice};
 use crate::error::EvalError;
+use crate::ids::some_of;
 use crate::item::Item;
 use crate::medium::Medium;
 use crate::near_hashes::NearHashes;
-use crate::predictions::NAMED_MAX;
 use crate::task_file::TaskFile;
 
 /// Hashes that pictures of one colour have, or a corpus that keeps none.
@@ -310,19 +310,17 @@ fn as_text(overlaps: &[Overlap]) -> String {
             if found.is_empty() {
                 continue;
             }
-            let shown = found.iter().take(NAMED_MAX).map(|pair| {
+            let shown = found.iter().map(|pair| {
                 let bits = pair.distance.map(|n| format!(" ({n} bits apart)")).unwrap_or_default();
                 format!("{} = {}{bits}", pair.query, pair.seen)
             });
-            let shown = shown.collect::<Vec<_>>().join(", ");
-            let more = found.len().saturating_sub(NAMED_MAX);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let shown = some_of(&shown.collect::<Vec<_>>());
             let name = match reason {
                 Reason::Id => "id",
                 Reason::Sha256 => "bytes",
                 Reason::Phash => "looks",
             };
-            let _ = writeln!(text, "  by {name}: {} pairs: {shown}{more}", found.len());
+            let _ = writeln!(text, "  by {name}: {} pairs: {shown}", found.len());
         }
     }
     text

@@ -38,6 +38,7 @@ pub mod endpoint;
 pub mod error;
 pub mod evaluate;
 pub mod generate;
+mod ids;
 pub mod image_settings;
 pub mod inputs;
 pub mod item;

@@ -10,8 +10,9 @@ use clap::Args;
 
 use crate::benchmark::Benchmark;
 use crate::error::EvalError;
+use crate::ids::some_of;
 use crate::item::{Item, Truth};
-use crate::predictions::{Prediction, Predictions, candidate_of, some_of};
+use crate::predictions::{Prediction, Predictions, candidate_of};
 use crate::prompt::Template;
 use crate::submission::Predicted;
 
@@ -105,8 +106,23 @@ pub fn lint(benchmark: &Benchmark, file: &Predictions) -> Vec<Finding> {
             one_answer(&pairs),
         ]
     };
+    findings.extend(wrong_number_of_scores(&pairs));
+    findings.extend(other_rounds(file));
     findings.extend(warnings.into_iter().flatten());
     findings
+}
+
+fn wrong_number_of_scores(pairs: &Pairs<'_>) -> Option<Finding> {
+    let is_wrong = |item: &Item, it: &Prediction| {
+        !it.scores.is_empty() && it.scores.len() != item.candidates.len()
+    };
+    let found = named(pairs, "predictions with more or fewer scores than candidates", is_wrong)?;
+    Some(Finding { severity: Severity::Error, ..found })
+}
+
+fn other_rounds(file: &Predictions) -> Option<Finding> {
+    let (n, named) = (file.other_rounds.len(), some_of(&file.other_rounds));
+    (n > 0).then(|| warning(format!("{n} rounds are not asked: {named}")))
 }
 
 fn id_findings(benchmark: &Benchmark, file: &Predictions) -> Vec<Finding> {
@@ -214,9 +230,7 @@ fn one_answer(pairs: &Pairs<'_>) -> Option<Finding> {
 }
 
 fn other_than_candidates(pairs: &Pairs<'_>) -> Option<Finding> {
-    let is_other = |item: &Item, it: &Prediction| {
-        it.scores.is_empty() && candidate_of(item, &it.text).is_none()
-    };
+    let is_other = |item: &Item, it: &Prediction| candidate_of(item, &it.text).is_none();
     named(pairs, "answers that are none of the candidates", is_other)
 }
 
@@ -268,9 +282,8 @@ mod tests {
     fn predictions(text: impl Fn(usize) -> String) -> Predictions {
         let entry = |i: usize| Prediction { id: i.to_string(), text: text(i), scores: Vec::new() };
         Predictions {
-            path: PathBuf::from("mine.json"),
-            sha256: String::new(),
             entries: (0..N).map(entry).collect(),
+            ..Predictions::new(PathBuf::from("mine.json"))
         }
     }
 

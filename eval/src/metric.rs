@@ -202,6 +202,8 @@ pub(crate) enum Form {
     Candidates,
     /// Clips of `RareAct`.
     Clips,
+    /// One of some classes by name (`ImageNet`, Kinetics, our corpora).
+    Classes,
 }
 
 impl Form {
@@ -219,7 +221,13 @@ impl Form {
             Self::Relevance => "relevance of candidates",
             Self::Candidates => "dialogs with candidates",
             Self::Clips => "clips of RareAct",
+            Self::Classes => "classes",
         }
+    }
+
+    /// Whether a prediction may be the number of a candidate.
+    pub(crate) fn has_candidates(self) -> bool {
+        matches!(self, Self::NextChoice | Self::Star | Self::Label | Self::Classes)
     }
 }
 
@@ -318,7 +326,10 @@ impl Metric {
             Rule::TopK => form == Form::OneAnswer,
             Rule::Ivqa => form == Form::Ivqa,
             Rule::Wups { .. } => form == Form::NextOpen,
-            Rule::Choice => self == Self::NextChoice && form == Form::NextChoice,
+            Rule::Choice => {
+                let own = if self == Self::NextChoice { Form::NextChoice } else { Form::Classes };
+                form == own
+            }
             Rule::ChoiceByType => form == Form::Star,
             Rule::RocAuc => form == Form::Label,
             Rule::Ndcg => form == Form::Relevance,
@@ -351,6 +362,7 @@ impl Metric {
             Form::Relevance => &[Self::Ndcg],
             Form::Candidates => &[Self::Recall],
             Form::Clips => &[Self::Mwap],
+            Form::Classes => &[Self::Accuracy],
         }
     }
 
@@ -472,8 +484,8 @@ fn evidence_of<'a>(
             let yes = yes_of(item);
             let no = one.scores.iter().enumerate().filter(|(i, _)| *i != yes).map(|(_, s)| *s);
             let no = no.fold(f64::NEG_INFINITY, f64::max);
-            let score = one.scores.get(yes).map_or(f64::NAN, |yes| yes - no);
-            Prediction::Scores(vec![score])
+            let score = one.scores.get(yes).map(|yes| yes - no);
+            Prediction::Scores(score.into_iter().collect())
         }
         Look::Relevance | Look::Candidate | Look::Clip => Prediction::Scores(one.scores.to_vec()),
         _ => Prediction::Text(Cow::Borrowed(one.prediction)),
@@ -489,7 +501,7 @@ fn official_type(kind: &str) -> &str {
 }
 
 /// The candidate that means yes: `yes` itself, or the last.
-fn yes_of(item: &Item) -> usize {
+pub(crate) fn yes_of(item: &Item) -> usize {
     let yes = item.candidates.iter().position(|text| text == "yes");
     yes.unwrap_or(item.candidates.len().saturating_sub(1))
 }

@@ -11,7 +11,7 @@ use crate::endpoint::{Endpoint, EndpointOptions};
 use crate::error::EvalError;
 use crate::evaluate::Part;
 use crate::local_subject::{LoadedModel, LocalSubject};
-use crate::predictions::{PredictionSubject, Predictions};
+use crate::predictions::{PredictionFile, PredictionSubject};
 use crate::run_folder::RunFolder;
 use crate::subject::{ModelCard, Subject};
 
@@ -59,7 +59,7 @@ pub enum Model {
     /// A server.
     Endpoint(Box<Endpoint>),
     /// A file.
-    Predictions(Predictions),
+    Predictions(PredictionFile),
 }
 
 impl Model {
@@ -85,7 +85,7 @@ impl Model {
                 let key = std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty());
                 Ok(Self::Endpoint(Box::new(Endpoint::open(name, endpoint, key.as_deref())?)))
             }
-            ModelChoice::Predictions(path) => Predictions::read(path).map(Self::Predictions),
+            ModelChoice::Predictions(path) => PredictionFile::read(path).map(Self::Predictions),
         }
     }
 

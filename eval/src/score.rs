@@ -4,12 +4,10 @@
 //! What a file annotates is told from its columns or keys; predictions are what the official tools take.
 //! Every prediction must be of an annotated image or question, and there must be one for each.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use rustc_hash::FxHashMap;
 use serde_json::{Map, Value, json};
 
 use crate::bootstrap::{Clusters, Drawn, Estimate, RESAMPLES, Resampling, Scores};
@@ -18,16 +16,15 @@ use crate::metric::evidence::{Evidence, Prediction};
 use crate::metric::measure::{Bench, Frequencies, Measured, Measuring};
 use crate::metric::{Form, Judging, Metric};
 use crate::paired::{Difference, difference};
+use crate::predictions::matched::{Matched, Names};
+use crate::predictions::rows::entries;
 use crate::settings::write_whole;
 use crate::table::{Table, with_interval};
 
 mod by_task;
-mod predictions;
 mod truth;
 mod warnings;
 
-use predictions::predictions;
-pub(crate) use truth::Id;
 use truth::{Truths, truths};
 
 /// What is scored, and how.
@@ -136,9 +133,6 @@ pub struct Scored {
     /// Of each metric, in the order of the items.
     pub(crate) credits: Vec<Credits>,
 }
-
-/// Ids that a message names; of the rest it says how many.
-const NAMED_MAX: usize = 5;
 
 /// Scores the files; what is to be printed comes back.
 ///
@@ -288,64 +282,36 @@ fn paired<'a>(
     said: &'a [u8],
     warnings: &mut Vec<String>,
 ) -> Result<(Vec<Evidence<'a>>, Vec<Prediction<'a>>), EvalError> {
+    let refuse = |problem| EvalError::Annotations { path: score.predictions.clone(), problem };
     let mut items = std::mem::take(&mut truths.items);
     let ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
-    let predictions = predictions(&score.predictions, said, truths.form, &ids)?;
-    let places: FxHashMap<&str, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
-    let mut of_item: Vec<Option<Prediction<'a>>> = vec![None; items.len()];
-    let (mut unknown, mut repeated, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
-    for (id, prediction) in predictions {
-        match places.get(id.as_str()) {
-            Some(at) if of_item[*at].is_none() => of_item[*at] = Some(prediction),
-            Some(_) => repeated.push(id),
-            None if seen.contains(&id) => repeated.push(id),
-            None => {
-                seen.insert(id.clone());
-                unknown.push(id);
-            }
-        }
+    let mut predicted = Vec::new();
+    for entry in entries(&score.predictions, said, truths.form, &ids)? {
+        predicted.push(entry.without_candidates(truths.form).map_err(refuse)?);
     }
-    if truths.form == Form::Relevance && !unknown.is_empty() {
-        // Submissions rank all rounds; one of each dialog is annotated.
-        warnings.push(format!("{} rounds without relevance are not scored", unknown.len()));
-        unknown.clear();
+    let named = items.iter().map(|item| (item.id.as_str(), item.cluster.as_deref()));
+    let names = Names::of(truths.form, named);
+    let mut matched = Matched::of(&names, items.len(), predicted.iter().map(|(id, _)| id.as_str()));
+    if !score.subset {
+        matched = matched.with_missing(ids.iter().copied());
     }
-    let missing: Vec<String> = if score.subset {
-        Vec::new()
-    } else {
-        let missing = items.iter().zip(&of_item).filter(|(_, prediction)| prediction.is_none());
-        missing.map(|(item, _)| item.id.clone()).collect()
-    };
-    let mut problem = wrong_ids(&[
-        ("more than one prediction of", &repeated),
-        ("predictions of what is not annotated:", &unknown),
-        ("no prediction of", &missing),
-    ]);
-    let n_predicted = of_item.iter().flatten().count();
-    if problem.is_empty() && n_predicted == 0 {
-        "no predictions".clone_into(&mut problem);
+    if matched.n_other_rounds > 0 {
+        let n = matched.n_other_rounds;
+        warnings.push(format!("{n} rounds without relevance are not scored"));
     }
-    if !problem.is_empty() {
-        return Err(EvalError::Annotations { path: score.predictions.clone(), problem });
+    if !matched.faults.is_empty() {
+        return Err(refuse(matched.faults.lines().join("; ")));
     }
-    let mut has_prediction = of_item.iter().map(Option::is_some);
-    items.retain(|_| has_prediction.next().unwrap_or_default());
-    Ok((items, of_item.into_iter().flatten().collect()))
-}
-
-/// What is wrong with which ids.
-fn wrong_ids(groups: &[(&str, &[String])]) -> String {
-    let group = |(what, ids): &(&str, &[String])| {
-        let n = ids.len();
-        let mut named: Vec<&str> = ids.iter().map(String::as_str).collect();
-        named.sort_by_key(|id| (id.len(), *id));
-        named.truncate(NAMED_MAX);
-        let more =
-            if n > NAMED_MAX { format!(" and {} more", n - NAMED_MAX) } else { String::new() };
-        format!("{what} {}{more}", named.join(", "))
-    };
-    let groups = groups.iter().filter(|(_, ids)| !ids.is_empty()).map(group);
-    groups.collect::<Vec<_>>().join("; ")
+    let mut said = Vec::with_capacity(predicted.len());
+    let mut predicted: Vec<Option<Prediction<'a>>> =
+        predicted.into_iter().map(|(_, prediction)| Some(prediction)).collect();
+    said.extend(matched.of_item.iter().flatten().filter_map(|at| predicted[*at].take()));
+    if said.is_empty() {
+        return Err(refuse("no predictions".to_owned()));
+    }
+    let mut of_item = matched.of_item.iter();
+    items.retain(|_| of_item.next().is_some_and(Option::is_some));
+    Ok((items, said))
 }
 
 fn rows(measured: &[Measured], drawn: &[Drawn]) -> Vec<Row> {

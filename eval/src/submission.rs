@@ -22,9 +22,10 @@ use serde_json::{Map, Value, json};
 use crate::benchmark::{Benchmark, SplitChoice, SupportChoice};
 use crate::error::EvalError;
 use crate::evaluate::{Evaluation, Outcome};
+use crate::ids::{image_and_round, some_of};
 use crate::item::Item;
 use crate::linter::{Severity, as_text, lint};
-use crate::predictions::{Prediction, Predictions, candidate_of, some_of};
+use crate::predictions::{Prediction, PredictionFile, Predictions, candidate_of};
 use crate::readers::{SplitFiles, read_split};
 use crate::samples::Sample;
 use crate::settings::write_whole;
@@ -57,7 +58,8 @@ impl Predicted {
         let support = SupportChoice::Nowhere;
         let splits = SplitChoice { query: self.query_split.clone(), support };
         let benchmark = Benchmark::open(task, &self.annotations, &splits, 0)?;
-        Ok((benchmark, Predictions::read(&self.predictions)?))
+        let predictions = PredictionFile::read(&self.predictions)?.of(&benchmark)?;
+        Ok((benchmark, predictions))
     }
 }
 
@@ -251,7 +253,7 @@ impl Form {
             Self::Coco => texts(|id, text| json!({ "image_id": number(id), "caption": text })),
             Self::Visdial => list(|item, it| {
                 let (image, round) =
-                    item.id.rsplit_once('-').ok_or("rounds are not named IMAGE-ROUND")?;
+                    image_and_round(&item.id).ok_or("rounds are not named IMAGE-ROUND")?;
                 let ranks = ranks(item, it)?;
                 Ok(json!({ "image_id": number(image), "round_id": number(round), "ranks": ranks }))
             }),

@@ -63,7 +63,7 @@ fn ids_that_do_not_fit_are_named() {
     };
     let text = error(&predicted(&[(7, "x"), (7, "y"), (9, "z")]), &[]);
     for part in
-        ["mine.json: more than one prediction of 7", "not annotated: 9", "no prediction of 8, 12"]
+        ["mine.json: more than one prediction of 7", "not asked: 9", "no prediction of 8, 12"]
     {
         assert!(text.contains(part), "{text}");
     }
@@ -72,7 +72,8 @@ fn ids_that_do_not_fit_are_named() {
         error(&json!([{ "image_id": 7 }]), &[])
             .contains("prediction 0: it has no text (`caption`)")
     );
-    assert!(error(&json!({ "7": "x" }), &[]).contains("not a list of predictions"));
+    assert!(error(&json!({ "7": "x" }), &[]).contains("mine.json: no prediction of 8, 12"));
+    assert!(error(&json!({ "7": 1 }), &[]).contains("7: the answer is 1, expected a text"));
     let all = predicted(&[(7, "x"), (8, "y"), (12, "z")]);
     let text = error(&all, &["--metric", "vqa:official"]);
     assert!(text.contains("it has captions, of which there is no vqa:official"), "{text}");

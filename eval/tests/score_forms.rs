@@ -83,13 +83,19 @@ fn two_annotators_of_ivqa_make_an_answer_right() {
     let mine =
         json!([{ "video_id": "v1", "answer": "pot" }, { "video_id": "v2", "answer": "Salt" }]);
     check(("test.csv", truth), ("mine.json", &mine.to_string()), &[], &[("ivqa", 0.75)]);
+    // A cell without an answer is no one who says nothing.
+    let empty = truth.replace("wok,lid", ",");
+    let silent = json!([{ "video_id": "v1", "answer": "" }, { "video_id": "v2", "answer": "" }]);
+    check(("test.csv", &empty), ("mine.json", &silent.to_string()), &[], &[("ivqa", 0.0)]);
+    let none = truth.replace("pan,pan,pot,wok,lid", " ,,,,");
+    refused(("test.csv", &none), ("m.json", "[]"), &[], &["test.csv: row 1: no answer"]);
+    // Of a film with several questions each has its own name.
     let twice = truth.replace("v2", "v1");
-    refused(
-        ("test.csv", &twice),
-        ("m.json", "[]"),
-        &[],
-        &["test.csv: annotation 1: `v1`", "twice"],
-    );
+    let rows = json!([{ "id": "v1-0", "answer": "pot" }, { "id": "v1-1", "answer": "Salt" }]);
+    check(("test.csv", &twice), ("mine.json", &rows.to_string()), &[], &[("ivqa", 0.75)]);
+    let parts = &["predictions of what is not asked: v1", "no prediction of v1-0, v1-1"];
+    let film = json!([{ "video_id": "v1", "answer": "pot" }]).to_string();
+    refused(("test.csv", &twice), ("m.json", &film), &[], parts);
 }
 
 #[test]
@@ -184,8 +190,20 @@ fn rounds_are_ranked_and_those_without_relevance_are_told() {
     let output = score(("dense.json", &truth), ("mine.json", &mine), &[]);
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found["warnings"], json!(["1 rounds without relevance are not scored"]));
+    let other = mine.replace("\"round_id\":1", "\"round_id\":0");
+    refused(("d.json", &truth), ("m.json", &other), &[], &["not asked: 9-0"]);
+    let other = json!([{ "image_id": 9, "round_id": 2, "ranks": [1, 2, 3] },
+        { "image_id": 8, "round_id": 2, "ranks": [1, 2, 3] }]);
+    refused(("d.json", &truth), ("m.json", &other.to_string()), &[], &["not asked: 8-2"]);
+    let tied = mine.replace("[1,2,3]", "[1,1,2]");
+    refused(
+        ("d.json", &truth),
+        ("m.json", &tied),
+        &[],
+        &["prediction 0: `ranks` are not the numbers 1 to 3"],
+    );
     let few = mine.replace("[1,2,3]", "[1,2]");
-    refused(("d.json", &truth), ("m.json", &few), &[], &["9 round 2 has 2 candidates, expected 3"]);
+    refused(("d.json", &truth), ("m.json", &few), &[], &["9-2 has 2 candidates, expected 3"]);
 
     let round =
         |right: usize| json!({ "question": 0, "answer_options": [4, 5, 6], "gt_index": right });
@@ -254,7 +272,8 @@ fn answers_of_next_qa_need_the_database_and_have_second_references() {
     let folder = tempfile::tempdir().unwrap();
     let second = folder.path().join("add.json");
     let more = ["--more-annotations", second.to_str().unwrap()];
-    std::fs::write(&second, json!({ "5": { "1": "x", "2": "three" } }).to_string()).unwrap();
+    let all = json!({ "5": { "1": "x", "2": "three" }, "6": { "1": "cat" } });
+    std::fs::write(&second, all.to_string()).unwrap();
     check(
         ("val.csv", truth),
         ("mine.json", &mine),
@@ -262,7 +281,12 @@ fn answers_of_next_qa_need_the_database_and_have_second_references() {
         &[("wups0:raw/DC", 1.0), ("wups0:raw/CW", 1.0)],
     );
     std::fs::write(&second, json!({ "5": { "1": "x" } }).to_string()).unwrap();
-    refused(("val.csv", truth), ("m.json", &mine), &more, &["it has its video but not `5_2`"]);
+    let parts = &["add.json: 2 listed questions without a second answer: 5_2, 6_1"];
+    refused(("val.csv", truth), ("m.json", &mine), &more, parts);
+    let more_of = json!({ "5": { "1": "x", "2": "y", "9": "z" }, "6": { "1": "cat" } });
+    std::fs::write(&second, more_of.to_string()).unwrap();
+    let parts = &["add.json: 1 questions that are not listed: 5_9"];
+    refused(("val.csv", truth), ("m.json", &mine), &more, parts);
     let absent = ["--wordnet", "/nonexistent", "--metric", "wups0:raw"];
     refused(
         ("val.csv", truth),
@@ -291,6 +315,13 @@ fn what_comes_twice_or_is_of_another_form_is_told() {
         &["its columns a, b are those of no known"],
     );
     refused(("v.json", "{\"annotations\": []}"), ("m.json", "[]"), &[], &["no list `annotations`"]);
+    let silent = json!([{ "question_id": 1, "image_id": 1, "answers": [] }]).to_string();
+    refused(
+        ("v.json", &silent),
+        ("m.json", "[]"),
+        &[],
+        &["annotation 0: it has no answer in `answers`"],
+    );
     let mixed = json!([{ "image_id": 1, "caption": "a" }, { "id": 2, "label": 1 }]).to_string();
     refused(
         ("v.json", &mixed),

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use serde_json::json;
+
 use crate::metrics::mwap::Clip;
 use crate::metrics::vqa::Person;
 
@@ -38,6 +40,28 @@ pub(crate) enum Prediction<'a> {
     Choice(i64),
     /// Of one yes, or of each candidate; more is better.
     Scores(Vec<f64>),
+}
+
+impl<'a> Prediction<'a> {
+    /// A text, or the number of a choice as one.
+    pub(crate) fn into_text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Choice(choice) => Some(choice.to_string().into()),
+            Self::Ranking(_) | Self::Scores(_) => None,
+        }
+    }
+
+    /// As JSON, for messages.
+    pub(crate) fn shown(&self) -> String {
+        let value = match self {
+            Self::Text(text) => json!(text),
+            Self::Ranking(ranking) => json!(ranking),
+            Self::Choice(choice) => json!(choice),
+            Self::Scores(scores) => json!(scores),
+        };
+        value.to_string()
+    }
 }
 
 impl Prediction<'_> {

@@ -334,7 +334,8 @@ impl<'a> Bench<'a> {
         let mut judged: Vec<Judged> = Vec::with_capacity(self.items.len());
         for (item, prediction) in self.items.iter().zip(self.predictions) {
             let Truth::Label(label) = item.truth else { continue };
-            let score = prediction.scores().first().copied().unwrap_or(f64::NAN);
+            let score = prediction.scores().first().copied();
+            let score = score.ok_or_else(|| self.without_scores(item, metric))?;
             if score.is_nan() {
                 return Err(self.refuse(format!("the score of {} is not a number", item.id)));
             }
@@ -354,14 +355,25 @@ impl<'a> Bench<'a> {
         })
     }
 
+    /// A text alone tells no rank.
+    fn without_scores(&self, item: &Evidence<'_>, metric: Metric) -> EvalError {
+        let (id, name) = (&item.id, metric.name());
+        self.refuse(format!(
+            "the prediction of {id} has no scores of candidates, which {name} needs"
+        ))
+    }
+
     /// Scores of candidates, of which there must be `n`.
     fn candidates<'b>(
         &self,
-        item: &Evidence<'_>,
-        prediction: &'b Prediction<'_>,
+        metric: Metric,
+        (item, prediction): (&Evidence<'_>, &'b Prediction<'_>),
         n: Option<usize>,
     ) -> Result<&'b [f64], EvalError> {
         let scores = prediction.scores();
+        if scores.is_empty() {
+            return Err(self.without_scores(item, metric));
+        }
         if let Some(n) = n.filter(|n| *n != scores.len()) {
             let found = scores.len();
             return Err(self.refuse(format!("{} has {found} candidates, expected {n}", item.id)));
@@ -379,7 +391,8 @@ impl<'a> Bench<'a> {
         let mut credits = Vec::with_capacity(self.items.len());
         for (item, prediction) in self.items.iter().zip(self.predictions) {
             let Truth::Relevance(relevance) = &item.truth else { continue };
-            let scores = self.candidates(item, prediction, Some(relevance.len()))?;
+            let n = Some(relevance.len());
+            let scores = self.candidates(metric, (item, prediction), n)?;
             // Where nothing is relevant, the official tool counts zero.
             credits.push(ndcg(scores, relevance).unwrap_or_default());
         }
@@ -390,7 +403,7 @@ impl<'a> Bench<'a> {
         let mut ranks = Vec::with_capacity(self.items.len());
         for (item, prediction) in self.items.iter().zip(self.predictions) {
             let Truth::Candidate(right) = &item.truth else { continue };
-            let scores = self.candidates(item, prediction, None)?;
+            let scores = self.candidates(metric, (item, prediction), None)?;
             if *right >= scores.len() {
                 let found = scores.len();
                 let problem =
@@ -427,6 +440,9 @@ impl<'a> Bench<'a> {
         let n_classes = clips.iter().map(|clip| clip.class + 1).max().unwrap_or_default();
         for (item, prediction) in self.items.iter().zip(self.predictions) {
             let found = prediction.scores().len();
+            if found == 0 {
+                return Err(self.without_scores(item, metric));
+            }
             if found < n_classes {
                 let problem =
                     format!("clip {} has scores of {found} of {n_classes} classes", item.id);

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::error::EvalError;
+use crate::ids::{Id, some_of};
 use crate::item::{Item, Truth};
 use crate::readers::SplitFiles;
-use crate::readers::entries::{Id, JsonFile, some_of};
+use crate::readers::entries::JsonFile;
 
 #[derive(Deserialize)]
 struct Image {

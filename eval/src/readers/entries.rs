@@ -12,39 +12,7 @@ use serde::{Deserialize, Deserializer, de::Visitor};
 use serde_json::Value;
 
 use crate::error::EvalError;
-use crate::predictions::NAMED_MAX;
-
-/// An id that some files have as a number and others as text.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Id(pub(super) String);
-
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(IdVisitor)
-    }
-}
-
-struct IdVisitor;
-
-impl Visitor<'_> for IdVisitor {
-    type Value = Id;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a whole number or a text")
-    }
-
-    fn visit_u64<E>(self, id: u64) -> Result<Id, E> {
-        Ok(Id(id.to_string()))
-    }
-
-    fn visit_i64<E>(self, id: i64) -> Result<Id, E> {
-        Ok(Id(id.to_string()))
-    }
-
-    fn visit_str<E>(self, id: &str) -> Result<Id, E> {
-        Ok(Id(id.to_owned()))
-    }
-}
+use crate::ids::some_of;
 
 /// A JSON file in memory.
 pub(super) struct JsonFile {
@@ -255,14 +223,6 @@ fn told_of_row(error: &csv::Error, headers: &csv::StringRecord) -> String {
 
 pub(super) fn wrong(path: &str, problem: String) -> EvalError {
     EvalError::Annotations { path: Path::new(path).to_path_buf(), problem }
-}
-
-/// Some of several names, for messages: `7, 8, 9, 10, 11 and 3 more`.
-pub(crate) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
-    let named: Vec<&str> = names.iter().take(NAMED_MAX).map(AsRef::as_ref).collect();
-    let rest = names.len() - named.len();
-    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-    format!("{}{more}", named.join(", "))
 }
 
 /// Whether people's answers are there for all entries or for none: half a file of answers is a mistake.

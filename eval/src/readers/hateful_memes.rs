@@ -6,9 +6,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::error::EvalError;
+use crate::ids::Id;
 use crate::item::{Item, Truth};
 use crate::readers::SplitFiles;
-use crate::readers::entries::{Id, Labelled, json_lines};
+use crate::readers::entries::{Labelled, json_lines};
 
 /// Answers by label.
 const ANSWERS: [&str; 2] = ["no", "yes"];

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::error::EvalError;
+use crate::ids::some_of;
 use crate::item::{Item, Truth};
 use crate::medium::{Medium, is_picture};
 use crate::readers::SplitFiles;
-use crate::readers::entries::{csv_rows, some_of, wrong};
+use crate::readers::entries::{csv_rows, wrong};
 use crate::readers::kept::Kept;
 
 struct Classes {

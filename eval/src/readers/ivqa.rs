@@ -34,24 +34,30 @@ pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
         let values = [("video_id", &*row.video_id), ("start", &row.start), ("end", &row.end)];
         let medium = split.film(&values, Some(span))?;
         let answers = [row.answer1, row.answer2, row.answer3, row.answer4, row.answer5];
-        let answers: Vec<HumanAnswer> = answers
-            .into_iter()
-            .filter(|answer| !answer.trim().is_empty())
-            .map(HumanAnswer::plain)
-            .collect();
+        let answers = ivqa_answers(answers);
         if answers.is_empty() {
             return Err("has no answer".to_owned());
         }
         items.push(Item {
-            id: format!("{}-{number}", row.video_id),
+            id: ivqa_id(&row.video_id, number),
             medium_id: row.video_id,
             medium,
             fields: [("question", row.question)].into(),
-            truth: Truth::Answers(answers),
+            truth: Truth::Answers(answers.into_iter().map(HumanAnswer::plain).collect()),
             candidates: Arc::default(),
             category: None,
         });
         Ok(())
     })?;
     Ok(items)
+}
+
+/// The name of a question, by its film and the number of its row, from 0.
+pub(crate) fn ivqa_id(video: &str, number: usize) -> String {
+    format!("{video}-{number}")
+}
+
+/// What people answered: some cells are empty.
+pub(crate) fn ivqa_answers(cells: impl IntoIterator<Item = String>) -> Vec<String> {
+    cells.into_iter().filter(|answer| !answer.trim().is_empty()).collect()
 }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::error::EvalError;
+use crate::ids::Id;
 use crate::item::{Item, Truth};
 use crate::metrics::vqa::HumanAnswer;
 use crate::readers::SplitFiles;
-use crate::readers::entries::{Id, JsonFile, Labelled};
+use crate::readers::entries::{JsonFile, Labelled};
 
 #[derive(Deserialize)]
 struct Entry {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::error::EvalError;
+use crate::ids::Id;
 use crate::item::{Item, Truth};
 use crate::metrics::vqa::HumanAnswer;
 use crate::readers::SplitFiles;
-use crate::readers::entries::{Id, JsonFile, Labelled, wrong};
+use crate::readers::entries::{JsonFile, Labelled, wrong};
 
 #[derive(Deserialize)]
 struct Entry {

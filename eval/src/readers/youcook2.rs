@@ -7,9 +7,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::error::EvalError;
+use crate::ids::Id;
 use crate::item::{Item, Truth};
 use crate::readers::SplitFiles;
-use crate::readers::entries::{Id, JsonFile};
+use crate::readers::entries::JsonFile;
 
 #[derive(Deserialize)]
 struct File {

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::error::EvalError;
 use crate::linter::{Severity, lint};
 use crate::metric::{Judged, Metric, measured};
-use crate::predictions::{Prediction, Predictions};
+use crate::predictions::Predictions;
 use crate::score::{Said, Score, Scored, finished};
 use crate::submission::Predicted;
 
@@ -25,11 +25,8 @@ pub(super) fn scored(score: &Score, task: &str) -> Result<Scored, EvalError> {
     }
     let by_id = file.of(&benchmark.query)?;
     let pairs = benchmark.query.iter().map(|item| (item, by_id[&*item.id]));
-    let texts: Vec<String> = pairs.clone().map(|(item, it)| chosen(&item.candidates, it)).collect();
-    let judged: Vec<Judged<'_>> = pairs
-        .zip(&texts)
-        .map(|((item, it), text)| Judged { item, prediction: text, scores: &it.scores })
-        .collect();
+    let judged: Vec<Judged<'_>> =
+        pairs.map(|(item, it)| Judged { item, prediction: &it.text, scores: &it.scores }).collect();
     let metrics = metrics(score, &benchmark.task.metrics, &judged, &file)?;
     let (measured, drawn) = measured(&metrics, &judged, &score.judging())?;
     let findings = lint(&benchmark, &file).into_iter();
@@ -41,15 +38,6 @@ pub(super) fn scored(score: &Score, task: &str) -> Result<Scored, EvalError> {
         prediction: json!(one.prediction),
     });
     finished(score, (measured, &drawn), said, warnings)
-}
-
-/// The text of a prediction; of scores alone, the candidate with the highest one.
-fn chosen(candidates: &[String], prediction: &Prediction) -> String {
-    if !prediction.text.is_empty() || prediction.scores.len() != candidates.len() {
-        return prediction.text.clone();
-    }
-    let best = prediction.scores.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
-    best.map(|(index, _)| candidates[index].clone()).unwrap_or_default()
 }
 
 fn metrics(

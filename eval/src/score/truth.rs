@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
@@ -12,13 +12,15 @@ use rustc_hash::FxHashSet;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
-use serde_json::Value;
 
 use crate::error::EvalError;
+use crate::ids::{Id, round_id};
 use crate::metric::Form;
 use crate::metric::evidence::{Evidence, Truth};
 use crate::metrics::mwap::{Clip, Seen};
 use crate::metrics::vqa::{AnswerTable, Person};
+use crate::readers::ivqa::{ivqa_answers, ivqa_id};
+use crate::readers::next_oe::SecondAnswers;
 
 /// All that a file annotates.
 #[derive(Debug)]
@@ -56,32 +58,6 @@ pub(super) fn truths(path: &Path, bytes: &[u8], more: Option<&Path>) -> Result<T
         add_references(&mut truths.items, more)?;
     }
     Ok(truths)
-}
-
-/// A text or whole number that names something.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Id(pub(crate) String);
-
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct IdVisitor;
-        impl Visitor<'_> for IdVisitor {
-            type Value = Id;
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a text or a whole number")
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Id, E> {
-                Ok(Id(text.to_owned()))
-            }
-            fn visit_i64<E>(self, number: i64) -> Result<Id, E> {
-                Ok(Id(number.to_string()))
-            }
-            fn visit_u64<E>(self, number: u64) -> Result<Id, E> {
-                Ok(Id(number.to_string()))
-            }
-        }
-        deserializer.deserialize_any(IdVisitor)
-    }
 }
 
 /// A person's answer: VQA's object, or the text alone.
@@ -195,12 +171,15 @@ impl Gathered {
             let Id(image) = image.ok_or_else(|| missing("`image_id`"))?;
             let Id(round) = row.round_id.ok_or_else(|| missing("`round_id`"))?;
             let truth = Truth::Relevance(relevance);
-            let id = format!("{image} round {round}");
+            let id = round_id(&image, round);
             return Ok(Some((Form::Relevance, item(id, Some(image), truth))));
         }
         if let Some(people) = row.answers {
             let cluster = image.clone();
             let Id(id) = question.or(image).ok_or_else(|| missing("`question_id` or `image`"))?;
+            if people.is_empty() {
+                return Err("it has no answer in `answers`".to_owned());
+            }
             // Collecting would keep the room of the rows, four times as much.
             let mut persons = Vec::with_capacity(people.len());
             persons.extend(people.into_iter().map(|person| self.person(person)));
@@ -315,7 +294,7 @@ fn add_dialog(gathered: &mut Gathered, dialog: Dialog) -> Result<(), String> {
         if right >= n {
             return Err(format!("`gt_index` of round {} is {right} of {n}", i + 1));
         }
-        let id = format!("{image} round {}", i + 1);
+        let id = round_id(&image, i + 1);
         gathered.items.push(item(id, Some(image.clone()), Truth::Candidate(right)));
     }
     gathered.form = Some(Form::Candidates);
@@ -381,8 +360,12 @@ fn from_table(bytes: &[u8]) -> Result<Truths, String> {
             Form::Ivqa => {
                 let answers = ["answer1", "answer2", "answer3", "answer4", "answer5"].map(cell);
                 let answers: Result<Vec<&str>, String> = answers.into_iter().collect();
-                let answers = answers?.into_iter().map(str::to_owned).collect();
-                item(cell("video_id")?.to_owned(), None, Truth::Texts(answers))
+                let answers = ivqa_answers(answers?.into_iter().map(str::to_owned));
+                if answers.is_empty() {
+                    return Err(format!("row {}: no answer", i + 1));
+                }
+                let video = cell("video_id")?;
+                item(ivqa_id(video, i), Some(video.to_owned()), Truth::Texts(answers))
             }
             Form::Clips => {
                 let seen =
@@ -413,34 +396,13 @@ fn from_table(bytes: &[u8]) -> Result<Truths, String> {
     Ok(Truths { form, items, answers: AnswerTable::default() })
 }
 
-/// Adds the second right answers of NExT-OE's test split, an object of videos of questions.
+/// Adds the second right answers of NExT-OE's test split.
 fn add_references(items: &mut [Evidence<'_>], path: &Path) -> Result<(), EvalError> {
-    let refuse = |problem| EvalError::Annotations { path: path.to_path_buf(), problem };
-    let bytes = std::fs::read(path).map_err(EvalError::file("read", path))?;
-    let mut videos: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_slice(&bytes)
-        .map_err(|error| refuse(format!("it is not an object of videos of questions: {error}")))?;
+    let mut second = SecondAnswers::read(&path.display().to_string())?;
     for item in items {
         let (Some(video), Truth::Texts(texts)) = (&item.cluster, &mut item.truth) else { continue };
-        let Some(questions) = videos.get_mut(video) else { continue };
         let question = item.id.strip_prefix(video.as_str()).unwrap_or_default();
-        let answer = questions.remove(question.trim_start_matches('_'));
-        match answer {
-            Some(Value::String(answer)) => texts.push(answer),
-            Some(other) => return Err(refuse(format!("`{}` has {other}, not a text", item.id))),
-            None => return Err(refuse(format!("it has its video but not `{}`", item.id))),
-        }
+        texts.extend(second.take(video, question.trim_start_matches('_')));
     }
-    let left: Vec<String> = videos
-        .iter()
-        .flat_map(|(video, questions)| questions.keys().map(move |q| format!("{video}_{q}")))
-        .collect();
-    match left.first() {
-        None => Ok(()),
-        Some(first) => {
-            let n = left.len();
-            Err(refuse(format!(
-                "{n} of its answers are of questions that are not annotated: {first}"
-            )))
-        }
-    }
+    second.check()
 }
