@@ -1,12 +1,21 @@
 //! Which candidate a written answer means: for models that can be asked, but give no likelihoods.
 //!
-//! Letters and digits count, in lower case; other characters only separate words. An answer that is a candidate
-//! means it. Else the candidates that stand in the answer as whole words are looked for; what is part of a longer one that stands
+//! An answer that is a candidate, character by character, means it. Else letters and digits count, in lower case; other
+//! characters only separate words, and an answer without words means nothing. An answer with the words of one candidate alone
+//! means that. Else the candidates that stand in the answer as whole words are looked for; what is part of a longer one that stands
 //! there is not counted (`dog` in `hot dog`). Just one left is meant; none or several is no match.
 
 /// The number of the candidate that is meant, from 0; none where that cannot be told.
 pub fn meant_candidate(answer: &str, candidates: &[String]) -> Option<usize> {
-    let answer = words(answer);
+    let said = answer.trim();
+    let mut exact = (0..candidates.len()).filter(|&i| candidates[i].trim() == said);
+    if let Some(first) = exact.next().filter(|_| !said.is_empty()) {
+        return exact.next().is_none().then_some(first);
+    }
+    let answer = words(said);
+    if answer.is_empty() {
+        return None;
+    }
     let all: Vec<Vec<String>> = candidates.iter().map(|candidate| words(candidate)).collect();
     let mut same = (0..all.len()).filter(|&i| all[i] == answer);
     if let Some(first) = same.next() {
@@ -52,8 +61,18 @@ mod tests {
         check(&food, "a hot dog bun, I think", Some(2));
         check(&food, "dog or bun", Some(0));
         check(&food, "2 dogs", Some(3));
-        check(&["same", "Same!"], "same", None);
+        check(&["same", "Same!"], "same", Some(0));
+        check(&["same", "Same!"], "SAME", None);
+        check(&["same", "same"], "same", None);
+        check(&["yes", "yes."], " yes.\n", Some(1));
+        check(&["yes", "yes."], "yes", Some(0));
+        check(&["Yes", "yes"], "yes", Some(1));
+        check(&["C", "C++", "C#"], "C++", Some(1));
         check(&["", "x"], "y", None);
-        check(&["...", "x"], "!", Some(0));
+        for empty in ["", " \n", "!"] {
+            check(&["", "x"], empty, None);
+            check(&["...", "x"], empty, None);
+        }
+        check(&["...", "x"], "...", Some(0));
     }
 }

@@ -3,8 +3,11 @@
 
 use flamingo_dataset::report::base64;
 use flamingo_dataset::{CorpusError, EncodedImage, image_png};
+use regex::Regex;
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use crate::subject::{Ending, OutOfContext, Said};
 
 /// Strings that may end an answer: servers take no more.
 const STOPS_MAX: usize = 4;
@@ -122,28 +125,82 @@ struct ContentPart {
     text: Option<String>,
 }
 
-/// The answer in a reply; empty where the model refuses or its server keeps the answer back.
+/// The answer in a reply; empty where the model refuses, its server keeps the answer back, or the model used up its tokens
+/// before it wrote any, as those do that think first.
 ///
 /// # Errors
 /// What is wrong with it, where it is no reply.
-pub fn answer(body: &[u8]) -> Result<String, String> {
+pub fn answer(body: &[u8]) -> Result<Said, String> {
     let reply: Reply = serde_json::from_slice(body).map_err(|error| {
         format!("an answer that is no chat completion ({error}): {}", quoted(body))
     })?;
-    let Some(choice) = reply.choices.into_iter().next() else {
+    let Some(Choice { message, finish_reason }) = reply.choices.into_iter().next() else {
         return Err(format!("an answer without choices: {}", quoted(body)));
     };
-    let text = match choice.message.content {
-        Some(Content::Text(text)) => Some(text),
-        Some(Content::Parts(parts)) => Some(parts.into_iter().filter_map(|it| it.text).collect()),
-        None => None,
+    let ending = match finish_reason.as_deref() {
+        Some("length") => Some(Ending::Length),
+        Some("content_filter") => Some(Ending::ContentFilter),
+        _ => None,
     };
-    let is_kept_back = choice.finish_reason.as_deref() == Some("content_filter");
-    match text {
-        Some(text) => Ok(text),
-        None if is_kept_back || choice.message.refusal.is_some() => Ok(String::new()),
+    let ending = ending.or(message.refusal.map(|_| Ending::ContentFilter));
+    match message.content {
+        Some(Content::Text(text)) => Ok(Said { text, ending }),
+        Some(Content::Parts(parts)) => {
+            Ok(Said { text: parts.into_iter().filter_map(|it| it.text).collect(), ending })
+        }
+        None if ending.is_some() => Ok(Said { text: String::new(), ending }),
         None => Err(format!("an answer without text: {}", quoted(body))),
     }
+}
+
+/// What a server says of a request that it refuses, as `OpenAI` (`error`) and vLLM (at the top) write it.
+#[derive(Deserialize)]
+struct Refusal {
+    error: Option<Fault>,
+    #[serde(flatten)]
+    fault: Fault,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Fault {
+    code: Value,
+    r#type: Value,
+    message: Value,
+    innererror: Value,
+    n_prompt_tokens: Option<usize>,
+    n_ctx: Option<usize>,
+}
+
+/// What the body of a 400 means that is no fault of the request's form: the prompt is kept from the model by a filter, or
+/// is longer than what the model holds. None of any other.
+pub fn refused(body: &[u8]) -> Option<Ending> {
+    let refusal: Refusal = serde_json::from_slice(body).ok()?;
+    let fault = refusal.error.unwrap_or(refusal.fault);
+    let says = |value: &Value, text: &str| value.as_str() == Some(text);
+    let is_filtered = says(&fault.code, "content_filter")
+        || says(&fault.code, "content_policy_violation")
+        || says(&fault.innererror["code"], "ResponsibleAIPolicyViolation");
+    if is_filtered {
+        return Some(Ending::ContentFilter);
+    }
+    let message = fault.message.as_str().unwrap_or_default();
+    // OpenAI, llama.cpp, vLLM, which has no code for it.
+    let is_too_long = says(&fault.code, "context_length_exceeded")
+        || says(&fault.r#type, "exceed_context_size_error")
+        || message.contains("maximum context length is")
+        || message.contains("longer than the maximum model length");
+    let counted = fault.n_prompt_tokens.zip(fault.n_ctx);
+    let counts = counted.or_else(|| counts_in(message));
+    let longest = counts.map(|(needed, context)| OutOfContext { needed, context });
+    is_too_long.then_some(Ending::OutOfContext(longest))
+}
+
+/// Tokens that were needed and that a model holds, in a message of `OpenAI` or vLLM.
+fn counts_in(message: &str) -> Option<(usize, usize)> {
+    let pattern = r"maximum context length is (\d+) tokens\D+(?:requested|resulted in) (\d+)";
+    let found = Regex::new(pattern).ok()?.captures(message)?;
+    Some((found[2].parse().ok()?, found[1].parse().ok()?))
 }
 
 /// The beginning of what a server says, on one line.
@@ -183,7 +240,7 @@ mod tests {
 
     #[test]
     fn replies_of_all_kinds_are_read() {
-        let check = |message: &str, end: &str, expected: Result<&str, &str>| {
+        let check = |message: &str, end: &str, expected: Result<Said, &str>| {
             let body = format!(
                 r#"{{"choices": [{{"message": {message}, "finish_reason": "{end}"}}], "usage": 1}}"#
             );
@@ -194,16 +251,47 @@ mod tests {
                 (found, _) => panic!("{message}: {found:?}"),
             }
         };
-        check(r#"{"content": " red "}"#, "stop", Ok(" red "));
-        check(r#"{"content": [{"type": "text", "text": "a"}, {"text": "b"}]}"#, "stop", Ok("ab"));
-        check(r#"{"content": null, "refusal": "no"}"#, "stop", Ok(""));
-        check(r#"{"content": null}"#, "content_filter", Ok(""));
+        check(r#"{"content": " red "}"#, "stop", Ok(Said::whole(" red ")));
+        let parts = r#"{"content": [{"type": "text", "text": "a"}, {"text": "b"}]}"#;
+        check(parts, "stop", Ok(Said::whole("ab")));
+        let empty = |ending| Ok(Said { text: String::new(), ending: Some(ending) });
+        check(r#"{"content": null, "refusal": "no"}"#, "stop", empty(Ending::ContentFilter));
+        check(r#"{"content": null}"#, "content_filter", empty(Ending::ContentFilter));
+        check(r#"{"content": null}"#, "length", empty(Ending::Length));
+        let cut = Said { text: "a dog on".to_owned(), ending: Some(Ending::Length) };
+        check(r#"{"content": "a dog on"}"#, "length", Ok(cut));
         check(r#"{"content": null}"#, "stop", Err("without text"));
         check(r#"{"content": 3}"#, "stop", Err("no chat completion"));
         assert!(answer(b"{\"choices\": []}").unwrap_err().contains("without choices"));
         assert!(answer(b"<html>\n\tbusy").unwrap_err().ends_with("<html> busy"));
         let long = answer(&[b'x'; 5000]).unwrap_err();
         assert!(long.len() < 500 && long.ends_with("..."), "{long}");
+    }
+
+    #[test]
+    fn prompts_that_are_filtered_or_too_long_are_told_from_wrong_requests() {
+        let check = |body: &str, expected: Option<Ending>| {
+            assert_eq!(refused(body.as_bytes()), expected, "{body}");
+        };
+        let too_long =
+            |needed, context| Some(Ending::OutOfContext(Some(OutOfContext { needed, context })));
+        let filtered = Some(Ending::ContentFilter);
+        check(r#"{"error": {"code": "content_filter", "message": "m", "status": 400}}"#, filtered);
+        let inner =
+            r#"{"error": {"code": null, "innererror": {"code": "ResponsibleAIPolicyViolation"}}}"#;
+        check(inner, filtered);
+        let openai = r#"{"error": {"message": "This model's maximum context length is 4096 tokens. However, your messages resulted in 4200 tokens.", "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded"}}"#;
+        check(openai, too_long(4200, 4096));
+        let vllm = r#"{"object": "error", "message": "This model's maximum context length is 2048 tokens. However, you requested 2300 tokens (2200 in the messages, 100 in the completion).", "type": "BadRequestError", "param": null, "code": 400}"#;
+        check(vllm, too_long(2300, 2048));
+        let llama = r#"{"error": {"code": 400, "message": "request (13392 tokens) exceeds the available context size", "type": "exceed_context_size_error", "n_prompt_tokens": 13392, "n_ctx": 8192}}"#;
+        check(llama, too_long(13392, 8192));
+        let bare = r#"{"error": {"code": "context_length_exceeded", "message": "too long"}}"#;
+        check(bare, Some(Ending::OutOfContext(None)));
+        check(r#"{"error": {"code": "model_not_found", "message": "no such model"}}"#, None);
+        check(r#"{"error": "content_filter"}"#, None);
+        check("too long", None);
+        check("[]", None);
     }
 
     #[test]

@@ -1,72 +1,51 @@
-//! A model behind a chat interface as `OpenAI`'s, asked in parallel.
+//! A server with a chat interface as `OpenAI`'s: its address, its key, and one request to it.
 //!
-//! Pictures go along as they are; a film as its frames. `<EOC>` becomes a line break. What a model is told first is
-//! [`INSTRUCTION`], unless it is given another one. Answers are written greedily: there are no beams. Closed tasks list their candidates, and
-//! the one that the answer means scores 1, see [`candidate_match`](crate::candidate_match).
-//!
-//! Every answer is kept in `replies_TASK.jsonl` as it comes, by a digest of its request: nothing is asked twice, whatever the order in
-//! which answers came and whenever the evaluation was cut off.
+//! Results, messages and files name the server by scheme, host and path alone: what else an address may hold, a name, a
+//! password or a query, may be secret, as the key is.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use flamingo_dataset::report::base64;
 use flamingo_dataset::sha256_hex;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use percent_encoding::percent_decode_str;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
-use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::benchmark::Benchmark;
-use crate::candidate_match::meant_candidate;
-use crate::chat::{Chat, Part, answer, data_url, quoted};
-use crate::draw::{mix, mix_text};
+use crate::back_off::{ASKED_MAX, retry_after};
+use crate::chat::{answer, quoted, refused};
 use crate::error::EvalError;
-use crate::evaluate::Part as Share;
 use crate::pace::Pace;
-use crate::prompt::Piece;
-use crate::samples::{Record, SampleLog};
-use crate::subject::{Asked, ModelCard, OutOfContext, Ranked, Subject, Writing};
-use crate::task_file::Decoding;
+use crate::subject::{ModelCard, Said};
 
 /// What a model is told first.
 pub const INSTRUCTION: &str = "The message of the user ends where an answer is missing. Reply with that answer \
                                alone, in the way of the examples where there are any.";
 
-/// Queries that are put to a server before the next are looked at: many times those that it answers at once.
-const BATCH: usize = 256;
-
-/// Tokens in which a candidate can be repeated.
-const CANDIDATE_TOKENS: usize = 64;
-
 /// Bytes of a reply that are read; answers have some thousands.
 const REPLY_BYTES_MAX: usize = 8 << 20;
 
-/// The pause before the first repetition; each next one is twice as long, up to a limit.
-const PAUSE: Duration = Duration::from_millis(500);
-const PAUSE_MAX: Duration = Duration::from_mins(1);
-
-/// Longest pause that is granted to a server that asks for one.
-const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
+/// What stands for a secret in messages.
+const HIDDEN: &str = "[hidden]";
 
 /// How a server is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct EndpointOptions {
     /// Address of the server of an `openai:` model, such as `http://127.0.0.1:8000/v1`. Its key is read from the environment
     /// variable `OPENAI_API_KEY`, if there is one.
+    // A text: the parser of the command line would repeat an address that is wrong, with the secrets in it.
     #[arg(long, value_name = "URL")]
-    pub endpoint: Option<Url>,
+    pub endpoint: Option<String>,
     /// Most requests at a time. It begins with a few, goes up while the server answers and down by half when it
     /// does not (429, 5xx, timeouts).
     #[arg(long, default_value_t = 32, value_name = "N", requires = "endpoint")]
     pub concurrency_max: usize,
-    /// How often a request is repeated before the evaluation stops; what was answered by then is kept.
+    /// How often a request is repeated before the evaluation stops; what was answered by then is kept. Pauses before that
+    /// double from half a second to a minute, and are as long as the server asks, up to five minutes.
     #[arg(long, default_value_t = 8, value_name = "N", requires = "endpoint")]
     pub retries: u32,
     /// Seconds that an answer may take.
@@ -79,60 +58,57 @@ pub struct EndpointOptions {
     pub instruction: String,
 }
 
-/// A server with a model.
-pub struct Endpoint {
-    model: String,
-    options: EndpointOptions,
-    /// Where requests go.
-    address: Url,
-    client: Client,
-    key: Option<HeaderValue>,
-    runtime: Runtime,
-    pace: RefCell<Pace>,
-}
-
-/// An answer as it came.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Reply {
-    /// Digest of the request.
-    key: String,
-    /// Id of the item that it is about.
-    item: String,
-    /// The answer.
-    text: String,
-}
-
-impl Record for Reply {
-    fn key(&self) -> &str {
-        &self.key
+impl EndpointOptions {
+    /// The address as it was given; none without one.
+    ///
+    /// # Errors
+    /// When it is no address of HTTP; the message does not repeat it.
+    pub fn address(&self) -> Result<Option<Url>, String> {
+        let Some(text) = &self.endpoint else { return Ok(None) };
+        let address = Url::parse(text).map_err(|error| format!("--endpoint: {error}"))?;
+        if !matches!(address.scheme(), "http" | "https") || address.host_str().is_none() {
+            return Err("--endpoint must be an http:// or https:// address".to_owned());
+        }
+        Ok(Some(address))
     }
 }
 
-/// A request that is ready to be sent.
-struct Request {
-    index: usize,
-    item: String,
-    key: String,
-    body: String,
-    /// How often it was sent.
-    tries: u32,
-    /// What is waited for before it is sent.
-    pause: Duration,
+/// A server with a model.
+pub struct Endpoint {
+    /// The model's name at the server.
+    pub(crate) model: String,
+    pub(crate) options: EndpointOptions,
+    /// Where requests go.
+    address: Url,
+    /// The address without what may be secret.
+    pub(crate) place: String,
+    client: Client,
+    key: Option<HeaderValue>,
+    /// What no message may hold.
+    secrets: Vec<String>,
+    pub(crate) runtime: Runtime,
+    pub(crate) pace: RefCell<Pace>,
 }
 
 /// Why there is no answer.
-enum Trouble {
-    /// It may go away.
+pub(crate) enum Trouble {
+    /// It may go away; after this time, if the server says so.
     Passing { what: String, pause: Option<Duration> },
     /// It will not.
     Lasting(String),
+}
+
+impl Trouble {
+    fn passing(what: String) -> Self {
+        Self::Passing { what, pause: None }
+    }
 }
 
 impl Endpoint {
     /// A client for a server; nothing is sent yet.
     ///
     /// # Errors
-    /// When no address is given, it is none of HTTP, or the key is no text of ASCII.
+    /// When no address is given, it is none of HTTP, the key is no text of ASCII, or there is a password beside it.
     pub fn open(
         model: &str,
         options: &EndpointOptions,
@@ -142,56 +118,37 @@ impl Endpoint {
             what: format!("--model openai:{model}"),
             problem: problem.to_owned(),
         };
-        let base = options.endpoint.as_ref().ok_or_else(|| unfit("needs --endpoint URL"))?;
-        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
-            return Err(unfit("--endpoint must be an http:// or https:// address"));
+        let base = options.address().map_err(|problem| unfit(&problem))?;
+        let base = base.ok_or_else(|| unfit("needs --endpoint URL"))?;
+        if key.is_some() && !(base.username().is_empty() && base.password().is_none()) {
+            let problem = "a name or password in --endpoint beside OPENAI_API_KEY: a request takes one of them";
+            return Err(unfit(problem));
         }
         let mut address = base.clone();
         address.set_path(&format!("{}/chat/completions", base.path().trim_end_matches('/')));
+        let place = place_of(&address);
         let is_here = matches!(base.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
-        let mut client = Client::builder()
-            .timeout(Duration::from_secs(options.timeout))
-            // A key is for this server alone.
-            .redirect(Policy::none());
-        if is_here {
-            client = client.no_proxy();
-        }
-        let client = client.build().map_err(|error| unfit(&chain(&error)))?;
-        let key = key.map(|key| {
-            let mut header = HeaderValue::from_str(&format!("Bearer {key}"))
-                .map_err(|_| unfit("OPENAI_API_KEY has characters that no key has"))?;
-            header.set_sensitive(true);
-            Ok::<_, EvalError>(header)
-        });
-        let key = key.transpose()?;
+        let client = client(options, is_here).map_err(|error| unfit(&chain(&error)))?;
         if key.is_some() && base.scheme() == "http" && !is_here {
-            eprintln!("warning: OPENAI_API_KEY goes to {base} without encryption");
+            eprintln!("warning: OPENAI_API_KEY goes to {place} without encryption");
         }
         let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(EvalError::file("wait for", base.as_str()))?;
-        let pace = RefCell::new(Pace::new(options.concurrency_max));
-        let (model, options) = (model.to_owned(), options.clone());
-        Ok(Self { model, options, address, client, key, runtime, pace })
-    }
-
-    /// The model on the media of a benchmark; answers are kept in the folder `out`.
-    ///
-    /// # Errors
-    /// When the file of earlier answers cannot be read or made.
-    pub fn subject<'a>(
-        &'a self,
-        benchmark: &'a Benchmark,
-        out: &Path,
-        share: Option<Share>,
-    ) -> Result<EndpointSubject<'a>, EvalError> {
-        let path = replies_file(out, &benchmark.task.name, share);
-        let replies = RefCell::new(SampleLog::open(&path)?);
-        Ok(EndpointSubject { endpoint: self, benchmark, replies })
+        Ok(Self {
+            runtime: runtime.map_err(EvalError::file("wait for", &place))?,
+            pace: RefCell::new(Pace::new(options.concurrency_max)),
+            model: model.to_owned(),
+            options: options.clone(),
+            key: key.map(bearer).transpose().map_err(unfit)?,
+            secrets: secrets(&address, key),
+            address,
+            place,
+            client,
+        })
     }
 
     /// What results say of it. Whether the server changes the model is not known here.
     pub fn card(&self) -> ModelCard {
-        let name = format!("openai:{} at {}", self.model, self.address);
+        let name = format!("openai:{} at {}", self.model, self.place);
         let decides = format!("{name}\n{}", self.options.instruction);
         ModelCard {
             sha256: sha256_hex(decides.as_bytes()),
@@ -201,203 +158,101 @@ impl Endpoint {
     }
 
     /// Sends a request once.
-    async fn send(&self, body: &str) -> Result<String, Trouble> {
+    pub(crate) async fn send(&self, body: &str) -> Result<Said, Trouble> {
         let mut request = self.client.post(self.address.clone());
         request = request.header(CONTENT_TYPE, "application/json").body(body.to_owned());
         if let Some(key) = &self.key {
             request = request.header(AUTHORIZATION, key.clone());
         }
-        let passing = |error: &reqwest::Error| Trouble::Passing { what: chain(error), pause: None };
-        let mut response = request.send().await.map_err(|error| passing(&error))?;
-        let (status, pause) = (response.status(), retry_after(&response)?);
-        let body = read(&mut response).await?;
+        let mut response = request.send().await.map_err(|error| Trouble::passing(chain(&error)))?;
+        let body = self.read(&mut response).await?;
+        let status = response.status();
         if status.is_success() {
-            return answer(&body).map_err(|what| Trouble::Passing { what, pause: None });
+            return answer(&body).map_err(|what| Trouble::passing(self.without_secrets(&what)));
         }
-        let what = format!("{status}: {}", quoted(&body));
+        let refused = (status == StatusCode::BAD_REQUEST).then(|| refused(&body)).flatten();
+        if let Some(ending) = refused {
+            return Ok(Said { text: String::new(), ending: Some(ending) });
+        }
+        let what = format!("{status}: {}", self.quoted(&body));
         Err(if may_pass(status) {
-            Trouble::Passing { what, pause }
+            passing(what, response.headers())
         } else {
             Trouble::Lasting(what)
         })
     }
 
-    /// Waits, sends a request, and tells in which stretch of the pace it was sent.
-    async fn attempt(&self, request: Request) -> (Request, usize, Result<String, Trouble>) {
-        if !request.pause.is_zero() {
-            tokio::time::sleep(request.pause).await;
-        }
-        let epoch = self.pace.borrow().epoch();
-        let found = self.send(&request.body).await;
-        (request, epoch, found)
-    }
-
-    /// The request once more after a pause, or the end of the evaluation.
-    fn again(&self, request: Request, trouble: Trouble) -> Result<Request, EvalError> {
-        let stop = |problem: String| EvalError::Endpoint {
-            address: self.address.to_string(),
-            item: request.item.clone(),
-            problem,
-        };
-        let (what, asked) = match trouble {
-            Trouble::Lasting(what) => return Err(stop(what)),
-            Trouble::Passing { what, pause } => (what, pause),
-        };
-        let tries = request.tries + 1;
-        if tries > self.options.retries {
-            return Err(stop(format!("asked {tries} times, at last {what}")));
-        }
-        let pause = asked.unwrap_or_else(|| pause(&request.key, request.tries));
-        Ok(Request { tries, pause, ..request })
-    }
-}
-
-/// The model on the media of one benchmark.
-pub struct EndpointSubject<'a> {
-    endpoint: &'a Endpoint,
-    benchmark: &'a Benchmark,
-    replies: RefCell<SampleLog<Reply>>,
-}
-
-impl EndpointSubject<'_> {
-    /// Answers to requests, in their order.
-    fn answers(
-        &self,
-        n: usize,
-        body: impl Fn(usize) -> Result<(String, String), EvalError>,
-    ) -> Result<Vec<String>, EvalError> {
-        self.endpoint.runtime.block_on(self.converse(n, body))
-    }
-
-    async fn converse(
-        &self,
-        n: usize,
-        body: impl Fn(usize) -> Result<(String, String), EvalError>,
-    ) -> Result<Vec<String>, EvalError> {
-        let endpoint = self.endpoint;
-        let mut texts = vec![String::new(); n];
-        let mut waiting: VecDeque<usize> = (0..n).collect();
-        let mut running = FuturesUnordered::new();
+    async fn read(&self, response: &mut Response) -> Result<Vec<u8>, Trouble> {
+        let mut body = Vec::new();
         loop {
-            while running.len() < endpoint.pace.borrow().limit()
-                && let Some(index) = waiting.pop_front()
-            {
-                let (item, body) = body(index)?;
-                let key = sha256_hex(format!("{}\n{body}", endpoint.address).as_bytes());
-                if let Some(reply) = self.replies.borrow().get(&key) {
-                    texts[index].clone_from(&reply.text);
-                    continue;
-                }
-                let request = Request { index, item, key, body, tries: 0, pause: Duration::ZERO };
-                running.push(endpoint.attempt(request));
+            let chunk = response.chunk().await;
+            let chunk = chunk.map_err(|error| Trouble::passing(chain(&error)))?;
+            let Some(chunk) = chunk else { return Ok(body) };
+            if body.len() + chunk.len() > REPLY_BYTES_MAX {
+                let begin = self.quoted(&body);
+                let what = format!("a reply of more than {REPLY_BYTES_MAX} bytes: {begin}");
+                return Err(Trouble::Lasting(what));
             }
-            let Some((request, epoch, found)) = running.next().await else { return Ok(texts) };
-            match found {
-                Ok(text) => {
-                    endpoint.pace.borrow_mut().succeeded();
-                    texts[request.index].clone_from(&text);
-                    let reply = Reply { key: request.key, item: request.item, text };
-                    self.replies.borrow_mut().append(vec![reply])?;
-                }
-                Err(trouble) => {
-                    endpoint.pace.borrow_mut().failed(epoch);
-                    running.push(endpoint.attempt(endpoint.again(request, trouble)?));
-                }
-            }
+            body.extend_from_slice(&chunk);
         }
     }
 
-    /// The parts of a prompt: text, and pictures or frames.
-    fn parts(&self, asked: &Asked<'_>) -> Result<Vec<Part>, EvalError> {
-        let mut parts = Vec::new();
-        for piece in &asked.pieces {
-            match piece {
-                Piece::Text(text) => parts.push(Part::Text(text.clone())),
-                Piece::EndOfChunk => parts.push(Part::Text("\n".to_owned())),
-                Piece::Image(place) => {
-                    let item = self.benchmark.item(*place);
-                    let Some(medium) = &item.medium else {
-                        let problem = "has no picture or film".to_owned();
-                        return Err(EvalError::Medium { name: item.id.clone(), problem });
-                    };
-                    for frame in &medium.frames(self.benchmark.task.frames)? {
-                        let address = data_url(frame).map_err(|source| EvalError::Image {
-                            key: item.id.clone(),
-                            source: Box::new(source),
-                        })?;
-                        parts.push(Part::Image(address));
-                    }
-                }
-            }
-        }
-        Ok(parts)
+    /// The beginning of what a server says, which may repeat what it was sent.
+    fn quoted(&self, body: &[u8]) -> String {
+        // Before it is cut: half a key is half a secret.
+        quoted(self.without_secrets(&String::from_utf8_lossy(body)).as_bytes())
     }
 
-    fn body(&self, parts: &[Part], tokens_max: usize, stop: &[String]) -> String {
-        let (model, instruction) = (&self.endpoint.model, &self.endpoint.options.instruction);
-        Chat { model, instruction, parts, tokens_max, stop }.body().to_string()
+    fn without_secrets(&self, text: &str) -> String {
+        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, HIDDEN))
     }
 }
 
-impl Subject for EndpointSubject<'_> {
-    fn card(&self) -> ModelCard {
-        self.endpoint.card()
+fn client(options: &EndpointOptions, is_here: bool) -> reqwest::Result<Client> {
+    let mut client = Client::builder()
+        .timeout(Duration::from_secs(options.timeout))
+        // A key is for this server alone.
+        .redirect(Policy::none());
+    if is_here {
+        client = client.no_proxy();
     }
-
-    /// The server knows, and says so when it is asked.
-    fn out_of_context(&self, _: &Asked<'_>, _: usize) -> Option<OutOfContext> {
-        None
-    }
-
-    fn batch(&self) -> usize {
-        BATCH
-    }
-
-    fn write(&self, asked: &[Asked<'_>], writing: Writing<'_>) -> Result<Vec<String>, EvalError> {
-        self.answers(asked.len(), |index| {
-            let parts = self.parts(&asked[index])?;
-            let body = self.body(&parts, writing.tokens_max, writing.stop);
-            Ok((asked[index].item.id.clone(), body))
-        })
-    }
-
-    fn rank(&self, asked: &[Asked<'_>], _: Decoding) -> Result<Vec<Ranked>, EvalError> {
-        let texts = self.answers(asked.len(), |index| {
-            let mut parts = self.parts(&asked[index])?;
-            parts.push(Part::Text(candidate_list(&asked[index].item.candidates)));
-            let body = self.body(&parts, CANDIDATE_TOKENS, &[]);
-            Ok((asked[index].item.id.clone(), body))
-        })?;
-        let ranked = asked.iter().zip(texts).map(|(asked, text)| ranked(asked, &text));
-        Ok(ranked.collect())
-    }
+    client.build()
 }
 
-fn candidate_list(candidates: &[String]) -> String {
-    let mut text = "\nReply with one of these, word by word:".to_owned();
-    for candidate in candidates {
-        let _ = write!(text, "\n- {candidate}");
-    }
-    text
+fn bearer(key: &str) -> Result<HeaderValue, &'static str> {
+    let mut header = HeaderValue::from_str(&format!("Bearer {key}"))
+        .map_err(|_| "OPENAI_API_KEY has characters that no key has")?;
+    header.set_sensitive(true);
+    Ok(header)
 }
 
-/// 1 for the candidate that an answer means; what means none is kept as it is.
-fn ranked(asked: &Asked<'_>, text: &str) -> Ranked {
-    let candidates = &asked.item.candidates;
-    let mut scores = vec![0.0; candidates.len()];
-    match meant_candidate(text, candidates) {
-        Some(index) => {
-            scores[index] = 1.0;
-            Ranked::of(scores)
-        }
-        None => Ranked { scores, said: Some(text.trim().to_owned()) },
-    }
+/// Scheme, host and path of an address.
+fn place_of(address: &Url) -> String {
+    let port = address.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let host = address.host_str().unwrap_or_default();
+    format!("{}://{host}{port}{}", address.scheme(), address.path())
 }
 
-/// The file of answers; each of several processes has its own.
-fn replies_file(out: &Path, task: &str, share: Option<Share>) -> PathBuf {
-    let share = share.map(|share| format!(".part-{}", share.to_string().replace('/', "-of-")));
-    out.join(format!("replies_{task}{}.jsonl", share.unwrap_or_default()))
+/// Characters from which on a name or a value of a query is taken for a secret: what is shorter stands in other words, too.
+const SECRET_LEN_MIN: usize = 4;
+
+/// The key, the name and password and the values of the query of an address, as they are sent and as they are meant; longer
+/// ones first, as others may be parts of them.
+fn secrets(address: &Url, key: Option<&str>) -> Vec<String> {
+    let meant = |sent: &str| percent_decode_str(sent).decode_utf8_lossy().into_owned();
+    let (name, password) = (address.username(), address.password().unwrap_or_default());
+    let basic = format!("{}:{}", meant(name), meant(password));
+    let mut secrets: Vec<String> = [name, password].map(meant).to_vec();
+    secrets.extend(address.query_pairs().map(|(_, value)| value.into_owned()));
+    let sent = address.query().unwrap_or_default().split('&').filter_map(|it| it.split_once('='));
+    secrets.extend(sent.map(|(_, value)| value.to_owned()));
+    secrets.extend([name.to_owned(), base64(basic.as_bytes())]);
+    secrets.retain(|secret| secret.chars().count() >= SECRET_LEN_MIN);
+    // However short they are.
+    let always = [meant(password), password.to_owned(), key.unwrap_or_default().to_owned()];
+    secrets.extend(always.into_iter().filter(|secret| !secret.is_empty()));
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets
 }
 
 /// Whether the same request may be answered later.
@@ -412,42 +267,17 @@ fn may_pass(status: StatusCode) -> bool {
         )
 }
 
-/// The pause that a server asks for, in seconds; dates are not read.
-fn retry_after(response: &Response) -> Result<Option<Duration>, Trouble> {
-    let Some(value) = response.headers().get(RETRY_AFTER) else { return Ok(None) };
-    let seconds = value.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok());
-    let pause = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    match pause {
-        Some(pause) if pause > RETRY_AFTER_MAX => {
-            let (asked, most) = (pause.as_secs(), RETRY_AFTER_MAX.as_secs());
-            let status = response.status();
-            let what =
-                format!("{status}: asks for a pause of {asked} s, at most {most} s are waited");
-            Err(Trouble::Lasting(what))
+/// A failure that may pass, after the pause that the server asks for, unless that is too long to be waited for.
+fn passing(what: String, headers: &HeaderMap) -> Trouble {
+    let value = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    match value.and_then(|value| retry_after(value, SystemTime::now())) {
+        Some(pause) if pause > ASKED_MAX => {
+            let (asked, most) = (pause.as_secs(), ASKED_MAX.as_secs());
+            let asks = format!("asks for a pause of {asked} s, at most {most} s are waited");
+            Trouble::Lasting(format!("{what}; {asks}"))
         }
-        pause => Ok(pause),
+        pause => Trouble::Passing { what, pause },
     }
-}
-
-async fn read(response: &mut Response) -> Result<Vec<u8>, Trouble> {
-    let mut body = Vec::new();
-    loop {
-        let chunk = response.chunk().await;
-        let chunk = chunk.map_err(|error| Trouble::Passing { what: chain(&error), pause: None })?;
-        let Some(chunk) = chunk else { return Ok(body) };
-        if body.len() + chunk.len() > REPLY_BYTES_MAX {
-            let what = format!("a reply of more than {REPLY_BYTES_MAX} bytes: {}", quoted(&body));
-            return Err(Trouble::Lasting(what));
-        }
-        body.extend_from_slice(&chunk);
-    }
-}
-
-/// Twice as long each time, a quarter more or less by the request, so that those that failed together do not come back together.
-fn pause(key: &str, tries: u32) -> Duration {
-    let doubled = PAUSE.saturating_mul(1_u32.checked_shl(tries).unwrap_or(u32::MAX));
-    let spread = mix_text(mix(u64::from(tries), 4), key) as f64 / u64::MAX as f64;
-    doubled.min(PAUSE_MAX).mul_f64(0.75 + 0.5 * spread)
 }
 
 /// An error with its causes, without the address, which may hold a secret.
@@ -472,14 +302,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_a_limit_and_differ() {
-        let within = |tries, seconds: f64| {
-            let pause = pause("a", tries).as_secs_f64();
-            assert!((0.75 * seconds..=1.25 * seconds).contains(&pause), "{tries}: {pause}");
+    fn places_are_scheme_host_and_path() {
+        let check = |address: &str, expected: &str| {
+            assert_eq!(place_of(&Url::parse(address).unwrap()), expected, "{address}");
         };
-        for (tries, seconds) in [(0, 0.5), (1, 1.0), (4, 8.0), (7, 60.0), (40, 60.0)] {
-            within(tries, seconds);
+        check("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1");
+        check("https://me:pass@host.org/a/b?api-version=2&key=k#x", "https://host.org/a/b");
+        check("https://[::1]:9/", "https://[::1]:9/");
+    }
+
+    #[test]
+    fn wrong_addresses_are_not_repeated() {
+        let options = |address: &str| EndpointOptions {
+            endpoint: Some(address.to_owned()),
+            concurrency_max: 1,
+            retries: 0,
+            timeout: 1,
+            instruction: String::new(),
+        };
+        for address in ["http://me:secret@host:99999/v1", "secret", "ftp://me:secret@host/"] {
+            let problem = options(address).address().unwrap_err();
+            assert!(problem.starts_with("--endpoint"), "{problem}");
+            assert!(!problem.contains("secret"), "{problem}");
         }
-        assert_ne!(pause("a", 3), pause("b", 3));
     }
 }

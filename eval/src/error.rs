@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use flamingo_dataset::{CorpusError, CorpusKind};
 use flamingo_model::ModelError;
 
+use crate::evaluate::TooLong;
+
 /// Every failure of this crate. Each message names the file, row or key that it is about.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -164,6 +166,9 @@ pub enum EvalError {
         /// What the model says.
         source: ModelError,
     },
+    /// A server says that prompts are too long for its model.
+    #[error("{} of {} prompts do not fit the model", .0.n_queries, .0.of)]
+    OutOfContext(TooLong),
     /// A server does not answer, or refuses a request.
     #[error("{address} at item `{item}`: {problem}")]
     Endpoint {
@@ -292,6 +297,7 @@ impl EvalError {
             self,
             Self::Toml { .. }
                 | Self::Setting { .. }
+                | Self::NoExamples { .. }
                 | Self::FewExamples { .. }
                 | Self::NoTask { .. }
                 | Self::NoSplit { .. }

@@ -1,10 +1,7 @@
 //! One benchmark from beginning to end: shots, prompts, answers, scores, controls.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -18,12 +15,13 @@ use crate::item::{Item, Truth};
 use crate::likeness::Likeness;
 use crate::metric::{Judged, Judgement, Judging, Metric};
 use crate::paired::difference;
+use crate::part::{Part, remove_parts};
 use crate::progress::Progress;
 use crate::prompt::{ImagePlace, Piece, Template};
 use crate::samples::{Record, Sample, SampleLog};
 use crate::settings::Settings;
 use crate::shots::{ShotChoice, Shots, orders};
-use crate::subject::{Asked, OutOfContext, Ranked, Subject, Writing};
+use crate::subject::{Asked, OutOfContext, Ranked, Said, Subject, Writing};
 use crate::task_file::{Decoding, ZeroShot};
 
 /// Text-only shots that stand in for shots in the zero-shot setting (paper, appendix A.2).
@@ -81,32 +79,6 @@ impl Control {
     }
 }
 
-/// One of several parts of the queries, that processes share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
-    index: usize,
-    of: usize,
-}
-
-impl FromStr for Part {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once('/').and_then(|(index, of)| {
-            Some(Self { index: index.parse().ok()?, of: of.parse().ok()? })
-        });
-        numbers.filter(|part| part.index < part.of).ok_or_else(|| {
-            "expected INDEX/COUNT with an index from 0 to COUNT - 1, e.g. 0/4".to_owned()
-        })
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.index, self.of)
-    }
-}
-
 /// A round of questions: with how many shots, drawn by which seed, and what is wrong with the prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoundKey {
@@ -157,12 +129,18 @@ pub enum Outcome {
     /// All queries were answered.
     Scored(Scored),
     /// Some prompts and their answers do not fit the model. Nothing is cut: the round has no score.
-    OutOfContext {
-        /// The longest.
-        longest: OutOfContext,
-        /// Queries whose prompts are too long.
-        n_queries: usize,
-    },
+    OutOfContext(TooLong),
+}
+
+/// Prompts that are longer than what a model holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLong {
+    /// The longest; none where a server does not say how long it is.
+    pub longest: Option<OutOfContext>,
+    /// Queries whose prompts are too long.
+    pub n_queries: usize,
+    /// Queries that were looked at: a server is not asked further.
+    pub of: usize,
 }
 
 /// Answers with their scores.
@@ -316,11 +294,10 @@ impl<'a> Plan<'a> {
             what: "--shot-choice rices".into(),
             problem: "the model has no vision encoder here; choose examples at random".into(),
         })?;
-        let part = part_suffix(self.options.part);
+        let part = Part::suffix(self.options.part);
         let name = format!("features_{}", self.benchmark.task.name);
         let cache = self.options.out.join(format!("{name}{part}.jsonl"));
-        let queries =
-            (0..self.n_queries()).filter(|&query| self.is_ours(query, subject.batch())).collect();
+        let queries = (0..self.n_queries()).filter(|&query| self.is_ours(query, subject)).collect();
         let likeness = Likeness::of_benchmark(local, self.benchmark, queries, &cache)?;
         if self.options.part.is_none() {
             remove_parts(&self.options.out, &name)?;
@@ -337,18 +314,21 @@ impl<'a> Plan<'a> {
     ) -> Result<Outcome, EvalError> {
         let n_shown = self.n_shown(key.n_shots);
         let choose = |query| shots.choose(query, n_shown, key.demo_seed);
-        let shown = (0..self.n_queries()).map(|query| {
-            if self.is_ours(query, subject.batch()) { choose(query) } else { Ok(Vec::new()) }
-        });
+        let shown = (0..self.n_queries())
+            .map(|query| if self.is_ours(query, subject) { choose(query) } else { Ok(Vec::new()) });
         let shown = shown.collect::<Result<Vec<_>, _>>()?;
         let images = self.images(key.control);
         let ask = |query: usize, order: &[usize]| self.ask(query, order, key, &images);
         if let Some(outcome) = self.out_of_context(subject, &shown, ask) {
             return Ok(outcome);
         }
-        let samples = self.fill(&key.suffix(self.has_seeds()), subject.batch(), |batch| {
+        let samples = self.fill(&key.suffix(self.has_seeds()), subject, |batch| {
             self.answer(subject, batch, &shown, &ask)
-        })?;
+        });
+        let samples = match samples {
+            Err(EvalError::OutOfContext(too_long)) => return Ok(Outcome::OutOfContext(too_long)),
+            samples => samples?,
+        };
         let scored = self.scored(samples, key, before)?;
         if self.options.part.is_none() {
             self.write_credits(&key.suffix(self.has_seeds()), &scored)?;
@@ -430,14 +410,15 @@ impl<'a> Plan<'a> {
             .filter_map(|(query, shots)| subject.out_of_context(&ask(query, shots), tokens_max));
         let too_long: Vec<OutOfContext> = too_long.collect();
         let longest = too_long.iter().copied().max_by_key(|it| it.needed)?;
-        Some(Outcome::OutOfContext { longest, n_queries: too_long.len() })
+        let (n_queries, of) = (too_long.len(), shown.len());
+        Some(Outcome::OutOfContext(TooLong { longest: Some(longest), n_queries, of }))
     }
 
-    /// Answers a range of queries.
+    /// Answers some queries.
     fn answer(
         &self,
         subject: &dyn Subject,
-        batch: Range<usize>,
+        batch: &[usize],
         shown: &[Vec<usize>],
         ask: &impl Fn(usize, &[usize]) -> Asked<'a>,
     ) -> Result<Vec<Sample>, EvalError> {
@@ -445,25 +426,28 @@ impl<'a> Plan<'a> {
         if task.decoding.is_closed() {
             return self.choose(subject, batch, shown, ask);
         }
-        let asked: Vec<Asked<'_>> = batch.clone().map(|query| ask(query, &shown[query])).collect();
+        let asked: Vec<Asked<'_>> = batch.iter().map(|&query| ask(query, &shown[query])).collect();
         let writing = Writing {
             tokens_max: task.max_new_tokens,
             beams: self.options.beams,
             length_penalty: self.options.length_penalty,
             stop: &self.template.cut_at,
         };
-        let texts = subject.write(&asked, writing)?;
-        let samples = batch.zip(texts).map(|(query, text)| {
-            self.sample(query, &shown[query], self.template.answer_in(&text), Vec::new())
+        let all = subject.write(&asked, writing)?;
+        let samples = batch.iter().zip(all).map(|(&query, said)| {
+            let text = self.template.answer_in(&said.text);
+            // What stands before a mark that ends answers is whole.
+            let ending = said.ending.filter(|_| !self.template.ends_in(&said.text));
+            self.sample(query, &shown[query], Said { text, ending }, Vec::new())
         });
         Ok(samples.collect())
     }
 
-    /// Lets the model choose among the candidates of a range of queries, in each order of the shots.
+    /// Lets the model choose among the candidates of some queries, in each order of the shots.
     fn choose(
         &self,
         subject: &dyn Subject,
-        batch: Range<usize>,
+        batch: &[usize],
         shown: &[Vec<usize>],
         ask: &impl Fn(usize, &[usize]) -> Asked<'a>,
     ) -> Result<Vec<Sample>, EvalError> {
@@ -476,18 +460,19 @@ impl<'a> Plan<'a> {
             };
             orders.map(ask).collect::<Vec<_>>()
         };
-        let asked: Vec<Vec<Asked<'_>>> = batch.clone().map(asked_of).collect();
+        let asked: Vec<Vec<Asked<'_>>> = batch.iter().map(|&query| asked_of(query)).collect();
         let counts: Vec<usize> = asked.iter().map(Vec::len).collect();
         let mut ranked = subject.rank(&asked.concat(), self.decoding())?.into_iter();
-        let samples = batch.zip(counts).map(|(query, n)| {
+        let samples = batch.iter().zip(counts).map(|(&query, n)| {
             let rows: Vec<Ranked> = ranked.by_ref().take(n).collect();
             let scores = mean_of_rows(&rows);
             let said = rows.iter().map(|row| row.said.clone()).collect::<Option<Vec<_>>>();
-            let prediction = match said.and_then(|said| said.into_iter().next()) {
+            let ending = rows.iter().find_map(|row| row.ending);
+            let text = match said.and_then(|said| said.into_iter().next()) {
                 Some(said) => said,
                 None => self.item(query).candidates[highest(&scores)].clone(),
             };
-            self.sample(query, &shown[query], prediction, scores)
+            self.sample(query, &shown[query], Said { text, ending }, scores)
         });
         Ok(samples.collect())
     }
@@ -501,9 +486,9 @@ impl<'a> Plan<'a> {
         &self.benchmark.query[query]
     }
 
-    /// Whether a query is of the part that is asked here, which takes whole batches.
-    fn is_ours(&self, query: usize, n_together: usize) -> bool {
-        self.options.part.is_none_or(|part| query / n_together % part.of == part.index)
+    /// Whether a query is of the part that is asked here.
+    fn is_ours(&self, query: usize, subject: &dyn Subject) -> bool {
+        self.options.part.is_none_or(|part| part.has(query, subject.together()))
     }
 
     /// How many queries are asked.
@@ -525,7 +510,7 @@ impl<'a> Plan<'a> {
         &self,
         query: usize,
         shots: &[usize],
-        prediction: String,
+        said: Said,
         log_likelihoods: Vec<f64>,
     ) -> Sample {
         let item = self.item(query);
@@ -535,42 +520,43 @@ impl<'a> Plan<'a> {
             cluster: item.medium_id.clone(),
             shots: shots.iter().map(|&shot| self.benchmark.support[shot].id.clone()).collect(),
             target: item.targets(),
-            prediction,
+            prediction: said.text,
+            ending: said.ending,
             log_likelihoods,
             credit: serde_json::Map::new(),
             terms: serde_json::Map::new(),
         }
     }
 
-    /// One record per query, in order: those that are on disk, and for batches of `n_together` with missing ones
-    /// what `measure` finds for a range of queries. Of a part, only its own batches are there.
+    /// One record per query, in order: those that are on disk, and for batches with missing ones what `measure` finds for
+    /// them. Of a part, only its own queries are there.
     fn fill<R: Record + Clone>(
         &self,
         suffix: &str,
-        n_together: usize,
-        measure: impl Fn(Range<usize>) -> Result<Vec<R>, EvalError>,
+        subject: &dyn Subject,
+        measure: impl Fn(&[usize]) -> Result<Vec<R>, EvalError>,
     ) -> Result<Vec<R>, EvalError> {
         let name = format!("{}_{suffix}", self.benchmark.task.name);
-        let n_queries = self.n_queries();
+        let ours = (0..self.n_queries()).filter(|&query| self.is_ours(query, subject));
+        let ours: Vec<usize> = ours.collect();
         let mut log = SampleLog::<R>::open(&self.sample_file(suffix, self.options.part))?;
         if self.options.part.is_none() {
             log.take_over(&self.options.out, &format!("samples_{name}"))?;
         }
-        let progress = Progress::start(name, n_queries);
-        for start in (0..n_queries).step_by(n_together) {
-            let batch = start..n_queries.min(start + n_together);
-            let is_missing = |query| log.get(&self.item(query).id).is_none();
-            if self.is_ours(start, n_together) && batch.clone().any(is_missing) {
-                log.append(measure(batch.clone())?)?;
+        let progress = Progress::start(name, ours.len());
+        for batch in ours.chunks(subject.batch()) {
+            if batch.iter().any(|&query| log.get(&self.item(query).id).is_none()) {
+                log.append(measure(batch)?)?;
             }
             progress.advance(batch.len());
         }
         progress.finish();
-        Ok((0..n_queries).filter_map(|query| log.get(&self.item(query).id).cloned()).collect())
+        let queries = 0..self.n_queries();
+        Ok(queries.filter_map(|query| log.get(&self.item(query).id).cloned()).collect())
     }
 
     fn sample_file(&self, suffix: &str, part: Option<Part>) -> PathBuf {
-        let (name, part) = (&self.benchmark.task.name, part_suffix(part));
+        let (name, part) = (&self.benchmark.task.name, Part::suffix(part));
         self.options.out.join(format!("samples_{name}_{suffix}{part}.jsonl"))
     }
 
@@ -598,25 +584,8 @@ impl<'a> Plan<'a> {
         }
         let judgements = metrics.iter().copied().zip(judgements).collect();
         let mut scored = Scored { samples, judgements, gain: None };
-        scored.gain = self.gain(&scored, key, before);
+        scored.gain = gain(&scored, key, before);
         Ok(scored)
-    }
-
-    /// The difference to the same control at the first shot count, with the same shots' seed where there is
-    /// one.
-    fn gain(&self, now: &Scored, key: RoundKey, before: &[Round]) -> Option<Gain> {
-        let scored = before.iter().filter_map(|round| match &round.outcome {
-            Outcome::Scored(scored) if round.key.control == key.control => {
-                Some((round.key, scored))
-            }
-            _ => None,
-        });
-        let scored: Vec<(RoundKey, &Scored)> = scored.collect();
-        let (first, _) = scored.first().filter(|(first, _)| first.n_shots != key.n_shots)?;
-        let same_seed = RoundKey { demo_seed: key.demo_seed, ..*first };
-        let then = scored.iter().find(|(it, _)| *it == same_seed).or(scored.first())?;
-        let estimate = difference(then.1.drawn()?, now.drawn()?, 0)?.difference;
-        Some(Gain { over: first.n_shots, estimate })
     }
 
     /// Writes the samples again, in the order of the queries and each with its credit, and removes the files
@@ -663,8 +632,8 @@ impl<'a> Plan<'a> {
             );
             return Ok(None);
         };
-        let samples = self.fill("controls", subject.batch(), |batch| {
-            let pairs = batch.map(|query| (query, partners[query]));
+        let samples = self.fill("controls", subject, |batch| {
+            let pairs = batch.iter().map(|&query| (query, partners[query]));
             controls.measure(&pairs.collect::<Vec<_>>())
         })?;
         if self.options.part.is_none() {
@@ -678,16 +647,19 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// What tells the files of a part from those of the whole.
-fn part_suffix(part: Option<Part>) -> String {
-    part.map(|part| format!(".part-{}-of-{}", part.index, part.of)).unwrap_or_default()
-}
-
-fn remove_parts(out: &Path, name: &str) -> Result<(), EvalError> {
-    for path in crate::samples::part_files(out, name)? {
-        std::fs::remove_file(&path).map_err(EvalError::file("remove", &path))?;
-    }
-    Ok(())
+/// The difference to the same control at the first shot count, with the same shots' seed where there is
+/// one.
+fn gain(now: &Scored, key: RoundKey, before: &[Round]) -> Option<Gain> {
+    let scored = before.iter().filter_map(|round| match &round.outcome {
+        Outcome::Scored(scored) if round.key.control == key.control => Some((round.key, scored)),
+        _ => None,
+    });
+    let scored: Vec<(RoundKey, &Scored)> = scored.collect();
+    let (first, _) = scored.first().filter(|(first, _)| first.n_shots != key.n_shots)?;
+    let same_seed = RoundKey { demo_seed: key.demo_seed, ..*first };
+    let then = scored.iter().find(|(it, _)| *it == same_seed).or(scored.first())?;
+    let estimate = difference(then.1.drawn()?, now.drawn()?, 0)?.difference;
+    Some(Gain { over: first.n_shots, estimate })
 }
 
 /// The mean of each column.
@@ -723,14 +695,6 @@ mod tests {
             mean_of_rows(&[Ranked::of(vec![1.0, 2.0]), Ranked::of(vec![3.0, 6.0])]),
             [2.0, 4.0]
         );
-    }
-
-    #[test]
-    fn a_part_is_one_of_its_number() {
-        assert_eq!("1/4".parse::<Part>().unwrap().to_string(), "1/4");
-        for wrong in ["4/4", "1", "a/b", "-1/4", "0/0"] {
-            assert!(wrong.parse::<Part>().is_err(), "{wrong}");
-        }
     }
 
     #[test]

@@ -20,11 +20,12 @@
 //! asked with its [`medium`], [`readers`] from official files to items, [`benchmark`] all of one, [`check`] whether it is there, [`shots`] which
 //! examples are shown, by [`draw`] or by [`likeness`], [`prompt`] the layout, [`subject`] a model under test and
 //! [`local_subject`] one of ours from a [`run_folder`] with [`image_settings`] and [`inputs`] from prompts to what it takes,
-//! [`models`] all that can be asked: an [`endpoint`] by [`chat`] at a [`pace`], with [`candidate_match`] what it means, and [`predictions`], [`evaluate`]
-//! one benchmark, [`command`] all of them, [`controls`] and [`words`] whether it looks, [`seeds`] what the choice
+//! [`models`] all that can be asked: a [`served_subject`] at an [`endpoint`] by [`chat`], at a [`pace`] from a [`queue`] with [`back_off`], with [`candidate_match`] what it means, and [`predictions`], [`evaluate`]
+//! one benchmark or [`part`] of it, [`command`] all of them, [`controls`] and [`words`] whether it looks, [`seeds`] what the choice
 //! of shots does, [`metric`] metrics by name on [`metrics`] and [`bootstrap`], [`score`] files without a model ([`npy`] among them), [`self_check`] all metrics against the official tools, [`compare`] two runs, [`paired`] item by item, [`generate`] a text of one's own, [`linter`] and [`submission`] before a server sees them, [`leaks`] by [`near_hashes`] what was seen before,
 //! [`samples`] and [`settings`] for going on, [`results`], [`table`] and [`report`] for what comes out.
 
+pub mod back_off;
 pub mod benchmark;
 pub mod bootstrap;
 pub mod candidate_match;
@@ -54,9 +55,11 @@ pub mod near_hashes;
 pub mod npy;
 pub mod pace;
 pub mod paired;
+pub mod part;
 pub mod predictions;
 mod progress;
 pub mod prompt;
+pub mod queue;
 pub mod readers;
 pub mod report;
 pub mod results;
@@ -65,6 +68,7 @@ pub mod samples;
 pub mod score;
 pub mod seeds;
 pub mod self_check;
+pub mod served_subject;
 pub mod settings;
 pub mod shots;
 pub mod subject;

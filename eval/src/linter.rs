@@ -12,8 +12,10 @@ use crate::benchmark::Benchmark;
 use crate::error::EvalError;
 use crate::ids::some_of;
 use crate::item::{Item, Truth};
+use crate::metrics::ptb_tokenize::LINE_ENDS;
 use crate::predictions::{Prediction, Predictions, candidate_of};
 use crate::prompt::Template;
+use crate::subject::Ending;
 use crate::submission::Predicted;
 
 /// Predictions from which shares are looked at: of fewer, most can be alike by chance.
@@ -26,15 +28,12 @@ const SAME_AS_REFERENCE_MAX: f64 = 0.5;
 /// The share of answers that may be one and the same.
 const ONE_ANSWER_MAX: f64 = 0.9;
 
-/// The share of captions that may end in a word that begins something.
+/// The share of answers that may be cut off: by what their file says, or else of captions by ending in a word that begins something.
 const CUT_MAX: f64 = 0.1;
 
 /// Words that no caption ends in, unless it was cut off.
 const OPENING_WORDS: [&str; 14] =
     ["a", "an", "the", "of", "with", "and", "in", "on", "at", "to", "is", "are", "his", "her"];
-
-/// Characters at which the official tokenizer of captions ends a line, besides the line feed, which the tool takes out.
-const LINE_BREAKS: [char; 6] = ['\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}'];
 
 /// What is checked.
 #[derive(Debug, Args)]
@@ -95,10 +94,11 @@ pub fn lint(benchmark: &Benchmark, file: &Predictions) -> Vec<Finding> {
     let pairs: Vec<(&Item, &Prediction)> = pairs.collect();
     let is_closed = benchmark.task.decoding.is_closed();
     let warnings = if is_closed {
-        vec![other_than_candidates(&pairs), no_numbers(&pairs), percentages(&pairs)]
+        vec![other_than_candidates(&pairs), kept_back(&pairs), percentages(&pairs)]
     } else {
         vec![
             empty(&pairs),
+            kept_back(&pairs),
             line_breaks(&pairs),
             echoes(&pairs, benchmark.task.templates.values()),
             references(&pairs),
@@ -173,7 +173,7 @@ fn empty(pairs: &Pairs<'_>) -> Option<Finding> {
 fn line_breaks(pairs: &Pairs<'_>) -> Option<Finding> {
     let what = "answers with a line break or NUL, after which official caption tools score every later caption under \
                 another image's id";
-    named(pairs, what, |_, it| it.text.contains(LINE_BREAKS) || it.text.contains('\0'))
+    named(pairs, what, |_, it| it.text.contains(LINE_ENDS) || it.text.contains('\0'))
 }
 
 /// Answers that repeat a part of the prompt, or the question.
@@ -209,7 +209,19 @@ fn references(pairs: &Pairs<'_>) -> Option<Finding> {
     )))
 }
 
+fn kept_back(pairs: &Pairs<'_>) -> Option<Finding> {
+    let what = "answers that the server kept back, or the model refused";
+    named(pairs, what, |_, it| it.ending == Some(Ending::ContentFilter))
+}
+
+/// Answers that ended at the limit of their tokens, where the file says so; else captions that look like it.
 fn cut_off(pairs: &Pairs<'_>) -> Option<Finding> {
+    let is_at_limit = |_: &Item, it: &Prediction| it.ending == Some(Ending::Length);
+    if pairs.iter().any(|(_, it)| it.ending.is_some()) {
+        share(pairs, is_at_limit).filter(|share| *share > CUT_MAX)?;
+        let what = "answers that were cut off at the limit of tokens (`max_new_tokens`)";
+        return named(pairs, what, is_at_limit);
+    }
     let is_cut = |item: &Item, it: &Prediction| {
         let last = it.text.split_whitespace().next_back().unwrap_or_default().to_lowercase();
         matches!(item.truth, Truth::Captions(_)) && OPENING_WORDS.contains(&last.as_str())
@@ -232,12 +244,6 @@ fn one_answer(pairs: &Pairs<'_>) -> Option<Finding> {
 fn other_than_candidates(pairs: &Pairs<'_>) -> Option<Finding> {
     let is_other = |item: &Item, it: &Prediction| candidate_of(item, &it.text).is_none();
     named(pairs, "answers that are none of the candidates", is_other)
-}
-
-fn no_numbers(pairs: &Pairs<'_>) -> Option<Finding> {
-    named(pairs, "predictions with scores that are no numbers", |_, it| {
-        it.scores.iter().any(|score| !score.is_finite())
-    })
 }
 
 /// Percentages beside shares of 1 would be another scale.
@@ -280,7 +286,12 @@ mod tests {
     }
 
     fn predictions(text: impl Fn(usize) -> String) -> Predictions {
-        let entry = |i: usize| Prediction { id: i.to_string(), text: text(i), scores: Vec::new() };
+        let entry = |i: usize| Prediction {
+            id: i.to_string(),
+            text: text(i),
+            scores: Vec::new(),
+            ending: None,
+        };
         Predictions {
             entries: (0..N).map(entry).collect(),
             ..Predictions::new(PathBuf::from("mine.json"))
@@ -363,7 +374,32 @@ mod tests {
             entry.scores = vec![40.0, 60.0];
         }
         check("label", &scored, &["scores from 0 to 60: percentages"]);
-        scored.entries[2].scores[0] = f64::NAN;
-        check("label", &scored, &["1 predictions with scores that are no numbers: 2"]);
+    }
+
+    #[test]
+    fn what_the_file_says_of_ends_goes_before_what_texts_look_like() {
+        let ended = |n_cut: usize| {
+            let mut file = predictions(|i| format!("dog {i} with a"));
+            for entry in &mut file.entries[..n_cut] {
+                entry.ending = Some(Ending::Length);
+            }
+            file
+        };
+        check("caption", &ended(0), &["24 captions that end in the middle"]);
+        check("caption", &ended(2), &[]);
+        check("caption", &ended(3), &["3 answers that were cut off at the limit of tokens"]);
+        let mut kept_back = predictions(|i| format!("dog {i}"));
+        kept_back.entries[5].ending = Some(Ending::ContentFilter);
+        check("caption", &kept_back, &["1 answers that the server kept back"]);
+    }
+
+    #[test]
+    fn line_ends_are_those_of_the_official_tokenizer() {
+        let with =
+            |c: char| predictions(|i| format!("a dog {i}{}of two", if i == 3 { c } else { ' ' }));
+        for c in LINE_ENDS {
+            check("caption", &with(c), &["1 answers with a line break or NUL"]);
+        }
+        check("caption", &with('\u{85}'), &[]);
     }
 }

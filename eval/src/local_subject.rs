@@ -15,7 +15,7 @@ use crate::inputs::{model_prompt, pixels, text_batch};
 use crate::medium::Medium;
 use crate::prompt::{ImagePlace, Piece, Prompt};
 use crate::run_folder::RunFolder;
-use crate::subject::{Asked, ModelCard, OutOfContext, Ranked, Subject, Writing};
+use crate::subject::{Asked, Ending, ModelCard, OutOfContext, Ranked, Said, Subject, Writing};
 use crate::task_file::Decoding;
 
 /// Images whose latents are kept. At the paper's size one takes 64 x 1024 x 4 bytes, so 1 GiB.
@@ -161,7 +161,8 @@ impl<'a> LocalSubject<'a> {
         search: Search,
     ) -> Result<String, EvalError> {
         let prompt = self.prompt(pieces);
-        Ok(self.generate(&[prompt], tokens_max, search)?.concat())
+        let said = self.generate(&[prompt], tokens_max, search)?;
+        Ok(said.into_iter().map(|said| said.text).collect())
     }
 
     fn generate(
@@ -169,12 +170,17 @@ impl<'a> LocalSubject<'a> {
         prompts: &[Prompt],
         tokens_max: usize,
         search: Search,
-    ) -> Result<Vec<String>, EvalError> {
+    ) -> Result<Vec<Said>, EvalError> {
         let prompts = self.with_latents(prompts)?;
         let generation = Generation { tokens_max, stop: self.tokenizer().eoc_id(), search };
         let texts = self.model.flamingo.generate(&prompts, &generation);
         let texts = texts.map_err(self.failed())?;
-        Ok(texts.iter().map(|tokens| self.tokenizer().decode(tokens)).collect())
+        let said = texts.iter().map(|tokens| {
+            // What ends by itself has its end as one token more.
+            let ending = (tokens.len() >= tokens_max).then_some(Ending::Length);
+            Said { text: self.tokenizer().decode(tokens), ending }
+        });
+        Ok(said.collect())
     }
 
     /// What the model makes of given answers.
@@ -313,7 +319,7 @@ impl Subject for LocalSubject<'_> {
         (needed > context).then_some(OutOfContext { needed, context })
     }
 
-    fn write(&self, asked: &[Asked<'_>], writing: Writing<'_>) -> Result<Vec<String>, EvalError> {
+    fn write(&self, asked: &[Asked<'_>], writing: Writing<'_>) -> Result<Vec<Said>, EvalError> {
         let search = match writing.beams {
             1 => Search::Greedy,
             beams => Search::Beam { beams, length_penalty: writing.length_penalty },

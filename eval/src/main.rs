@@ -16,11 +16,12 @@ use flamingo_eval::command::{Asking, Command, Protocol, run};
 use flamingo_eval::compare::{self, Compare};
 use flamingo_eval::endpoint::EndpointOptions;
 use flamingo_eval::error::EvalError;
-use flamingo_eval::evaluate::{Control, Options, Part};
+use flamingo_eval::evaluate::{Control, Options};
 use flamingo_eval::generate::{self, Generate};
 use flamingo_eval::leaks::{self, Leaks};
 use flamingo_eval::linter::{self, Lint};
 use flamingo_eval::models::{ModelChoice, Place};
+use flamingo_eval::part::Part;
 use flamingo_eval::score::{self, Score};
 use flamingo_eval::self_check::{self, SelfCheck};
 use flamingo_eval::shots::ShotChoice;
@@ -227,6 +228,7 @@ impl RunArgs {
         if matches!(self.model, ModelChoice::Endpoint(_)) != self.endpoint.endpoint.is_some() {
             return Err("--model openai:NAME and --endpoint URL go together".to_owned());
         }
+        self.endpoint.address()?;
         if let Some(repeated) = first_repeated(self.demo_seeds.iter()) {
             return Err(format!("--demo-seeds has {repeated} twice"));
         }

@@ -9,10 +9,11 @@ use flamingo_model::{Device, DeviceChoice, Precision};
 use crate::benchmark::Benchmark;
 use crate::endpoint::{Endpoint, EndpointOptions};
 use crate::error::EvalError;
-use crate::evaluate::Part;
 use crate::local_subject::{LoadedModel, LocalSubject};
+use crate::part::Part;
 use crate::predictions::{PredictionFile, PredictionSubject};
 use crate::run_folder::RunFolder;
+use crate::served_subject::EndpointSubject;
 use crate::subject::{ModelCard, Subject};
 
 /// The environment variable with the key of a server.
@@ -101,7 +102,9 @@ impl Model {
     ) -> Result<Box<dyn Subject + 'a>, EvalError> {
         Ok(match self {
             Self::Local(model) => Box::new(LocalSubject::new(model, benchmark)),
-            Self::Endpoint(endpoint) => Box::new(endpoint.subject(benchmark, out, part)?),
+            Self::Endpoint(endpoint) => {
+                Box::new(EndpointSubject::new(endpoint, benchmark, out, part)?)
+            }
             Self::Predictions(file) => Box::new(PredictionSubject::new(file, benchmark)?),
         })
     }

@@ -13,10 +13,10 @@ use flamingo_dataset::sha256_hex;
 use crate::benchmark::Benchmark;
 use crate::error::EvalError;
 use crate::item::{Item, Truth};
-use crate::metric::evidence::Prediction as Said;
+use crate::metric::evidence;
 use crate::metric::{Form, yes_of};
 use crate::readers::Reader;
-use crate::subject::{Asked, ModelCard, OutOfContext, Ranked, Subject, Writing};
+use crate::subject::{Asked, Ending, ModelCard, OutOfContext, Ranked, Said, Subject, Writing};
 use crate::task_file::Decoding;
 pub use matched::IdFaults;
 use matched::{Found, Matched, Names};
@@ -34,6 +34,8 @@ pub struct Prediction {
     pub text: String,
     /// A score for each candidate, the higher the better; empty where none are given.
     pub scores: Vec<f64>,
+    /// How the answer ended, if not by itself and the file says so.
+    pub ending: Option<Ending>,
 }
 
 /// A file of predictions.
@@ -120,7 +122,7 @@ fn of_item(form: Form, item: &Item, entry: Entry<'_>) -> Prediction {
         candidate.unwrap_or_else(|| text.to_owned())
     };
     let (text, scores) = match entry.said {
-        Said::Scores(scores) => {
+        evidence::Prediction::Scores(scores) => {
             let (best, scores) = match scores[..] {
                 [yes] if form == Form::Label => of_yes(item, yes),
                 _ => (best_of(&scores), scores),
@@ -131,7 +133,7 @@ fn of_item(form: Form, item: &Item, entry: Entry<'_>) -> Prediction {
         }
         other => (named(&text_of(other)), Vec::new()),
     };
-    Prediction { id: item.id.clone(), text, scores }
+    Prediction { id: item.id.clone(), text, scores, ending: entry.ending }
 }
 
 /// The candidate that is chosen, and a score for each, where there is one of yes alone: no has nothing.
@@ -152,13 +154,13 @@ fn best_of(scores: &[f64]) -> Option<usize> {
 fn of_stranger(entry: Entry<'_>) -> Prediction {
     let scores = entry.said.scores().to_vec();
     let text = entry.chosen.map_or_else(|| text_of(entry.said), std::borrow::Cow::into_owned);
-    Prediction { id: entry.id, text, scores }
+    Prediction { id: entry.id, text, scores, ending: entry.ending }
 }
 
 /// The answer, or the best of several.
-fn text_of(said: Said<'_>) -> String {
+fn text_of(said: evidence::Prediction<'_>) -> String {
     match said {
-        Said::Ranking(ranking) => ranking.into_iter().next().unwrap_or_default(),
+        evidence::Prediction::Ranking(ranking) => ranking.into_iter().next().unwrap_or_default(),
         other => other.into_text().map(std::borrow::Cow::into_owned).unwrap_or_default(),
     }
 }
@@ -242,7 +244,7 @@ impl PredictionSubject {
     /// A score for each candidate: those of the file, or 1 for the one that is named; and what was chosen, where that
     /// is another one than the best.
     fn ranked(&self, item: &Item) -> Ranked {
-        let Prediction { text, scores, .. } = &self.by_id[&item.id];
+        let Prediction { text, scores, ending, .. } = &self.by_id[&item.id];
         let named = item.candidates.iter().position(|candidate| candidate == text);
         let scores = if scores.is_empty() {
             let score = |index| f64::from(u8::from(Some(index) == named));
@@ -251,7 +253,7 @@ impl PredictionSubject {
             scores.clone()
         };
         let is_best = named.is_some() && named == best_of(&scores);
-        Ranked { scores, said: (!is_best).then(|| text.clone()) }
+        Ranked { scores, said: (!is_best).then(|| text.clone()), ending: *ending }
     }
 }
 
@@ -264,8 +266,12 @@ impl Subject for PredictionSubject {
         None
     }
 
-    fn write(&self, asked: &[Asked<'_>], _: Writing<'_>) -> Result<Vec<String>, EvalError> {
-        Ok(asked.iter().map(|asked| self.by_id[&asked.item.id].text.clone()).collect())
+    fn write(&self, asked: &[Asked<'_>], _: Writing<'_>) -> Result<Vec<Said>, EvalError> {
+        let said = asked.iter().map(|asked| {
+            let Prediction { text, ending, .. } = &self.by_id[&asked.item.id];
+            Said { text: text.clone(), ending: *ending }
+        });
+        Ok(said.collect())
     }
 
     fn rank(&self, asked: &[Asked<'_>], _: Decoding) -> Result<Vec<Ranked>, EvalError> {
@@ -322,14 +328,22 @@ mod tests {
     #[test]
     fn a_model_of_predictions_keeps_what_was_chosen() {
         let ranked = |text: &str, scores: &[f64]| {
-            let entry = Prediction { id: "k".into(), text: text.into(), scores: scores.to_vec() };
+            let entry = Prediction {
+                id: "k".into(),
+                text: text.into(),
+                scores: scores.to_vec(),
+                ending: None,
+            };
             let card =
                 PredictionFile { path: "f".into(), sha256: String::new(), bytes: Vec::new() };
             let by_id = [("k".to_owned(), entry)].into();
             PredictionSubject { card: card.card(), by_id }.ranked(&item(&["red", "blue"]))
         };
         let check = |found: Ranked, scores: [f64; 2], said: Option<&str>| {
-            assert_eq!(found, Ranked { scores: scores.to_vec(), said: said.map(str::to_owned) });
+            assert_eq!(
+                found,
+                Ranked { scores: scores.to_vec(), said: said.map(str::to_owned), ending: None }
+            );
         };
         check(ranked("blue", &[]), [0.0, 1.0], None);
         check(ranked("mauve", &[]), [0.0, 0.0], Some("mauve"));

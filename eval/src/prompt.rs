@@ -194,6 +194,11 @@ impl Template {
         kept.replace(|c: char| self.drop.contains(c), "").trim().to_owned()
     }
 
+    /// Whether one of the marks that end answers stands in what a model wrote.
+    pub fn ends_in(&self, written: &str) -> bool {
+        self.cut_at.iter().any(|mark| written.contains(mark.as_str()))
+    }
+
     /// Tokens of an answer and the `<EOC>` that ends it.
     pub fn answer_tokens(&self, answer: &str, tokenizer: &Tokenizer) -> Vec<u32> {
         let mut tokens = tokenizer.encode(&self.continuation(answer));

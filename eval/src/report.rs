@@ -13,7 +13,7 @@ use self::card::Cards;
 use self::published::published_table;
 use self::slices::slice_tables;
 use crate::error::EvalError;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, Outcome};
 use crate::run_folder::{RunFolder, loss_curves};
 use crate::subject::ModelCard;
 use crate::table::{Table, control_table, score_table, seed_table};
@@ -54,9 +54,16 @@ impl Report {
         self.page.paragraph(
             "In brackets: 95 % percentile bootstrap over queries. Gains are paired by query. \
              CIDEr-D is on the scale of pycocoevalcap, where 1.0 is what papers print as 100; its \
-             document frequencies stay those of the whole set. At 0 shots, free text is prompted \
-             with two examples without their images.",
+             document frequencies stay those of the whole set.",
         );
+        let text_shots = evaluations.iter().filter(|it| has_text_shots(it));
+        let tasks: Vec<&str> = text_shots.map(|it| it.benchmark.task.name.as_str()).collect();
+        if !tasks.is_empty() {
+            self.page.paragraph(&format!(
+                "At 0 shots, prompts have examples without their images: {}.",
+                tasks.join(", ")
+            ));
+        }
         for seeds in evaluations.iter().filter_map(seed_table) {
             table(&mut self.page, &seeds);
             self.page.paragraph(
@@ -120,6 +127,16 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// Whether examples without images were shown where none were asked for.
+fn has_text_shots(evaluation: &Evaluation<'_>) -> bool {
+    evaluation.rounds.iter().filter(|round| round.key.n_shots == 0).any(|round| {
+        match &round.outcome {
+            Outcome::Scored(scored) => scored.samples.iter().any(|sample| !sample.shots.is_empty()),
+            Outcome::OutOfContext(_) => false,
+        }
+    })
 }
 
 fn table(page: &mut Page, table: &Table) {

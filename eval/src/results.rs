@@ -10,10 +10,11 @@ use serde_json::{Map, Value, json};
 
 use crate::benchmark::Benchmark;
 use crate::bootstrap::Estimate;
-use crate::evaluate::{Evaluation, Outcome, Round, Scored};
+use crate::evaluate::{Evaluation, Outcome, Round, Scored, TooLong};
 use crate::metric::Metric;
 use crate::samples::Sample;
 use crate::seeds::seed_scores;
+use crate::subject::Ending;
 
 /// The filter of the score that counts.
 const FILTER: &str = "none";
@@ -89,18 +90,26 @@ impl Results {
                     }
                 }
                 let n_unmatched = unmatched(evaluation.benchmark, scored);
-                if n_unmatched > 0 {
-                    scores.insert("unmatched_answers".into(), n_unmatched.into());
+                let ended = |ending| endings(scored, ending);
+                let counts = [
+                    ("unmatched_answers", n_unmatched),
+                    ("cut_off_answers", ended(Ending::Length)),
+                    ("kept_back_answers", ended(Ending::ContentFilter)),
+                ];
+                for (name, n) in counts.into_iter().filter(|(_, n)| *n > 0) {
+                    scores.insert(name.into(), n.into());
                 }
                 if let Some(gain) = &scored.gain {
                     add_estimate(&mut scores, &format!("{metric}_gain"), FILTER, &gain.estimate);
                     better.insert(format!("{metric}_gain"), true.into());
                 }
             }
-            Outcome::OutOfContext { longest, n_queries } => {
+            Outcome::OutOfContext(TooLong { longest, n_queries, of }) => {
                 scores.insert(format!("{metric},{FILTER}"), Value::Null);
-                scores.insert("out_of_context".into(), json!([longest.needed, longest.context]));
+                let longest = longest.map(|it| [it.needed, it.context]);
+                scores.insert("out_of_context".into(), json!(longest));
                 scores.insert("out_of_context_queries".into(), json!(n_queries));
+                scores.insert("out_of_context_looked_at".into(), json!(of));
             }
         }
         let suffix = round.key.suffix(evaluation.has_seeds);
@@ -178,6 +187,11 @@ fn unmatched(benchmark: &Benchmark, scored: &Scored) -> usize {
     };
     let is_closed = benchmark.task.decoding.is_closed();
     scored.samples.iter().filter(|_| is_closed).filter(is_other).count()
+}
+
+/// Answers that ended so.
+fn endings(scored: &Scored, ending: Ending) -> usize {
+    scored.samples.iter().filter(|sample| sample.ending == Some(ending)).count()
 }
 
 fn add_estimate(scores: &mut Map<String, Value>, metric: &str, rule: &str, estimate: &Estimate) {

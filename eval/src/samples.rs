@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::EvalError;
+use crate::part::part_files;
 use crate::settings::write_whole;
+use crate::subject::Ending;
 
 /// Something recorded per query.
 pub trait Record: Serialize + DeserializeOwned {
@@ -40,6 +42,9 @@ pub struct Sample {
     /// Log-likelihood of each candidate in nats, in the order of the candidates; of closed tasks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_likelihoods: Vec<f64>,
+    /// How the answer ended, if not by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
     /// What it adds under each metric; known once all queries are answered.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub credit: Map<String, Value>,
@@ -102,6 +107,14 @@ impl<R: Record> SampleLog<R> {
         Ok(())
     }
 
+    /// Waits until all records are on the disk.
+    ///
+    /// # Errors
+    /// When the disk is full or fails.
+    pub fn sync(&self) -> Result<(), EvalError> {
+        self.file.sync_all().map_err(EvalError::file("write", &self.path))
+    }
+
     /// Writes the file again, whole or not at all: first `records` in their order, then what else it has.
     ///
     /// # Errors
@@ -151,25 +164,6 @@ impl<R: Record> SampleLog<R> {
     }
 }
 
-/// Files `NAME.part-I-of-N.jsonl` of a folder, in the order of their names.
-///
-/// # Errors
-/// When the folder cannot be read.
-pub(crate) fn part_files(folder: &Path, name: &str) -> Result<Vec<PathBuf>, EvalError> {
-    let entries = std::fs::read_dir(folder).map_err(EvalError::file("read", folder))?;
-    let mut files = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(EvalError::file("read", folder))?;
-        let file = entry.file_name().to_string_lossy().into_owned();
-        let rest = file.strip_prefix(name).and_then(|rest| rest.strip_prefix(".part-"));
-        if rest.is_some_and(|rest| rest.strip_suffix(".jsonl").is_some()) {
-            files.push(entry.path());
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +176,7 @@ mod tests {
             shots: vec!["s1".into()],
             target: vec!["red".into()],
             prediction: "line\nbreak".into(),
+            ending: None,
             credit: Map::new(),
             terms: Map::new(),
             log_likelihoods: vec![value, -0.1],

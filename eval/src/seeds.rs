@@ -60,7 +60,7 @@ fn seed_score(
     let estimates: Option<Vec<(f64, f64)>> = rounds
         .map(|round| match &round.outcome {
             Outcome::Scored(scored) => scored.headline().map(|(_, it)| (it.value, it.stderr)),
-            Outcome::OutOfContext { .. } => None,
+            Outcome::OutOfContext(_) => None,
         })
         .collect();
     let estimates = estimates?;

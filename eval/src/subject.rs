@@ -1,5 +1,7 @@
 //! The model under test, whatever it is: weights of ours, a server, a file of answers.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::EvalError;
 use crate::item::Item;
 use crate::local_subject::LocalSubject;
@@ -32,6 +34,34 @@ pub struct Writing<'a> {
     pub stop: &'a [String],
 }
 
+/// What a model wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// The text.
+    pub text: String,
+    /// How it ended, if not by itself.
+    pub ending: Option<Ending>,
+}
+
+impl Said {
+    /// A text that ended by itself.
+    pub fn whole(text: impl Into<String>) -> Self {
+        Self { text: text.into(), ending: None }
+    }
+}
+
+/// How an answer ends that does not end by itself. The names are those of the chat interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// At the limit of its tokens.
+    Length,
+    /// Its server keeps it back, or the model refuses: there is none.
+    ContentFilter,
+    /// The prompt is longer than what the model holds: there is none. How long, where the server says so.
+    OutOfContext(Option<OutOfContext>),
+}
+
 /// What a model makes of the candidates of a prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ranked {
@@ -39,12 +69,14 @@ pub struct Ranked {
     pub scores: Vec<f64>,
     /// What it said in place of a candidate, where it was asked for one and said something else.
     pub said: Option<String>,
+    /// How what it said ended, if not by itself.
+    pub ending: Option<Ending>,
 }
 
 impl Ranked {
     /// Of a model that scores each candidate.
     pub fn of(scores: Vec<f64>) -> Self {
-        Self { scores, said: None }
+        Self { scores, said: None, ending: None }
     }
 }
 
@@ -52,7 +84,7 @@ impl Ranked {
 const BATCH: usize = 16;
 
 /// A prompt with its answer that is longer than what a model holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutOfContext {
     /// Tokens of the prompt and its answer.
     pub needed: usize,
@@ -86,11 +118,17 @@ pub trait Subject {
         BATCH
     }
 
+    /// Queries in a row of which a part of an evaluation has all or none, as their rounding may depend on each
+    /// other.
+    fn together(&self) -> usize {
+        self.batch()
+    }
+
     /// Writes an answer to each prompt.
     ///
     /// # Errors
     /// When a picture cannot be read or the model fails.
-    fn write(&self, asked: &[Asked<'_>], writing: Writing<'_>) -> Result<Vec<String>, EvalError>;
+    fn write(&self, asked: &[Asked<'_>], writing: Writing<'_>) -> Result<Vec<Said>, EvalError>;
 
     /// Scores the answers of each prompt; the highest is chosen.
     ///

@@ -209,6 +209,7 @@ fn of_sample(sample: &Sample) -> Prediction {
         id: sample.key.clone(),
         text: sample.prediction.clone(),
         scores: sample.log_likelihoods.clone(),
+        ending: sample.ending,
     }
 }
 
@@ -328,6 +329,7 @@ mod tests {
                 id: (*id).into(),
                 text: (*text).into(),
                 scores: scores.to_vec(),
+                ending: None,
             })
             .collect();
         let rows: Vec<_> = items.iter().zip(&predictions).collect();

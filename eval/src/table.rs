@@ -1,7 +1,7 @@
 //! The scores as tables, the same on the terminal and in the report.
 
 use crate::bootstrap::Estimate;
-use crate::evaluate::{Control, Evaluation, Gain, Outcome, Round, RoundKey};
+use crate::evaluate::{Control, Evaluation, Gain, Outcome, Round, RoundKey, TooLong};
 use crate::metric::Metric;
 use crate::seeds::seed_scores;
 
@@ -105,17 +105,18 @@ fn score_cell(round: &Round) -> String {
             || "answers are hidden".to_owned(),
             |(_, estimate)| with_interval(&estimate),
         ),
-        Outcome::OutOfContext { longest, n_queries } => format!(
-            "out of context ({} tokens, the model holds {}; {n_queries} queries)",
-            longest.needed, longest.context
-        ),
+        Outcome::OutOfContext(TooLong { longest, n_queries, of }) => {
+            let longest =
+                longest.map(|it| format!("{} tokens, the model holds {}; ", it.needed, it.context));
+            format!("out of context ({}{n_queries} of {of} queries)", longest.unwrap_or_default())
+        }
     }
 }
 
 fn gain(round: &Round) -> Option<Gain> {
     match &round.outcome {
         Outcome::Scored(scored) => scored.gain,
-        Outcome::OutOfContext { .. } => None,
+        Outcome::OutOfContext(_) => None,
     }
 }
 

@@ -17,6 +17,10 @@ use scan::{Hit, is_space};
 
 use super::vocabulary::Vocabulary;
 
+/// Characters at which the original ends a line, and thereby gives every later caption to another picture. The line feed
+/// is not among them, as pycocoevalcap takes it out, and U+0085 was seen not to end one.
+pub const LINE_ENDS: [char; 5] = ['\r', '\u{b}', '\u{c}', '\u{2028}', '\u{2029}'];
+
 /// Tokens that pycocoevalcap drops. The bracket names are absent: the official list has them in
 /// upper case, which never equals the lower-cased token, so brackets stay in the caption.
 const PUNCTUATION: [&str; 13] =

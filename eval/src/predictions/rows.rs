@@ -28,6 +28,7 @@ use crate::ids::{Id, round_id};
 use crate::metric::Form;
 use crate::metric::evidence::Prediction;
 use crate::npy::table;
+use crate::subject::Ending;
 
 /// What a file says of one item.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,11 +39,13 @@ pub(crate) struct Entry<'a> {
     pub(crate) said: Prediction<'a>,
     /// The candidate that was chosen, where the file says so beside scores: its text, or its number.
     pub(crate) chosen: Option<Cow<'a, str>>,
+    /// How the answer ended, if not by itself and the file says so.
+    pub(crate) ending: Option<Ending>,
 }
 
 impl<'a> Entry<'a> {
     fn new(id: String, said: Prediction<'a>) -> Self {
-        Self { id, said, chosen: None }
+        Self { id, said, chosen: None, ending: None }
     }
 
     /// What is predicted, where the texts of candidates are not known: choices are numbers, and a score is that of
@@ -127,10 +130,17 @@ struct Row<'a> {
     score: Option<f64>,
     proba: Option<f64>,
     label: Option<Value>,
+    /// Of samples of ours; in others it may be anything.
+    ending: Option<Value>,
 }
 
 impl<'a> Row<'a> {
     fn entry(mut self, form: Form) -> Result<Entry<'a>, String> {
+        let ending = self.ending.take().and_then(|ending| serde_json::from_value(ending).ok());
+        Ok(Entry { ending, ..self.answered(form)? })
+    }
+
+    fn answered(mut self, form: Form) -> Result<Entry<'a>, String> {
         let missing = |what: &str| format!("it has no {what}");
         let id = self.id(form);
         match form {
@@ -166,14 +176,16 @@ impl<'a> Row<'a> {
                     (Some(scores), _) => {
                         let chosen = value.map(|value| said(&id, value, form)).transpose()?;
                         let chosen = chosen.and_then(Prediction::into_text);
-                        Ok(Entry { id, said: Prediction::Scores(scores), chosen })
+                        Ok(Entry { chosen, ..Entry::new(id, Prediction::Scores(scores)) })
                     }
                     (None, Some(answers)) if form == Form::OneAnswer || value.is_none() => {
-                        Ok(Entry { said: ranking(&id, answers, form)?, id, chosen: None })
+                        let said = ranking(&id, answers, form)?;
+                        Ok(Entry::new(id, said))
                     }
                     (None, _) => {
                         let value = value.ok_or_else(|| missing("text (`answer`)"))?;
-                        Ok(Entry { said: said(&id, value, form)?, id, chosen: None })
+                        let said = said(&id, value, form)?;
+                        Ok(Entry::new(id, said))
                     }
                 }
             }
@@ -383,9 +395,8 @@ fn from_table(bytes: &[u8], form: Form) -> Result<Vec<Entry<'static>>, String> {
             format!("row {}: `proba` is `{}`, expected a number", i + 1, cell(proba))
         })?;
         entries.push(Entry {
-            id: cell(id).to_owned(),
-            said: Prediction::Scores(vec![score]),
             chosen: label.map(|at| cell(at).trim().to_owned().into()),
+            ..Entry::new(cell(id).to_owned(), Prediction::Scores(vec![score]))
         });
     }
     Ok(entries)
@@ -487,6 +498,20 @@ mod tests {
         assert_eq!(read(Form::Label, row).unwrap()[0].chosen.as_deref(), Some("1"));
         // Of what is written there are no candidates.
         assert_eq!(shown(&read(Form::People, sample).unwrap()[0]).1, "\"red\"");
+    }
+
+    #[test]
+    fn samples_say_how_answers_ended() {
+        let check = |more: &str, expected: Option<Ending>| {
+            let row = format!(r#"[{{"key": "k", "prediction": "a"{more}}}]"#);
+            assert_eq!(read(Form::Captions, &row).unwrap()[0].ending, expected, "{more}");
+        };
+        check("", None);
+        check(r#", "ending": "length""#, Some(Ending::Length));
+        check(r#", "ending": "content_filter""#, Some(Ending::ContentFilter));
+        for other in ["null", "\"happy\"", "7"] {
+            check(&format!(", \"ending\": {other}"), None);
+        }
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl<'p> Cards<'p> {
 fn scored_rounds<'e>(evaluation: &'e Evaluation<'_>) -> Vec<(&'e Round, &'e Scored)> {
     let scored = evaluation.rounds.iter().filter_map(|round| match &round.outcome {
         Outcome::Scored(scored) => Some((round, scored)),
-        Outcome::OutOfContext { .. } => None,
+        Outcome::OutOfContext(_) => None,
     });
     scored.collect()
 }

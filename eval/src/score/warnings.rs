@@ -2,10 +2,7 @@
 
 use crate::metric::Form;
 use crate::metric::evidence::{Evidence, Prediction};
-
-/// Characters at which `CoreNLP` 3.4.1 ends a line, so that every later caption is shifted by one; a line feed is
-/// not among them, as pycocoevalcap takes it out.
-const LINE_ENDS: [char; 5] = ['\r', '\u{b}', '\u{c}', '\u{2028}', '\u{2029}'];
+use crate::metrics::ptb_tokenize::LINE_ENDS;
 
 /// Bytes from which on an answer is called long.
 const LONG_BYTES: usize = 2000;

@@ -6,8 +6,12 @@ use crate::models::error;
 use crate::server::{Reaction, Server};
 use crate::world::World;
 
-/// Runs a task, renamed, against a server that says one thing.
+/// Runs a task, renamed, against a server that says one thing, at 4 shots.
 fn report(world: &World, name: &str, base: &str, says: &'static str) -> String {
+    report_with(world, name, base, says, &["--shots", "4"])
+}
+
+fn report_with(world: &World, name: &str, base: &str, says: &'static str, more: &[&str]) -> String {
     let server = Server::start(move |_, _| Reaction::Says(says.to_owned()));
     let path = world.path("task.toml");
     let text =
@@ -16,7 +20,7 @@ fn report(world: &World, name: &str, base: &str, says: &'static str) -> String {
     std::fs::write(&path, text).unwrap();
     let out = world.path(name);
     let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
-    command.args(["run", "--model", "openai:m", "--endpoint", &server.address, "--shots", "4"]);
+    command.args(["run", "--model", "openai:m", "--endpoint", &server.address]).args(more);
     command.arg("--task").arg(&path).arg("--annotations").arg(world.path(base));
     let output: Output = command.arg("--out").arg(&out).output().unwrap();
     assert!(output.status.success(), "{}", error(&output));
@@ -69,4 +73,19 @@ fn parts_of_a_benchmark_have_scores_of_their_own() {
     }
     let shape = html.split("<tr>").find(|row| row.contains(">shape<")).unwrap();
     assert!(shape.contains(">0.000<"), "no shape is red: {shape}");
+}
+
+#[test]
+fn shots_without_images_are_told_where_there_are_some() {
+    let world = World::new();
+    let check = |name: &str, base: &str, more: &[&str], expected: bool| {
+        let html = report_with(&world, name, base, "red", more);
+        let told = format!("At 0 shots, prompts have examples without their images: {name}.");
+        assert_eq!(html.contains(&told), expected, "{name}");
+        assert_eq!(html.contains("without their images"), expected, "{name}");
+    };
+    check("captions", "caption", &["--shots", "0,4"], true);
+    check("captions-4", "caption", &["--shots", "4"], false);
+    check("captions-tuned", "caption", &["--fine-tuned"], false);
+    check("labels", "label", &["--shots", "0"], false);
 }

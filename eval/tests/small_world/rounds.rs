@@ -181,7 +181,7 @@ fn a_task_of_ones_own_is_a_file() {
     assert!(results(&world.path("out"))["results"]["colours_0shot"]["acc,none"].is_f64());
     check_failure(&mut run(&["--template", "mine"]), 2, &["`mine`", "one of bare, flamingo"]);
     check_failure(&mut run(&["--query-split", "test"]), 2, &["no split `test`", "asked"]);
-    check_failure(&mut run(&["--shots", "1"]), 2, &["`query-0` has 0 support examples"]);
+    check_failure(&mut run(&["--shots", "1"]), 2, &["task `colours` has no examples to show"]);
     std::fs::write(&task, toml.replace("colour:", "{question}")).unwrap();
     check_failure(&mut run(&[]), 2, &["template `flamingo` has {question}", "`query-0`"]);
     std::fs::write(&task, toml.replace("<image>colour:", "colour:")).unwrap();

@@ -1,7 +1,10 @@
 //! Models behind a chat interface, and files of predictions: real requests to a server on this machine.
 
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -203,7 +206,7 @@ fn the_key_goes_to_the_server_and_nowhere_else() {
             Reaction::Status("401 Unauthorized", "", Vec::new())
         }
     });
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
     command.args(["run", "--model", "openai:m", "--endpoint", &server.address, "--shots", "0"]);
     command.args(["--task", "label", "--annotations"]).arg(world.path("label"));
     let output = command.arg("--out").arg(world.path("out")).env("OPENAI_API_KEY", "sk-secret");
@@ -214,6 +217,173 @@ fn the_key_goes_to_the_server_and_nowhere_else() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
         assert!(!String::from_utf8_lossy(&bytes).contains("secret"));
     }
+}
+
+#[test]
+fn those_that_failed_come_back_no_faster_than_the_pace_allows() {
+    let world = World::new();
+    let again = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let counts = (again.clone(), most.clone());
+    let server = Server::start(move |asked, before| {
+        if before == 0 {
+            // A server that asks for no pause at all has the pauses of the client.
+            let now = "Retry-After: 0\r\n";
+            return Reaction::Status("429 Too Many Requests", now, b"slow down".to_vec());
+        }
+        let (again, most) = &counts;
+        most.fetch_max(again.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        // As long as the pauses differ, so that all would meet.
+        std::thread::sleep(Duration::from_millis(300));
+        again.fetch_sub(1, Ordering::SeqCst);
+        says(asked)
+    });
+    let out = world.path("out");
+    let more = ["--limit", "4", "--task", "label", "--annotations"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+    command.args(["run", "--model", "openai:m", "--endpoint", &server.address, "--shots", "0"]);
+    let output = command.args(more).arg(world.path("label")).arg("--out").arg(&out).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", error(&output));
+    // Four at the start, whose first failure halves them.
+    assert_eq!(server.asked().len(), 8);
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+}
+
+fn results(out: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn what_is_kept_back_or_cut_off_is_counted_and_asked_once() {
+    let world = World::new();
+    let server = Server::start(|asked, _| {
+        if is_closed(asked) {
+            let body = r#"{"error": {"code": "content_filter", "message": "no", "status": 400}}"#;
+            return Reaction::Status("400 Bad Request", "", body.into());
+        }
+        let ending = ["length", "content_filter"][number(asked) % 2];
+        let choice = json!({ "message": { "content": null }, "finish_reason": ending });
+        Reaction::Body(json!({ "choices": [choice] }).to_string().into())
+    });
+    let out = world.path("out");
+    let output = ask(&world, &server, &out, &["--limit", "6"]);
+    assert!(output.status.success(), "{}", error(&output));
+    let mut bodies: Vec<String> = server.asked().iter().map(|it| it.body.to_string()).collect();
+    let n = bodies.len();
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), n);
+    let found = results(&out);
+    let captions = samples(&out, "caption_2shot");
+    assert!(captions.iter().all(|it| it["prediction"] == ""));
+    let n_ended = |ending: &str| captions.iter().filter(|it| it["ending"] == ending).count();
+    let round = &found["results"]["caption_2shot"];
+    for (name, ending) in [("cut_off_answers", "length"), ("kept_back_answers", "content_filter")] {
+        assert!(n_ended(ending) > 0, "{ending}");
+        assert_eq!(round[name], n_ended(ending), "{ending}");
+    }
+    let round = &found["results"]["label_2shot"];
+    assert_eq!((&round["kept_back_answers"], &round["unmatched_answers"]), (&json!(6), &json!(6)));
+    assert_eq!(round["acc,none"], 0.0);
+}
+
+#[test]
+fn prompts_that_a_server_finds_too_long_are_out_of_context() {
+    let world = World::new();
+    let server = Server::start(|asked, _| {
+        if parts(asked).1.len() < 3 {
+            return says(asked);
+        }
+        let message = "This model's maximum context length is 64 tokens. However, your messages resulted in 99 \
+                       tokens.";
+        let body = json!({ "error": { "message": message, "code": "context_length_exceeded" } });
+        Reaction::Status("400 Bad Request", "", body.to_string().into())
+    });
+    let out = world.path("out");
+    let output = ask(&world, &server, &out, &["--limit", "5"]);
+    assert!(output.status.success(), "{}", error(&output));
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    let cell = "out of context (99 tokens, the model holds 64; 5 of 5 queries)";
+    assert_eq!(table.matches(cell).count(), 2, "{table}");
+    let found = results(&out);
+    let round = &found["results"]["label_2shot"];
+    assert_eq!((&round["acc,none"], &round["out_of_context"]), (&Value::Null, &json!([99, 64])));
+    assert_eq!(round["out_of_context_queries"], 5);
+    assert!(found["results"]["label_0shot"]["acc,none"].is_f64());
+    let n = server.asked().len();
+    assert!(ask(&world, &server, &out, &["--limit", "5"]).status.success());
+    assert_eq!(server.asked().len(), n, "it is not asked again");
+}
+
+#[test]
+fn parts_share_what_a_server_is_asked_and_leave_no_files_of_their_own() {
+    let world = World::new();
+    let server = Server::start(|asked, _| says(asked));
+    let whole = world.path("whole");
+    assert!(ask(&world, &server, &whole, &["--limit", "5"]).status.success());
+    let n = server.asked().len();
+    let out = world.path("out");
+    for (index, asked) in [("0/2", n + 4 * 3), ("1/2", n + 4 * 5)] {
+        let output = ask(&world, &server, &out, &["--limit", "5", "--index", index]);
+        assert!(output.status.success(), "{}", error(&output));
+        // 5 queries by turns, of 2 tasks at 2 shot counts.
+        assert_eq!(server.asked().len(), asked, "{index}");
+    }
+    assert!(out.join("replies_label.part-1-of-2.jsonl").is_file());
+    assert!(ask(&world, &server, &out, &["--limit", "5"]).status.success());
+    assert_eq!(server.asked().len(), 2 * n, "the whole takes over what parts were answered");
+    assert_eq!(all_samples(&out), all_samples(&whole));
+    let files = std::fs::read_dir(&out).unwrap().map(|it| it.unwrap().file_name());
+    let files: Vec<String> = files.map(|it| it.into_string().unwrap()).collect();
+    assert!(files.iter().all(|name| !name.contains(".part-")), "{files:?}");
+    let n_replies = |task: &str| {
+        let path = out.join(format!("replies_{task}.jsonl"));
+        std::fs::read_to_string(path).unwrap().lines().count()
+    };
+    assert_eq!(n_replies("caption") + n_replies("label"), n);
+}
+
+/// All that a command wrote: its output and the files of its folder.
+fn all_written(output: &Output, out: &Path) -> String {
+    let mut all = [&output.stdout[..], &output.stderr].concat();
+    for entry in std::fs::read_dir(out).unwrap() {
+        all.extend(std::fs::read(entry.unwrap().path()).unwrap());
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[test]
+fn what_is_secret_in_an_address_goes_to_the_server_and_nowhere_else() {
+    let world = World::new();
+    let server = Server::start(|asked, before| {
+        // base64 of me:pa$$word
+        let is_known = asked.head.to_lowercase().contains("authorization: basic bwu6cgekjhdvcmq=")
+            && asked.head.starts_with("POST /v1/chat/completions?token=qu%2Fery HTTP/1.1");
+        match (is_known, before) {
+            (false, _) => Reaction::Status("401 Unauthorized", "", Vec::new()),
+            (true, 0) => says(asked),
+            (true, _) => Reaction::Status("403 Forbidden", "", asked.head.clone().into()),
+        }
+    });
+    let address = server.address.replace("http://", "http://me:pa$$word@");
+    let address = format!("{address}?token=qu%2Fery");
+    let check = |out: &str, succeeds: bool| {
+        let more = ["--limit", "2", "--shots", "0", "--endpoint", &address];
+        let out = world.path(out);
+        let output = evaluate(&world, "openai:m", &out, &more);
+        assert_eq!(output.status.success(), succeeds, "{output:?}");
+        let all = all_written(&output, &out);
+        for secret in
+            ["pa$$word", "pa%24%24word", "qu/ery", "qu%2Fery", "cGEkJHdvcmQ", "me:pa", "me@"]
+        {
+            assert!(!all.contains(secret), "{secret} in {all}");
+        }
+        assert!(all.contains(&format!("{}/chat/completions", server.address)), "{all}");
+    };
+    check("out", true);
+    // The same once more, to a server that repeats its request as it refuses it.
+    check("again", false);
 }
 
 #[test]
@@ -248,7 +418,7 @@ fn samples_of_a_run_are_predictions_with_the_same_scores() {
     assert!(made.status.success(), "{}", error(&made));
     for (task, metric) in [("caption", "cider,none"), ("label", "acc,none")] {
         let again = |file: &Path, name: &str| {
-            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+            let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
             command.args(["run", "--task", task, "--annotations"]).arg(world.path(task));
             command.args(["--model", &format!("predictions:{}", file.display())]);
             command.arg("--out").arg(world.path(name)).output().unwrap()

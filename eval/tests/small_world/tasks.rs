@@ -33,7 +33,9 @@ fn every_task_runs() {
         let results = std::fs::read(out.join("results.json")).unwrap();
         let results: Value = serde_json::from_slice(&results).unwrap();
         if shots == "0,4" {
-            names.iter().for_each(|name| check_gain(&results["results"], name));
+            for name in names {
+                check_gain(&results["results"], name);
+            }
         }
         for name in names {
             for n in shots.split(',') {
