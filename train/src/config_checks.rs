@@ -80,8 +80,11 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         for (index, entry) in few_shot.iter().enumerate() {
             let FewShotConfig { task, every, shots, queries, seconds_max, .. } = entry;
             let key = |field: &str| format!("few_shot.{index}.{field}");
-            let is_new = few_shot[..index].iter().all(|other| other.task != *task);
-            self.require(is_new, key("task"), task, "a task of its own")?;
+            let is_same =
+                |other: &FewShotConfig| other.task == *task && other.weights == entry.weights;
+            let is_new = !few_shot[..index].iter().any(is_same);
+            let expected = "a task of its own, or other `weights` of it";
+            self.require(is_new, key("task"), task, expected)?;
             let at_checkpoints = *every > 0 && every.is_multiple_of(*checkpoint_every);
             let expected = format!("a multiple of `checkpoint_every`, {checkpoint_every}");
             self.require(at_checkpoints, key("every"), every, &expected)?;

@@ -2,7 +2,8 @@
 //! them. It is another program, which this one starts and waits for: training stands still meanwhile.
 //!
 //! Scores stand in `few_shot.jsonl`, one a line, and not in `metrics.jsonl`, whose line of a step is
-//! written before its checkpoint. What was evaluated is kept in `few_shot/TASK/step-N/`.
+//! written before its checkpoint. What was evaluated is kept in `few_shot/TASK/step-N/`, of averages in
+//! `few_shot/TASK/step-N-ema/`.
 
 use std::fs::File;
 use std::io::Write;
@@ -43,7 +44,8 @@ pub struct FewShotConfig {
     /// Numbers of shots. Paper: 4 in its ablations.
     #[serde(default = "paper_shots")]
     pub shots: Vec<usize>,
-    /// Which weights are evaluated: `raw`, or `ema`, the averages of `[ema]`. A resumed run keeps to it.
+    /// Which weights are evaluated: `raw`, or `ema`, the averages of `[ema]`. A resumed run keeps to it. A task
+    /// may be given twice, once for each.
     #[serde(default, skip_serializing_if = "WeightsUsed::is_raw")]
     pub weights: WeightsUsed,
     /// Queries, from the start of the corpus.
@@ -89,6 +91,9 @@ pub struct Score {
     pub task: String,
     /// Examples before each query.
     pub shots: usize,
+    /// Which weights have it.
+    #[serde(default, skip_serializing_if = "WeightsUsed::is_raw")]
+    pub weights: WeightsUsed,
     /// Name of the score.
     pub metric: String,
     /// The score.
@@ -100,7 +105,11 @@ pub struct Score {
 impl Score {
     /// The name of its curve.
     pub fn name(&self) -> String {
-        format!("{}.{}", self.task, self.shots)
+        let Self { task, shots, .. } = self;
+        match self.weights {
+            WeightsUsed::Raw => format!("{task}.{shots}"),
+            WeightsUsed::Ema => format!("{task}.ema.{shots}"),
+        }
     }
 }
 
@@ -157,14 +166,17 @@ impl FewShot {
 
     fn due(&self, step: u64) -> impl Iterator<Item = &FewShotConfig> {
         let is_known = move |config: &FewShotConfig| {
-            config.shots.iter().all(|shots| self.knows(step, &config.task, *shots))
+            config.shots.iter().all(|shots| self.knows(step, config, *shots))
         };
         let due = move |config: &&FewShotConfig| step.is_multiple_of(config.every);
         self.tasks.iter().filter(due).filter(move |config| !is_known(config))
     }
 
-    fn knows(&self, step: u64, task: &str, shots: usize) -> bool {
-        let is_it = |score: &Score| (score.step, &*score.task, score.shots) == (step, task, shots);
+    fn knows(&self, step: u64, config: &FewShotConfig, shots: usize) -> bool {
+        let is_it = |score: &Score| {
+            let of = (score.step, score.shots, &score.task, score.weights);
+            of == (step, shots, &config.task, config.weights)
+        };
         self.scores.iter().any(is_it)
     }
 
@@ -185,7 +197,7 @@ impl FewShot {
             match self.evaluate_task(&config, step, &is_stopped) {
                 Ok(mut scores) => {
                     // A crash may have left some of them.
-                    scores.retain(|score| !self.knows(step, &score.task, score.shots));
+                    scores.retain(|score| !self.knows(step, &config, score.shots));
                     let found: Vec<String> = scores.iter().map(Score::text).collect();
                     let seconds = clock.elapsed().as_secs_f64();
                     let found = found.join(", ");
@@ -214,7 +226,10 @@ impl FewShot {
         is_stopped: &impl Fn() -> bool,
     ) -> Result<Vec<Score>, String> {
         let folder = self.run.join(FOLDER).join(&config.task);
-        let out = folder.join(format!("step-{step}"));
+        let out = folder.join(match config.weights {
+            WeightsUsed::Raw => format!("step-{step}"),
+            WeightsUsed::Ema => format!("step-{step}-ema"),
+        });
         let log = out.with_extension("log");
         let failed = |what: &str, path: &Path| {
             let path = path.display().to_string();
@@ -280,7 +295,8 @@ impl FewShot {
 impl Score {
     fn text(&self) -> String {
         let Self { task, shots, metric, value, .. } = self;
-        format!("{task}, {shots} shots, {metric} {value:.4}")
+        let of = if self.weights.is_raw() { "" } else { " of the averages" };
+        format!("{task}{of}, {shots} shots, {metric} {value:.4}")
     }
 }
 
@@ -326,8 +342,9 @@ fn scores_of(results: &str, config: &FewShotConfig, step: u64) -> Option<Vec<Sco
         let metric = names.find(|name| is_score(name))?;
         let number = |name: String| entry.get(&name).and_then(Value::as_f64);
         let Some(value) = number(format!("{metric},none")) else { continue };
-        let (task, stderr) = (config.task.clone(), number(format!("{metric}_stderr,none")));
-        all.push(Score { step, task, shots, metric: metric.to_owned(), value, stderr });
+        let (task, weights) = (config.task.clone(), config.weights);
+        let stderr = number(format!("{metric}_stderr,none"));
+        all.push(Score { step, task, shots, weights, metric: metric.to_owned(), value, stderr });
     }
     Some(all)
 }
@@ -379,6 +396,7 @@ mod tests {
             step: 30,
             task: "caption".to_owned(),
             shots: 0,
+            weights: WeightsUsed::Raw,
             metric: "cider".to_owned(),
             value: 0.25,
             stderr: Some(0.01),
@@ -404,6 +422,7 @@ mod tests {
             step,
             task: "caption".to_owned(),
             shots: 0,
+            weights: WeightsUsed::Raw,
             metric: "cider".to_owned(),
             value: 0.5,
             stderr: None,
@@ -418,6 +437,8 @@ mod tests {
         let mut more = FewShot::new(run.path(), "none".into(), tasks, DeviceArgs::default());
         assert_eq!(more.open(20).unwrap().len(), 2);
         assert!(more.is_due(10), "a number of shots is missing");
+        more.scores.push(Score { shots: 4, weights: WeightsUsed::Ema, ..score(10) });
+        assert!(more.is_due(10), "those of the averages are others");
         more.scores.push(Score { shots: 4, ..score(10) });
         assert!(!more.is_due(10));
         let (n, few_shot) = open(15);

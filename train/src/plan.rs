@@ -165,7 +165,14 @@ impl Plan<'_> {
         // What a run has not is no row.
         let rows = rows.into_iter().filter(|(_, bytes)| *bytes > 0);
         let rows: Vec<_> = rows.collect();
-        text.push_str("\nmemory, in f32 on the CPU\n");
+        let heading = "\nmemory, in f32 on the CPU".to_owned();
+        let of_ranks = |n| {
+            format!(
+                "\nmemory of the first of {n} ranks, in f32 on the CPU; others have the moments of their \
+                 share only, and make no copy"
+            )
+        };
+        put(text, &if self.n_ranks == 1 { heading } else { of_ranks(self.n_ranks) });
         for (name, bytes) in &rows {
             put(text, &format!("{name:<22} {bytes:>16} bytes"));
         }

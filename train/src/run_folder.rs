@@ -321,30 +321,37 @@ fn table(path: &Path, text: &str) -> Result<Table, TrainError> {
     })
 }
 
-/// Where a validation or a task looks at other weights than before, which its figures would not tell: the key
-/// and both values.
+/// Where a validation or a task looks at other weights than before: the key and both values.
 fn weights_used(was: &Table, now: &Table) -> Option<(String, String, String)> {
-    let both = |was: &Value, now: &Value| {
-        let [was, now] = [was, now].map(|table| {
-            let weights = table.get("weights").and_then(Value::as_str);
-            format!("{:?}", weights.unwrap_or("raw"))
-        });
-        (was != now).then_some((was, now))
-    };
     if let (Some(was), Some(now)) = (was.get(VALIDATION), now.get(VALIDATION))
-        && let Some((was, now)) = both(was, now)
+        && let (was, now) = (weights_of(was), weights_of(now))
+        && was != now
     {
+        // Its figures would not tell.
         return Some((format!("{VALIDATION}.weights"), was, now));
     }
-    let tasks = |table: &Table| table.get(FEW_SHOT).and_then(Value::as_array).cloned();
-    let (was, now) = (tasks(was).unwrap_or_default(), tasks(now).unwrap_or_default());
-    let pairs = was.iter().flat_map(|was| now.iter().map(move |now| (was, now)));
-    let mut same = pairs.filter(|(was, now)| was.get("task") == now.get("task"));
-    same.find_map(|(of_was, of_now)| {
-        let (was, now) = both(of_was, of_now)?;
-        let task = of_now.get("task").and_then(Value::as_str).unwrap_or_default();
-        Some((format!("{FEW_SHOT}.{task}.weights"), was, now))
+    let (was, now) = (tasks(was), tasks(now));
+    // One that was there with other weights, and is no more: a task may be left out, or given once for each.
+    now.difference(&was).find_map(|(task, weights)| {
+        let left = was.difference(&now).find(|(other, _)| other == task);
+        let key = format!("{FEW_SHOT}.{task}.weights");
+        left.map(|(_, was)| (key, was.clone(), weights.clone()))
     })
+}
+
+/// The weights that a validation or a task looks at, as they are written.
+fn weights_of(section: &Value) -> String {
+    format!("{:?}", section.get("weights").and_then(Value::as_str).unwrap_or("raw"))
+}
+
+/// The tasks of a config, and the weights that each looks at.
+fn tasks(config: &Table) -> BTreeSet<(String, String)> {
+    let all = config.get(FEW_SHOT).and_then(Value::as_array);
+    let one = |entry: &Value| {
+        let task = entry.get("task").and_then(Value::as_str).unwrap_or_default();
+        (task.to_owned(), weights_of(entry))
+    };
+    all.into_iter().flatten().map(one).collect()
 }
 
 /// A config without the keys that may change.

@@ -135,6 +135,21 @@ fn distant(server: &Server) -> String {
     CONTRASTIVE.replace("corpus = \"pairs\"", &corpus).replace("\"linear\"", "\"constant\"")
 }
 
+/// Lets a run wait for rows that never come.
+fn hang(server: &Server, run: &Path) {
+    let n_before = server.n_hung.load(Ordering::SeqCst);
+    server.set(NEVER);
+    wait_until("a request without answer", || server.n_hung.load(Ordering::SeqCst) > n_before);
+    // What was read ahead is used up when no line comes for a while; if not, the step goes on.
+    let mut last = (lines(run), Instant::now());
+    wait_until("the run to wait", || {
+        if lines(run) != last.0 {
+            last = (lines(run), Instant::now());
+        }
+        last.1.elapsed() > Duration::from_millis(300)
+    });
+}
+
 #[test]
 fn a_signal_is_heeded_while_a_server_hangs() {
     let world = World::new();
@@ -145,17 +160,7 @@ fn a_signal_is_heeded_while_a_server_hangs() {
         let mut command = world.command("contrastive", &config, signal, &LONG);
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
         wait_until("a step", || lines(&run) > 0);
-        let n_before = server.n_hung.load(Ordering::SeqCst);
-        server.set(NEVER);
-        wait_until("a request without answer", || server.n_hung.load(Ordering::SeqCst) > n_before);
-        // What was read ahead is used up when no line comes for a while; if not, the step goes on.
-        let mut last = (lines(&run), Instant::now());
-        wait_until("the run to wait", || {
-            if lines(&run) != last.0 {
-                last = (lines(&run), Instant::now());
-            }
-            last.1.elapsed() > Duration::from_millis(300)
-        });
+        hang(&server, &run);
         send(&child, signal);
         // The store would be asked for minutes, and then again.
         let mut child = child;
@@ -282,8 +287,43 @@ fn a_validation_without_rows_ends_the_run_at_a_checkpoint_and_is_made_up_for() {
     }
 }
 
-/// What a second SIGTERM does.
+/// What a second signal does.
 const SIGTERM: i32 = 15;
+const SIGINT: i32 = 2;
+
+#[test]
+fn a_second_signal_of_the_other_kind_ends_a_run_at_once_that_waited_for_rows() {
+    let world = World::new();
+    let server = Server::start(world.path(""));
+    let config = distant(&server);
+    for (first, second, number) in [("TERM", "INT", SIGINT), ("INT", "TERM", SIGTERM)] {
+        let run = world.path(first);
+        let mut command = world.command("contrastive", &config, first, &LONG);
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        wait_until("a step", || lines(&run) > 0);
+        // The checkpoint that the first signal asks for waits for a reader, who never comes.
+        let pipe = run.join("latest.tmp");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        hang(&server, &run);
+        send(&child, first);
+        let checkpoint = run.join(format!("checkpoints/step-{}", lines(&run)));
+        wait_until("a checkpoint that has its name", || checkpoint.exists());
+        assert!(child.try_wait().unwrap().is_none(), "the run did not wait for its checkpoint");
+        send(&child, second);
+        wait_until("the end", || child.try_wait().unwrap().is_some());
+        assert_eq!(child.wait().unwrap().signal(), Some(number));
+
+        // Nothing names the checkpoint, so the run begins anew.
+        std::fs::remove_file(&pipe).unwrap();
+        assert!(!run.join("latest").exists());
+        server.set(WELL);
+        let more = [&LONG[..], &["--resume", "--stop-after", "3"]].concat();
+        world.train("contrastive", &config, first, &more).expect_success();
+        let whole = format!("{first}-whole");
+        world.train("contrastive", &config, &whole, &more).expect_success();
+        assert_same_outcome(&world.path(&whole), &run);
+    }
+}
 
 #[test]
 fn a_second_signal_ends_a_run_at_once_although_its_checkpoint_is_being_written() {

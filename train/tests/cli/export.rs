@@ -6,7 +6,7 @@ use std::process::Command;
 use flamingo_dataset::Tokenizer;
 use flamingo_model::{LanguageModel, Tensors};
 
-use crate::world::{FLAMINGO, Finished, LANGUAGE, World, latest, with_nfnet};
+use crate::world::{CONTRASTIVE, FLAMINGO, Finished, LANGUAGE, World, latest, with_nfnet};
 
 impl World {
     /// Runs `export` with these arguments in the world's folder.
@@ -139,6 +139,25 @@ fn a_model_goes_to_open_flamingo_and_transformers_and_comes_back() {
 fn preprocessor(folder: &Path) -> serde_json::Value {
     let text = std::fs::read(folder.join("preprocessor_config.json")).unwrap();
     serde_json::from_slice(&text).unwrap()
+}
+
+/// Transformers cannot pad images with their mean.
+#[test]
+fn an_export_says_where_transformers_makes_squares_in_another_way() {
+    let world = World::new();
+    for (fit, is_said) in [("mean_pad", true), ("center_crop", false), ("squash", false)] {
+        let set = format!("image.fit={fit:?}");
+        let set = ["--set", &set, "--stop-after", "1"];
+        world.train("contrastive", CONTRASTIVE, fit, &set).expect_success();
+        let out = format!("{fit}-hf");
+        let exported = world.export(&["--model", fit, "--format", "hugging-face", "--out", &out]);
+        exported.expect_success();
+        let said = exported.stdout();
+        assert_eq!(said.contains("it is told to squash them"), is_said, "{fit}: {said}");
+        let told = preprocessor(&world.path(&out));
+        assert_eq!(told["fit"], fit);
+        assert_eq!(told["size"].get("height").is_some(), fit != "center_crop", "{told}");
+    }
 }
 
 #[test]

@@ -282,6 +282,34 @@ fn child_of(parent: u32, variable: &str) -> String {
     found.next().unwrap()
 }
 
+/// Each has its share of a batch, and the first one the moments of all while it makes a checkpoint.
+#[test]
+fn a_dry_run_of_ranks_counts_what_the_first_of_them_holds() {
+    let world = World::with_towers();
+    for config in [LANGUAGE, FLAMINGO] {
+        let planned = |n: usize, config: &str| {
+            let planned = train(&world, n, config, "run", &["--dry-run"]);
+            planned.expect_success();
+            let text = planned.stdout();
+            let start = text.find("\nmemory").unwrap();
+            let lines = text[start..].trim_start().lines().map(ToOwned::to_owned);
+            let (told, rows): (Vec<_>, Vec<_>) = lines
+                .take_while(|line| !line.starts_with("activations are"))
+                .partition(|line| line.starts_with("memory"));
+            (told.concat(), rows)
+        };
+        let config = for_four(config);
+        let half = config.replace("batch = 4", "batch = 2");
+        let (told, of_two) = planned(2, &config);
+        assert!(told.starts_with("memory of the first of 2 ranks,"), "{told}");
+        let (told, alone) = planned(1, &half);
+        assert!(told.starts_with("memory, in f32"), "{told}");
+        assert_eq!(of_two, alone);
+        assert!(of_two.iter().any(|row| row.starts_with("activations, estimated")), "{of_two:?}");
+        assert_ne!(of_two, planned(1, &config).1);
+    }
+}
+
 #[test]
 fn what_ranks_cannot_do_is_refused_before_the_first_step() {
     let world = World::new();

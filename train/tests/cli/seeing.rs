@@ -218,7 +218,8 @@ fn a_dataset_alone_has_the_norm_that_accounting_tells_and_advised_lambdas_make_n
     close(then.iter().sum(), of(&line, "norm").iter().sum());
 }
 
-/// A program in place of `flamingo-eval`: the score of a checkpoint is its step, plus a tenth of the shots.
+/// A program in place of `flamingo-eval`: the score of a checkpoint is its step, plus a tenth of the shots, and
+/// of its averages below 0.
 const EVAL: &str = r#"#!/bin/sh
 if [ "$1" = tasks ]; then echo "caption   what is there"; echo "label     which it is"; exit; fi
 echo "$@" >> "$0.calls"
@@ -226,10 +227,11 @@ while [ $# -gt 0 ]; do
   case "$1" in --model) model="$2";; --out) out="$2";; --shots) shots="$2";; esac
   shift
 done
-[ -f "$model/model.safetensors" ] && [ -f "$model/state.json" ] || { echo "no model" >&2; exit 1; }
+[ -f "$model/model.safetensors" ] && [ -f "${model%/ema}/state.json" ] || { echo "no model" >&2; exit 1; }
 if [ -f "$0.fails" ]; then echo "first" >&2; echo "error: out of cheese" >&2; exit 1; fi
 mkdir "$out" && [ "$shots" = 0,4 ]
 step="${model##*-}"
+case "$step" in */ema) step="-${step%/ema}";; esac
 printf '{"results": {"caption_0shot": {"cider,none": %s.0, "cider_stderr,none": 0.5}, "caption_4shot": {"cider,none": %s.4}}}' "$step" "$step" > "$out/results.json"
 "#;
 
@@ -284,6 +286,51 @@ fn checkpoints_are_put_to_few_shot_tasks_while_the_run_goes_on() {
     let asked = format!("--model {} --out", model.display());
     assert!(calls.lines().last().is_some_and(|call| call.contains(&asked)), "{calls}");
     assert!(model.join("config.json").is_file());
+    assert_eq!(scores(&world.path("averaged")), [(3, 0, -3.0), (3, 4, -3.4)]);
+}
+
+#[test]
+fn a_task_may_be_put_to_weights_and_to_their_averages_and_keeps_to_them() {
+    let world = World::with_towers();
+    let one = evaluating(&world);
+    let task = &one[one.find("[[few_shot]]").unwrap()..];
+    let both = format!("{one}\n{task}weights = \"ema\"\n");
+    let train = |config: &str, more: &[&str]| {
+        world.train("flamingo", config, "run", &[&["--set", "ema.decay=0.5"], more].concat())
+    };
+    train(&both, &["--stop-after", "4"]).expect_success();
+    train(&both, &["--resume"]).expect_success();
+    let run = world.path("run");
+    let of = |step: u64| {
+        let whole = step as f64;
+        [(step, 0, whole), (step, 4, whole + 0.4), (step, 0, -whole), (step, 4, -whole - 0.4)]
+    };
+    assert_eq!(scores(&run), [of(3), of(6)].concat());
+    let html = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(html.contains("caption.4") && html.contains("caption.ema.4"), "no two curves");
+    for folder in ["step-6", "step-6-ema"] {
+        assert!(run.join("few_shot/caption").join(folder).join("results.json").is_file());
+    }
+
+    // One may be left out and come back, and not be another one.
+    let averaged = one.clone() + "weights = \"ema\"\n";
+    train(&one, &["--resume"]).expect_success();
+    let refused = |was: &str, now: &str, config: &str| {
+        let finished = train(config, &["--resume"]);
+        assert_eq!(finished.code(), Some(2), "{}", finished.stderr());
+        let words = format!("`few_shot.caption.weights` is \"{now}\"");
+        let stderr = finished.stderr();
+        assert!(stderr.contains(&words) && stderr.contains(&format!("\"{was}\"")), "{stderr}");
+    };
+    refused("raw", "ema", &averaged);
+    train(&both, &["--resume"]).expect_success();
+    train(&averaged, &["--resume"]).expect_success();
+    refused("ema", "raw", &one);
+    let twice = format!("{averaged}\n{task}weights = \"ema\"\n");
+    let finished = train(&twice, &["--resume"]);
+    let words =
+        "`few_shot.1.task` is caption, expected a task of its own, or other `weights` of it";
+    assert!(finished.stderr().contains(words), "{}", finished.stderr());
 }
 
 #[test]

@@ -332,6 +332,32 @@ fn a_validation_may_change_at_a_resume_but_a_name_stays_with_its_corpus() {
 }
 
 #[test]
+fn a_validation_keeps_to_its_weights() {
+    let world = World::new();
+    let averaged = |config: &str| config.replace("batches = 9", "batches = 9\nweights = \"ema\"");
+    let raw = validated(LANGUAGE);
+    for (name, first, other, was, now) in [
+        ("raw", raw.clone(), averaged(&raw), "raw", "ema"),
+        ("ema", averaged(&raw), raw.clone(), "ema", "raw"),
+    ] {
+        let train = |config: &str, more: &[&str]| {
+            let args = [&["--set", "ema.decay=0.5"], more].concat();
+            world.train("language", config, name, &args)
+        };
+        train(&first, &["--stop-after", "2"]).expect_success();
+        let refused = train(&other, &["--resume"]);
+        assert_eq!(refused.code(), Some(2), "{}", refused.stderr());
+        let stderr = refused.stderr();
+        let words = format!("`validation.weights` is \"{now}\"");
+        assert!(stderr.contains(&words) && stderr.contains(&format!("\"{was}\"")), "{stderr}");
+        train(&first, &["--resume", "--stop-after", "4"]).expect_success();
+        // It may be left out; what comes back is a new one.
+        train(LANGUAGE, &["--resume", "--stop-after", "5"]).expect_success();
+        train(&other, &["--resume"]).expect_success();
+    }
+}
+
+#[test]
 fn what_cannot_be_validated_is_refused_before_the_first_step() {
     let world = World::with_towers();
     let check = |stage: &str, config: &str, from: &str, to: &str, words: &str| {
