@@ -55,6 +55,9 @@ struct Line {
     credit: Map<String, Value>,
     #[serde(default)]
     terms: Map<String, Value>,
+    /// Of each candidate.
+    #[serde(default, alias = "log_likelihoods")]
+    scores: Vec<f64>,
 }
 
 /// The lines of a file, by id.
@@ -369,12 +372,12 @@ fn of_terms<'a>(
     metric: &str,
     at: Option<usize>,
     clusters: &'a Clusters,
-    items: &[Pair<'_>],
+    items: &[Pair<'a>],
     side: Side,
 ) -> Result<Box<Scores<'a>>, WithoutTerms> {
-    let terms = |pair: &Pair<'_>| {
-        let line = if side == Side::A { pair.a } else { pair.b };
-        let terms = line.terms.get(metric).and_then(Value::as_array).cloned();
+    let line_of = |pair: &Pair<'a>| if side == Side::A { pair.a } else { pair.b };
+    let terms = |pair: &Pair<'a>| {
+        let terms = line_of(pair).terms.get(metric).and_then(Value::as_array).cloned();
         terms.ok_or_else(|| WithoutTerms { side, id: pair.id.to_owned() })
     };
     let all = items.iter().map(terms).collect::<Result<Vec<_>, _>>()?;
@@ -403,7 +406,8 @@ fn of_terms<'a>(
             vec![sum.map(|sum| sum / of_types.len() as f64)]
         }));
     }
-    let actions = clip_terms(&all).and_then(|(clips, scores)| {
+    let scores: Vec<&[f64]> = items.iter().map(|pair| &*line_of(pair).scores).collect();
+    let actions = clip_terms(&all).and_then(|clips| {
         actions(&clips, |clip, class| scores[clip].get(class).copied().unwrap_or(f64::NAN)).ok()
     });
     match (actions, items.first()) {
@@ -426,18 +430,12 @@ fn type_terms(all: &[Vec<Value>]) -> Option<Vec<(String, f64)>> {
     all.iter().map(one).collect()
 }
 
-/// Clips with their scores.
-fn clip_terms(all: &[Vec<Value>]) -> Option<(Vec<Clip>, Vec<Vec<f64>>)> {
+fn clip_terms(all: &[Vec<Value>]) -> Option<Vec<Clip>> {
     let one = |terms: &Vec<Value>| match terms.as_slice() {
-        [clip, scores] => {
-            let clip: Clip = serde_json::from_value(clip.clone()).ok()?;
-            let scores: Vec<f64> = serde_json::from_value(scores.clone()).ok()?;
-            Some((clip, scores))
-        }
+        [clip] => serde_json::from_value(clip.clone()).ok(),
         _ => None,
     };
-    let both: Option<Vec<(Clip, Vec<f64>)>> = all.iter().map(one).collect();
-    Some(both?.into_iter().unzip())
+    all.iter().map(one).collect()
 }
 
 fn bleu_terms(all: &[Vec<Value>]) -> Option<Vec<[f64; 10]>> {

@@ -343,6 +343,22 @@ impl Metric {
         matches!(self.rule(), Rule::Bleu(_) | Rule::ChoiceByType | Rule::RocAuc | Rule::Mwap)
     }
 
+    /// Whether the terms are nothing without the scores of candidates.
+    pub(crate) fn needs_scores(self) -> bool {
+        self.rule() == Rule::Mwap
+    }
+
+    /// Metrics in their order, each once however often it is named.
+    pub(crate) fn each_once(metrics: &[Self]) -> Vec<Self> {
+        let mut once: Vec<Self> = Vec::new();
+        for metric in metrics {
+            if !once.contains(metric) {
+                once.push(*metric);
+            }
+        }
+        once
+    }
+
     /// Whether it counts by the types of NExT-QA's questions.
     pub(crate) fn has_types_of_next_qa(self) -> bool {
         self == Self::NextChoice || matches!(self.rule(), Rule::Wups { .. })
@@ -609,6 +625,16 @@ mod tests {
         assert_eq!(found[0].problem.as_deref(), Some("no roc_auc: all labels are alike"));
         assert!(found[0].figures.is_empty() && found[1].problem.is_none());
         assert_eq!(found[1].figures[0].estimate, Estimate::alone(1.0));
+    }
+
+    #[test]
+    fn a_metric_that_a_task_names_twice_is_one() {
+        let text = crate::tasks::built_in("star").unwrap();
+        let twice =
+            text.replace("[\"star:mc\", \"accuracy\"]", "[\"star:mc\", \"accuracy\", \"star:mc\"]");
+        assert_ne!(twice, text);
+        let task = crate::task_file::TaskFile::parse("mine", &twice).unwrap();
+        assert_eq!(task.metrics, [Metric::Star, Metric::Accuracy]);
     }
 
     #[test]

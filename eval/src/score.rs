@@ -192,6 +192,7 @@ fn scored_against(score: &Score, mut truths: Truths, said: &[u8]) -> Result<Scor
         id: &item.id,
         cluster: item.cluster.as_deref(),
         prediction: said_of(said),
+        scores: said.scores(),
     });
     finished(score, (measured, &drawn), said, warnings)
 }
@@ -201,6 +202,8 @@ struct Said<'a> {
     id: &'a str,
     cluster: Option<&'a str>,
     prediction: Value,
+    /// Of each candidate.
+    scores: &'a [f64],
 }
 
 /// The scores of what was measured, after the samples are written if they are asked for.
@@ -240,12 +243,14 @@ pub(crate) struct Credits {
     pub(crate) of_items: Vec<Value>,
     /// What the score is made of, where it is no mean of credits.
     terms: Vec<Value>,
+    needs_scores: bool,
 }
 
 impl Credits {
     fn of(measured: Measured) -> Self {
         let (of_items, terms) = (measured.credits, measured.terms);
-        Self { metric: measured.metric.name(), of_items, terms }
+        let metric = measured.metric;
+        Self { metric: metric.name(), of_items, terms, needs_scores: metric.needs_scores() }
     }
 }
 
@@ -258,12 +263,7 @@ impl Score {
         if self.metrics.is_empty() {
             return Ok(Metric::official(form).to_vec());
         }
-        let mut metrics: Vec<Metric> = Vec::new();
-        for metric in &self.metrics {
-            if !metrics.contains(metric) {
-                metrics.push(*metric);
-            }
-        }
+        let metrics = Metric::each_once(&self.metrics);
         match metrics.iter().find(|metric| !metric.is_of(form)) {
             None => Ok(metrics),
             Some(metric) => {
@@ -337,7 +337,6 @@ fn said_of(prediction: &Prediction<'_>) -> Value {
         Prediction::Text(text) => json!(text),
         Prediction::Ranking(ranking) => json!(ranking),
         Prediction::Choice(choice) => json!(choice),
-        // Scores of many classes are in the file of predictions.
         Prediction::Scores(scores) if scores.len() == 1 => json!(scores[0]),
         Prediction::Scores(_) => Value::Null,
     }
@@ -346,7 +345,8 @@ fn said_of(prediction: &Prediction<'_>) -> Value {
 /// A JSON object a line for each item.
 fn samples<'a>(said: impl Iterator<Item = Said<'a>>, credits: &[Credits]) -> String {
     let mut text = String::new();
-    for (i, Said { id, cluster, prediction }) in said.enumerate() {
+    let need_scores = credits.iter().any(|of_metric| of_metric.needs_scores);
+    for (i, Said { id, cluster, prediction, scores }) in said.enumerate() {
         let (mut credit, mut terms) = (Map::new(), Map::new());
         for of_metric in credits {
             credit.insert(of_metric.metric.clone(), of_metric.of_items[i].clone());
@@ -357,6 +357,9 @@ fn samples<'a>(said: impl Iterator<Item = Said<'a>>, credits: &[Credits]) -> Str
         let mut line = json!({ "id": id, "prediction": prediction, "credit": credit });
         if let Some(cluster) = cluster {
             line["cluster"] = json!(cluster);
+        }
+        if need_scores {
+            line["scores"] = json!(scores);
         }
         if !terms.is_empty() {
             line["terms"] = terms.into();

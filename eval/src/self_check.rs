@@ -101,13 +101,15 @@ impl Check {
         }
     }
 
+    /// Whether a value differs, or none was compared.
     fn has_failed(&self) -> bool {
-        self.difference.is_some_and(|difference| difference > self.tolerance)
+        self.difference.is_some_and(|difference| self.n == 0 || difference > self.tolerance)
     }
 
     fn cells(&self) -> Vec<String> {
         let found = match self.difference {
             None => "-".to_owned(),
+            Some(_) if self.n == 0 => "NO VALUE".to_owned(),
             Some(_) if self.has_failed() => "DIFFERS".to_owned(),
             Some(_) => "equal".to_owned(),
         };
@@ -156,6 +158,16 @@ struct FixtureCheck {
     tolerance: f64,
 }
 
+impl FixtureCheck {
+    /// Whether a value is one of the figures of a metric: `wups0:raw/DC`, `bleu-4:coco`.
+    fn is_of(&self, metric: &str, value: &str) -> bool {
+        let whole =
+            value.strip_prefix(metric).is_some_and(|part| part.is_empty() || part.starts_with('/'));
+        let of_order = |order: &str| metric.replace("bleu:", &format!("bleu-{order}:")) == value;
+        whole || ["1", "2", "3", "4"].into_iter().any(of_order) || self.metrics.len() == 1
+    }
+}
+
 /// Texts, or pairs of words, with what a tool makes of them.
 #[derive(Debug, Deserialize)]
 struct WordCheck {
@@ -182,6 +194,10 @@ fn checks_of(fixtures: &str, wordnet: Option<&Path>) -> Result<Vec<Check>, EvalE
         checks.push(word_check(words, database.as_ref()).map_err(refuse)?);
     }
     for one in &fixtures.checks {
+        let is_lost = |value: &&String| !one.metrics.iter().any(|name| one.is_of(name, value));
+        if let Some(value) = one.values.keys().find(is_lost) {
+            return Err(refuse(format!("{value} is of none of {}", one.metrics.join(", "))));
+        }
         let file = |name: &String| {
             let text = fixtures.files.get(name).ok_or_else(|| refuse(format!("no file {name}")))?;
             let is_array = Path::new(name).extension().is_some_and(|it| it == "npy");
@@ -206,13 +222,9 @@ fn checks_of(fixtures: &str, wordnet: Option<&Path>) -> Result<Vec<Check>, EvalE
             };
             let scored = scored_bytes(&score, &truth, &said)?;
             let mut check = Check::of(name, &one.tool, one.tolerance);
-            for row in &scored.rows {
-                if let Some(expected) = one.values.get(&row.name) {
-                    check.value(&row.name, Some(row.estimate.value), *expected);
-                }
-            }
-            if check.n == 0 {
-                check.value(name, None, f64::NAN);
+            let expected = one.values.iter().filter(|(value, _)| one.is_of(name, value));
+            for (value, expected) in expected {
+                check.value(value, figure(&scored, value), *expected);
             }
             checks.push(check);
         }
@@ -280,7 +292,13 @@ mod tests {
         let checks = bundled(None).unwrap();
         for check in &checks {
             assert!(!check.has_failed(), "{check:?}");
-            assert!(check.difference.is_none() || check.n > 0, "{check:?}");
+        }
+        // Each value is that of one metric.
+        let fixtures: Fixtures = serde_json::from_str(FIXTURES).unwrap();
+        if checks.iter().all(|check| check.difference.is_some()) {
+            let n_values: usize = fixtures.checks.iter().map(|one| one.values.len()).sum();
+            let n_pairs: usize = fixtures.words.iter().map(|words| words.pairs.len()).sum();
+            assert_eq!(checks.iter().map(|check| check.n).sum::<usize>(), n_values + n_pairs);
         }
         // Of these there is no tool, or the rule is that of another metric.
         assert_eq!(unchecked(&checks), ["accuracy", "top-k", "star:mc"]);
@@ -295,7 +313,19 @@ mod tests {
         let failed: Vec<&Check> = checks.iter().filter(|check| check.has_failed()).collect();
         assert_eq!(failed.len(), 1);
         assert!(failed[0].note.starts_with("next-qa:mc: Some(0."), "{failed:?}");
+        // A figure that is not there, and a metric without any value.
+        for (from, to) in [("\"recall@10\":", "\"recall@11\":"), ("\"exact\":", "\"wups0:raw/\":")]
+        {
+            let checks = checks_of(&FIXTURES.replacen(from, to, 1), None).unwrap();
+            let failed: Vec<&Check> = checks.iter().filter(|check| check.has_failed()).collect();
+            assert_eq!(failed.len(), 1, "{failed:?}");
+            assert_eq!(failed[0].difference, Some(f64::INFINITY), "{failed:?}");
+        }
+        let lost = FIXTURES.replacen("\"bleu-4:coco\":", "\"bleu-5:coco\":", 1);
+        let error = checks_of(&lost, None).unwrap_err().to_string();
+        assert!(error.contains("bleu-5:coco is of none of bleu:coco, rouge:coco"), "{error}");
         let mut check = Check::of("m", "t", TOLERANCE);
+        assert!(check.has_failed(), "nothing was compared");
         check.value("x", Some(f64::NAN), 1.0);
         assert!(check.has_failed());
         check.value("y", None, 1.0);

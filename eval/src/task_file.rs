@@ -181,8 +181,9 @@ impl TaskFile {
     /// # Errors
     /// When the text is not a task, or a value is out of range.
     pub fn parse(file: &str, text: &str) -> Result<Self, EvalError> {
-        let task: Self =
+        let mut task: Self =
             toml::from_str(text).map_err(|error| EvalError::toml(file, text, &error))?;
+        task.metrics = Metric::each_once(&task.metrics);
         task.check(file)?;
         Ok(task)
     }

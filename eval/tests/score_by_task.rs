@@ -255,6 +255,16 @@ fn choices_of_star_are_numbers_or_texts() {
     world.check("STAR_val.json", &mine(&wrong_first), ("star:mc", 1.0 - 1.0 / n_types));
     let texts = mine(&|question| question["answer"].clone());
     let scores = world.scores(&texts, &[]);
+    // A metric that is named twice, even apart, is one.
+    let names = ["star:mc", "accuracy", "star:mc"];
+    let samples = world.dir.path().join("samples.jsonl");
+    let metrics = names.iter().flat_map(|name| ["--metric", name]);
+    let more: Vec<&str> = metrics.chain(["--samples", samples.to_str().unwrap()]).collect();
+    let output = world.by_task("score", &texts, &more);
+    let table = String::from_utf8(output.stdout).unwrap();
+    let n_rows =
+        |name: &str| table.lines().filter(|line| line.starts_with(&format!("{name} "))).count();
+    assert_eq!((n_rows("star:mc"), n_rows("accuracy")), (1, 1), "{table}");
     assert_eq!(scores["scores"]["star:mc"]["value"], json!(1.0));
     assert_eq!(scores["scores"]["accuracy"]["value"], json!(1.0));
     let listed: Vec<Value> = questions

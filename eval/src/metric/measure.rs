@@ -461,8 +461,8 @@ impl<'a> Bench<'a> {
         for (clip, precision) in actions.iter().flat_map(Action::precisions) {
             credits[clip] = json!(precision);
         }
-        let term = |(clip, said): (&Clip, &Prediction<'_>)| json!([clip, said.scores()]);
-        let terms = clips.iter().zip(self.predictions).map(term).collect();
+        // The scores stand beside them in samples.
+        let terms = clips.iter().map(|clip| json!([clip])).collect();
         let clusters = self.clusters.clone();
         Ok(Measured {
             metric,

@@ -36,29 +36,6 @@ pub fn rank(scores: &[f64], right: usize) -> usize {
     scores.len() - (0..scores.len()).filter(|i| worse(*i)).count() + 1
 }
 
-/// What ranks tell together.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RankScores {
-    /// Share of ranks up to 1, 5 and 10.
-    pub recall: [f64; 3],
-    /// Mean rank.
-    pub mean: f64,
-    /// Mean of 1 / rank.
-    pub mean_reciprocal: f64,
-}
-
-/// The scores of ranks, at least one.
-pub fn rank_scores(ranks: &[usize]) -> RankScores {
-    let mean_of = |value: &dyn Fn(usize) -> f64| {
-        ranks.iter().map(|rank| value(*rank)).sum::<f64>() / ranks.len() as f64
-    };
-    RankScores {
-        recall: [1, 5, 10].map(|k| mean_of(&|rank| f64::from(u8::from(rank <= k)))),
-        mean: mean_of(&|rank| rank as f64),
-        mean_reciprocal: mean_of(&|rank| 1.0 / rank as f64),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

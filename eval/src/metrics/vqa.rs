@@ -111,19 +111,7 @@ impl AnswerTable {
     }
 }
 
-/// Accuracy of an answer as it stands: each answer of people is left out in turn, and the others that equal
-/// it are counted.
-pub fn agreement(rule: VqaRule, answer: &str, answers: &[HumanAnswer]) -> f64 {
-    let mut table = AnswerTable::default();
-    let mut person = |it: &HumanAnswer| Person {
-        answer: table.number(&it.answer),
-        confidence: table.number(it.answer_confidence.as_deref().unwrap_or_default()),
-        number: it.answer_id.unwrap_or(i64::MIN),
-    };
-    let people: Vec<Person> = answers.iter().map(&mut person).collect();
-    agree(rule, table.number(answer), &people)
-}
-
+/// Each answer of people is left out in turn, and the others that equal the prediction are counted.
 fn agree(rule: VqaRule, answer: u32, people: &[Person]) -> f64 {
     let accuracy = |(i, left_out): (usize, &Person)| {
         let is_other = |(j, other): &(usize, &Person)| match rule {

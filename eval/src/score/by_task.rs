@@ -36,6 +36,7 @@ pub(super) fn scored(score: &Score, task: &str) -> Result<Scored, EvalError> {
         id: &one.item.id,
         cluster: Some(&one.item.medium_id),
         prediction: json!(one.prediction),
+        scores: one.scores,
     });
     finished(score, (measured, &drawn), said, warnings)
 }
@@ -52,7 +53,7 @@ fn metrics(
         Some((metric, &one.item.id))
     });
     match unfit {
-        None if !judged.is_empty() => Ok(metrics.to_vec()),
+        None if !judged.is_empty() => Ok(Metric::each_once(metrics)),
         None => Err(EvalError::Annotations {
             path: file.path.clone(),
             problem: "no prediction of the split".to_owned(),

@@ -247,7 +247,12 @@ def dialogs():
 
 
 def exact():
-    rows = [(f"v{i}", random.choices(["pan", "pot", "wok", "lid"], k=5), random.choice(["Pan ", "pot", "cup"])) for i in range(12)]
+    rows = [
+        ("v0", "pan pan pot wok lid", "Pan "), ("v1", "pot lid wok lid pan", "pot"), ("v2", "wok wok pan pot wok", "cup"),
+        ("v3", "pot wok pot pan pan", "WOK"), ("v4", "lid pan lid lid wok", " lid"), ("v5", "lid pan wok wok wok", "pans"),
+        ("v6", "wok pot pan pot pot", "wok"), ("v7", "pot pan wok pot pan", ""),
+    ]
+    rows = [(v, a.split(), p) for v, a, p in rows]
     head = "video_id,start,end,question,answer1,answer2,answer3,answer4,answer5\n"
     truth = put("ivqa.csv", head + "".join(f"{v},0,1,q,{','.join(a)}\n" for v, a, _ in rows))
     mine = put("ivqa_said.json", [dict(video_id=v, answer=p) for v, _, p in rows])

@@ -6,15 +6,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Check, TOLERANCE, figure, similarities};
 use crate::error::EvalError;
 use crate::metric::Metric;
 use crate::metrics::ptb_tokenize::PtbTokenizer;
-use crate::metrics::ranking::{ndcg, rank, rank_scores};
-use crate::metrics::roc_auc::{Judged, average_precision, roc_auc};
-use crate::metrics::vqa::{HumanAnswer, VqaRule, agreement, normalised};
+use crate::metrics::roc_auc::{Judged, average_precision};
+use crate::metrics::vqa::normalised;
 use crate::metrics::wordnet::WordNet;
 use crate::score::{Score, Scored, scored, scored_bytes};
 
@@ -58,6 +57,13 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, EvalError> {
 struct PerImage {
     image_ids: Vec<i64>,
     per_image: HashMap<String, Value>,
+}
+
+/// Accuracies by question in percent, in the order of `question_ids`.
+#[derive(Deserialize)]
+struct PerQuestion {
+    question_ids: Vec<i64>,
+    pct: Vec<f64>,
 }
 
 impl Data<'_> {
@@ -162,6 +168,9 @@ impl Data<'_> {
                 let pointer = format!("/vqa/values/textvqa~1{tool}~1{kind}/overall_unrounded");
                 let found = figure(scored, &metric.name()).map(|value| 100.0 * value);
                 check.value(kind, found, self.number(&pointer));
+                let file = format!("vqa/per_question_textvqa_{tool}_{kind}.json");
+                let theirs: PerQuestion = read(&self.path(&file))?;
+                per_question_check(&mut check, scored, &metric.name(), &theirs);
             }
             checks.push(check);
         }
@@ -178,39 +187,35 @@ impl Data<'_> {
         Ok(check)
     }
 
-    /// The answer that most people gave, as it stands.
+    /// The answer that most people gave. The reference compares answers as they stand, so each is replaced by a word
+    /// that normalising leaves alone.
     fn vizwiz(&self, checks: &mut Vec<Check>) -> Result<(), EvalError> {
-        #[derive(Deserialize)]
-        struct File {
-            annotations: Vec<Row>,
-        }
-        #[derive(Deserialize)]
-        struct Row {
-            answers: Vec<HumanAnswer>,
-        }
-        let file: File = read(&self.path("vqa/vizwiz_val_annotations_vqa_format.json"))?;
-        for (rule, name, key) in [
-            (VqaRule::ByIndex, "vqa:vizwiz-api", "leave_one_out_by_index"),
-            (
-                VqaRule::Official,
-                "vqa:official",
-                "leave_one_out_by_dict_inequality_(as_file,no answer_id)",
-            ),
-        ] {
-            let mut sum = 0.0;
-            for row in &file.annotations {
-                let votes = |it: &HumanAnswer| {
-                    row.answers.iter().filter(|other| other.answer == it.answer).count()
-                };
-                // Of equals, the first.
-                let most = row.answers.iter().rev().max_by_key(|it| votes(it));
-                let answer = most.map(|it| it.answer.as_str()).unwrap_or_default();
-                sum += agreement(rule, answer, &row.answers);
+        let truth = "vqa/vizwiz_val_annotations_vqa_format.json";
+        let score = self.score(truth, "majority.json", &[Metric::VqaVizwiz, Metric::VqaOfficial]);
+        let mut annotations: Value = read(&score.annotations)?;
+        let mut words: HashMap<String, String> = HashMap::new();
+        let mut said = Vec::new();
+        for row in annotations["annotations"].as_array_mut().into_iter().flatten() {
+            let mut answers: Vec<String> = Vec::new();
+            for answer in row["answers"].as_array_mut().into_iter().flatten() {
+                let (text, n) = (answer["answer"].to_string(), words.len());
+                let word = words.entry(text).or_insert_with(|| format!("w{n}"));
+                answer["answer"] = json!(word);
+                answers.push(word.clone());
             }
-            let found = 100.0 * sum / file.annotations.len() as f64;
+            let votes = |it: &&String| answers.iter().filter(|other| other == it).count();
+            // Of equals, the first.
+            let most = answers.iter().rev().max_by_key(votes);
+            said.push(json!({ "question_id": row["question_id"], "answer": most }));
+        }
+        let scored = scored_texts(&score, &annotations, &json!(said))?;
+        for (name, key) in [
+            ("vqa:vizwiz-api", "leave_one_out_by_index"),
+            ("vqa:official", "leave_one_out_by_dict_inequality_(as_file,no answer_id)"),
+        ] {
             let mut check = Check::of(&format!("{name} on VizWiz"), "majority answer", TOLERANCE);
             let expected = self.number(&format!("/vqa/vizwiz_oracle_mode_answer/{key}"));
-            check.value(key, Some(found), expected);
+            check.value(key, figure(&scored, name).map(|found| 100.0 * found), expected);
             checks.push(check);
         }
         Ok(())
@@ -289,10 +294,14 @@ impl Data<'_> {
             score: Vec<f64>,
         }
         let file: Labels = read(&self.path("roc_auc_synthetic.json"))?;
-        let labels = file.y.iter().map(|y| *y > 0.5);
-        let judged: Vec<Judged> = file.score.iter().copied().zip(labels).collect();
+        let both = || file.y.iter().map(|y| *y > 0.5).zip(&file.score).enumerate();
+        let labels = both().map(|(i, (y, _))| json!({ "id": i, "label": u8::from(y) }));
+        let said = both().map(|(i, (_, score))| json!({ "id": i, "score": score }));
+        let score = self.score("labels.json", "scores.json", &[Metric::RocAuc]);
+        let scored = scored_texts(&score, &labels.collect(), &said.collect())?;
         let mut check = Check::of("roc_auc", "scikit-learn", TOLERANCE);
-        check.value("area", roc_auc(&judged), self.number("/roc_auc/roc_auc"));
+        check.value("area", figure(&scored, "roc_auc"), self.number("/roc_auc/roc_auc"));
+        let judged: Vec<Judged> = both().map(|(_, (y, score))| (*score, y)).collect();
         let expected = self.number("/roc_auc/average_precision");
         check.value("average precision", average_precision(&judged), expected);
         Ok(check)
@@ -307,42 +316,69 @@ impl Data<'_> {
             per_dialog_ndcg: Vec<f64>,
         }
         let file: Dialogs = read(&self.path("visdial_synthetic.json"))?;
-        let both = file.scores.iter().zip(&file.relevance);
-        let gains: Vec<f64> =
-            both.map(|(scores, relevance)| ndcg(scores, relevance).unwrap_or_default()).collect();
-        let ranked = file.scores.iter().zip(&file.gt_index);
-        let ranks: Vec<usize> = ranked.map(|(scores, right)| rank(scores, *right)).collect();
-        let found = rank_scores(&ranks);
+        let scores = file.scores.iter().enumerate();
+        let said = scores.map(|(i, it)| json!({ "image_id": i, "round_id": 1, "scores": it }));
+        let said: Value = said.collect();
+        let relevance = file.relevance.iter().enumerate();
+        let dense: Value = relevance
+            .map(|(i, it)| json!({ "image_id": i, "round_id": 1, "gt_relevance": it }))
+            .collect();
+        let dialog = |(i, (right, scores)): (usize, (&usize, &Vec<f64>))| {
+            let options: Vec<usize> = (0..scores.len()).collect();
+            let round = json!({ "question": 0, "answer_options": options, "gt_index": right });
+            json!({ "image_id": i, "caption": "", "dialog": [round] })
+        };
+        let dialogs: Vec<Value> =
+            file.gt_index.iter().zip(&file.scores).enumerate().map(dialog).collect();
+        let dialogs = json!({ "data": { "dialogs": dialogs } });
+        let gains = self.score("dense.json", "scores.json", &[Metric::Ndcg]);
+        let gains = scored_texts(&gains, &dense, &said)?;
+        let ranks = self.score("dialogs.json", "scores.json", &[Metric::Recall]);
+        let ranks = scored_texts(&ranks, &dialogs, &said)?;
         let mut check = Check::of("ndcg, recall", "visdial-challenge-starter-pytorch", TOLERANCE);
-        for (i, (gain, expected)) in gains.iter().zip(&file.per_dialog_ndcg).enumerate() {
-            check.value(&format!("dialog {i}"), Some(*gain), *expected);
+        for (i, expected) in file.per_dialog_ndcg.iter().enumerate() {
+            let credit = gains.credits.first().and_then(|it| it.of_items.get(i)?.as_f64());
+            check.value(&format!("dialog {i}"), credit, *expected);
         }
-        let mean = gains.iter().sum::<f64>() / gains.len() as f64;
-        for (key, value) in [
-            ("ndcg", mean),
-            ("r@1", found.recall[0]),
-            ("r@5", found.recall[1]),
-            ("r@10", found.recall[2]),
-            ("mean", found.mean),
-            ("mrr", found.mean_reciprocal),
+        for (key, scored, name) in [
+            ("ndcg", &gains, "ndcg"),
+            ("r@1", &ranks, "recall@1"),
+            ("r@5", &ranks, "recall@5"),
+            ("r@10", &ranks, "recall@10"),
+            ("mean", &ranks, "mean-rank"),
+            ("mrr", &ranks, "mean-reciprocal-rank"),
         ] {
-            check.value(key, Some(value), self.number(&format!("/visdial/{key}")));
+            check.value(key, figure(scored, name), self.number(&format!("/visdial/{key}")));
         }
         Ok(check)
     }
 }
 
+/// Scores files that are made here.
+fn scored_texts(score: &Score, truth: &Value, said: &Value) -> Result<Scored, EvalError> {
+    scored_bytes(score, truth.to_string().as_bytes(), said.to_string().as_bytes())
+}
+
 fn per_image_check(check: &mut Check, scored: &Scored, name: &str, key: &str, theirs: &PerImage) {
-    let credits = scored.credits.iter().find(|it| it.metric == name).map(|it| &it.of_items);
-    let ours: HashMap<&str, Option<f64>> = scored
-        .ids
-        .iter()
-        .map(String::as_str)
-        .zip(credits.into_iter().flatten().map(Value::as_f64))
-        .collect();
+    let ours = credits_by_id(scored, name);
     let values = theirs.per_image.get(key).and_then(Value::as_array).into_iter().flatten();
     for (id, expected) in theirs.image_ids.iter().zip(values) {
         let found = ours.get(id.to_string().as_str()).copied().flatten();
         check.value(&format!("image {id}"), found, expected.as_f64().unwrap_or(f64::NAN));
     }
+}
+
+fn per_question_check(check: &mut Check, scored: &Scored, name: &str, theirs: &PerQuestion) {
+    let ours = credits_by_id(scored, name);
+    for (id, expected) in theirs.question_ids.iter().zip(&theirs.pct) {
+        let found = ours.get(id.to_string().as_str()).copied().flatten();
+        check.value(&format!("question {id}"), found.map(|found| 100.0 * found), *expected);
+    }
+}
+
+/// What each item adds under a metric, by its id.
+fn credits_by_id<'a>(scored: &'a Scored, name: &str) -> HashMap<&'a str, Option<f64>> {
+    let credits = scored.credits.iter().find(|it| it.metric == name).map(|it| &it.of_items);
+    let credits = credits.into_iter().flatten().map(Value::as_f64);
+    scored.ids.iter().map(String::as_str).zip(credits).collect()
 }
