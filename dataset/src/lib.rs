@@ -131,7 +131,7 @@ mod tokenizer;
 
 pub use batch::{Batch, BatchPixels, CorruptRow};
 pub use corpus::Corpus;
-pub use digest::sha256_hex;
+pub use digest::{sha256_hex, sha256_hex_of};
 pub use disk_cache::DiskCacheConfig;
 pub use document::{
     EncodedImage, IMAGE_MARK, ImageMeta, ImageText, Interleaved, JoinedText, Row, Slot, VideoText,

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use flamingo_dataset::{CorpusStore, sha256_hex};
+use flamingo_dataset::{CorpusStore, sha256_hex_of};
 
 use crate::draw::mix;
 use crate::error::EvalError;
@@ -109,9 +109,10 @@ impl Benchmark {
 /// Digest of items: of all that decides what a model is asked but the bytes of pictures that are not in a
 /// corpus. Where the files lie does not count.
 pub fn items_sha256(items: &[Item], location: &str) -> String {
-    let mut text = String::new();
     let mut before: Option<&Item> = None;
-    for item in items {
+    // As one text it would take more memory than the items.
+    let pieces = items.iter().map(|item| {
+        let mut text = String::new();
         let medium = item.medium.as_ref().map(Medium::key).unwrap_or_default();
         let medium = medium.strip_prefix(location).unwrap_or(&medium);
         let Item { id, medium_id, fields, truth, category, .. } = item;
@@ -121,8 +122,9 @@ pub fn items_sha256(items: &[Item], location: &str) -> String {
             let _ = writeln!(text, "{:?}", item.candidates);
         }
         before = Some(item);
-    }
-    sha256_hex(text.as_bytes())
+        text
+    });
+    sha256_hex_of(pieces)
 }
 
 /// Items must be there, be told apart by their ids, and have what the template and the metrics need.

@@ -74,7 +74,7 @@ impl Item {
         match &self.truth {
             Truth::Captions(captions) => captions.first().map(String::as_str),
             Truth::Answers(answers) => match rule {
-                ShownAnswer::First => answers.first().map(|it| it.answer.as_str()),
+                ShownAnswer::First => answers.first().map(|it| &*it.answer),
                 ShownAnswer::MostCommon => most_common(answers),
             },
             Truth::Candidate { right, .. } => self.candidates.get(*right).map(String::as_str),
@@ -89,7 +89,7 @@ impl Item {
     pub fn targets(&self) -> Vec<String> {
         match &self.truth {
             Truth::Captions(captions) => captions.clone(),
-            Truth::Answers(answers) => answers.iter().map(|it| it.answer.clone()).collect(),
+            Truth::Answers(answers) => answers.iter().map(|it| it.answer.to_string()).collect(),
             Truth::Candidate { .. } | Truth::Action { .. } | Truth::Hidden => {
                 self.shown_answer(ShownAnswer::First).map(str::to_owned).into_iter().collect()
             }
@@ -98,7 +98,7 @@ impl Item {
 }
 
 fn most_common(answers: &[HumanAnswer]) -> Option<&str> {
-    let votes = |answer: &str| answers.iter().filter(|other| other.answer == answer).count();
+    let votes = |answer: &str| answers.iter().filter(|other| *other.answer == *answer).count();
     let mut best: Option<(&str, usize)> = None;
     for it in answers {
         let n = votes(&it.answer);
@@ -115,7 +115,7 @@ mod tests {
 
     fn item(answers: &[&str]) -> Item {
         let answer = |answer: &&str| HumanAnswer {
-            answer: (*answer).to_owned(),
+            answer: (*answer).into(),
             answer_confidence: None,
             answer_id: None,
         };

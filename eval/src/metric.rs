@@ -462,8 +462,9 @@ fn evidence_of<'a>(
     answers: &mut AnswerTable,
 ) -> (Evidence<'a>, Prediction<'a>) {
     let item = one.item;
-    let texts =
-        |answers: &[HumanAnswer]| answers.iter().map(|it| it.answer.clone()).collect::<Vec<_>>();
+    let texts = |answers: &[HumanAnswer]| {
+        answers.iter().map(|it| it.answer.to_string()).collect::<Vec<_>>()
+    };
     let truth = match (&item.truth, look) {
         (ItemTruth::Captions(captions), _) => {
             Truth::Captions(captions.iter().map(|text| Cow::Borrowed(text.as_str())).collect())

@@ -5,27 +5,27 @@
 //! a literal text behind them, a flag went into the place of a count, so that 32 full stops go at most, and
 //! a table of contractions has entries that make words worse.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::vocabulary::Vocabulary;
 
-/// What one of the people answered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What one of the people answered. The same texts come again and again, so that a reader may let answers share them.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HumanAnswer {
     /// The answer.
-    pub answer: String,
+    pub answer: Arc<str>,
     /// How sure they were.
-    #[serde(default)]
-    pub answer_confidence: Option<String>,
+    pub answer_confidence: Option<Arc<str>>,
     /// Number among the answers of the question; `VizWiz` has none.
-    #[serde(default)]
     pub answer_id: Option<i64>,
 }
 
 impl HumanAnswer {
     /// An answer of which nothing else is known.
-    pub fn plain(answer: String) -> Self {
-        Self { answer, answer_confidence: None, answer_id: None }
+    pub fn plain(answer: impl Into<Arc<str>>) -> Self {
+        Self { answer: answer.into(), answer_confidence: None, answer_id: None }
     }
 }
 
@@ -342,7 +342,7 @@ mod tests {
 
     fn people(answers: &[&str]) -> Vec<HumanAnswer> {
         let answer = |(i, answer): (usize, &&str)| HumanAnswer {
-            answer: (*answer).to_owned(),
+            answer: (*answer).into(),
             answer_confidence: None,
             answer_id: Some(i as i64),
         };

@@ -1,9 +1,11 @@
 //! Entries of annotation files, one at a time: lists in JSON files, lines of JSON, rows of CSV.
 //!
-//! Files are read whole and their lists entry by entry, so that memory holds what is kept of them. What is wrong
+//! Lists are read entry by entry from the disk, so that memory holds what is kept of them. What is wrong
 //! with an entry is told with its number, counted from 0, and its id.
 
 use std::fmt;
+use std::fs::File;
+use std::io::BufReader;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -14,25 +16,30 @@ use serde_json::Value;
 use crate::error::EvalError;
 use crate::ids::some_of;
 
-/// A JSON file in memory.
+/// Bytes of a file that are in memory at a time.
+const BUFFER_BYTES: usize = 1 << 16;
+
+/// A JSON file.
 pub(super) struct JsonFile {
     path: PathBuf,
-    bytes: Vec<u8>,
 }
 
 impl JsonFile {
-    pub(super) fn read(path: &str) -> Result<Self, EvalError> {
-        let path = PathBuf::from(path);
-        let bytes = std::fs::read(&path).map_err(EvalError::file("read", &path))?;
-        Ok(Self { path, bytes })
+    pub(super) fn at(path: &str) -> Self {
+        Self { path: path.into() }
+    }
+
+    fn open(&self) -> Result<BufReader<File>, EvalError> {
+        let file = File::open(&self.path).map_err(EvalError::file("read", &self.path))?;
+        Ok(BufReader::with_capacity(BUFFER_BYTES, file))
     }
 
     /// Hands each entry of the list at `keys` to `take`, in order; without keys the file is the list. `noun` is
     /// what messages call an entry.
     ///
     /// # Errors
-    /// When the file is not JSON or lacks the list, an entry is not as expected, or `take` refuses one.
-    pub(super) fn each<T: DeserializeOwned>(
+    /// When the file cannot be read, is not JSON or lacks the list, an entry is not as expected, or `take` refuses one.
+    pub(super) fn each<'t, T: Deserialize<'t>>(
         &self,
         keys: &[&str],
         noun: &str,
@@ -41,38 +48,56 @@ impl JsonFile {
         let mut progress = Progress { n: 0, is_found: false, refused: None };
         let entries =
             Entries { keys, take: &mut take, progress: &mut progress, kind: PhantomData::<T> };
-        let mut json = serde_json::Deserializer::from_slice(&self.bytes);
+        let mut json = serde_json::Deserializer::from_reader(self.open()?);
         let outcome = entries.deserialize(&mut json).and_then(|()| json.end());
         match outcome {
             Ok(()) if progress.is_found => Ok(()),
             Ok(()) => Err(self.wrong(format!("it has no list `{}`", keys.join(".")))),
             Err(error) if error.is_data() && progress.is_found => {
-                let problem = progress.refused.unwrap_or_else(|| told(&error));
-                let entry = format!("{noun} {}{}", progress.n, self.id_of(keys, progress.n));
-                Err(self.wrong(format!("{entry} {problem}")))
+                let entry = self.entry(keys, progress.n);
+                let id = entry.as_ref().map_or_else(String::new, id_of_entry);
+                let problem = progress.refused.unwrap_or_else(|| told::<T>(&error, entry));
+                Err(self.wrong(format!("{noun} {}{id} {problem}", progress.n)))
             }
-            Err(error) => Err(self.wrong(format!("it is not what was expected: {error}"))),
+            Err(error) => Err(self.unexpected(error)),
         }
     }
 
     /// The file as one value.
     ///
     /// # Errors
-    /// When it is not JSON or of another form.
+    /// When it cannot be read, is not JSON or of another form.
     pub(super) fn whole<T: DeserializeOwned>(&self) -> Result<T, EvalError> {
-        serde_json::from_slice(&self.bytes)
-            .map_err(|error| self.wrong(format!("it is not what was expected: {error}")))
+        let mut json = serde_json::Deserializer::from_reader(self.open()?);
+        let found = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let place = error.path().to_string();
+            match error.into_inner() {
+                inner if inner.is_data() && place != TOP => {
+                    self.wrong(format!("`{place}` is wrong: {inner}"))
+                }
+                inner => self.unexpected(inner),
+            }
+        })?;
+        json.end().map_err(|error| self.unexpected(error))?;
+        Ok(found)
+    }
+
+    fn unexpected(&self, error: serde_json::Error) -> EvalError {
+        if error.is_io() {
+            return EvalError::file("read", &self.path)(error.into());
+        }
+        self.wrong(format!("it is not what was expected: {error}"))
     }
 
     pub(super) fn wrong(&self, problem: String) -> EvalError {
         EvalError::Annotations { path: self.path.clone(), problem }
     }
 
-    /// Looks for the id of an entry that is wrong; the file is read once more for it.
-    fn id_of(&self, keys: &[&str], n: usize) -> String {
-        let Ok(file) = serde_json::from_slice::<Value>(&self.bytes) else { return String::new() };
-        let list = keys.iter().try_fold(&file, |value, key| value.get(key));
-        list.and_then(|list| list.get(n)).map_or_else(String::new, id_of_entry)
+    /// An entry that is wrong; the file is read once more for it.
+    fn entry(&self, keys: &[&str], n: usize) -> Option<Value> {
+        let file = self.open().ok().and_then(|file| serde_json::from_reader::<_, Value>(file).ok());
+        let list = keys.iter().try_fold(file?, |mut value, key| Some(value.get_mut(key)?.take()));
+        Some(list?.get_mut(n)?.take())
     }
 }
 
@@ -87,11 +112,20 @@ fn id_of_entry(entry: &Value) -> String {
     })
 }
 
-/// What a parser says, without the place: entries have names.
-fn told(error: &serde_json::Error) -> String {
+/// The path of a value that is wrong as a whole.
+const TOP: &str = ".";
+
+/// What a parser says of an entry, with the field but without the line: entries have names.
+fn told<'t, T: Deserialize<'t>>(error: &serde_json::Error, entry: Option<Value>) -> String {
     let text = error.to_string();
     let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
-    as_lacking(text)
+    let again = entry.and_then(|entry| serde_path_to_error::deserialize::<_, T>(entry).err());
+    let place = again.map(|error| error.path().to_string()).filter(|place| place != TOP);
+    match (place, text.strip_prefix("missing field ")) {
+        (Some(place), Some(field)) => format!("has no {field} in `{place}`"),
+        (Some(place), None) => format!("has a wrong `{place}`: {text}"),
+        (None, _) => as_lacking(text),
+    }
 }
 
 fn as_lacking(text: &str) -> String {
@@ -181,11 +215,11 @@ pub(super) fn json_lines<T: DeserializeOwned>(
 ) -> Result<(), EvalError> {
     let text = std::fs::read_to_string(path).map_err(EvalError::file("read", path))?;
     for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let entry = serde_json::from_str(line).map_err(|error| told(&error));
+        let value = || serde_json::from_str::<Value>(line).ok();
+        let entry = serde_json::from_str(line).map_err(|error| told::<T>(&error, value()));
         entry.and_then(&mut take).map_err(|problem| {
-            let entry =
-                serde_json::from_str(line).map_or_else(|_| String::new(), |it| id_of_entry(&it));
-            wrong(path, format!("line {}{entry} {problem}", i + 1))
+            let id = value().as_ref().map_or_else(String::new, id_of_entry);
+            wrong(path, format!("line {}{id} {problem}", i + 1))
         })?;
     }
     Ok(())
@@ -202,12 +236,25 @@ pub(super) fn csv_rows<T: DeserializeOwned>(
     let file = std::fs::File::open(path).map_err(EvalError::file("read", path))?;
     let mut rows = csv::Reader::from_reader(file);
     let headers = rows.headers().map_err(|error| wrong(path, error.to_string()))?.clone();
-    for (i, row) in rows.deserialize().enumerate() {
+    for (i, record) in rows.records().enumerate() {
+        let record = record
+            .map_err(|error| wrong(path, format!("row {i} {}", told_of_row(&error, &headers))))?;
+        let row = record.deserialize(Some(&headers));
         let row = row.map_err(|error| told_of_row(&error, &headers));
-        row.and_then(|row| take(i, row))
-            .map_err(|problem| wrong(path, format!("row {i} {problem}")))?;
+        row.and_then(|row| take(i, row)).map_err(|problem| {
+            wrong(path, format!("row {i}{} {problem}", id_of_row(&record, &headers)))
+        })?;
     }
     Ok(())
+}
+
+/// Columns that name a row, by themselves or together.
+const ID_COLUMNS: [&str; 5] = ["id", "video_id", "youtube_id", "video", "qid"];
+
+fn id_of_row(record: &csv::StringRecord, headers: &csv::StringRecord) -> String {
+    let cells = headers.iter().zip(record).filter(|(column, _)| ID_COLUMNS.contains(column));
+    let named: Vec<String> = cells.map(|(column, cell)| format!("{column} {cell}")).collect();
+    if named.is_empty() { String::new() } else { format!(" ({})", named.join(", ")) }
 }
 
 fn told_of_row(error: &csv::Error, headers: &csv::StringRecord) -> String {

@@ -34,7 +34,7 @@ struct Sentence {
 /// One item per image of the subset, named by `cocoid`, or by the name of its file without the ending.
 pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     let subset = split.selector("subset")?;
-    let file = JsonFile::read(&split.path("annotations")?)?;
+    let file = JsonFile::at(&split.path("annotations")?);
     let mut items = Vec::new();
     file.each(&["images"], "image", |image: Image| {
         if subset.split('+').any(|part| part == image.split) {

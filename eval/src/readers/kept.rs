@@ -17,21 +17,24 @@ pub struct Draw {
 /// Entries with the smallest random numbers so far.
 pub struct Kept<T> {
     draw: Option<Draw>,
-    /// By random number and place.
-    entries: BTreeMap<(u64, usize), T>,
+    /// By random number and place, where there is a draw.
+    drawn: BTreeMap<(u64, usize), T>,
+    /// With their places, where there is none.
+    all: Vec<(usize, T)>,
 }
 
 impl<T> Kept<T> {
     /// Nothing so far.
     pub fn new(draw: Option<Draw>) -> Self {
-        Self { draw: draw.filter(|draw| draw.most > 0), entries: BTreeMap::new() }
+        let draw = draw.filter(|draw| draw.most > 0);
+        Self { draw, drawn: BTreeMap::new(), all: Vec::new() }
     }
 
     /// Whether an entry would be kept as things are.
     pub fn wants(&self, id: &str, place: usize) -> bool {
         let Some(draw) = self.draw else { return true };
-        let last = self.entries.last_key_value();
-        self.entries.len() < draw.most
+        let last = self.drawn.last_key_value();
+        self.drawn.len() < draw.most
             || last.is_some_and(|(last, _)| (mix_text(draw.key, id), place) < *last)
     }
 
@@ -40,18 +43,18 @@ impl<T> Kept<T> {
         if !self.wants(id, place) {
             return;
         }
-        let number = self.draw.map_or(0, |draw| mix_text(draw.key, id));
-        self.entries.insert((number, place), entry);
-        if self.draw.is_some_and(|draw| self.entries.len() > draw.most) {
-            self.entries.pop_last();
+        let Some(draw) = self.draw else { return self.all.push((place, entry)) };
+        self.drawn.insert((mix_text(draw.key, id), place), entry);
+        if self.drawn.len() > draw.most {
+            self.drawn.pop_last();
         }
     }
 
     /// What was kept, in the order of the places.
     pub fn into_entries(self) -> Vec<T> {
-        let mut placed: Vec<(usize, T)> =
-            self.entries.into_iter().map(|((_, place), entry)| (place, entry)).collect();
-        placed.sort_by_key(|(place, _)| *place);
+        let mut placed = self.all;
+        placed.extend(self.drawn.into_iter().map(|((_, place), entry)| (place, entry)));
+        placed.sort_unstable_by_key(|(place, _)| *place);
         placed.into_iter().map(|(_, entry)| entry).collect()
     }
 }

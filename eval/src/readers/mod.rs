@@ -13,6 +13,7 @@ mod karpathy;
 pub mod kept;
 mod kinetics;
 pub(crate) mod next_oe;
+mod people;
 mod places;
 mod rareact;
 mod star;

@@ -24,7 +24,7 @@ pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     let path = split.path("annotations")?;
     let mut items = Vec::new();
     let mut labelled = Labelled::default();
-    JsonFile::read(&path)?.each(&[], "entry", |entry: Entry| {
+    JsonFile::at(&path).each(&[], "entry", |entry: Entry| {
         labelled.note(&entry.video_id, entry.captions.is_some());
         items.push(item(split, entry)?);
         Ok(())

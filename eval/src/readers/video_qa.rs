@@ -27,7 +27,7 @@ pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     let names = split.optional("mapping").map(|path| mapping(&path)).transpose()?;
     let mut items = Vec::new();
     let mut labelled = Labelled::default();
-    JsonFile::read(&path)?.each(&[], "entry", |entry: Entry| {
+    JsonFile::at(&path).each(&[], "entry", |entry: Entry| {
         let Id(video) = &entry.video_id;
         let mut values = vec![("video_id", &**video)];
         if let Some(names) = &names {

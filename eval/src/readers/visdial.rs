@@ -56,7 +56,7 @@ struct Texts {
 /// `history`, the rounds before it in the layout of questions and answers with a space behind each.
 pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     let mut relevance = split.optional("dense").map(|path| dense(&path)).transpose()?;
-    let file = JsonFile::read(&split.path("annotations")?)?;
+    let file = JsonFile::at(&split.path("annotations")?);
     let mut texts = Texts { questions: Vec::new(), answers: Vec::new() };
     file.each(&["data", "questions"], "question", |text| {
         texts.questions.push(text);
@@ -107,7 +107,7 @@ fn meant(dialog: &Dialog) -> impl Iterator<Item = usize> + use<> {
 
 fn dense(path: &str) -> Result<Relevance, EvalError> {
     let mut relevance = Relevance::new();
-    JsonFile::read(path)?.each(&[], "dense annotation", |it: Dense| {
+    JsonFile::at(path).each(&[], "dense annotation", |it: Dense| {
         let round = it.round_id.checked_sub(1).ok_or("has `round_id` 0, which counts from 1")?;
         if let Some(wrong) = it.gt_relevance.iter().find(|value| !(0.0..=1.0).contains(*value)) {
             return Err(format!("has the relevance {wrong}, expected 0 to 1"));

@@ -7,15 +7,16 @@ use serde::Deserialize;
 
 use crate::error::EvalError;
 use crate::item::{Item, Truth};
-use crate::metrics::vqa::HumanAnswer;
 use crate::readers::SplitFiles;
 use crate::readers::entries::{JsonFile, Labelled};
+use crate::readers::people::{People, PersonRow};
 
 #[derive(Deserialize)]
-struct Entry {
+struct Entry<'a> {
     image: String,
     question: String,
-    answers: Option<Vec<HumanAnswer>>,
+    #[serde(borrow)]
+    answers: Option<Vec<PersonRow<'a>>>,
     answer_type: Option<String>,
 }
 
@@ -23,14 +24,15 @@ struct Entry {
 pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     let path = split.path("annotations")?;
     let mut items = Vec::new();
-    let mut labelled = Labelled::default();
-    JsonFile::read(&path)?.each(&[], "entry", |entry: Entry| {
+    let (mut labelled, mut people) = (Labelled::default(), People::default());
+    let file = JsonFile::at(&path);
+    file.each(&[], "entry", |entry: Entry<'_>| {
         labelled.note(&entry.image, entry.answers.is_some());
         let truth = match entry.answers {
             Some(answers) if answers.is_empty() => {
                 return Err("has no answer in `answers`".to_owned());
             }
-            Some(answers) => Truth::Answers(answers),
+            Some(answers) => Truth::Answers(people.answers(&answers)),
             None => Truth::Hidden,
         };
         items.push(Item {

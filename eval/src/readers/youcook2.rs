@@ -36,7 +36,7 @@ struct Segment {
 /// One item per segment of the films of a subset, in the order of the films' ids: `GLd3aX16zBg_0`.
 pub(super) fn read(split: &SplitFiles<'_>) -> Result<Vec<Item>, EvalError> {
     let subset = split.selector("subset")?;
-    let file = JsonFile::read(&split.path("annotations")?)?;
+    let file = JsonFile::at(&split.path("annotations")?);
     let films = file.whole::<File>()?.database;
     let mut items = Vec::new();
     for (film, segment) in films

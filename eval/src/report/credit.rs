@@ -16,7 +16,7 @@ pub(super) fn credit_table(item: &Item, prediction: &str) -> Option<Table> {
     match &item.truth {
         Truth::Captions(captions) => Some(grams(captions, prediction)),
         Truth::Answers(answers) => {
-            let texts: Vec<&str> = answers.iter().map(|it| it.answer.as_str()).collect();
+            let texts: Vec<&str> = answers.iter().map(|it| &*it.answer).collect();
             Some(people(&texts, prediction))
         }
         Truth::Candidate { .. } | Truth::Action { .. } | Truth::Hidden => None,

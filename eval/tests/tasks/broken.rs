@@ -308,3 +308,59 @@ fn classes() {
         broken.error()
     );
 }
+
+#[test]
+fn wrong_types_are_told_with_their_field() {
+    let vqa = Broken::new("vqav2");
+    let spoil = |change: fn(&mut Value), expected: &[&str]| {
+        let file = "v2_mscoco_val2014_annotations.json";
+        vqa.check(file, |file| change(&mut file["annotations"][2]), expected);
+    };
+    let at = "annotation 2 (question_id 2000)";
+    spoil(|it| it["answers"][3]["answer"] = json!(7), &[at, "a wrong `answers[3].answer`", "7"]);
+    spoil(|it| it["answers"][3]["answer_id"] = json!("x"), &[at, "`answers[3].answer_id`"]);
+    spoil(|it| remove(&mut it["answers"][3], "answer"), &[at, "no `answer` in `answers[3]`"]);
+    spoil(
+        |it| it["question_type"] = json!([1]),
+        &[at, "a wrong `question_type`", "expected a string"],
+    );
+    vqa.check(
+        "v2_OpenEnded_mscoco_val2014_questions.json",
+        |file| file["questions"][1]["question"] = json!(null),
+        &["question 1 (question_id 1000)", "a wrong `question`"],
+    );
+    let memes = Broken::new("hateful_memes");
+    memes.check_text(
+        "test_seen.jsonl",
+        |text| text.replacen("\"label\":", "\"label\": [], \"was\":", 1),
+        &["line 1 (id ", "a wrong `label`"],
+    );
+    let next = Broken::new("nextqa");
+    next.check(
+        "add_reference_answer_test.json",
+        |all| all["4924794335"]["3"] = json!(5),
+        &["`4924794335.3` is wrong", "expected a string"],
+    );
+}
+
+#[test]
+fn rows_of_tables_are_told_with_their_ids() {
+    let rare = Broken::new("rareact");
+    rare.check_text(
+        "rareact.csv",
+        |text| text.replacen(",3,fry", ",three,fry", 1),
+        &["row 3 (id ", "video_id ", "a wrong `class_id`"],
+    );
+    let next = Broken::new("nextqa");
+    next.check_text(
+        "test.csv",
+        |text| text.replacen("4924794334", "4924794333", 1),
+        &["row 1 (video 4924794333, qid 3)"],
+    );
+    let kinetics = Broken::new("kinetics");
+    kinetics.check_text(
+        "val.csv",
+        |text| text.replacen("kin_1,", "kin_0,", 1),
+        &["row 1 (youtube_id kin_0)"],
+    );
+}

@@ -6,6 +6,7 @@ use flamingo_eval::benchmark::{Benchmark, SplitChoice};
 use flamingo_eval::draw::mix;
 use flamingo_eval::item::{Item, ShownAnswer, Truth};
 use flamingo_eval::metric::Metric;
+use flamingo_eval::metrics::vqa::HumanAnswer;
 use flamingo_eval::prompt::{ImagePlace, Piece};
 use flamingo_eval::readers::kept::{Draw, Kept};
 use flamingo_eval::task_file::TaskFile;
@@ -92,7 +93,13 @@ fn questions_of_vqa() {
     let vqa = Read::new("vqav2");
     vqa.check_counts(4, 14);
     let file = vqa.json("v2_mscoco_val2014_annotations.json");
-    let answers = serde_json::from_value(file["annotations"][2]["answers"].clone()).unwrap();
+    let person = |it: &Value| HumanAnswer {
+        answer: it["answer"].as_str().unwrap().into(),
+        answer_confidence: it["answer_confidence"].as_str().map(Into::into),
+        answer_id: it["answer_id"].as_i64(),
+    };
+    let answers = file["annotations"][2]["answers"].as_array().unwrap();
+    let answers = answers.iter().map(person).collect();
     let item = vqa.item(2);
     assert_eq!(item.truth, Truth::Answers(answers));
     assert_eq!((item.id.as_str(), item.medium_id.as_str()), ("2000", "2"));

@@ -57,7 +57,7 @@ fn questions_in_the_layout_of_vqa() {
     assert_eq!((first.id.as_str(), first.medium_id.as_str()), ("34602", "003a8ae2ef43b901"));
     assert_eq!(first.fields["question"], "what is the brand of this camera?");
     let Truth::Answers(answers) = &first.truth else { panic!("{:?}", first.truth) };
-    assert_eq!((answers.len(), answers[3].answer.as_str()), (10, "dakota digital"));
+    assert_eq!((answers.len(), &*answers[3].answer), (10, "dakota digital"));
     assert_eq!(answers[3].answer_id, Some(4));
     assert!(first.medium.as_ref().unwrap().name().ends_with("parity/003a8ae2ef43b901.jpg"));
 
