@@ -5,8 +5,9 @@ use std::process::{Command, Output};
 
 use flamingo_model::{
     CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients, ResamplerConfig, Trainable,
+    TrainedTowers,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::world::World;
 
@@ -61,6 +62,50 @@ fn an_exported_folder_answers_as_its_run() {
     assert_eq!(scored(&world, &exported, "of-exported"), expected);
     std::fs::remove_file(exported.join("preprocessor_config.json")).unwrap();
     assert_ne!(scored(&world, &exported, "of-clip-colours"), expected, "the colours matter");
+}
+
+/// The run of the world finetuned at images of another size, as `flamingo-train finetune` leaves it.
+fn write_finetuned(world: &World, size: usize) {
+    let run = world.path("tuned");
+    let checkpoint = run.join("checkpoints/step-4");
+    std::fs::create_dir_all(&checkpoint).unwrap();
+    let trained = TrainedTowers { vision: true, language: false };
+    let from = world.path("run/checkpoints/step-2");
+    Flamingo::load_to_train_at(&from, size, trained).unwrap().save(&checkpoint).unwrap();
+    std::fs::copy(world.path("run/tokenizer.json"), run.join("tokenizer.json")).unwrap();
+    std::fs::write(run.join("latest"), "step-4\n").unwrap();
+    write_finetuned_config(world, size);
+}
+
+fn write_finetuned_config(world: &World, size: usize) {
+    let config = format!(
+        "seed = 0\nsteps = 4\ncheckpoint_every = 2\nkeep_last = 1\n\n[optimizer]\nlr = 1e-4\nwarmup_steps = 0\n\n\
+         [image]\nsize = {size}\nfit = \"squash\"\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n\n\
+         [model]\nfrom = \"run\"\nvision_weights = \"fine-tuned\"\n\n\
+         [[data]]\nname = \"task\"\ncorpus = \"corpora/pairs\"\nbatch = 8\nweight = 1.0\n"
+    );
+    std::fs::write(world.path("tuned/config.toml"), config).unwrap();
+}
+
+#[test]
+fn a_finetuned_run_is_asked_at_its_own_size_and_without_examples() {
+    let world = World::new();
+    let ask = |name: &str| {
+        let tuned = world.path("tuned");
+        evaluate(&world, tuned.to_str().unwrap(), &world.path(name), &["--fine-tuned"])
+    };
+    write_finetuned(&world, 16);
+    let output = ask("at-16");
+    assert!(output.status.success(), "{}", error(&output));
+    for name in ["caption_fine-tuned_0shot", "label_fine-tuned_0shot"] {
+        let samples = samples(&world.path("at-16"), name);
+        assert!(!samples.is_empty() && samples.iter().all(|it| it["shots"] == json!([])), "{name}");
+    }
+    // The encoder takes 16 pixels a side, and nothing else is ever made of a picture for it.
+    write_finetuned_config(&world, 8);
+    let message = error(&ask("at-8"));
+    assert!(message.contains("pixels"), "{message}");
+    assert!(!world.path("at-8/results.json").exists());
 }
 
 /// A model as `OpenFlamingo` has them, saved as ours and as theirs.
