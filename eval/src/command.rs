@@ -1,12 +1,15 @@
 //! `flamingo-eval run`: from a checked command line to `results.json`, samples and `report.html`.
 
+use std::path::PathBuf;
+
 use crate::benchmark::{Benchmark, SplitChoice, SupportChoice};
 use crate::bootstrap::RESAMPLES;
 use crate::check::{self, MissingMedia, Opening};
 use crate::endpoint::EndpointOptions;
 use crate::error::EvalError;
 use crate::evaluate::{Evaluation, Options, Plan};
-use crate::models::{Model, ModelChoice, Place};
+use crate::local_subject::LocalSubject;
+use crate::models::{Model, ModelChoice, Place, open_local};
 use crate::report::report_html;
 use crate::results::results_json;
 use crate::settings::write_whole;
@@ -45,6 +48,8 @@ pub struct Command {
     pub missing_media: MissingMedia,
     /// Which model.
     pub model: ModelChoice,
+    /// Whose vision encoder finds examples, if it is not the model's own.
+    pub rices_with: Option<PathBuf>,
     /// What is asked of each.
     pub options: Options,
     /// Where a model of ours computes.
@@ -102,11 +107,14 @@ pub fn run(command: &Command) -> Result<String, EvalError> {
     plans.iter().try_for_each(Plan::check_shots)?;
     let servers: Vec<Option<Server>> = benchmarks.iter().map(server).collect();
     let model = Model::open(&command.model, command.place, &command.endpoint)?;
+    let eyes = command.rices_with.as_deref().map(|path| open_local(path, command.place));
+    let eyes = eyes.transpose()?;
     std::fs::create_dir_all(&options.out).map_err(EvalError::file("create", &options.out))?;
     let mut evaluations: Vec<Evaluation<'_>> = Vec::new();
     for plan in &plans {
         let subject = model.subject(plan.benchmark, &options.out, options.part)?;
-        evaluations.push(plan.run(&*subject)?);
+        let eyes = eyes.as_ref().map(|model| LocalSubject::new(model, plan.benchmark));
+        evaluations.push(plan.run(&*subject, eyes.as_ref())?);
     }
     if let Some(part) = options.part {
         let out = options.out.display();

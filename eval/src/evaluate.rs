@@ -13,6 +13,7 @@ use crate::draw::mix;
 use crate::error::EvalError;
 use crate::item::{Item, Truth};
 use crate::likeness::Likeness;
+use crate::local_subject::LocalSubject;
 use crate::metric::{Judged, Judgement, Judging, Metric};
 use crate::paired::difference;
 use crate::part::{Part, remove_parts};
@@ -238,16 +239,24 @@ impl<'a> Plan<'a> {
         (0..self.n_queries()).try_for_each(|query| shots.choose(query, most, 0).map(|_| ()))
     }
 
-    /// Evaluates a model, going on from samples that are there already.
+    /// Evaluates a model, going on from samples that are there already. `eyes` find examples that look alike; without
+    /// them the model itself does.
     ///
     /// # Errors
     /// When a file or picture cannot be read or written, the output folder holds samples made with
     /// other settings, or the model fails.
-    pub fn run(&self, subject: &dyn Subject) -> Result<Evaluation<'a>, EvalError> {
+    pub fn run(
+        &self,
+        subject: &dyn Subject,
+        eyes: Option<&LocalSubject<'_>>,
+    ) -> Result<Evaluation<'a>, EvalError> {
         let name = &self.benchmark.task.name;
-        let settings = Settings::new(self.benchmark, &subject.card(), self.options);
+        let settings = Settings {
+            rices_sha256: eyes.map(|eyes| eyes.card().sha256),
+            ..Settings::new(self.benchmark, &subject.card(), self.options)
+        };
         settings.claim(&self.options.out.join(format!("settings_{name}.json")))?;
-        let likeness = self.likeness(subject)?;
+        let likeness = self.likeness(subject, eyes)?;
         let shots = Shots { benchmark: self.benchmark, likeness: likeness.as_ref() };
         let mut rounds: Vec<Round> = Vec::new();
         for key in self.round_keys() {
@@ -286,19 +295,24 @@ impl<'a> Plan<'a> {
         self.options.demo_seeds != [self.options.seed]
     }
 
-    fn likeness(&self, subject: &dyn Subject) -> Result<Option<Likeness>, EvalError> {
+    fn likeness(
+        &self,
+        subject: &dyn Subject,
+        eyes: Option<&LocalSubject<'_>>,
+    ) -> Result<Option<Likeness>, EvalError> {
         if self.options.choice == ShotChoice::Random || self.benchmark.support.is_empty() {
             return Ok(None);
         }
-        let local = subject.local().ok_or_else(|| EvalError::Unfit {
+        let eyes = eyes.or(subject.local()).ok_or_else(|| EvalError::Unfit {
             what: "--shot-choice rices".into(),
-            problem: "the model has no vision encoder here; choose examples at random".into(),
+            problem: "the model has no vision encoder here; name one of ours by --rices-with RUN"
+                .into(),
         })?;
         let part = Part::suffix(self.options.part);
         let name = format!("features_{}", self.benchmark.task.name);
         let cache = self.options.out.join(format!("{name}{part}.jsonl"));
         let queries = (0..self.n_queries()).filter(|&query| self.is_ours(query, subject)).collect();
-        let likeness = Likeness::of_benchmark(local, self.benchmark, queries, &cache)?;
+        let likeness = Likeness::of_benchmark(eyes, self.benchmark, queries, &cache)?;
         if self.options.part.is_none() {
             remove_parts(&self.options.out, &name)?;
         }

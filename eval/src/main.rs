@@ -157,6 +157,10 @@ struct RunArgs {
     /// How examples are chosen.
     #[arg(long, value_enum, default_value_t)]
     shot_choice: ShotChoice,
+    /// Model of ours whose vision encoder finds the examples that look like the query, for `--shot-choice rices`: in place
+    /// of the model's own, or where that is behind a server.
+    #[arg(long, value_name = "RUN")]
+    rices_with: Option<PathBuf>,
     /// Seeds of the choice of examples, separated by commas [default: that of --seed]. With several, results tell
     /// how far scores move with other examples and how far with other queries.
     #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
@@ -238,6 +242,9 @@ impl RunArgs {
         if !self.length_penalty.is_finite() {
             return Err(format!("--length-penalty is {}", self.length_penalty));
         }
+        if self.rices_with.is_some() && self.shot_choice != ShotChoice::Rices {
+            return Err("--rices-with RUN goes with --shot-choice rices".to_owned());
+        }
         let protocol = if self.fine_tuned { Protocol::FineTuned } else { Protocol::FewShot };
         let pairs = self.tasks.into_iter().zip(self.annotations);
         let asking = pairs.map(|(task, annotations)| Asking { task, protocol, annotations });
@@ -265,6 +272,7 @@ impl RunArgs {
                 MissingMedia::Refuse
             },
             model: self.model,
+            rices_with: self.rices_with,
             options,
             place: Place { device: self.device, precision: self.precision },
             endpoint: self.endpoint,

@@ -53,6 +53,18 @@ pub struct Place {
     pub precision: Precision,
 }
 
+/// A model of ours, on a device.
+///
+/// # Errors
+/// When the device cannot be used, or the model cannot be read.
+pub fn open_local(path: &Path, place: Place) -> Result<LoadedModel, EvalError> {
+    let device = Device::open(place.device, place.precision, |text| eprintln!("{text}"));
+    let device = device.map_err(EvalError::Device)?;
+    let model = LoadedModel::open(path, device)?;
+    eprintln!("device: {device}");
+    Ok(model)
+}
+
 /// A model that is ready to be asked.
 pub enum Model {
     /// Weights.
@@ -74,14 +86,7 @@ impl Model {
         endpoint: &EndpointOptions,
     ) -> Result<Self, EvalError> {
         match choice {
-            ModelChoice::Folder(path) => {
-                let device =
-                    Device::open(place.device, place.precision, |text| eprintln!("{text}"))
-                        .map_err(EvalError::Device)?;
-                let model = LoadedModel::open(path, device)?;
-                eprintln!("device: {device}");
-                Ok(Self::Local(Box::new(model)))
-            }
+            ModelChoice::Folder(path) => Ok(Self::Local(Box::new(open_local(path, place)?))),
             ModelChoice::Endpoint(name) => {
                 let key = std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty());
                 Ok(Self::Endpoint(Box::new(Endpoint::open(name, endpoint, key.as_deref())?)))

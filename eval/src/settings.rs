@@ -27,6 +27,9 @@ pub struct Settings {
     pub template: String,
     /// How shots are chosen.
     pub shot_choice: ShotChoice,
+    /// Digest of the model whose vision encoder finds examples, where it is not the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rices_sha256: Option<String>,
     /// Orders of the shots over which likelihoods are averaged.
     pub orders: usize,
     /// Open continuations at a time.
@@ -54,6 +57,7 @@ impl Settings {
             task_version: TASK_VERSION,
             template: options.template.clone(),
             shot_choice: options.choice,
+            rices_sha256: None,
             orders: options.orders,
             beams: options.beams,
             length_penalty: options.length_penalty,
@@ -125,6 +129,7 @@ mod tests {
             task_version: TASK_VERSION,
             template: "flamingo".into(),
             shot_choice: ShotChoice::Random,
+            rices_sha256: None,
             orders: 1,
             beams: 3,
             length_penalty: 0.0,

@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::run::{check_failure, files, lines, results, single, succeed, text};
+use crate::server::{Reaction, Server};
 use crate::world::World;
 
 /// The label task at one shot count, with more arguments.
@@ -134,6 +135,42 @@ fn rices_shows_what_looks_alike_and_looks_once() {
         2,
         &["`shot_choice` \"rices\", now \"random\""],
     );
+}
+
+#[test]
+fn a_model_of_ours_finds_the_examples_of_one_behind_a_server() {
+    let world = World::new();
+    let server = Server::start(|_, _| Reaction::Says("red".to_owned()));
+    let rices = ["--shot-choice", "rices", "--shots", "3"];
+    let (own, served) = (world.path("own"), world.path("served"));
+    succeed(&mut labels(&world, &own, &rices));
+    let run = world.path("run");
+    let ask = |with: Option<&Path>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.args(["run", "--model", "openai:m", "--endpoint", &server.address]);
+        command.args(["--task", "label", "--annotations"]).arg(world.path("label"));
+        if let Some(with) = with {
+            command.arg("--rices-with").arg(with);
+        }
+        command.args(rices).args(["--device", "cpu", "--out"]).arg(&served);
+        command
+    };
+    check_failure(&mut ask(None), 2, &["no vision encoder here", "--rices-with RUN"]);
+    std::fs::remove_dir_all(&served).unwrap();
+    succeed(&mut ask(Some(&run)));
+    let shots = |out: &Path| {
+        let samples = lines(&out.join("samples_label_3shot.jsonl"));
+        samples.into_iter().map(|sample| sample["shots"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(shots(&served), shots(&own));
+    let asked = server.asked().len();
+    assert_eq!(asked, 20);
+    succeed(&mut ask(Some(&run)));
+    assert_eq!(server.asked().len(), asked);
+    world.set_gates(0.5);
+    check_failure(&mut ask(Some(&run)), 2, &["`rices_sha256`"]);
+    let random = &mut labels(&world, &world.path("no"), &["--rices-with", "run"]);
+    assert_eq!(random.output().unwrap().status.code(), Some(2));
 }
 
 #[test]
