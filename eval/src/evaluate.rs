@@ -252,7 +252,7 @@ impl<'a> Plan<'a> {
     ) -> Result<Evaluation<'a>, EvalError> {
         let name = &self.benchmark.task.name;
         let settings = Settings {
-            rices_sha256: eyes.map(|eyes| eyes.card().sha256),
+            rices_with: eyes.map(|eyes| eyes.card().into()),
             ..Settings::new(self.benchmark, &subject.card(), self.options)
         };
         settings.claim(&self.options.out.join(format!("settings_{name}.json")))?;
