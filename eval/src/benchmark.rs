@@ -201,4 +201,19 @@ mod tests {
         other[1].truth = Truth::Captions(vec!["a".into()]);
         assert_ne!(items_sha256(&all, ""), items_sha256(&other, ""));
     }
+
+    #[test]
+    fn the_part_of_a_film_is_in_the_digest_and_where_it_lies_is_not() {
+        let digest = |location: &str, film: &str, span| {
+            let folder = format!("{location}/{film}").into();
+            let medium = Some(Medium::Frames { folder, span });
+            let all: Vec<Item> =
+                items(1).into_iter().map(|item| Item { medium: medium.clone(), ..item }).collect();
+            items_sha256(&all, location)
+        };
+        let own = digest("here", "frames/a", Some((0.0, 5.0)));
+        assert_eq!(own, digest("far/away", "frames/a", Some((0.0, 5.0))));
+        assert_ne!(own, digest("here", "frames/a", Some((5.0, 9.0))));
+        assert_ne!(own, digest("here", "frames/b", Some((0.0, 5.0))));
+    }
 }

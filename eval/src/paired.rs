@@ -117,6 +117,15 @@ mod tests {
     }
 
     #[test]
+    fn without_draws_a_difference_stands_alone() {
+        let clusters = Clusters::alone(2);
+        let plan = Resampling { clusters: &clusters, seed: 3, resamples: 0 };
+        let drawn = plan.draw(&[&|_| vec![Some(0.25)], &|_| vec![Some(0.75)]]);
+        let found = difference(&drawn[0], &drawn[1], 0).unwrap();
+        assert_eq!(found.difference, Estimate::alone(0.5));
+    }
+
+    #[test]
     fn a_difference_of_nothing_but_chance_is_not_sure() {
         let a: Vec<f64> = (0..100).map(|i| f64::from(u8::from(i % 2 == 0))).collect();
         let b: Vec<f64> = (0..100).map(|i| f64::from(u8::from(i % 2 == 1 || i == 0))).collect();

@@ -27,9 +27,9 @@ pub struct Settings {
     pub template: String,
     /// How shots are chosen.
     pub shot_choice: ShotChoice,
-    /// Whose vision encoder finds examples, where it is not the model's own.
+    /// Digest of the model whose vision encoder finds examples, where it is not the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rices_with: Option<Eyes>,
+    pub rices_sha256: Option<String>,
     /// Orders of the shots over which likelihoods are averaged.
     pub orders: usize,
     /// Open continuations at a time.
@@ -49,21 +49,6 @@ pub struct Settings {
     pub query_sha256: String,
 }
 
-/// The model whose vision encoder finds the examples of another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Eyes {
-    /// Digest of its weights, config and tokenizer.
-    pub model_sha256: String,
-    /// Where it computes, and in which number format: of pictures about as similar, another may come first.
-    pub device: String,
-}
-
-impl From<ModelCard> for Eyes {
-    fn from(card: ModelCard) -> Self {
-        Self { model_sha256: card.sha256, device: card.device }
-    }
-}
-
 impl Settings {
     /// The settings of a benchmark for a model.
     pub fn new(benchmark: &Benchmark, card: &ModelCard, options: &Options) -> Self {
@@ -72,7 +57,7 @@ impl Settings {
             task_version: TASK_VERSION,
             template: options.template.clone(),
             shot_choice: options.choice,
-            rices_with: None,
+            rices_sha256: None,
             orders: options.orders,
             beams: options.beams,
             length_penalty: options.length_penalty,
@@ -144,7 +129,7 @@ mod tests {
             task_version: TASK_VERSION,
             template: "flamingo".into(),
             shot_choice: ShotChoice::Random,
-            rices_with: None,
+            rices_sha256: None,
             orders: 1,
             beams: 3,
             length_penalty: 0.0,

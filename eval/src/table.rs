@@ -1,7 +1,7 @@
 //! The scores as tables, the same on the terminal and in the report.
 
 use crate::bootstrap::Estimate;
-use crate::evaluation::{Control, Evaluation, Gain, Outcome, Round, RoundKey, TooLong};
+use crate::evaluate::{Control, Evaluation, Gain, Outcome, Round, RoundKey, TooLong};
 use crate::metric::Metric;
 use crate::seeds::seed_scores;
 
@@ -168,6 +168,13 @@ pub fn control_table(evaluation: &Evaluation<'_>) -> Option<Table> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_score_that_no_resample_has_stands_alone() {
+        let estimate = Estimate { value: 0.5, low: 0.25, high: 0.75, stderr: 0.1 };
+        assert_eq!(with_interval(&estimate), "0.500 [0.250, 0.750]");
+        assert_eq!(with_interval(&Estimate::of(0.5, [])), "0.500");
+    }
 
     #[test]
     fn columns_are_aligned() {

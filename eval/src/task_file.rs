@@ -304,3 +304,26 @@ impl TaskFile {
         self.support.as_deref().map_or(Ok(()), |support| self.split(support).map(|_| ()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_may_say_how_candidates_are_compared_but_not_that_answers_are_written() {
+        let with = |decoding: &str| {
+            let text = built_in("hateful_memes").unwrap();
+            let own =
+                text.replace("decoding = \"closed-mean\"", &format!("decoding = \"{decoding}\""));
+            TaskFile::parse("mine", &own).map_err(|error| error.to_string())
+        };
+        let task = with("closed-mean").unwrap();
+        assert_eq!(task.templates["open-flamingo"].decoding, Some(Decoding::ClosedMean));
+        let error = with("open").unwrap_err();
+        assert!(error.contains("templates.*.decoding"), "{error}");
+        let tuned = task.clone().fine_tuned();
+        assert_eq!(task.templates["open-flamingo"].zero_shot, Some(ZeroShot::TextShots));
+        assert_eq!(tuned.templates["open-flamingo"].zero_shot, None);
+        assert_eq!((tuned.zero_shot, tuned.query.as_str()), (ZeroShot::Bare, "test-seen"));
+    }
+}

@@ -212,8 +212,20 @@ fn folders_are_compared_file_by_file_and_what_is_no_sample_is_named() {
         write(folder, "samples_caption_4shot.jsonl", &[line(credit)]);
     }
     write(&a, "samples_caption_0shot.jsonl", &[line(1.0)]);
+    for folder in [&a, &b] {
+        // Readings without credit, a part of a round, and answers that only a server can judge.
+        write(folder, "samples_caption_controls.jsonl", &[json!({ "key": "k", "right": 1.0 })]);
+        write(folder, "samples_caption_2shot.part-0-of-2.jsonl", &[line(1.0)]);
+        write(folder, "samples_star_0shot.jsonl", &[json!({ "key": "k", "prediction": "x" })]);
+    }
     let found = compared(&a, &b);
+    assert_eq!(found["tasks"].as_array().unwrap().len(), 1, "{found}");
     assert_eq!(found["tasks"][0]["task"], "caption_4shot");
+    assert_eq!(found["not_scored"], json!(["star_0shot"]));
+    let text = eval(&["compare", a.to_str().unwrap(), b.to_str().unwrap()]).stdout;
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("\nnot scored: star_0shot\n"), "{text}");
+    assert!(!text.contains("controls") && !text.contains("part-0"), "{text}");
     assert_eq!(found["files_only_in_a"], json!(["samples_caption_0shot.jsonl"]));
 
     let refused = |a: &Path, b: &Path, part: &str| {

@@ -246,6 +246,14 @@ fn clips_and_their_scores_are_rows_of_two_files() {
     let value = found["scores"]["mwap"]["value"].as_f64().unwrap();
     assert!((value - 5.0 / 12.0).abs() < 1e-12, "{found}");
     let error = |bytes: &[u8]| String::from_utf8(run(bytes).stderr).unwrap();
+    let hidden = truth.replace("phone,1", "phone,0").replace("shoe,1", "shoe,2");
+    let mine = folder.path().join("m.npy");
+    let all = folder.path().join("hidden.csv");
+    std::fs::write(&all, hidden).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+    let command = command.args(["score", "--annotations"]).arg(all).arg("--predictions").arg(mine);
+    let message = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(message.contains("hidden.csv: no mwap: no clip shows its action"), "{message}");
     assert!(error(&array(2, &[0.0; 4])).contains("it has 2 rows, the annotations have 3"));
     let nan = array(3, &[0.1, 0.2, f32::NAN, 0.0, 0.4, 0.1]);
     assert!(error(&nan).contains("the score of clip 1 for class 0 is not a number"));

@@ -1,12 +1,10 @@
 //! Rounds of questions: parts that processes share, seeds and orders of shots, shots by likeness, controls.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use flamingo_model::{Clip, ClipConfig, Flamingo, FlamingoConfig};
 use serde_json::Value;
 
-use crate::models::IMAGES;
 use crate::run::{check_failure, files, lines, results, single, succeed, text};
 use crate::server::{Reaction, Server};
 use crate::world::World;
@@ -71,7 +69,8 @@ fn seeds_tell_the_spread_of_shots_from_that_of_queries() {
     // Samples of one seed are never taken for those of another.
     let one = world.path("one");
     succeed(&mut labels(&world, &one, &[]));
-    succeed(&mut labels(&world, &one, &["--demo-seeds", "3"]));
+    let told = text(&succeed(&mut labels(&world, &one, &["--demo-seeds", "3"])).stdout);
+    assert!(told.contains("label_1shot, 1 seeds") && !told.contains("NaN"), "{told}");
     assert!(
         results(&one)["results"]["label_1shot"].get("acc_demo_sd,none").is_none_or(Value::is_null)
     );
@@ -157,10 +156,8 @@ fn a_model_of_ours_finds_the_examples_of_one_behind_a_server() {
         command.args(rices).args(["--device", "cpu", "--out"]).arg(&served);
         command
     };
-    let blind = ask(None).output().unwrap();
-    assert_eq!(blind.status.code(), Some(2));
-    assert!(text(&blind.stderr).contains("needs --rices-with RUN"), "{}", text(&blind.stderr));
-    assert!(!served.exists(), "nothing stands in the way of the same with --rices-with");
+    check_failure(&mut ask(None), 2, &["no vision encoder here", "--rices-with RUN"]);
+    std::fs::remove_dir_all(&served).unwrap();
     succeed(&mut ask(Some(&run)));
     let shots = |out: &Path| {
         let samples = lines(&out.join("samples_label_3shot.jsonl"));
@@ -172,66 +169,9 @@ fn a_model_of_ours_finds_the_examples_of_one_behind_a_server() {
     succeed(&mut ask(Some(&run)));
     assert_eq!(server.asked().len(), asked);
     world.set_gates(0.5);
-    check_failure(&mut ask(Some(&run)), 2, &["`rices_with.model_sha256`"]);
-}
-
-/// The model of the small world with another vision encoder.
-fn write_other_eyes(world: &World) -> PathBuf {
-    let (run, other) = (world.path("run"), world.path("other"));
-    let clip: ClipConfig = flamingo_model::read_config(&run.join("clip")).unwrap();
-    let (from, model) = (other.join("clip"), other.join("model"));
-    for folder in [&from, &model] {
-        std::fs::create_dir_all(folder).unwrap();
-    }
-    Clip::new(&clip, 99).unwrap().save(&from).unwrap();
-    let config: FlamingoConfig = flamingo_model::read_config(&run).unwrap();
-    Flamingo::new(&config, &from, &run.join("language"), 3).unwrap().save(&model).unwrap();
-    std::fs::copy(run.join("tokenizer.json"), model.join("tokenizer.json")).unwrap();
-    std::fs::write(model.join("preprocessor_config.json"), IMAGES).unwrap();
-    model
-}
-
-#[test]
-fn pictures_are_seen_by_the_model_that_is_named() {
-    let world = World::new();
-    let other = write_other_eyes(&world);
-    let rices = ["--shot-choice", "rices", "--shots", "3"];
-    let features = |model: &Path, with: Option<&Path>, name: &str| {
-        let out = world.path(name);
-        let mut command = single(model, &world.path("label"), &out);
-        command.args(rices);
-        if let Some(with) = with {
-            command.arg("--rices-with").arg(with);
-        }
-        succeed(&mut command);
-        std::fs::read(out.join("features_label.jsonl")).unwrap()
-    };
-    let run = world.path("run");
-    let seen = features(&run, Some(&other), "seen");
-    assert_eq!(seen, features(&other, None, "others"));
-    assert_ne!(seen, features(&run, None, "own"));
-}
-
-#[test]
-fn eyes_that_nobody_uses_are_refused() {
-    let world = World::new();
-    let out = world.path("out");
-    let place = |path: &Path| path.display().to_string();
-    let check = |model: &str, more: &[&str], expected: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
-        command.args(["run", "--model", model, "--rices-with", "run", "--task", "label"]);
-        command.arg("--annotations").arg(world.path("label")).args(more).arg("--out").arg(&out);
-        let output = command.output().unwrap();
-        let message = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{message}");
-        assert!(message.contains(expected), "`{expected}` in `{message}`");
-        assert!(!out.exists());
-    };
-    let run = place(&world.path("run"));
-    check(&run, &[], "goes with --shot-choice rices");
-    let rices = ["--shot-choice", "rices"];
-    check("predictions:mine.json", &rices, "no examples are shown");
-    check(&run, &[&rices[..], &["--fine-tuned"]].concat(), "no examples are shown");
+    check_failure(&mut ask(Some(&run)), 2, &["`rices_sha256`"]);
+    let random = &mut labels(&world, &world.path("no"), &["--rices-with", "run"]);
+    assert_eq!(random.output().unwrap().status.code(), Some(2));
 }
 
 #[test]
@@ -266,18 +206,30 @@ fn a_task_of_ones_own_is_a_file() {
                 decoding = \"closed-mean\"\nmetrics = [\"accuracy\"]\nquery = \"asked\"\n\
                 [templates.flamingo]\nprompt = \"<image>colour:\"\n\
                 [templates.bare]\nprompt = \"<image>\"\n\
+                [templates.summed]\nprompt = \"<image>colour:\"\ndecoding = \"closed-sum\"\n\
                 [splits.asked]\ncorpus = \"query\"\n";
     std::fs::write(&task, toml).unwrap();
-    let run = |more: &[&str]| {
+    let run_in = |out: &Path, more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
         command.arg("run").arg("--model").arg(world.path("run")).args(["--device", "cpu"]);
         command.arg("--task").arg(&task).arg("--annotations").arg(world.path("label"));
-        command.args(["--shots", "0", "--out"]).arg(world.path("out")).args(more);
+        command.args(["--shots", "0", "--out"]).arg(out).args(more);
         command
     };
+    let run = |more: &[&str]| run_in(&world.path("out"), more);
     succeed(&mut run(&[]));
     assert!(results(&world.path("out"))["results"]["colours_0shot"]["acc,none"].is_f64());
-    check_failure(&mut run(&["--template", "mine"]), 2, &["`mine`", "one of bare, flamingo"]);
+    // A template may have a rule of its own for the likelihood of an answer.
+    let summed = world.path("summed");
+    succeed(&mut run_in(&summed, &["--template", "summed"]));
+    let first = |out: &Path| likelihoods(&lines(&out.join("samples_colours_0shot.jsonl"))[0]);
+    let (means, sums) = (first(&world.path("out")), first(&summed));
+    assert!(means.iter().zip(&sums).all(|(mean, sum)| *sum < 1.5 * mean), "{means:?} {sums:?}");
+    check_failure(
+        &mut run(&["--template", "mine"]),
+        2,
+        &["`mine`", "one of bare, flamingo, summed"],
+    );
     check_failure(&mut run(&["--query-split", "test"]), 2, &["no split `test`", "asked"]);
     check_failure(&mut run(&["--shots", "1"]), 2, &["task `colours` has no examples to show"]);
     std::fs::write(&task, toml.replace("colour:", "{question}")).unwrap();
@@ -305,6 +257,28 @@ fn a_task_of_ones_own_is_a_file() {
         2,
         &["no task `coco2`"],
     );
+}
+
+#[test]
+fn a_template_may_show_text_only_shots_where_its_task_shows_none() {
+    let world = World::new();
+    let task = world.path("own.toml");
+    let own = include_str!("../../src/tasks/label.toml").replace(
+        "[splits.query]",
+        "[templates.telling]\nprompt = \"<image>Output:\"\nzero_shot = \"text-shots\"\n\n[splits.query]",
+    );
+    std::fs::write(&task, own).unwrap();
+    for (template, n_shots) in [("flamingo", 0), ("telling", 2)] {
+        let out = world.path(template);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.arg("run").arg("--model").arg(world.path("run")).args(["--device", "cpu"]);
+        command.arg("--task").arg(&task).arg("--annotations").arg(world.path("label"));
+        command.args(["--shots", "0", "--template", template, "--out"]).arg(&out);
+        succeed(&mut command);
+        for sample in lines(&out.join("samples_label_0shot.jsonl")) {
+            assert_eq!(sample["shots"].as_array().unwrap().len(), n_shots, "{template}: {sample}");
+        }
+    }
 }
 
 #[test]

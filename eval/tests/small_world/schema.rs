@@ -68,6 +68,11 @@ fn results_have_the_keys_that_other_tools_read() {
     let has = |part: &str| rows.iter().any(|row| row.contains(part));
     assert!(has(" - caption_1shot_seed1|") && has("|none|1|acc|"), "{rows:#?}");
     assert!(has("|11|cider|null|None"), "what does not fit has no score: {rows:#?}");
+    assert!(
+        names.contains(&"label_1shot".to_owned())
+            && names.contains(&"label_11shot_seed0".to_owned())
+    );
+    assert!(!names.contains(&"label_11shot".to_owned()), "there is no mean of what does not fit");
     for absent in ["date", "git_hash"] {
         assert_eq!(file.get(absent), None, "the same evaluation gives the same bytes");
     }

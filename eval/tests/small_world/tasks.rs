@@ -93,6 +93,21 @@ fn predictions_need_no_media() {
     command.arg(format!("predictions:{}", predictions.display()));
     let output = command.arg("--out").arg(world.path("scores")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // Nor examples.
+    let star = world.path("star");
+    flamingo_fixtures::benchmarks::write_one(&star, "star", 0).unwrap();
+    std::fs::remove_file(star.join("STAR_train.json")).unwrap();
+    let questions: Value =
+        serde_json::from_slice(&std::fs::read(star.join("STAR_val.json")).unwrap()).unwrap();
+    let row = |it: &Value| serde_json::json!({ "question_id": it["question_id"], "answer": 0 });
+    let rows: Value = questions.as_array().unwrap().iter().map(row).collect();
+    std::fs::write(&predictions, rows.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+    command.args(["run", "--task", "star", "--annotations"]).arg(&star).arg("--model");
+    command.arg(format!("predictions:{}", predictions.display()));
+    let output = command.arg("--out").arg(world.path("chosen")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
