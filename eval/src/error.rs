@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use flamingo_dataset::{CorpusError, CorpusKind};
 use flamingo_model::ModelError;
 
-use crate::evaluate::TooLong;
+use crate::evaluation::TooLong;
 
 /// Every failure of this crate. Each message names the file, row or key that it is about.
 #[derive(Debug, thiserror::Error)]

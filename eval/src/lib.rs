@@ -21,7 +21,7 @@
 //! examples are shown, by [`draw`] or by [`likeness`], [`prompt`] the layout, [`subject`] a model under test and
 //! [`local_subject`] one of ours from a [`run_folder`] with [`image_settings`] and [`inputs`] from prompts to what it takes,
 //! [`models`] all that can be asked: a [`served_subject`] at an [`endpoint`] by [`chat`], at a [`pace`] from a [`queue`] with [`back_off`], with [`candidate_match`] what it means, and [`predictions`], [`evaluate`]
-//! one benchmark or [`part`] of it, [`command`] all of them, [`controls`] and [`words`] whether it looks, [`seeds`] what the choice
+//! one benchmark or [`part`] of it to an [`evaluation`], [`command`] all of them, [`controls`] and [`words`] whether it looks, [`seeds`] what the choice
 //! of shots does, [`metric`] metrics by name on [`metrics`] and [`bootstrap`], [`score`] files without a model ([`npy`] among them), [`self_check`] all metrics against the official tools, [`compare`] two runs, [`paired`] item by item, [`generate`] a text of one's own, [`linter`] and [`submission`] before a server sees them, [`leaks`] by [`near_hashes`] what was seen before,
 //! [`samples`] and [`settings`] for going on, [`results`], [`table`] and [`report`] for what comes out.
 
@@ -38,6 +38,7 @@ pub mod draw;
 pub mod endpoint;
 pub mod error;
 pub mod evaluate;
+pub mod evaluation;
 pub mod generate;
 mod ids;
 pub mod image_settings;

@@ -16,7 +16,8 @@ use flamingo_eval::command::{Asking, Command, Protocol, run};
 use flamingo_eval::compare::{self, Compare};
 use flamingo_eval::endpoint::EndpointOptions;
 use flamingo_eval::error::EvalError;
-use flamingo_eval::evaluate::{Control, Options};
+use flamingo_eval::evaluate::Options;
+use flamingo_eval::evaluation::Control;
 use flamingo_eval::generate::{self, Generate};
 use flamingo_eval::leaks::{self, Leaks};
 use flamingo_eval::linter::{self, Lint};
@@ -220,6 +221,22 @@ impl RunArgs {
         })
     }
 
+    /// That somebody looks at pictures where examples are to look alike, and nobody elsewhere.
+    fn check_rices(&self) -> Result<(), String> {
+        let is_shown = !(self.fine_tuned || matches!(self.model, ModelChoice::Predictions(_)));
+        let problem = match (&self.model, self.shot_choice, &self.rices_with) {
+            (_, ShotChoice::Random, Some(_)) => "--rices-with RUN goes with --shot-choice rices",
+            (_, _, Some(_)) if !is_shown => {
+                "no examples are shown with --fine-tuned and --model predictions:, so --rices-with RUN finds none"
+            }
+            (ModelChoice::Endpoint(_), ShotChoice::Rices, None) if is_shown => {
+                "a server shows no vision encoder: --shot-choice rices needs --rices-with RUN"
+            }
+            _ => return Ok(()),
+        };
+        Err(problem.to_owned())
+    }
+
     fn checked(self) -> Result<Command, String> {
         if self.tasks.len() != self.annotations.len() {
             let (tasks, annotations) = (self.tasks.len(), self.annotations.len());
@@ -233,6 +250,7 @@ impl RunArgs {
             return Err("--model openai:NAME and --endpoint URL go together".to_owned());
         }
         self.endpoint.address()?;
+        self.check_rices()?;
         if let Some(repeated) = first_repeated(self.demo_seeds.iter()) {
             return Err(format!("--demo-seeds has {repeated} twice"));
         }
@@ -241,9 +259,6 @@ impl RunArgs {
         }
         if !self.length_penalty.is_finite() {
             return Err(format!("--length-penalty is {}", self.length_penalty));
-        }
-        if self.rices_with.is_some() && self.shot_choice != ShotChoice::Rices {
-            return Err("--rices-with RUN goes with --shot-choice rices".to_owned());
         }
         let protocol = if self.fine_tuned { Protocol::FineTuned } else { Protocol::FewShot };
         let pairs = self.tasks.into_iter().zip(self.annotations);

@@ -13,7 +13,7 @@ use self::card::Cards;
 use self::published::published_table;
 use self::slices::slice_tables;
 use crate::error::EvalError;
-use crate::evaluate::{Evaluation, Outcome};
+use crate::evaluation::{Evaluation, Outcome};
 use crate::run_folder::{RunFolder, loss_curves};
 use crate::subject::ModelCard;
 use crate::table::{Table, control_table, score_table, seed_table};

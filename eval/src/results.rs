@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::benchmark::Benchmark;
 use crate::bootstrap::Estimate;
-use crate::evaluate::{Evaluation, Outcome, Round, Scored, TooLong};
+use crate::evaluation::{Evaluation, Outcome, Round, Scored, TooLong};
 use crate::metric::Metric;
 use crate::samples::Sample;
 use crate::seeds::seed_scores;

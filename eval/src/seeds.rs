@@ -1,7 +1,7 @@
 //! What several seeds of the choice of shots come to: how far a score moves with other shots, and how far with
 //! other queries.
 
-use crate::evaluate::{Control, Evaluation, Outcome, RoundKey};
+use crate::evaluation::{Control, Evaluation, Outcome, RoundKey};
 
 /// The score of one shot count and control over all seeds.
 #[derive(Debug, Clone, PartialEq)]

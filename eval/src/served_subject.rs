@@ -24,7 +24,7 @@ use crate::candidate_match::meant_candidate;
 use crate::chat::{Chat, Part, data_url};
 use crate::endpoint::{Endpoint, Trouble};
 use crate::error::EvalError;
-use crate::evaluate::TooLong;
+use crate::evaluation::TooLong;
 use crate::part::{Part as Share, remove_parts};
 use crate::prompt::Piece;
 use crate::queue::{Next, Queue};

@@ -27,9 +27,9 @@ pub struct Settings {
     pub template: String,
     /// How shots are chosen.
     pub shot_choice: ShotChoice,
-    /// Digest of the model whose vision encoder finds examples, where it is not the model's own.
+    /// Whose vision encoder finds examples, where it is not the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rices_sha256: Option<String>,
+    pub rices_with: Option<Eyes>,
     /// Orders of the shots over which likelihoods are averaged.
     pub orders: usize,
     /// Open continuations at a time.
@@ -49,6 +49,21 @@ pub struct Settings {
     pub query_sha256: String,
 }
 
+/// The model whose vision encoder finds the examples of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Eyes {
+    /// Digest of its weights, config and tokenizer.
+    pub model_sha256: String,
+    /// Where it computes, and in which number format: of pictures about as similar, another may come first.
+    pub device: String,
+}
+
+impl From<ModelCard> for Eyes {
+    fn from(card: ModelCard) -> Self {
+        Self { model_sha256: card.sha256, device: card.device }
+    }
+}
+
 impl Settings {
     /// The settings of a benchmark for a model.
     pub fn new(benchmark: &Benchmark, card: &ModelCard, options: &Options) -> Self {
@@ -57,7 +72,7 @@ impl Settings {
             task_version: TASK_VERSION,
             template: options.template.clone(),
             shot_choice: options.choice,
-            rices_sha256: None,
+            rices_with: None,
             orders: options.orders,
             beams: options.beams,
             length_penalty: options.length_penalty,
@@ -129,7 +144,7 @@ mod tests {
             task_version: TASK_VERSION,
             template: "flamingo".into(),
             shot_choice: ShotChoice::Random,
-            rices_sha256: None,
+            rices_with: None,
             orders: 1,
             beams: 3,
             length_penalty: 0.0,

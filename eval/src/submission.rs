@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 
 use crate::benchmark::{Benchmark, SplitChoice, SupportChoice};
 use crate::error::EvalError;
-use crate::evaluate::{Evaluation, Outcome};
+use crate::evaluation::{Evaluation, Outcome};
 use crate::ids::{image_and_round, some_of};
 use crate::item::Item;
 use crate::linter::{Severity, as_text, lint};

@@ -1,7 +1,7 @@
 //! The scores as tables, the same on the terminal and in the report.
 
 use crate::bootstrap::Estimate;
-use crate::evaluate::{Control, Evaluation, Gain, Outcome, Round, RoundKey, TooLong};
+use crate::evaluation::{Control, Evaluation, Gain, Outcome, Round, RoundKey, TooLong};
 use crate::metric::Metric;
 use crate::seeds::seed_scores;
 

@@ -8,7 +8,7 @@ use super::shown::shown;
 use super::table;
 use crate::benchmark::Benchmark;
 use crate::error::EvalError;
-use crate::evaluate::{Evaluation, Outcome, Round, Scored};
+use crate::evaluation::{Evaluation, Outcome, Round, Scored};
 use crate::item::Item;
 
 /// Bytes of images in the page; once they are used up, cards come without images.

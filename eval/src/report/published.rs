@@ -4,7 +4,7 @@
 //! 2308.01390, table 4, which has 0, 4 and 32 shots; COCO at 8 and 16 by the model's card, which agrees with it on the others. On
 //! `VQAv2` and OK-VQA card and paper differ, and the paper's stand here. IDEFICS: the models' card.
 
-use crate::evaluate::{Evaluation, Outcome};
+use crate::evaluation::{Evaluation, Outcome};
 use crate::table::Table;
 
 /// Shot counts of the columns.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::evaluate::{Evaluation, Outcome};
+use crate::evaluation::{Evaluation, Outcome};
 use crate::item::Item;
 use crate::table::Table;
 

@@ -38,7 +38,7 @@ fn scored(world: &World, model: &Path, name: &str) -> Vec<Value> {
 }
 
 /// How images become pixels in the run of the small world.
-const IMAGES: &str = r#"{"size": {"height": 8, "width": 8}, "fit": "squash",
+pub(crate) const IMAGES: &str = r#"{"size": {"height": 8, "width": 8}, "fit": "squash",
     "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}"#;
 
 #[test]

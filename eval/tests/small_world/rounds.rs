@@ -1,10 +1,12 @@
 //! Rounds of questions: parts that processes share, seeds and orders of shots, shots by likeness, controls.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use flamingo_model::{Clip, ClipConfig, Flamingo, FlamingoConfig};
 use serde_json::Value;
 
+use crate::models::IMAGES;
 use crate::run::{check_failure, files, lines, results, single, succeed, text};
 use crate::server::{Reaction, Server};
 use crate::world::World;
@@ -156,8 +158,10 @@ fn a_model_of_ours_finds_the_examples_of_one_behind_a_server() {
         command.args(rices).args(["--device", "cpu", "--out"]).arg(&served);
         command
     };
-    check_failure(&mut ask(None), 2, &["no vision encoder here", "--rices-with RUN"]);
-    std::fs::remove_dir_all(&served).unwrap();
+    let blind = ask(None).output().unwrap();
+    assert_eq!(blind.status.code(), Some(2));
+    assert!(text(&blind.stderr).contains("needs --rices-with RUN"), "{}", text(&blind.stderr));
+    assert!(!served.exists(), "nothing stands in the way of the same with --rices-with");
     succeed(&mut ask(Some(&run)));
     let shots = |out: &Path| {
         let samples = lines(&out.join("samples_label_3shot.jsonl"));
@@ -169,9 +173,66 @@ fn a_model_of_ours_finds_the_examples_of_one_behind_a_server() {
     succeed(&mut ask(Some(&run)));
     assert_eq!(server.asked().len(), asked);
     world.set_gates(0.5);
-    check_failure(&mut ask(Some(&run)), 2, &["`rices_sha256`"]);
-    let random = &mut labels(&world, &world.path("no"), &["--rices-with", "run"]);
-    assert_eq!(random.output().unwrap().status.code(), Some(2));
+    check_failure(&mut ask(Some(&run)), 2, &["`rices_with.model_sha256`"]);
+}
+
+/// The model of the small world with another vision encoder.
+fn write_other_eyes(world: &World) -> PathBuf {
+    let (run, other) = (world.path("run"), world.path("other"));
+    let clip: ClipConfig = flamingo_model::read_config(&run.join("clip")).unwrap();
+    let (from, model) = (other.join("clip"), other.join("model"));
+    for folder in [&from, &model] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    Clip::new(&clip, 99).unwrap().save(&from).unwrap();
+    let config: FlamingoConfig = flamingo_model::read_config(&run).unwrap();
+    Flamingo::new(&config, &from, &run.join("language"), 3).unwrap().save(&model).unwrap();
+    std::fs::copy(run.join("tokenizer.json"), model.join("tokenizer.json")).unwrap();
+    std::fs::write(model.join("preprocessor_config.json"), IMAGES).unwrap();
+    model
+}
+
+#[test]
+fn pictures_are_seen_by_the_model_that_is_named() {
+    let world = World::new();
+    let other = write_other_eyes(&world);
+    let rices = ["--shot-choice", "rices", "--shots", "3"];
+    let features = |model: &Path, with: Option<&Path>, name: &str| {
+        let out = world.path(name);
+        let mut command = single(model, &world.path("label"), &out);
+        command.args(rices);
+        if let Some(with) = with {
+            command.arg("--rices-with").arg(with);
+        }
+        succeed(&mut command);
+        std::fs::read(out.join("features_label.jsonl")).unwrap()
+    };
+    let run = world.path("run");
+    let seen = features(&run, Some(&other), "seen");
+    assert_eq!(seen, features(&other, None, "others"));
+    assert_ne!(seen, features(&run, None, "own"));
+}
+
+#[test]
+fn eyes_that_nobody_uses_are_refused() {
+    let world = World::new();
+    let out = world.path("out");
+    let place = |path: &Path| path.display().to_string();
+    let check = |model: &str, more: &[&str], expected: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-eval"));
+        command.args(["run", "--model", model, "--rices-with", "run", "--task", "label"]);
+        command.arg("--annotations").arg(world.path("label")).args(more).arg("--out").arg(&out);
+        let output = command.output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains(expected), "`{expected}` in `{message}`");
+        assert!(!out.exists());
+    };
+    let run = place(&world.path("run"));
+    check(&run, &[], "goes with --shot-choice rices");
+    let rices = ["--shot-choice", "rices"];
+    check("predictions:mine.json", &rices, "no examples are shown");
+    check(&run, &[&rices[..], &["--fine-tuned"]].concat(), "no examples are shown");
 }
 
 #[test]
