@@ -36,6 +36,8 @@ struct RunConfig {
 struct ModelConfig {
     vision: Option<toml::Value>,
     language: Option<toml::Value>,
+    /// Of a run that finetuned another's model.
+    from: Option<toml::Value>,
 }
 
 /// A model on disk with what belongs to it.
@@ -77,6 +79,12 @@ impl RunFolder {
         let folder = Self::find(path)?;
         let model = Flamingo::load(&folder.checkpoint);
         let model = model.map_err(EvalError::model(&folder.checkpoint))?;
+        let (size, encoder) = (folder.image.size, model.config().vision.image_size());
+        if size != encoder {
+            let (run, checkpoint) = (folder.run.display(), folder.checkpoint.display());
+            let problem = format!("images of {size} pixels in {run}, of {encoder} in {checkpoint}");
+            return Err(not_a_model(path, &problem));
+        }
         Ok((folder, model))
     }
 
@@ -255,11 +263,15 @@ fn read(path: &Path) -> Result<String, EvalError> {
 /// Paths in a config start from the working directory of its run; a run beside this one is tried
 /// too.
 fn built_from(run: &Path, model: &ModelConfig) -> Vec<(String, PathBuf)> {
-    let stages = [("vision", &model.vision), ("language", &model.language)];
+    let stages =
+        [("flamingo", &model.from), ("vision", &model.vision), ("language", &model.language)];
     let found = stages.into_iter().filter_map(|(stage, place)| {
         let place = Path::new(place.as_ref()?.as_str()?);
         let beside = run.parent().unwrap_or(run).join(place);
         let folder = [place.to_path_buf(), beside].into_iter().find(|folder| folder.is_dir())?;
+        // One of its checkpoints may be named.
+        let run = folder.ancestors().take(4).find(|folder| folder.join("config.toml").is_file());
+        let folder = run.unwrap_or(&folder).to_path_buf();
         Some((stage.to_owned(), folder))
     });
     found.collect()

@@ -101,10 +101,13 @@ fn a_finetuned_run_is_asked_at_its_own_size_and_without_examples() {
         let samples = samples(&world.path("at-16"), name);
         assert!(!samples.is_empty() && samples.iter().all(|it| it["shots"] == json!([])), "{name}");
     }
+    let report = std::fs::read_to_string(world.path("at-16/report.html")).unwrap();
+    assert!(report.contains("loss, flamingo"), "the run that it is made of");
     // The encoder takes 16 pixels a side, and nothing else is ever made of a picture for it.
     write_finetuned_config(&world, 8);
     let message = error(&ask("at-8"));
-    assert!(message.contains("pixels"), "{message}");
+    assert!(message.contains("images of 8 pixels in"), "{message}");
+    assert!(message.contains("of 16 in") && message.contains("step-4"), "{message}");
     assert!(!world.path("at-8/results.json").exists());
 }
 
