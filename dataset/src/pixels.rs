@@ -20,6 +20,9 @@ pub enum Fit {
     /// The shorter side becomes `size` and the middle of the longer one is kept, as CLIP sees images
     /// (`Resize` and `CenterCrop` of torchvision).
     CenterCrop,
+    /// The shorter side becomes so many pixels, at least `size`, and a square of `size` in the middle is kept: what encoders
+    /// want that were measured at a closer look, such as 224 of 256.
+    CropFrom(usize),
     /// The whole image, its aspect given up.
     Squash,
 }
@@ -36,6 +39,16 @@ pub struct ImageConfig {
     pub mean: [f32; 3],
     /// Standard deviation of red, green and blue that is divided by.
     pub std: [f32; 3],
+}
+
+impl ImageConfig {
+    /// What the shorter side of an image becomes before anything is cut off, if it is not padded.
+    fn shorter_side(&self) -> usize {
+        match self.fit {
+            Fit::CropFrom(side) => side.max(self.size),
+            Fit::MeanPad | Fit::CenterCrop | Fit::Squash => self.size,
+        }
+    }
 }
 
 /// How pixels leave the loader.
@@ -180,7 +193,7 @@ fn resized_image(
     flip: bool,
 ) -> Result<(RgbaImage, Placed), CorpusError> {
     let room = TOOLS.with_borrow_mut(|tools| std::mem::take(&mut tools.pixels));
-    let Decoded { image, width, height } = decode(bytes, config.size, room)?;
+    let Decoded { image, width, height } = decode(bytes, config.shorter_side(), room)?;
     let mut placed = fit(&image, [width, height], config)?;
     if flip {
         let (pixels, _) = placed.pixels.as_chunks_mut::<4>();
@@ -235,9 +248,9 @@ fn fit(
     let whole = [0.0, 0.0, decoded_width, decoded_height];
     match config.fit {
         Fit::Squash => resized(image, whole, [size, size], [0, 0]),
-        Fit::CenterCrop => {
+        Fit::CenterCrop | Fit::CropFrom(_) => {
             // A part resized is that part of the whole resized: the filter looks beyond its edges.
-            resized(image, crop(image, [width, height], size), [size, size], [0, 0])
+            resized(image, crop(image, [width, height], config), [size, size], [0, 0])
         }
         Fit::MeanPad => {
             let longest = width.max(height);
@@ -249,11 +262,12 @@ fn fit(
 }
 
 /// Left, top, width and height of what CLIP keeps of a decoded image whose file has the sides `whole`.
-fn crop(image: &RgbaImage, whole: [usize; 2], size: usize) -> [f64; 4] {
+fn crop(image: &RgbaImage, whole: [usize; 2], config: &ImageConfig) -> [f64; 4] {
     let [width, height] = whole;
+    let (size, shorter_side) = (config.size, config.shorter_side());
     let part = |side: usize, decoded: u32| {
         let decoded = f64::from(decoded);
-        let scaled = size * side / width.min(height);
+        let scaled = shorter_side * side / width.min(height);
         if scaled == size {
             return (0.0, decoded);
         }
@@ -408,17 +422,25 @@ mod tests {
 
     #[test]
     fn a_crop_is_that_part_of_the_whole_resized() {
+        check_crops(Fit::CenterCrop, 32);
+        check_crops(Fit::CropFrom(32), 32);
+        check_crops(Fit::CropFrom(37), 37);
+        check_crops(Fit::CropFrom(64), 64);
+        assert_eq!([0, 1, 2, 3, 5, 7].map(middle), [0, 0, 1, 2, 2, 4]);
+    }
+
+    /// That squares of 32 are cut out of images whose shorter side becomes so many pixels.
+    fn check_crops(fit_to: Fit, shorter_side: u32) {
         let noise = |x: u32, y: u32| (x * 7919 + y * 104_729 + x * y * 31) as u8;
         for (width, height) in [(101, 67), (40, 150), (33, 32), (97, 32), (640, 41)] {
             let image = RgbaImage::from_fn(width, height, |x, y| {
                 Rgba([noise(x, y), noise(y, x), noise(x + 9, y), 255])
             });
-            let config =
-                ImageConfig { size: 32, fit: Fit::CenterCrop, mean: [0.; 3], std: [1.; 3] };
+            let config = ImageConfig { size: 32, fit: fit_to, mean: [0.; 3], std: [1.; 3] };
             let sides = [width as usize, height as usize];
             let crop = fit(&image, sides, &config).unwrap();
             let shorter = width.min(height);
-            let [w, h] = [width, height].map(|side| (32 * side / shorter) as usize);
+            let [w, h] = [width, height].map(|side| (shorter_side * side / shorter) as usize);
             let box_ = [0.0, 0.0, f64::from(width), f64::from(height)];
             let whole = resized(&image, box_, [w, h], [0, 0]).unwrap();
             let (left, top) = (middle(w - 32), middle(h - 32));
@@ -430,13 +452,86 @@ mod tests {
                 assert!(most <= Some(1), "{width} x {height}, row {y}: {most:?}");
             }
         }
-        assert_eq!([0, 1, 2, 3, 5, 7].map(middle), [0, 0, 1, 2, 2, 4]);
+    }
+
+    #[test]
+    fn a_square_is_cut_out_as_pillow_does() {
+        let image = RgbImage::from_fn(40, 30, |x, y| {
+            let value = |a: u32, b: u32| ((x * a + y * b + x * y) % 256) as u8;
+            Rgb([value(7, 3), value(2, 11), value(5, 5)])
+        });
+        let config = ImageConfig { size: 12, ..config(Fit::CropFrom(16)) };
+        let found = image_bytes(&png(image), &config, None).unwrap();
+        // Rows of Pillow 13.0.0: resize((21, 16), BICUBIC).crop((4, 2, 16, 14)).
+        let rows: [(usize, [[u8; 3]; 12]); 3] = [
+            (
+                0,
+                [
+                    [103, 95, 95],
+                    [124, 108, 113],
+                    [146, 119, 130],
+                    [167, 131, 147],
+                    [189, 143, 165],
+                    [219, 154, 183],
+                    [233, 171, 208],
+                    [172, 187, 228],
+                    [70, 198, 206],
+                    [31, 207, 167],
+                    [48, 222, 78],
+                    [77, 162, 68],
+                ],
+            ),
+            (
+                5,
+                [
+                    [215, 38, 230],
+                    [181, 36, 128],
+                    [18, 78, 21],
+                    [68, 108, 67],
+                    [108, 137, 103],
+                    [147, 169, 138],
+                    [189, 207, 177],
+                    [225, 209, 213],
+                    [96, 132, 179],
+                    [41, 52, 42],
+                    [83, 59, 49],
+                    [125, 77, 91],
+                ],
+            ),
+            (
+                11,
+                [
+                    [69, 197, 109],
+                    [135, 37, 170],
+                    [209, 75, 201],
+                    [134, 131, 47],
+                    [51, 190, 77],
+                    [123, 210, 137],
+                    [189, 71, 203],
+                    [146, 68, 154],
+                    [44, 132, 47],
+                    [106, 194, 104],
+                    [181, 166, 177],
+                    [173, 82, 164],
+                ],
+            ),
+        ];
+        for (y, row) in rows {
+            for (x, rgb) in row.iter().enumerate() {
+                for (colour, expected) in rgb.iter().enumerate() {
+                    let found = found[(colour * 12 + y) * 12 + x];
+                    assert!(found.abs_diff(*expected) <= 1, "{x}, {y}: {found}, not {expected}");
+                }
+            }
+        }
     }
 
     #[test]
     fn every_shape_is_cropped() {
-        for size in [224, 240, 336, 518] {
-            let config = ImageConfig { size, fit: Fit::CenterCrop, mean: [0.; 3], std: [1.; 3] };
+        let from = |size: usize| (size, Fit::CropFrom(size * 8 / 7));
+        let whole = |size: usize| (size, Fit::CenterCrop);
+        for (size, fit) in [whole(224), whole(240), whole(336), whole(518), from(224), from(240)] {
+            let config = ImageConfig { size, fit, mean: [0.; 3], std: [1.; 3] };
             for side in (1..1100).chain([1999, 2047, 3001]) {
                 for (width, height) in [(side, 3), (3, side), (side, side)] {
                     let image = RgbaImage::new(width, height);
@@ -453,7 +548,7 @@ mod tests {
 
     /// What [`fit`] would resize, in place of doing so.
     fn crop_only(image: &RgbaImage, whole: [usize; 2], config: &ImageConfig) -> Result<(), String> {
-        let [left, top, width, height] = crop(image, whole, config.size);
+        let [left, top, width, height] = crop(image, whole, config);
         let fits = left >= 0.0 && left + width <= f64::from(image.width());
         let fits = fits && top >= 0.0 && top + height <= f64::from(image.height());
         (fits && width > 0.0 && height > 0.0)

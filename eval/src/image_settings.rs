@@ -15,6 +15,9 @@ const PREPROCESSOR: &str = "preprocessor_config.json";
 /// File of `open_clip`.
 const OPEN_CLIP: &str = "open_clip_config.json";
 
+/// Pillow's number of the filter that images are resized with here.
+const BICUBIC: u32 = 3;
+
 /// Mean and standard deviation of red, green and blue that `OpenAI`'s CLIP was trained with, and most of those
 /// that came after it.
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -27,14 +30,11 @@ struct Preprocessor {
     image_std: Option<[f32; 3]>,
     size: Option<Side>,
     crop_size: Option<Side>,
-    #[serde(default = "yes")]
-    do_center_crop: bool,
+    do_center_crop: Option<bool>,
+    do_resize: Option<bool>,
+    resample: Option<u32>,
     /// Ours, for what transformers cannot say.
     fit: Option<Fit>,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// A side as it has been written over the years.
@@ -56,6 +56,40 @@ impl Side {
     }
 }
 
+impl Preprocessor {
+    /// How images become squares, and of which side where the file says so; else what is wrong.
+    fn square(&self, encoder_size: usize) -> Result<(Fit, Option<usize>), String> {
+        let side = |side: &Option<Side>| {
+            let side = side.as_ref().map(|it| it.square().ok_or("images that are not square"));
+            side.transpose().map_err(str::to_owned)
+        };
+        let (size, crop) = (side(&self.size)?, side(&self.crop_size)?);
+        if let Some(fit) = self.fit {
+            let is_cut = matches!(fit, Fit::CenterCrop | Fit::CropFrom(_));
+            return Ok((fit, if is_cut { crop.or(size) } else { size }));
+        }
+        if self.do_resize == Some(false) {
+            return Err("images that are not resized".to_owned());
+        }
+        let is_squashed = matches!(self.size, Some(Side::Square { .. }));
+        if !self.do_center_crop.unwrap_or(!is_squashed) {
+            return match self.size {
+                Some(Side::Named { .. }) => Err("images that are not square".to_owned()),
+                // Older processors that cut nothing wrote both sides as one number.
+                _ => Ok((Fit::Squash, size)),
+            };
+        }
+        let cut = crop.unwrap_or(encoder_size);
+        match size.unwrap_or(cut) {
+            size if is_squashed && size == cut => Ok((Fit::Squash, Some(cut))),
+            size if is_squashed => Err(format!("{cut} pixels of images squashed to {size}")),
+            size if size == cut => Ok((Fit::CenterCrop, Some(cut))),
+            size if size > cut => Ok((Fit::CropFrom(size), Some(cut))),
+            size => Err(format!("{cut} pixels of images of {size}")),
+        }
+    }
+}
+
 /// What is read of `open_clip`'s file.
 #[derive(Deserialize)]
 struct OpenClip {
@@ -70,7 +104,8 @@ struct OpenClipImages {
 }
 
 /// What the files beside a vision encoder say, the first of `folders` that has one; the rest is CLIP's: the shorter side becomes the
-/// encoder's, the middle is kept.
+/// encoder's, the middle is kept. As in transformers, images are squashed to a `size` of height and width, and cut out of the middle
+/// of those with a `shortest_edge`.
 ///
 /// # Errors
 /// When a file cannot be read, or asks for images that the encoder does not take; or there is none, and the encoder is no CLIP.
@@ -101,16 +136,18 @@ pub fn image_settings(
 
 fn of_transformers(path: &Path, clip: &ImageConfig) -> Result<ImageConfig, EvalError> {
     let found: Preprocessor = read(path)?;
-    let fit = found.fit.unwrap_or(if found.do_center_crop { Fit::CenterCrop } else { Fit::Squash });
-    // What is cut out decides where something is.
-    let side = if fit == Fit::CenterCrop { found.crop_size.or(found.size) } else { found.size };
-    let size = match side {
-        None => clip.size,
-        Some(side) => side.square().ok_or_else(|| wrong(path, "images that are not square"))?,
-    };
+    let square = found.square(clip.size);
+    let (fit, size) = square.map_err(|problem| wrong(path, &problem))?;
+    let size = size.unwrap_or(clip.size);
     if size != clip.size {
         let problem = format!("images of {size} pixels, but the encoder takes {}", clip.size);
         return Err(wrong(path, &problem));
+    }
+    if let Some(other) = found.resample.filter(|filter| *filter != BICUBIC) {
+        let file = path.display();
+        eprintln!(
+            "warning: {file}: resample {other}, but images are resized by the bicubic filter, {BICUBIC}"
+        );
     }
     Ok(ImageConfig {
         size,
@@ -196,9 +233,27 @@ mod tests {
         check(PREPROCESSOR, &text, Ok((Fit::Squash, 0.5, 0.25)));
         let text = r#"{"size": {"height": 224, "width": 224}, "fit": "mean_pad"}"#;
         check(PREPROCESSOR, text, Ok((Fit::MeanPad, clip.1, clip.2)));
-        let text =
-            r#"{"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}"#;
-        check(PREPROCESSOR, text, Ok(clip));
+        let squash = Ok((Fit::Squash, clip.1, clip.2));
+        let closer = |side: usize| Ok((Fit::CropFrom(side), clip.1, clip.2));
+        let edge = r#""size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}"#;
+        let both = r#""size": {"height": 224, "width": 224}"#;
+        let check_sizes = |sizes: &str, more: &str, expected: Result<(Fit, f32, f32), &str>| {
+            check(PREPROCESSOR, &format!("{{{sizes}{more}}}"), expected);
+        };
+        check_sizes(edge, "", closer(256));
+        check_sizes(r#""size": {"shortest_edge": 256}"#, "", closer(256));
+        check_sizes(r#""size": 256, "crop_size": 224"#, "", closer(256));
+        check_sizes(r#""size": {"shortest_edge": 224}"#, "", Ok(clip));
+        check_sizes(both, "", squash);
+        check_sizes(both, r#", "crop_size": 224"#, squash);
+        check_sizes(both, r#", "crop_size": 224, "do_center_crop": true"#, squash);
+        check_sizes(r#""size": 224"#, r#", "do_center_crop": false"#, squash);
+        check_sizes(edge, r#", "do_center_crop": false"#, Err("not square"));
+        let cut = r#", "crop_size": 200, "do_center_crop": true"#;
+        check_sizes(both, cut, Err("200 pixels of images squashed to 224"));
+        check_sizes(r#""size": 200, "crop_size": 224"#, "", Err("224 pixels of images of 200"));
+        check_sizes(edge, r#", "do_resize": false"#, Err("not resized"));
+        check_sizes(edge, r#", "fit": {"crop_from": 240}"#, closer(240));
         check(PREPROCESSOR, r#"{"crop_size": 336}"#, Err("336 pixels, but the encoder takes 224"));
         check(PREPROCESSOR, r#"{"crop_size": {"height": 1, "width": 2}}"#, Err("not square"));
         check(PREPROCESSOR, r#"{"image_std": [0.5, 0.0, 0.5]}"#, Err("above 0"));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use flamingo_dataset::{ImageConfig, MixtureMode};
+use flamingo_dataset::{Fit, ImageConfig, MixtureMode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -178,6 +178,12 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     fn check_image(&self, image: &ImageConfig) -> Result<(), TrainError> {
         self.require(image.size > 0, "image.size", &image.size, "at least 1")?;
         self.require_sizes("image", &[("size", image.size, limits::IMAGE_SIZE_MAX)])?;
+        if let Fit::CropFrom(side) = image.fit {
+            let most = limits::IMAGE_SIZE_MAX;
+            let fits = (image.size..=most).contains(&side);
+            let expected = format!("{} (image.size) to {most}", image.size);
+            self.require(fits, "image.fit.crop_from", &side, &expected)?;
+        }
         let (mean, std) = (image.mean, image.std);
         let is_finite = mean.iter().all(|mean| mean.is_finite());
         self.require(is_finite, "image.mean", &format!("{mean:?}"), "numbers")?;

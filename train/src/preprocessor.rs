@@ -54,16 +54,20 @@ struct OpenClipImages {
 /// The text of the file. Transformers' CLIP neither pads images nor knows `fit`: it is told to squash those
 /// that are padded here.
 pub fn text(image: &ImageConfig) -> String {
-    let (side, is_cut) = (image.size, image.fit == Fit::CenterCrop);
-    let square = json!({ "height": side, "width": side });
-    let size = if is_cut { json!({ "shortest_edge": side }) } else { square.clone() };
+    let square = json!({ "height": image.size, "width": image.size });
+    let shortest_edge = match image.fit {
+        Fit::CenterCrop => Some(image.size),
+        Fit::CropFrom(side) => Some(side),
+        Fit::MeanPad | Fit::Squash => None,
+    };
+    let size = shortest_edge.map_or_else(|| square.clone(), |it| json!({ "shortest_edge": it }));
     let all: Value = json!({
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": true,
         "do_resize": true,
         "size": size,
         "resample": BICUBIC,
-        "do_center_crop": is_cut,
+        "do_center_crop": shortest_edge.is_some(),
         "crop_size": square,
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,

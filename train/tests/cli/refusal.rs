@@ -75,6 +75,8 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     let smoothing = ("label_smoothing = 0.0", "label_smoothing = 1.0");
     change("contrastive", smoothing.0, smoothing.1, &["`model.label_smoothing` is 1"]);
     change("contrastive", "std = [0.25,", "std = [0.0,", &["`image.std` is [0.0, 0.25, 0.25]"]);
+    let closer = "fit = { crop_from = 1 }";
+    change("contrastive", "fit = \"mean_pad\"", closer, &["`image.fit.crop_from` is 1, expected"]);
     change("contrastive", "mean = [0.5,", "mean = [nan,", &["`image.mean` is [NaN, 0.5, 0.5]"]);
     let tokenizer = ("vocabulary = 300\nrows_max", "vocabulary = 20\nrows_max");
     let words = ["`tokenizer.train.vocabulary` is 20", "at least 261"];
