@@ -639,6 +639,33 @@ mod tests {
     }
 
     #[test]
+    fn intervals_of_mwap_lie_around_the_score() {
+        let clip = |i: usize| {
+            let (verb, noun) = [("cut", "phone"), ("cut", "shoe"), ("wash", "hat")][i % 3];
+            let annotation = u8::from(i % 4 < 2);
+            let truth = ItemTruth::Action { class: i % 3, annotation };
+            let fields = [("verb", verb.to_owned()), ("noun", noun.to_owned())].into();
+            Item { fields, ..item(&i.to_string(), truth, &[]) }
+        };
+        let items: Vec<Item> = (0..24).map(clip).collect();
+        let scores: Vec<[f64; 3]> =
+            (0_u8..24).map(|i| [0, 1, 2].map(|class| f64::from(i * (class + 5) % 7))).collect();
+        let judged: Vec<Judged<'_>> = items
+            .iter()
+            .zip(&scores)
+            .map(|(item, scores)| Judged { item, prediction: "", scores })
+            .collect();
+        let (measured, drawn) = measured(&[Metric::Mwap], &judged, &Judging::of(0)).unwrap();
+        let found = measured[0].estimates(&drawn[0])[0].unwrap();
+        let resampled: Vec<f64> = drawn[0].resamples_of(0).collect();
+        let bias = resampled.iter().sum::<f64>() / resampled.len() as f64 - found.value;
+        assert!(bias.abs() > 0.01, "what is drawn twice ranks among itself: {bias}");
+        let as_drawn = Estimate::of(found.value, resampled);
+        assert!((as_drawn.low - bias - found.low).abs() < 1e-12, "{found:?} {as_drawn:?}");
+        assert!((as_drawn.high - bias - found.high).abs() < 1e-12, "{found:?} {as_drawn:?}");
+    }
+
+    #[test]
     fn names_are_those_of_the_command_line() {
         for metric in Metric::value_variants() {
             assert_eq!(Metric::try_from(metric.name()), Ok(*metric));

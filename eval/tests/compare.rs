@@ -60,6 +60,27 @@ fn differences_are_paired_and_lone_items_are_told() {
 }
 
 #[test]
+fn items_of_one_picture_are_drawn_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let credit = |i: usize, side: usize| (i * (3 + 4 * side) % 11) as f64 / 10.0;
+    // Copies of an item under its cluster tell nothing more than the item alone.
+    let found = [1, 3].map(|n_copies| {
+        let files = [0, 1].map(|side| {
+            let lines = (0..40).flat_map(|i| (0..n_copies).map(move |copy| {
+                json!({ "id": format!("{i:02}-{copy}"), "cluster": i, "credit": { "exact": credit(i, side) } })
+            }));
+            write(folder.path(), &format!("{n_copies}-{side}.jsonl"), &lines.collect::<Vec<_>>())
+        });
+        let metric = compared(&files[0], &files[1])["tasks"][0]["metrics"][0].clone();
+        (metric["n"].clone(), ["low", "high", "stderr"].map(|key| metric["difference"][key].as_f64().unwrap()))
+    });
+    assert_eq!([&found[0].0, &found[1].0], [&json!(40), &json!(120)]);
+    for (one, copies) in found[0].1.iter().zip(found[1].1) {
+        assert!((one - copies).abs() < 1e-12, "{found:?}");
+    }
+}
+
+#[test]
 fn corpus_scores_are_compared_by_what_they_are_made_of() {
     let folder = tempfile::tempdir().unwrap();
     let truth = json!({ "annotations": [

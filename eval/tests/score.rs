@@ -99,6 +99,16 @@ fn one_file_is_scored_under_several_rules() {
     let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
     let against = json!({ "metric": "vqa:official", "difference": { "value": 0.9 } });
     assert_eq!(scores["scores"]["vqa:vizwiz-api"]["against"], against);
+    let table = |more: &[&str]| {
+        let more: Vec<&str> = more.iter().copied().filter(|it| *it != "--json").collect();
+        String::from_utf8(score(folder.path(), &truth, &mine, &more).stdout).unwrap()
+    };
+    let (drawn, bare) = (table(&more), table(&alone));
+    assert!(
+        drawn.contains("  0.900 [0.900, 0.900]   +0.900 [+0.900, +0.900] vqa:official\n"),
+        "{drawn}"
+    );
+    assert!(bare.contains("  0.900  +0.900 vqa:official\n"), "{bare}");
     let output = score(folder.path(), &truth, &mine, &more);
     let scores: Value = serde_json::from_slice(&output.stdout).unwrap();
     let value = |rule: &str| scores["scores"][rule]["value"].as_f64().unwrap();

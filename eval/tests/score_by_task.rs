@@ -114,6 +114,13 @@ fn tables_of_hateful_memes_have_a_probability_and_a_label() {
     assert!(message.contains("has no scores of candidates, which roc_auc needs"), "{message}");
     let only = world.scores(&texts, &["--metric", "accuracy"]);
     assert_eq!(only["scores"]["accuracy"]["value"], json!(0.5));
+    // Of labels that are all alike there is no ranking, but what else is asked for.
+    let alike = lines.replace("\"label\":1", "\"label\":0").replace("\"label\": 1", "\"label\": 0");
+    std::fs::write(world.data("test_seen.jsonl"), alike).unwrap();
+    let found = world.scores(&table, &[]);
+    assert_eq!(found["warnings"], json!(["no roc_auc: all labels are alike"]), "{found}");
+    assert_eq!(found["scores"].as_object().unwrap().len(), 1, "{found}");
+    assert_eq!(found["scores"]["accuracy"]["value"], json!(0.5));
 }
 
 #[test]
