@@ -257,6 +257,16 @@ mod tests {
         check("see www.nano-macro.com or @idris", "see www.nano-macro.com or @idris");
         check("a.b.com.1,c.org/x.y", "a.b.com .1 c.org/x.y");
         check("me,you@here.com!", "me,you@here com");
+        check("pay a$b.com", "pay a $ b.com");
+        check("www.a.info www.a.world.", "www.a.info www.a.world");
+        check("open b.com/ and c.org//a", "open b.com / and c.org//a");
+        check("one.com,two.com,three", "one.com two.com three");
+        check("www.a.com,www.b.org", "www.a.com www.b.org");
+        check("at www.a.com/x.yy now", "at www.a.com/x.yy now");
+        check("mail -a@b or a@b and c@d", "mail a@b or a@b and c@d");
+        check("a -b.com www.x-.info/", "a b.com www.x-.info /");
+        check("www.a.world/- www.com/www.a", "www.a.world / www.com/www.a");
+        check("www..www.-.com", "www www.-.com");
         check("", "");
     }
 
