@@ -14,6 +14,7 @@ use crate::command::located;
 use crate::config_file::ConfigFile;
 use crate::error::TrainError;
 use crate::inputs::padded_pixels;
+use crate::limits::STEPS_WRITTEN_MAX;
 use crate::masks::unseen;
 use crate::overrides::Override;
 use crate::run_tokenizer::read_tokenizer;
@@ -35,11 +36,11 @@ pub struct Batches {
     tokenizer: PathBuf,
     /// The first step, from 1.
     #[arg(long, value_name = "STEP", default_value_t = 1,
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = clap::value_parser!(u64).range(1..=STEPS_WRITTEN_MAX))]
     first: u64,
     /// How many steps.
     #[arg(long, value_name = "N", default_value_t = 1,
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = clap::value_parser!(u64).range(1..=STEPS_WRITTEN_MAX))]
     steps: u64,
     /// Folder for a file `step-N.safetensors` of each step; must not exist.
     #[arg(long, value_name = "FOLDER")]

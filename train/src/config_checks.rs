@@ -54,7 +54,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         }
         if let Some(peak) = config.hardware.and_then(|hardware| hardware.peak_tflops) {
             let fits = peak > 0.0 && peak.is_finite();
-            self.require(fits, "hardware.peak_tflops", &peak, "above 0")?;
+            self.require(fits, "hardware.peak_tflops", &peak, "a number above 0")?;
         }
         self.check_accounting()?;
         self.check_few_shot()?;
@@ -114,7 +114,8 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             ("optimizer.clip_norm", optimizer.clip_norm),
             ("optimizer.epsilon", optimizer.epsilon),
         ] {
-            self.require(value > 0.0 && value.is_finite(), key, &value, "above 0")?;
+            let fits = value > 0.0 && value.is_finite();
+            self.require(fits, key, &value, "a number above 0")?;
         }
         for (key, value) in
             [("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)]
@@ -149,7 +150,7 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
             ] {
                 let Some(value) = value else { continue };
                 let fits = value > 0.0 && value.is_finite();
-                self.require(fits, key(field), &value, "above 0")?;
+                self.require(fits, key(field), &value, "a number above 0")?;
             }
             let decay = group.weight_decay.unwrap_or_default();
             let fits = decay >= 0.0 && decay.is_finite();
@@ -192,7 +193,8 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
     }
 
     fn check_tokenizer(&self, tokenizer: &TokenizerConfig) -> Result<(), TrainError> {
-        let TokenizerConfig::Train { vocabulary, .. } = tokenizer else { return Ok(()) };
+        let TokenizerConfig::Train { vocabulary, rows_max } = tokenizer else { return Ok(()) };
+        self.require(*rows_max > 0, "tokenizer.train.rows_max", rows_max, "at least 1")?;
         let least = limits::TRAINED_VOCABULARY_MIN;
         let (key, expected) = ("tokenizer.train.vocabulary", format!("at least {least}"));
         self.require(*vocabulary >= least, key, vocabulary, &expected)?;

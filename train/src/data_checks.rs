@@ -15,7 +15,10 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         for (index, entry) in all.iter().enumerate() {
             let is_new = all[..index].iter().all(|other| other.name != entry.name);
             let key = format!("{table}.{index}.name");
-            self.require(is_new, key, &entry.name, "a name of its own")?;
+            self.require(is_new, &key[..], &entry.name, "a name of its own")?;
+            let is_shown = !entry.name.trim().is_empty() && !entry.name.contains(char::is_control);
+            let name = format!("{:?}", entry.name);
+            self.require(is_shown, key, &name, "a name that can be shown in a line")?;
             let path = format!("{table}.{}", entry.name);
             self.check_dataset(&path, entry)?;
             self.check_memory(&path, entry)?;
@@ -27,7 +30,12 @@ impl<M: DeserializeOwned + Serialize> ConfigFile<M> {
         let key = |field: &str| format!("{path}.{field}");
         self.require(entry.batch > 0, key("batch"), &entry.batch, "at least 1")?;
         let weight = entry.weight;
-        self.require(weight >= 0.0 && weight.is_finite(), key("weight"), &weight, "0 or more")?;
+        self.require(
+            weight >= 0.0 && weight.is_finite(),
+            key("weight"),
+            &weight,
+            "a number, 0 or more",
+        )?;
         self.require(entry.tokens > 1, key("tokens"), &entry.tokens, "at least 2")?;
         self.require(entry.frames > 0, key("frames"), &entry.frames, "at least 1")?;
         self.require(entry.pack > 0, key("pack"), &entry.pack, "at least 1")?;

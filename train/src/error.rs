@@ -59,7 +59,7 @@ pub enum TrainError {
         expected: String,
     },
     /// The run folder is there already.
-    #[error("{} exists; --resume continues it", path.display())]
+    #[error("{} exists{}", path.display(), if path.is_dir() { "; --resume continues it" } else { ", expected a folder, or nothing yet" })]
     RunExists {
         /// The folder.
         path: PathBuf,
@@ -180,6 +180,19 @@ pub enum TrainError {
         /// What it should be.
         expected: &'static str,
         /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// A line of a run's metrics is not one.
+    #[error(
+        "{} line {line} is not the metrics of a step; without this line the run can be read and goes on",
+        path.display()
+    )]
+    BrokenLog {
+        /// The file.
+        path: PathBuf,
+        /// Of the file, from 1.
+        line: u64,
+        /// What the parser says of the line.
         source: serde_json::Error,
     },
     /// The text file `latest` names no checkpoint.

@@ -38,6 +38,9 @@ pub const TROUBLES_MAX: usize = 1000;
 /// Groups of weights that are updated in ways of their own, and parts of names in one.
 pub const GROUPS_MAX: usize = 64;
 
+/// Steps whose batches are written: within it the numbers of all rows fit into 64 bits.
+pub const STEPS_WRITTEN_MAX: u64 = 1 << 40;
+
 /// Points of a grid.
 pub const GRID_POINTS_MAX: usize = 1000;
 

@@ -18,7 +18,7 @@ use flamingo_train::overrides::Override;
 use flamingo_train::replay::{self, Replay};
 use flamingo_train::run_folder::Start;
 use flamingo_train::{
-    Command, TrainError, contrastive, finetune, flamingo, language, run_tokenizer,
+    Command, TrainError, contrastive, finetune, flamingo, language, run_tokenizer, stop,
 };
 
 /// Trains the three parts of a Flamingo model, one stage at a time.
@@ -144,7 +144,8 @@ struct TokenizerArgs {
           .range(TRAINED_VOCABULARY_MIN as i64..=TRAINED_VOCABULARY_MAX as i64))]
     vocabulary: u32,
     /// Most rows read of each corpus, from its start.
-    #[arg(long, value_name = "ROWS", default_value_t = 100_000)]
+    #[arg(long, value_name = "ROWS", default_value_t = 100_000,
+          value_parser = clap::value_parser!(u64).range(1..))]
     rows_max: u64,
     /// File to write; must not exist.
     #[arg(long, value_name = "FILE")]
@@ -355,7 +356,20 @@ fn train(
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().stage {
+    let stage = Cli::parse().stage;
+    let result = stop::outlive_file_limits().map_err(TrainError::Signals).and_then(|()| run(stage));
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {}", error.one_line());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(stage: Stage) -> Result<bool, TrainError> {
+    match stage {
         Stage::Contrastive(args) => train(args, contrastive::run),
         Stage::Language(args) => train(args, language::run),
         Stage::Flamingo(args) => train(args, flamingo::run),
@@ -366,13 +380,5 @@ fn main() -> ExitCode {
         Stage::TrainTokenizer(args) => train_tokenizer(&args),
         Stage::Export(args) => export(&args),
         Stage::Bench(args) => bench(&args),
-    };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {}", error.one_line());
-            ExitCode::from(error.exit_code())
-        }
     }
 }

@@ -53,7 +53,8 @@ pub struct StepMetrics {
     /// Why the step changed nothing, if it was skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
-    /// What the stage observes about its model, such as the gates of each layer.
+    /// What the stage observes about its model, such as the gates of each layer; null where it is not a number.
+    #[serde(deserialize_with = "numbers_or_nulls")]
     pub observed: BTreeMap<String, f64>,
 }
 
@@ -78,6 +79,13 @@ fn number_or_null<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> 
     Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
 }
 
+fn numbers_or_nulls<'de, D: Deserializer<'de>>(
+    values: D,
+) -> Result<BTreeMap<String, f64>, D::Error> {
+    let values = BTreeMap::<String, Option<f64>>::deserialize(values)?;
+    Ok(values.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
+}
+
 /// The open file.
 #[derive(Debug)]
 pub struct MetricsLog {
@@ -89,7 +97,8 @@ impl MetricsLog {
     /// Opens the log of a run to go on after `step`; what was written about later steps is cut off.
     ///
     /// # Errors
-    /// When the file cannot be read or written.
+    /// When the file cannot be read or written, or a line before that of the step is not metrics: to cut it off
+    /// would take those after it along.
     pub fn open(run: &Path, step: u64) -> Result<Self, TrainError> {
         let path = run.join(FILE);
         let mut options = OpenOptions::new();
@@ -151,13 +160,12 @@ pub fn each_with_text(
     let path = run.join(FILE);
     let file = File::open(&path).map_err(TrainError::file("open", &path))?;
     let (mut lines, mut line) = (BufReader::new(file), Vec::new());
-    while lines.read_until(b'\n', &mut line).map_err(TrainError::file("read", &path))? > 0 {
+    for number in 1.. {
+        if lines.read_until(b'\n', &mut line).map_err(TrainError::file("read", &path))? == 0 {
+            break;
+        }
         for whole in whole_lines(&line) {
-            let metrics = serde_json::from_slice(whole).map_err(|source| TrainError::Broken {
-                path: path.clone(),
-                expected: "a list of metrics, one JSON object a line",
-                source,
-            })?;
+            let metrics = parsed(&path, number, whole)?;
             take(metrics, whole);
         }
         line.clear();
@@ -173,19 +181,26 @@ fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Bytes of the lines up to a step, which are read one at a time.
 fn length_up_to(path: &Path, step: u64) -> Result<u64, TrainError> {
     let file = File::open(path).map_err(TrainError::file("open", path))?;
-    let (mut lines, mut line, mut length) = (BufReader::new(file), Vec::new(), 0);
-    loop {
+    let (mut lines, mut line, mut length, mut last) = (BufReader::new(file), Vec::new(), 0, 0);
+    for number in 1.. {
         lines.read_until(b'\n', &mut line).map_err(TrainError::file("read", path))?;
-        if !line.ends_with(b"\n") || !is_up_to(&line, step) {
-            return Ok(length);
+        // What follows the step goes, whatever it is.
+        if !line.ends_with(b"\n") || last >= step {
+            break;
+        }
+        last = parsed(path, number, &line)?.step;
+        if last > step {
+            break;
         }
         length += line.len() as u64;
         line.clear();
     }
+    Ok(length)
 }
 
-fn is_up_to(line: &[u8], step: u64) -> bool {
-    serde_json::from_slice::<StepMetrics>(line).is_ok_and(|metrics| metrics.step <= step)
+fn parsed(path: &Path, line: u64, text: &[u8]) -> Result<StepMetrics, TrainError> {
+    let broken = |source| TrainError::BrokenLog { path: path.to_path_buf(), line, source };
+    serde_json::from_slice(text).map_err(broken)
 }
 
 #[cfg(test)]
@@ -233,6 +248,36 @@ pub(crate) mod tests {
         let run = tempfile::tempdir().unwrap();
         std::fs::write(run.path().join(FILE), "{}\n").unwrap();
         let error = each(run.path(), |_| ()).unwrap_err().to_string();
-        assert!(error.contains("metrics.jsonl is not a list of metrics"), "{error}");
+        assert!(error.contains("metrics.jsonl line 1 is not the metrics of a step"), "{error}");
+    }
+
+    #[test]
+    fn a_broken_line_takes_no_others_along_when_a_run_goes_on() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join(FILE);
+        let line = |step| serde_json::to_string(&metrics(step, 1.0)).unwrap();
+        let text = [&line(1), "junk", &line(3), &line(4), "more junk", ""].join("\n");
+        std::fs::write(&path, &text).unwrap();
+        let error = MetricsLog::open(run.path(), 4).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl line 2 is not the metrics of a step"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "something was cut off");
+        // After the step all goes, as what a crash left.
+        std::fs::write(&path, text.replacen("junk\n", "", 1)).unwrap();
+        MetricsLog::open(run.path(), 4).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            [&line(1), &line(3), &line(4), ""].join("\n")
+        );
+    }
+
+    #[test]
+    fn what_was_observed_and_is_no_number_is_read_back() {
+        let run = tempfile::tempdir().unwrap();
+        let observed = BTreeMap::from([("validation.a.nll".to_owned(), f64::NAN)]);
+        let mut log = MetricsLog::open(run.path(), 0).unwrap();
+        log.append(&StepMetrics { observed, ..metrics(1, 1.0) }).unwrap();
+        let mut back = Vec::new();
+        each(run.path(), |step| back.push(step)).unwrap();
+        assert!(back[0].observed["validation.a.nll"].is_nan());
     }
 }

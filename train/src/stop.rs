@@ -1,11 +1,11 @@
 //! Signals to stop: SIGTERM, which schedulers send before they take a machine away, and SIGINT, which
-//! Ctrl-C sends. The first one asks; a second one ends the process at once.
+//! Ctrl-C sends. The first one asks; a second one ends the process at once. And SIGXFSZ, which stops nothing.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 /// A signal that asks a run to stop.
@@ -25,6 +25,15 @@ impl StopSignal {
             Self::Interrupt => "SIGINT",
         }
     }
+}
+
+/// Lets a write beyond the system's limit of a file's size fail, as on a full disk: the signal that comes with
+/// it would end the process without a word.
+///
+/// # Errors
+/// When the system refuses.
+pub fn outlive_file_limits() -> io::Result<()> {
+    flag::register(SIGXFSZ, Arc::default()).map(|_| ())
 }
 
 /// The signals that may have come since [`listen`](Self::listen) was first called.

@@ -175,7 +175,7 @@ fn groups_and_averages_that_cannot_be_are_refused_before_the_first_step() {
         ("match = [\"a..b\"]", "`optimizer.group.g.match`"),
         (
             &format!("{blocks}\nlr_scale = 0.0"),
-            "`optimizer.group.g.lr_scale` is 0, expected above 0",
+            "`optimizer.group.g.lr_scale` is 0, expected a number above 0",
         ),
         (&format!("{blocks}\nagc = -1.0"), "`optimizer.group.g.agc` is -1"),
         (&format!("{blocks}\nclip_norm = nan"), "`optimizer.group.g.clip_norm` is NaN"),

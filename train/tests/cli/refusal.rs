@@ -29,9 +29,17 @@ fn bad_configs_name_file_and_key() {
     language("steps = 8", "steps = ", &["language.toml line 3"]);
     language("seed = 2\n", "", &["language.toml", "`seed`"]);
     language("steps = 8", "steps = 0", &["`steps` is 0, expected at least 1"]);
-    language("lr = 1e-2", "lr = -1", &["`optimizer.lr` is -1, expected above 0"]);
+    language("lr = 1e-2", "lr = -1", &["`optimizer.lr` is -1, expected a number above 0"]);
     language("weight = 0.2", "weight = -0.2", &["`data.pairs.weight` is -0.2"]);
     language("name = \"pairs\"", "name = \"pages\"", &["`data.1.name` is pages"]);
+    language("name = \"pages\"", "name = \" \"", &["`data.0.name` is \" \", expected a name"]);
+    language(
+        "name = \"pages\"",
+        "name = \"a\\n\"",
+        &["`data.0.name` is \"a\\n\", expected a name"],
+    );
+    language("rows_max = 100", "rows_max = 0", &["`tokenizer.train.rows_max` is 0"]);
+    language("lr = 1e-2", "lr = inf", &["`optimizer.lr` is inf, expected a number above 0"]);
     language("batch = 2", "batch = 0", &["`data.pages.batch` is 0"]);
     language("tokens = 48", "tokens = 64", &["`data.pages.tokens` is 64", "context"]);
     language("tokens = 48", "tokens = 48\nimages = 2", &["`data.pages.images` is 2, expected 0"]);
@@ -99,7 +107,7 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
         change(stage, "keep_last = 2\n", blindness, &["`blindness_every` is 3, expected nothing"]);
     }
     let hardware = "keep_last = 2\n[hardware]\npeak_tflops = 0.0\n";
-    let words = ["`hardware.peak_tflops` is 0, expected above 0"];
+    let words = ["`hardware.peak_tflops` is 0, expected a number above 0"];
     change("flamingo", "keep_last = 2\n", hardware, &words);
     let gates = "keep_last = 2\ngates_every = 3\n";
     change("language", "keep_last = 2\n", gates, &["`gates_every` is 3, expected nothing"]);
@@ -365,6 +373,22 @@ fn a_run_folder_is_never_overwritten_and_never_continued_with_other_numbers() {
     std::fs::write(&tokenizer, text).unwrap();
     world.write_corpus("pairs", &(0..4).map(clip).collect::<Vec<_>>());
     expect(&["--resume"], 1, "the manifest's digest of dataset `pairs` is");
+}
+
+#[test]
+fn a_file_is_no_run_and_steps_beyond_all_numbers_have_no_batches() {
+    let world = World::new();
+    std::fs::write(world.path("file"), "mine").unwrap();
+    let finished = world.train("language", LANGUAGE, "file", &[]);
+    assert_eq!(finished.code(), Some(2), "{}", finished.stderr());
+    assert!(finished.stderr().contains("file exists, expected a folder"), "{}", finished.stderr());
+    assert_eq!(std::fs::read_to_string(world.path("file")).unwrap(), "mine");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+    command.args(["batches", "--first", "18446744073709551615", "--out", "out"]);
+    command.args(["--config", "none.toml", "--tokenizer", "none.json"]);
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("is not in 1..="), "{stderr}");
 }
 
 #[test]
