@@ -20,6 +20,7 @@ use crate::decoder::LanguageConfig;
 use crate::flamingo::Flamingo;
 use crate::language_model::LanguageModel;
 use crate::layers::FEED_FORWARD_WIDENING;
+use crate::ops::CONTRASTED_ROWS;
 use crate::ops::{self, Recompute};
 use crate::params::Params;
 use crate::resampler::{ResamplerConfig, ResamplerKind};
@@ -197,8 +198,8 @@ impl Clip {
         tally.keep(pairs * (config.vision.width() + config.text.width));
         // Each rank has the embeddings and the loss of all.
         tally.keep(2 * of_all * config.embedding);
-        // Similarities, and their softmax in both directions.
-        tally.keep(3 * of_all * of_all);
+        // Similarities of a few rows, and their gradients.
+        tally.keep(2 * of_all * of_all.min(CONTRASTED_ROWS));
         tally.bytes()
     }
 }

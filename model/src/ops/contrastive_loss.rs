@@ -1,7 +1,9 @@
 //! The two-term contrastive loss with learnt temperature (paper, appendix B.1.3; CLIP).
 
+use std::ops::Range;
+
 use super::matmul::{Target, View, matmul};
-use super::wide::wide;
+use super::wide::{dot, exp, highest, sum_by, wide};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Loss, Matrix, Record, Weight, record_loss};
 
@@ -54,9 +56,12 @@ pub(crate) fn on_host<T: Record>(
     Ok((images, texts))
 }
 
+/// Rows of logits that are in memory at a time: of `B` pairs `ROWS x B`, and never all `B x B`.
+pub(crate) const ROWS: usize = 256;
+
 /// The loss of the pairs of `all`, of which `images` and `texts` `[b, E]` are those that were embedded here and
-/// get their gradients. The temperature gets `b / B` of its gradient: over all shares of a batch these are
-/// the whole.
+/// get their gradients. The temperature gets what the rows of these images have in its gradient: over all shares
+/// of a batch these are the whole.
 ///
 /// # Errors
 /// When the device fails.
@@ -75,38 +80,141 @@ pub(crate) fn contrastive_loss_in<T: Record>(
     let BatchEmbeddings { images: all_images, texts: all_texts, first } = all;
     let n = all_images.len() / width;
     assert!(first + own <= n && all_texts.len() == all_images.len());
-    let beta = log_beta.values()[0].exp();
-    let (image_unit, image_norm) = unit_rows(&all_images, width);
-    let (text_unit, text_norm) = unit_rows(&all_texts, width);
-
-    let mut cosine = vec![0.0; n * n];
-    let (i, t) = (View::rows(&image_unit, width), View::rows(&text_unit, width));
-    matmul(n, width, n, 1.0, i, t.t(), Target::rows(&mut cosine, n));
-    let mut gradient = vec![0.0; n * n]; // of the logits beta * cosine
-    let mut loss = 0.0;
-    for axis in [Axis::Rows, Axis::Columns] {
-        loss += add_term(&cosine, beta, n, smoothing, axis, &mut gradient);
-    }
+    let (mut of_images, mut of_texts) = (Side::of(&all_images, width), Side::of(&all_texts, width));
+    let logits = Logits { n, width, beta: log_beta.values()[0].exp(), smoothing };
+    let loss = logits.loss(&mut of_images, &mut of_texts);
     let log_beta = log_beta.clone();
     record_loss(loss as f32, tape, move |grad_out, store| {
-        let dot: f64 =
-            gradient.iter().zip(&cosine).map(|(g, c)| f64::from(*g) * f64::from(*c)).sum();
-        let share = own as f32 / n as f32;
-        log_beta.accumulate(store, |sum| sum[0] += grad_out * beta * dot as f32 * share)?;
-        let g = View::rows(&gradient, n);
-        let (rows, values) = (first..first + own, first * width..(first + own) * width);
-        for (x, g, other, unit, norm) in [
-            (&images, g.at(first, 0), &text_unit, &image_unit, &image_norm),
-            (&texts, g.at(0, first).t(), &image_unit, &text_unit, &text_norm),
-        ] {
-            let mut grad = Buffer::unset(own * width);
-            let other = View::rows(other, width);
-            matmul(own, n, width, grad_out * beta, g, other, Target::rows(&mut grad, width));
-            unit_rows_backward(&mut grad, &unit[values.clone()], &norm[rows.clone()], width);
-            x.give_gradient(store, grad)?;
-        }
-        Ok(())
+        let own = first..first + own;
+        let (grad, dot) = logits.gradient(&of_images, &of_texts, own.clone(), grad_out);
+        images.give_gradient(store, grad)?;
+        log_beta.accumulate(store, |sum| sum[0] += grad_out * logits.beta * dot as f32)?;
+        let (grad, _) = logits.gradient(&of_texts, &of_images, own.clone(), grad_out);
+        texts.give_gradient(store, grad)
     })
+}
+
+/// The images of a batch, or its texts.
+struct Side {
+    /// Of length 1, `[B, E]`.
+    unit: Vec<f32>,
+    /// Their lengths before.
+    norm: Vec<f32>,
+    /// Of each, the logarithm of the sum of `exp` of its logits, once the loss is known.
+    log_sums: Vec<f32>,
+}
+
+impl Side {
+    fn of(embeddings: &[f32], width: usize) -> Self {
+        let (unit, norm) = unit_rows(embeddings, width);
+        Self { unit, norm, log_sums: Vec::new() }
+    }
+}
+
+/// The logits `beta * cosine` `[B, B]` of all images, the rows, with all texts, made a few rows at a time, and
+/// once more for the gradient.
+struct Logits {
+    /// Pairs, `B`.
+    n: usize,
+    /// `E`.
+    width: usize,
+    beta: f32,
+    smoothing: f32,
+}
+
+impl Logits {
+    /// Rows of the cosines of one side with the other, into `cosines` `[rows, B]`.
+    fn cosines(&self, of: &Side, with: &Side, rows: &Range<usize>, cosines: &mut Vec<f32>) {
+        let Self { n, width, .. } = *self;
+        cosines.resize(rows.len() * n, 0.0);
+        let (of, with) = (View::rows(&of.unit, width), View::rows(&with.unit, width));
+        let target = Target::rows(cosines, n);
+        matmul(rows.len(), width, n, 1.0, of.at(rows.start, 0), with.t(), target);
+    }
+
+    /// The loss of the whole batch. With the share `s` that is spread over all, a row of it is
+    /// `log_sum - (1 - s) * logit of its pair - s * mean of its logits`.
+    fn loss(&self, images: &mut Side, texts: &mut Side) -> f64 {
+        let Self { n, beta, smoothing, .. } = *self;
+        // Of the columns, over the rows so far.
+        let (mut highest_of, mut sum_of) = (vec![f32::NEG_INFINITY; n], vec![0.0_f32; n]);
+        let (mut logits, mut paired, mut all) = (Vec::new(), 0.0, 0.0);
+        for rows in blocks(0..n) {
+            self.cosines(images, texts, &rows, &mut logits);
+            for v in &mut logits {
+                *v *= beta;
+            }
+            for (i, row) in rows.zip(logits.chunks(n)) {
+                paired += f64::from(row[i]);
+                let (top, sum, total) = wide!({
+                    let top = highest(row);
+                    (top, sum_by(row, |v| exp(v - top)), sum_by(row, |v| v))
+                });
+                images.log_sums.push(sum.ln() + top);
+                all += f64::from(total);
+            }
+            wide!({
+                let before = highest_of.clone();
+                for row in logits.chunks(n) {
+                    for (top, v) in highest_of.iter_mut().zip(row) {
+                        *top = if *v > *top { *v } else { *top };
+                    }
+                }
+                for ((sum, before), top) in sum_of.iter_mut().zip(&before).zip(&highest_of) {
+                    *sum *= exp(*before - *top);
+                }
+                for row in logits.chunks(n) {
+                    for ((sum, top), v) in sum_of.iter_mut().zip(&highest_of).zip(row) {
+                        *sum += exp(*v - *top);
+                    }
+                }
+            });
+        }
+        texts.log_sums = highest_of.iter().zip(&sum_of).map(|(top, sum)| sum.ln() + top).collect();
+        let log_sums: f64 =
+            images.log_sums.iter().chain(&texts.log_sums).copied().map(f64::from).sum();
+        let (n, smoothing) = (n as f64, f64::from(smoothing));
+        (log_sums - 2.0 * ((1.0 - smoothing) * paired + smoothing / n * all)) / n
+    }
+
+    /// The gradient of some rows of a side before they had length 1, and what these rows have of the product of
+    /// cosines and the gradients of logits.
+    fn gradient(&self, of: &Side, with: &Side, own: Range<usize>, grad_out: f32) -> (Buffer, f64) {
+        let Self { n, width, beta, smoothing } = *self;
+        let (spread, scale) = (smoothing / n as f32, 1.0 / n as f32);
+        let mut grad = Buffer::unset(own.len() * width);
+        let (mut cosines, mut of_logits, mut product) = (Vec::new(), Vec::new(), 0.0);
+        for rows in blocks(own.clone()) {
+            self.cosines(of, with, &rows, &mut cosines);
+            of_logits.resize(cosines.len(), 0.0);
+            for ((i, g), row) in rows.clone().zip(of_logits.chunks_mut(n)).zip(cosines.chunks(n)) {
+                let log_sum = of.log_sums[i];
+                product += f64::from(wide!({
+                    for ((g, c), other) in g.iter_mut().zip(row).zip(&with.log_sums) {
+                        let logit = beta * c;
+                        let share = exp(logit - log_sum) + exp(logit - other);
+                        *g = (share - 2.0 * spread) * scale;
+                    }
+                    g[i] -= 2.0 * (1.0 - smoothing) * scale;
+                    dot(g, row)
+                }));
+            }
+            let (m, g, with) =
+                (rows.len(), View::rows(&of_logits, n), View::rows(&with.unit, width));
+            let at = (rows.start - own.start) * width;
+            let target = Target::rows(&mut grad[at..at + m * width], width);
+            matmul(m, n, width, grad_out * beta, g, with, target);
+        }
+        let unit = &of.unit[own.start * width..own.end * width];
+        unit_rows_backward(&mut grad, unit, &of.norm[own], width);
+        (grad, product)
+    }
+}
+
+/// Rows that are in memory together, from a range of them.
+fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = rows.end;
+    rows.step_by(ROWS).map(move |first| first..end.min(first + ROWS))
 }
 
 /// Rows to unit length, and their lengths.
@@ -133,55 +241,21 @@ fn unit_rows_backward(grad: &mut [f32], unit: &[f32], norms: &[f32], width: usiz
     }
 }
 
-#[derive(Clone, Copy)]
-enum Axis {
-    Rows,
-    Columns,
-}
-
-/// Mean cross-entropy of the diagonal along one axis; adds its gradient with regard to the logits.
-fn add_term(
-    cosine: &[f32],
-    beta: f32,
-    n: usize,
-    smoothing: f32,
-    axis: Axis,
-    gradient: &mut [f32],
-) -> f64 {
-    let at = |i: usize, j: usize| match axis {
-        Axis::Rows => i * n + j,
-        Axis::Columns => j * n + i,
-    };
-    let spread = smoothing / n as f32;
-    let mut loss = 0.0;
-    let mut row = vec![0.0; n];
-    for i in 0..n {
-        for (j, v) in row.iter_mut().enumerate() {
-            *v = beta * cosine[at(i, j)];
-        }
-        let logits = row.clone();
-        wide!(super::attention::softmax(&mut row));
-        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let log_sum = logits.iter().map(|v| (v - highest).exp()).sum::<f32>().ln() + highest;
-        for j in 0..n {
-            let target = if i == j { 1.0 - smoothing + spread } else { spread };
-            loss += f64::from(target * (log_sum - logits[j])) / n as f64;
-            gradient[at(i, j)] += (row[j] - target) / n as f32;
-        }
-    }
-    loss
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::gradient_check::pseudo_random;
     use crate::tensor::{NotRecording, Recording, differentiate, value_of};
 
-    /// The loss of the pairs from `first` on, of a batch of six, and all gradients: of images, of texts, of the
+    /// Embeddings of so many pairs, `[B, 4]`.
+    fn pairs(n: usize) -> (Vec<f32>, Vec<f32>) {
+        (pseudo_random(4 * n, 3), pseudo_random(4 * n, 4))
+    }
+
+    /// The loss of the pairs from `first` on, of a batch of `n`, and all gradients: of images, of texts, of the
     /// temperature.
-    fn shared(first: usize, own: usize) -> (f32, [Vec<f32>; 3]) {
-        let (images, texts) = (pseudo_random(24, 3), pseudo_random(24, 4));
+    fn shared(n: usize, first: usize, own: usize) -> (f32, [Vec<f32>; 3]) {
+        let (images, texts) = pairs(n);
         let values = 4 * first..4 * (first + own);
         let of = |all: &[f32]| Matrix::variable(all[values.clone()].to_vec().into(), 4).unwrap();
         let (i, t) = (of(&images), of(&texts));
@@ -198,20 +272,84 @@ mod tests {
 
     #[test]
     fn shares_of_a_batch_have_its_loss_and_together_its_gradients() {
-        let (whole, [images, texts, beta]) = shared(0, 6);
-        let parts = [(0, 1), (1, 3), (4, 2)].map(|(first, own)| shared(first, own));
-        let joined = |which: usize| parts.iter().flat_map(move |(_, all)| all[which].clone());
-        for (name, found, expected) in [
-            ("images", joined(0).collect(), images),
-            ("texts", joined(1).collect::<Vec<f32>>(), texts),
-            ("temperature", vec![joined(2).sum()], beta),
-        ] {
-            assert_eq!(found.len(), expected.len());
-            for (found, expected) in found.iter().zip(&expected) {
-                assert!((found - expected).abs() < 1e-6, "{name}: {found}, whole {expected}");
+        // As many rows as are in memory at a time, fewer and more, of the batch and of a share.
+        let shares = |n: usize| [(0, n / 6), (n / 6, n / 2), (n / 6 + n / 2, n - n / 6 - n / 2)];
+        for n in [6, ROWS, 2 * ROWS + 90] {
+            let (whole, [images, texts, beta]) = shared(n, 0, n);
+            let parts = shares(n).map(|(first, own)| shared(n, first, own));
+            let joined = |which: usize| parts.iter().flat_map(move |(_, all)| all[which].clone());
+            for (name, found, expected) in [
+                ("images", joined(0).collect(), images),
+                ("texts", joined(1).collect::<Vec<f32>>(), texts),
+                ("temperature", vec![joined(2).sum()], beta),
+            ] {
+                assert_eq!(found.len(), expected.len());
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!((found - expected).abs() < 1e-6, "{name}: {found}, whole {expected}");
+                }
+            }
+            assert!(parts.iter().all(|(loss, _)| loss.to_bits() == whole.to_bits()));
+        }
+    }
+
+    /// The formula with all logits at once, in f64; its gradient by the logits, times that of the cosines.
+    #[test]
+    fn more_pairs_than_are_in_memory_have_the_loss_and_gradients_of_the_formula() {
+        let n = 2 * ROWS + 90;
+        let (images, texts) = pairs(n);
+        let unit = |all: &[f32]| -> Vec<[f64; 5]> {
+            let one = |row: &[f32]| {
+                let row: Vec<f64> = row.iter().copied().map(f64::from).collect();
+                let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+                [row[0] / norm, row[1] / norm, row[2] / norm, row[3] / norm, norm]
+            };
+            all.chunks(4).map(one).collect()
+        };
+        let dot = |a: &[f64], b: &[f64]| (0..4).map(|k| a[k] * b[k]).sum::<f64>();
+        let (i, t, beta) = (unit(&images), unit(&texts), f64::from(0.9_f32).exp());
+        let cosine = |a: usize, b: usize| dot(&i[a], &t[b]);
+        let log_sum =
+            |of: &dyn Fn(usize) -> f64| (0..n).map(|k| (beta * of(k)).exp()).sum::<f64>().ln();
+        let rows: Vec<f64> = (0..n).map(|a| log_sum(&|b| cosine(a, b))).collect();
+        let columns: Vec<f64> = (0..n).map(|b| log_sum(&|a| cosine(a, b))).collect();
+        let target = |a: usize, b: usize| {
+            let smoothing = f64::from(0.1_f32);
+            smoothing / n as f64 + if a == b { 1.0 - smoothing } else { 0.0 }
+        };
+        let (mut loss, mut of_beta) = (0.0, 0.0);
+        let (mut of_images, mut of_texts) = (vec![[0.0; 4]; n], vec![[0.0; 4]; n]);
+        for a in 0..n {
+            for b in 0..n {
+                let (c, target) = (cosine(a, b), target(a, b));
+                loss += target * (rows[a] + columns[b] - 2.0 * beta * c) / n as f64;
+                let shares = (beta * c - rows[a]).exp() + (beta * c - columns[b]).exp();
+                let g = beta * (shares - 2.0 * target) / n as f64;
+                of_beta += g * c;
+                for k in 0..4 {
+                    of_images[a][k] += g * t[b][k];
+                    of_texts[b][k] += g * i[a][k];
+                }
             }
         }
-        assert!(parts.iter().all(|(loss, _)| loss.to_bits() == whole.to_bits()));
+        // Of the rows before they had length 1.
+        let before = |grads: &[[f64; 4]], unit: &[[f64; 5]]| -> Vec<f64> {
+            let one = |(g, u): (&[f64; 4], &[f64; 5])| {
+                let along = dot(g, u);
+                [0, 1, 2, 3].map(|k| (g[k] - u[k] * along) / u[4])
+            };
+            grads.iter().zip(unit).flat_map(one).collect()
+        };
+        let (found, grads) = shared(n, 0, n);
+        assert!((f64::from(found) / loss - 1.0).abs() < 1e-6, "{found}, not {loss}");
+        for (found, expected) in
+            grads.iter().zip([before(&of_images, &i), before(&of_texts, &t), vec![of_beta]])
+        {
+            let largest = expected.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                let error = (f64::from(*found) - expected).abs() / largest;
+                assert!(error < 2e-5, "{found}, not {expected}");
+            }
+        }
     }
 
     #[test]

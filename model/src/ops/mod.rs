@@ -56,7 +56,9 @@ pub(crate) use attention::{
 pub use average::Average;
 pub(crate) use average::average;
 pub use contrastive_loss::BatchEmbeddings;
-pub(crate) use contrastive_loss::{contrastive_loss, contrastive_loss_in, on_host, unit_rows};
+pub(crate) use contrastive_loss::{
+    ROWS as CONTRASTED_ROWS, contrastive_loss, contrastive_loss_in, on_host, unit_rows,
+};
 pub(crate) use convolution::{Convolution, Grid, KernelSize, convolve, standardize};
 pub(crate) use cross_entropy::{
     Shares, cross_entropy, each_logits, likeliest_tokens, rows_of_logits, token_losses,
