@@ -16,7 +16,7 @@ use crate::metric::{Judged, Judging, Metric};
 use crate::part::{Part, remove_parts};
 use crate::progress::Progress;
 use crate::prompt::{ImagePlace, Piece, Template};
-use crate::samples::{Record, Sample, SampleLog};
+use crate::samples::{Record, Sample, SampleLog, rewrite};
 use crate::settings::Settings;
 use crate::shots::{ShotChoice, Shots, orders};
 use crate::subject::{Asked, OutOfContext, Ranked, Said, Subject, Writing};
@@ -423,7 +423,7 @@ impl<'a> Plan<'a> {
 
     /// One record per query, in order: those that are on disk, and for batches with missing ones what `measure` finds for
     /// them. Of a part, only its own queries are there.
-    fn fill<R: Record + Clone>(
+    fn fill<R: Record>(
         &self,
         suffix: &str,
         subject: &dyn Subject,
@@ -445,7 +445,7 @@ impl<'a> Plan<'a> {
         }
         progress.finish();
         let queries = 0..self.n_queries();
-        Ok(queries.filter_map(|query| log.get(&self.item(query).id).cloned()).collect())
+        Ok(queries.filter_map(|query| log.take(&self.item(query).id)).collect())
     }
 
     fn sample_file(&self, suffix: &str, part: Option<Part>) -> PathBuf {
@@ -484,17 +484,19 @@ impl<'a> Plan<'a> {
     /// Writes the samples again, in the order of the queries and each with its credit, and removes the files
     /// of parts, all of which are in it.
     fn write_credits(&self, suffix: &str, scored: &Scored) -> Result<(), EvalError> {
-        let mut samples = scored.samples.clone();
-        for (metric, judgement) in &scored.judgements {
-            for (sample, credit) in samples.iter_mut().zip(&judgement.credits) {
-                sample.credit.insert(metric.name(), credit.clone());
+        let with_credit = scored.samples.iter().enumerate().map(|(i, sample)| {
+            let mut sample = sample.clone();
+            for (metric, judgement) in &scored.judgements {
+                if let Some(credit) = judgement.credits.get(i) {
+                    sample.credit.insert(metric.name(), credit.clone());
+                }
+                if let Some(terms) = judgement.terms.get(i) {
+                    sample.terms.insert(metric.name(), terms.clone());
+                }
             }
-            for (sample, terms) in samples.iter_mut().zip(&judgement.terms) {
-                sample.terms.insert(metric.name(), terms.clone());
-            }
-        }
-        let path = self.sample_file(suffix, None);
-        SampleLog::<Sample>::open(&path)?.rewrite(&samples)?;
+            sample
+        });
+        rewrite(&self.sample_file(suffix, None), with_credit)?;
         let name = format!("samples_{}_{suffix}", self.benchmark.task.name);
         remove_parts(&self.options.out, &name)
     }
@@ -530,7 +532,7 @@ impl<'a> Plan<'a> {
             controls.measure(&pairs.collect::<Vec<_>>())
         })?;
         if self.options.part.is_none() {
-            SampleLog::open(&self.sample_file("controls", None))?.rewrite(&samples)?;
+            rewrite(&self.sample_file("controls", None), samples.iter().cloned())?;
             remove_parts(
                 &self.options.out,
                 &format!("samples_{}_controls", self.benchmark.task.name),

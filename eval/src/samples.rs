@@ -4,18 +4,19 @@
 //! A file left by a killed evaluation is continued: a torn last line is cut off, queries that have
 //! their line are not asked again.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use flamingo_dataset::write_durably;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::EvalError;
 use crate::part::part_files;
-use crate::settings::write_whole;
 use crate::subject::Ending;
 
 /// Something recorded per query.
@@ -95,6 +96,11 @@ impl<R: Record> SampleLog<R> {
         self.records.get(key)
     }
 
+    /// Takes the record of a query out of memory.
+    pub fn take(&mut self, key: &str) -> Option<R> {
+        self.records.remove(key)
+    }
+
     /// Takes over the records in the files of parts `NAME.part-I-of-N.jsonl` of a folder, each query once.
     ///
     /// # Errors
@@ -113,30 +119,6 @@ impl<R: Record> SampleLog<R> {
     /// When the disk is full or fails.
     pub fn sync(&self) -> Result<(), EvalError> {
         self.file.sync_all().map_err(EvalError::file("write", &self.path))
-    }
-
-    /// Writes the file again, whole or not at all: first `records` in their order, then what else it has.
-    ///
-    /// # Errors
-    /// When the disk is full or fails.
-    ///
-    /// # Panics
-    /// Never: a record is made of texts and numbers.
-    pub fn rewrite(self, records: &[R]) -> Result<(), EvalError> {
-        let line =
-            |record: &R| serde_json::to_string(record).expect("records are texts and numbers");
-        let mut text = String::new();
-        let mut rest = self.records;
-        for record in records {
-            rest.remove(record.key());
-            text.push_str(&line(record));
-            text.push('\n');
-        }
-        for record in rest.values() {
-            text.push_str(&line(record));
-            text.push('\n');
-        }
-        write_whole(&self.path, &text)
     }
 
     /// Adds the records of queries that have none yet, in one write.
@@ -162,6 +144,48 @@ impl<R: Record> SampleLog<R> {
         self.file.write_all(&lines).map_err(EvalError::file("write", &self.path))?;
         self.file.flush().map_err(EvalError::file("write", &self.path))
     }
+}
+
+/// Writes a file again, whole or not at all: first `records` in their order, then what else it has, by key.
+///
+/// # Errors
+/// When the file cannot be read, a line of it has no key, or the disk is full or fails.
+///
+/// # Panics
+/// Never: a record is made of texts and numbers.
+pub fn rewrite<R: Record>(
+    path: &Path,
+    records: impl IntoIterator<Item = R>,
+) -> Result<(), EvalError> {
+    let before = std::fs::read(path).map_err(EvalError::file("read", path))?;
+    let (mut lines, mut keys) = (Vec::with_capacity(before.len()), HashSet::new());
+    for record in records {
+        serde_json::to_writer(&mut lines, &record).expect("records are texts and numbers");
+        lines.push(b'\n');
+        keys.insert(record.key().to_owned());
+    }
+    let mut rest = BTreeMap::new();
+    for (index, line) in before.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        let Keyed { key } = serde_json::from_slice(line).map_err(|source| EvalError::Sample {
+            path: path.to_path_buf(),
+            line: index + 1,
+            source,
+        })?;
+        if !keys.contains(&*key) {
+            rest.insert(key, line);
+        }
+    }
+    for line in rest.values() {
+        lines.extend_from_slice(line);
+    }
+    write_durably(path, &lines).map_err(EvalError::file("write", path))
+}
+
+/// A record of which its key alone is read.
+#[derive(Deserialize)]
+struct Keyed<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
 }
 
 #[cfg(test)]
@@ -199,6 +223,21 @@ mod tests {
         assert_eq!(log.get("a").unwrap(), &sample("a", -1.5));
         assert_eq!(log.get("c").unwrap(), &sample("c", -3.0));
         assert_eq!(log.get("d"), None);
+    }
+
+    #[test]
+    fn what_is_written_again_comes_first_and_the_rest_by_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("samples.jsonl");
+        let mut log = SampleLog::open(&path).unwrap();
+        log.append(["d", "c", "\"b\"", "a"].map(|key| sample(key, -1.5)).to_vec()).unwrap();
+        let (a, b) = (log.take("a").unwrap(), sample("\"b\"", -2.5));
+        assert_eq!(log.take("a"), None, "it was taken");
+        rewrite(&path, [a.clone(), b.clone()]).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let found: Vec<Sample> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(found, [a, b, sample("c", -1.5), sample("d", -1.5)]);
     }
 
     #[test]

@@ -29,7 +29,9 @@ pub(crate) fn assert_same_metrics(found: &[Value], expected: &[Value], tolerance
             assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
             for (name, expected) in expected {
                 let what = format!("{group} {name} at step {step}");
-                assert_close(&what, &found[name], expected, tolerance);
+                // A quotient of small differences of large sums.
+                let times = if name.ends_with(".noise_scale") { 100.0 } else { 1.0 };
+                assert_close(&what, &found[name], expected, times * tolerance);
             }
         }
     }
