@@ -13,7 +13,7 @@ mod karpathy;
 pub mod kept;
 mod kinetics;
 pub(crate) mod next_oe;
-mod people;
+pub(crate) mod people;
 mod places;
 mod rareact;
 mod star;

@@ -11,13 +11,13 @@ use crate::metrics::vqa::HumanAnswer;
 
 /// A person's answer in a file.
 #[derive(Deserialize)]
-pub(super) struct PersonRow<'a> {
+pub(crate) struct PersonRow<'a> {
     #[serde(borrow)]
-    answer: Cow<'a, str>,
+    pub(crate) answer: Cow<'a, str>,
     #[serde(borrow, default)]
-    answer_confidence: Option<Cow<'a, str>>,
+    pub(crate) answer_confidence: Option<Cow<'a, str>>,
     #[serde(default)]
-    answer_id: Option<i64>,
+    pub(crate) answer_id: Option<i64>,
 }
 
 /// The texts of all answers so far.

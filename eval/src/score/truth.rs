@@ -21,6 +21,7 @@ use crate::metrics::mwap::{Clip, Seen};
 use crate::metrics::vqa::{AnswerTable, Person};
 use crate::readers::ivqa::{ivqa_answers, ivqa_id};
 use crate::readers::next_oe::SecondAnswers;
+use crate::readers::people::PersonRow;
 
 /// All that a file annotates.
 #[derive(Debug)]
@@ -61,16 +62,6 @@ pub(super) fn truths(path: &Path, bytes: &[u8], more: Option<&Path>) -> Result<T
 }
 
 /// A person's answer: VQA's object, or the text alone.
-#[derive(Deserialize)]
-struct PersonRow<'a> {
-    #[serde(borrow)]
-    answer: Cow<'a, str>,
-    #[serde(borrow, default)]
-    answer_confidence: Option<Cow<'a, str>>,
-    #[serde(default)]
-    answer_id: Option<i64>,
-}
-
 struct PersonAnswer<'a>(PersonRow<'a>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for PersonAnswer<'a> {
