@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use flamingo_dataset::{ImageConfig, sha256_hex};
-use flamingo_model::{Flamingo, FlamingoConfig, Tensors, base_weights, model_folder, read_config};
+use flamingo_model::{
+    CHECKSUMS_FILE, Flamingo, FlamingoConfig, Tensors, base_weights, model_folder, read_config,
+};
 use serde::Deserialize;
 
 use crate::error::EvalError;
@@ -21,8 +23,8 @@ use crate::image_settings::image_settings;
 /// Names of a checkpoint of `OpenFlamingo`, the likeliest first.
 const OPEN_FLAMINGO: [&str; 2] = ["checkpoint.pt", "checkpoint.safetensors"];
 
-/// Files of a checkpoint that serve training alone.
-const NOT_THE_MODEL: [&str; 2] = ["optimizer.safetensors", "state.json"];
+/// Files of a checkpoint that serve training alone, and the checksums of these and others.
+const NOT_THE_MODEL: [&str; 3] = ["optimizer.safetensors", "state.json", CHECKSUMS_FILE];
 
 /// The part of a run's `config.toml` that an evaluation needs.
 #[derive(Debug, Clone, Deserialize)]
@@ -347,8 +349,10 @@ mod tests {
         let path = run(dir.path());
         let digest = || RunFolder::find(&path).unwrap().sha256().unwrap();
         let first = digest();
-        std::fs::write(path.join("checkpoints/step-3/optimizer.safetensors"), "other").unwrap();
-        assert_eq!(digest(), first);
+        for file in ["optimizer.safetensors", "SHA256SUMS"] {
+            std::fs::write(path.join("checkpoints/step-3").join(file), "other").unwrap();
+            assert_eq!(digest(), first);
+        }
         std::fs::write(path.join("checkpoints/step-3/model.safetensors"), "other").unwrap();
         assert_ne!(digest(), first);
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use crate::checksums::verify_checksum;
 use crate::error::ModelError;
 use crate::flamingo::sha256;
 use crate::params::{Parameter, Params, Source};
@@ -152,7 +153,7 @@ fn save_parts(
     })
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     let written = File::create(path)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     written.map_err(|source| {
@@ -188,6 +189,7 @@ pub fn save_variant(model: &Path, name: &str, tensors: &Tensors) -> Result<(), M
 /// The weights of a model folder, with those of its base where it has one, and the path of the file.
 fn read_weights(folder: &Path) -> Result<(Tensors, PathBuf), ModelError> {
     let path = folder.join(WEIGHTS_FILE);
+    verify_checksum(&path)?;
     let tensors = Tensors::read(&path)?;
     let base = folder.join(BASE_FILE);
     let text = match std::fs::read_to_string(&base) {
@@ -198,7 +200,10 @@ fn read_weights(folder: &Path) -> Result<(Tensors, PathBuf), ModelError> {
     if text.trim() != BASE {
         return Err(ModelError::Base { path: base, found: text.trim().to_owned() });
     }
-    let mut all = Tensors::read(&folder.join(BASE).join(WEIGHTS_FILE))?;
+    let around = folder.join(BASE);
+    let around = around.canonicalize().unwrap_or(around).join(WEIGHTS_FILE);
+    verify_checksum(&around)?;
+    let mut all = Tensors::read(&around)?;
     all.replace(tensors);
     Ok((all, path))
 }
@@ -262,7 +267,9 @@ pub(crate) fn read_folder<T: serde::de::DeserializeOwned>(
     folder: &Path,
 ) -> Result<(T, Tensors, PathBuf), ModelError> {
     let folder = model_folder(folder)?;
-    let config = read_json(&folder.join(CONFIG_FILE))?;
+    let path = folder.join(CONFIG_FILE);
+    verify_checksum(&path)?;
+    let config = read_json(&path)?;
     let (tensors, path) = read_weights(&folder)?;
     Ok((config, tensors, path))
 }
@@ -299,7 +306,8 @@ pub fn model_folder(folder: &Path) -> Result<PathBuf, ModelError> {
     }
     let newest = folder.join("checkpoints").join(name);
     if !newest.join(CONFIG_FILE).is_file() {
-        return Err(not_a_run("`config.json` in the checkpoint that `latest` names"));
+        let (found, others) = (name.to_owned(), other_steps(&newest));
+        return Err(ModelError::NoStep { path: latest, found, others });
     }
     Ok(newest)
 }
@@ -308,6 +316,32 @@ pub fn model_folder(folder: &Path) -> Result<PathBuf, ModelError> {
 fn is_step(name: &str) -> bool {
     name.strip_prefix("step-")
         .is_some_and(|step| !step.is_empty() && step.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
+/// Checkpoints that [`other_steps`] names.
+const NAMED_MAX: usize = 5;
+
+/// Names the checkpoints of a run but for the one that `path` is or is in, the newest first, for messages.
+pub fn other_steps(path: &Path) -> String {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // One that is gone is named by its run.
+    let path = path.canonicalize().unwrap_or_else(|_| path.into());
+    let Some(own) = path.ancestors().find(|folder| is_step(&name(folder))) else {
+        return "none".to_owned();
+    };
+    let entries = own.parent().and_then(|parent| std::fs::read_dir(parent).ok());
+    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    let others = paths.filter(|path| path != own && path.join(CONFIG_FILE).is_file());
+    let number = |path: PathBuf| name(&path).strip_prefix("step-")?.parse::<u64>().ok();
+    let mut steps: Vec<u64> = others.filter_map(number).collect();
+    steps.sort_unstable_by(|a, b| b.cmp(a));
+    let names: Vec<String> =
+        steps.iter().take(NAMED_MAX).map(|step| format!("step-{step}")).collect();
+    match steps.len() {
+        0 => "none".to_owned(),
+        n if n > NAMED_MAX => format!("{} and {} older ones", names.join(", "), n - NAMED_MAX),
+        _ => names.join(", "),
+    }
 }
 
 #[cfg(test)]
@@ -326,7 +360,20 @@ mod tests {
         let step = run.join("checkpoints/step-7");
         std::fs::create_dir_all(&step).unwrap();
         std::fs::write(run.join("latest"), "step-7\n").unwrap();
-        assert!(error().contains("in the checkpoint that `latest` names"), "{}", error());
+        assert!(error().contains("`step-7`, but checkpoints/step-7 has no"), "{}", error());
+        assert!(error().ends_with("that are there: none"), "{}", error());
+        for other in ["step-3", "step-12", "removed-1", "unfinished"] {
+            let other = run.join("checkpoints").join(other);
+            std::fs::create_dir(&other).unwrap();
+            std::fs::write(other.join("config.json"), "{}").unwrap();
+        }
+        assert!(error().ends_with("that are there: step-12, step-3"), "{}", error());
+        for step in 20..25 {
+            let other = run.join(format!("checkpoints/step-{step}"));
+            std::fs::create_dir(&other).unwrap();
+            std::fs::write(other.join("config.json"), "{}").unwrap();
+        }
+        assert!(error().ends_with("step-22, step-21, step-20 and 2 older ones"), "{}", error());
         std::fs::write(step.join("config.json"), "{}").unwrap();
         assert_eq!(model_folder(run).unwrap(), step);
         assert_eq!(model_folder(&step).unwrap(), step);

@@ -198,6 +198,46 @@ pub enum ModelError {
         /// What it holds.
         found: String,
     },
+    /// A run's `latest` names a checkpoint that is not there.
+    #[error(
+        "{} holds `{found}`, but checkpoints/{found} has no config.json; checkpoints that are there: {others}",
+        path.display()
+    )]
+    NoStep {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+        /// The checkpoints that are there, the newest first.
+        others: String,
+    },
+    /// A file of a checkpoint is not what was written.
+    #[error(
+        "{} is damaged or was changed: its SHA-256 is {now}, but was {was} when it was written; checkpoints \
+         that the run's `latest` may name in the place of this one: {others}",
+        path.display()
+    )]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// Its SHA-256 when it was written.
+        was: Box<str>,
+        /// Its SHA-256.
+        now: Box<str>,
+        /// The other checkpoints of the run, the newest first.
+        others: String,
+    },
+    /// The checksums of a folder lack a file of it.
+    #[error(
+        "{} has no line `SHA-256  NAME` for `{name}`: it is damaged, or the file is not of this checkpoint",
+        path.display()
+    )]
+    NoChecksum {
+        /// The file with the checksums.
+        path: PathBuf,
+        /// The file that it lacks.
+        name: Box<str>,
+    },
     /// The file in a model folder that names the folder with the rest of its weights names another.
     #[error("{} holds `{found}`, expected `..`", path.display())]
     Base {

@@ -816,7 +816,8 @@ pub(crate) fn sha256<'a>(parameters: impl Iterator<Item = &'a Parameter>) -> Str
     hex(&digest.finalize())
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut text = String::new();
     for byte in bytes {
         write!(text, "{byte:02x}").expect("a string takes all that is written");

@@ -41,7 +41,7 @@
 //! Reading order: `error` what can go wrong | `limits` of configurations | `tensor` dfdx's types and
 //! ours | `buffer` recycled memory | `ops` custom operations | `params` named parameters |
 //! `weights_file` tensors on disk | `pickle` checkpoints of PyTorch | `translate` names of others |
-//! `checkpoint` model folders | `layers` affine map, norm, feed-forward | `block` transformer block |
+//! `checkpoint` model folders | `checksums` of their files | `layers` affine map, norm, feed-forward | `block` transformer block |
 //! `vision` tower: `vit` CLIP's or `nfnet` the paper's | `architecture` and `decoder` of language models | `families` of them |
 //! `clip` contrastive model | `language_model` | `self_attention` of trained parts | `resampler` |
 //! `gated_xattn` and `gate_sums` how much it adds | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
@@ -55,6 +55,7 @@ mod beam;
 mod block;
 mod buffer;
 mod checkpoint;
+mod checksums;
 mod clip;
 mod clip_checkpoint;
 mod config_fields;
@@ -96,7 +97,10 @@ mod vit;
 mod weights_file;
 
 pub use architecture::{Architecture, Positions, Rotary, RotaryScaling};
-pub use checkpoint::{Snapshot, base_weights, model_folder, read_config, save_variant};
+pub use checkpoint::{
+    Snapshot, base_weights, model_folder, other_steps, read_config, save_variant,
+};
+pub use checksums::{CHECKSUMS_FILE, verify_checksum, write_checksums};
 pub use clip::{Clip, ClipConfig, EmbeddedPairs, Pairs, Pool};
 #[cfg(feature = "cuda")]
 pub use cuda::CudaError;

@@ -1,8 +1,8 @@
 //! Checkpoints: everything that a run needs to go on as if it had never stopped.
 //!
 //! `checkpoints/step-N/` is a loadable model folder (`config.json`, `model.safetensors`) that also
-//! holds the optimizer's moments and `state.json`. It is written under a temporary name, flushed
-//! and renamed; only then does the text file `latest` move on to it. Whatever the moment of a
+//! holds the optimizer's moments, `state.json` and, written last, the checksums of all of them, which whoever reads
+//! a file checks. It is written under a temporary name, flushed and renamed; only then does the text file `latest` move on to it. Whatever the moment of a
 //! crash, `latest` names a whole checkpoint. With an early stop `best` names the one that was best so far.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use std::fs::DirEntry;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use flamingo_model::{ModelError, Tensors};
+use flamingo_model::{ModelError, Tensors, other_steps, verify_checksum, write_checksums};
 use serde::{Deserialize, Serialize};
 
 use crate::data_history::DataHistory;
@@ -102,10 +102,16 @@ impl Checkpoint {
             return Ok(None);
         }
         let text = std::fs::read_to_string(&path).map_err(TrainError::file("read", &path))?;
-        if step_of(text.trim()).is_none() {
-            return Err(TrainError::Latest { path, found: text.trim().to_owned() });
+        let found = text.trim().to_owned();
+        if step_of(&found).is_none() {
+            return Err(TrainError::Latest { path, found });
         }
-        Self::read(run.join(FOLDER).join(text.trim())).map(Some)
+        let folder = run.join(FOLDER).join(&found);
+        if !folder.exists() {
+            let others = other_steps(&folder);
+            return Err(TrainError::NoCheckpoint { path, found, folder, others });
+        }
+        Self::read(folder).map(Some)
     }
 
     /// The newest checkpoint from which the step `step` of a run can be made again, or none if there is
@@ -132,6 +138,7 @@ impl Checkpoint {
     }
 
     fn read(folder: PathBuf) -> Result<Self, TrainError> {
+        verify(&folder.join(STATE))?;
         let state = read_state(&folder)?;
         Ok(Self { folder, state })
     }
@@ -160,11 +167,20 @@ impl Checkpoint {
     /// The optimizer's moments, and the file that they are in.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// When the file cannot be read, or is not what was written.
     pub fn moments(&self) -> Result<(Tensors, PathBuf), TrainError> {
         let path = self.folder.join(OPTIMIZER);
+        verify(&path)?;
         Ok((Tensors::read(&path).map_err(TrainError::model("load"))?, path))
     }
+}
+
+/// Fails unless a file of a checkpoint is what was written.
+///
+/// # Errors
+/// When it is not, or cannot be read.
+pub(crate) fn verify(path: &Path) -> Result<(), TrainError> {
+    verify_checksum(path).map_err(TrainError::model("load"))
 }
 
 /// The folder of the checkpoint of a step.
@@ -276,6 +292,7 @@ fn write_unfinished(
     moments.write(&folder.join(OPTIMIZER)).map_err(TrainError::model("save"))?;
     let text = serde_json::to_string_pretty(state).expect("a state is plain numbers and texts");
     files::write_new(&folder.join(STATE), text.as_bytes())?;
+    write_checksums(folder).map_err(TrainError::model("save"))?;
     sync_files(folder)
 }
 

@@ -9,12 +9,15 @@ use flamingo_model::{Average, DeviceError, ModelError, Params, Spare, Tensors, s
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{self, Checkpoint};
 use crate::error::TrainError;
 use crate::stage::Stage;
 
 /// Folder of the averaged model in a checkpoint's.
 pub const FOLDER: &str = "ema";
+
+/// The file with the averages in it.
+const WEIGHTS: &str = "model.safetensors";
 
 /// Read from `[ema]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -96,8 +99,9 @@ impl Ema {
         checkpoint: &Checkpoint,
     ) -> Result<Self, TrainError> {
         let load = TrainError::model;
-        let path = checkpoint.folder.join(FOLDER);
-        let mut tensors = Tensors::open(&path).map_err(load("load"))?;
+        let path = checkpoint.folder.join(FOLDER).join(WEIGHTS);
+        checkpoint::verify(&path)?;
+        let mut tensors = Tensors::read(&path).map_err(load("load"))?;
         let mut averages = BTreeMap::new();
         let all = params.iter().flat_map(|params| params.iter());
         for parameter in all.filter(|parameter| parameter.weight.is_trained()) {

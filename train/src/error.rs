@@ -203,6 +203,22 @@ pub enum TrainError {
         /// What it says.
         found: String,
     },
+    /// The text file `latest` names a checkpoint that is not there.
+    #[error(
+        "{} names `{found}`, but there is no {}; checkpoints that are there, of which it may name one: {others}",
+        path.display(),
+        folder.display()
+    )]
+    NoCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+        /// Where that would be.
+        folder: PathBuf,
+        /// The checkpoints that are there.
+        others: String,
+    },
     /// A corpus cannot be read.
     #[error("dataset `{name}`")]
     Corpus {

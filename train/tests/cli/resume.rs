@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use flamingo_model::Tensors;
 
-use crate::world::{FLAMINGO, LANGUAGE, STAGES, World, latest, metrics};
+use crate::world::{FLAMINGO, Finished, LANGUAGE, STAGES, World, latest, metrics};
 
 /// All files in a folder and in those inside it.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
@@ -255,6 +255,99 @@ fn a_damaged_checkpoint_is_told_of_and_the_one_before_it_can_be_named() {
     world.train("language", LANGUAGE, "run", &["--resume"]).expect_success();
     world.train("language", LANGUAGE, "whole", &[]).expect_success();
     assert_same_outcome(&world.path("whole"), &run);
+}
+
+/// Changes one bit in the middle of a file, and says what was there.
+fn flip_a_bit(path: &Path) -> Vec<u8> {
+    let whole = std::fs::read(path).unwrap();
+    let mut other = whole.clone();
+    other[whole.len() / 2] ^= 1;
+    std::fs::write(path, other).unwrap();
+    whole
+}
+
+#[test]
+fn a_checkpoint_with_one_bit_changed_is_used_by_no_command() {
+    let world = World::with_towers();
+    let config = FLAMINGO.replacen("[optimizer]", "[ema]\ndecay = 0.5\n\n[optimizer]", 1);
+    world.train("flamingo", &config, "run", &["--stop-after", "4"]).expect_success();
+    let run = world.path("run");
+    let step = latest(&run);
+    let command = |words: &[&str], folder: &Path, rest: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+        Finished(command.args(words).arg(folder).args(rest).output().unwrap())
+    };
+    let resume = || world.train("flamingo", &config, "run", &["--resume"]);
+    let replay = || command(&["replay", "--run"], &run, &["--step", "5"]);
+    let out = world.path("out");
+    let to = ["--format", "flamingo", "--out", out.to_str().unwrap()];
+    let export = || command(&["export", "--model"], &run, &to);
+    let averaged = || command(&["export", "--model"], &step.join("ema"), &to);
+    let told = |told: Finished, file: &str, what: &str| {
+        let (code, stderr) = (told.code(), told.stderr());
+        assert_eq!(code, Some(1), "{what}, {file}: {stderr}");
+        let named = stderr.contains(&format!("run/checkpoints/step-4/{file} is damaged"));
+        let others = stderr.contains("`latest` may name in the place of this one: step-3");
+        assert!(named && others, "{what}: {stderr}");
+    };
+    for file in
+        ["model.safetensors", "optimizer.safetensors", "ema/model.safetensors", "state.json"]
+    {
+        let whole = flip_a_bit(&step.join(file));
+        told(resume(), file, "resume");
+        if file.ends_with("model.safetensors") {
+            told(averaged(), file, "export of the averages");
+        }
+        if file == "model.safetensors" {
+            told(export(), file, "export");
+        }
+        std::fs::write(step.join(file), whole).unwrap();
+    }
+    // A replay of a later step begins with this one; `metrics.jsonl` need not have it for that.
+    let whole = flip_a_bit(&step.join("model.safetensors"));
+    told(replay(), "model.safetensors", "replay");
+    // Checkpoints of earlier versions have no checksums.
+    std::fs::remove_file(step.join("SHA256SUMS")).unwrap();
+    export().expect_success();
+    std::fs::write(step.join("model.safetensors"), whole).unwrap();
+    resume().expect_success();
+}
+
+#[test]
+fn checksums_are_those_of_sha256sum() {
+    let world = World::new();
+    world.train("language", LANGUAGE, "run", &["--stop-after", "1"]).expect_success();
+    let run = world.path("run");
+    let folder = latest(&run);
+    let check = Command::new("sha256sum").args(["-c", "SHA256SUMS"]).current_dir(&folder).output();
+    let Ok(check) = check else {
+        eprintln!("skipped: there is no sha256sum here");
+        return;
+    };
+    let told = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(check.status.success(), "{told}");
+    let files = std::fs::read_dir(&folder).unwrap().count();
+    assert_eq!(told.lines().filter(|line| line.ends_with(": OK")).count(), files - 1, "{told}");
+}
+
+#[test]
+fn a_latest_whose_checkpoint_is_gone_is_told_of_with_those_that_are_there() {
+    let world = World::new();
+    world.train("language", LANGUAGE, "run", &["--stop-after", "4"]).expect_success();
+    let run = world.path("run");
+    std::fs::write(run.join("latest"), "step-40\n").unwrap();
+    let export = || {
+        let mut export = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+        export.arg("export").arg("--model").arg(&run).args(["--format", "flamingo", "--out"]);
+        Finished(export.arg(world.path("out")).output().unwrap())
+    };
+    for refused in [world.train("language", LANGUAGE, "run", &["--resume"]), export()] {
+        assert_eq!(refused.code(), Some(1), "{}", refused.stderr());
+        for words in ["run/latest", "`step-40`", "checkpoints/step-40", "step-4, step-3"] {
+            assert!(refused.stderr().contains(words), "no {words}: {}", refused.stderr());
+        }
+    }
+    assert!(!world.path("out").exists());
 }
 
 #[test]
