@@ -11,6 +11,7 @@ use crate::evaluate::{Options, Plan};
 use crate::evaluation::Evaluation;
 use crate::local_subject::LocalSubject;
 use crate::models::{Model, ModelChoice, Place, open_local};
+use crate::oddities::oddity_table;
 use crate::report::report_html;
 use crate::results::results_json;
 use crate::settings::write_whole;
@@ -145,7 +146,8 @@ fn server(benchmark: &Benchmark) -> Option<Server> {
 fn tables(evaluations: &[Evaluation<'_>]) -> String {
     let seeds = evaluations.iter().filter_map(seed_table);
     let controls = evaluations.iter().filter_map(control_table);
-    let tables = [score_table(evaluations)].into_iter().chain(seeds).chain(controls);
+    let odd = oddity_table(evaluations);
+    let tables = [score_table(evaluations)].into_iter().chain(seeds).chain(controls).chain(odd);
     let texts: Vec<String> = tables.map(|table| table.to_text()).collect();
     texts.join("\n")
 }

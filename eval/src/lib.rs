@@ -23,7 +23,7 @@
 //! [`models`] all that can be asked: a [`served_subject`] at an [`endpoint`] by [`chat`], at a [`pace`] from a [`queue`] with [`back_off`], with [`candidate_match`] what it means, and [`predictions`], [`evaluate`]
 //! one benchmark or [`part`] of it to an [`evaluation`], [`command`] all of them, [`controls`] and [`words`] whether it looks, [`seeds`] what the choice
 //! of shots does, [`metric`] metrics by name on [`metrics`] and [`bootstrap`], [`score`] files without a model ([`npy`] among them), [`self_check`] all metrics against the official tools, [`compare`] two runs, [`paired`] item by item, [`generate`] a text of one's own, [`linter`] and [`submission`] before a server sees them, [`leaks`] by [`near_hashes`] what was seen before,
-//! [`samples`] and [`settings`] for going on, [`results`], [`table`] and [`report`] for what comes out.
+//! [`samples`] and [`settings`] for going on, [`oddities`] of answers, [`results`], [`table`] and [`report`] for what comes out.
 
 pub mod back_off;
 pub mod benchmark;
@@ -54,6 +54,7 @@ pub mod metrics;
 pub mod models;
 pub mod near_hashes;
 pub mod npy;
+pub mod oddities;
 pub mod pace;
 pub mod paired;
 pub mod part;

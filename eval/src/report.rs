@@ -14,6 +14,7 @@ use self::published::published_table;
 use self::slices::slice_tables;
 use crate::error::EvalError;
 use crate::evaluation::{Evaluation, Outcome};
+use crate::oddities::oddity_table;
 use crate::run_folder::{RunFolder, loss_curves};
 use crate::subject::ModelCard;
 use crate::table::{Table, control_table, score_table, seed_table};
@@ -69,6 +70,12 @@ impl Report {
             self.page.paragraph(
                 "Several seeds of the choice of shots: how far scores move with other shots, and with other \
                  queries.",
+            );
+        }
+        if let Some(odd) = oddity_table(evaluations) {
+            table(&mut self.page, &odd);
+            self.page.paragraph(
+                "Scored as they stand: what is no candidate is wrong, and what a filter kept back is empty.",
             );
         }
         let controls: Vec<Table> = evaluations.iter().filter_map(control_table).collect();

@@ -8,13 +8,11 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::benchmark::Benchmark;
 use crate::bootstrap::Estimate;
-use crate::evaluation::{Evaluation, Outcome, Round, Scored, TooLong};
+use crate::evaluation::{Evaluation, Outcome, Round, TooLong};
 use crate::metric::Metric;
-use crate::samples::Sample;
+use crate::oddities::Oddity;
 use crate::seeds::seed_scores;
-use crate::subject::Ending;
 
 /// The filter of the score that counts.
 const FILTER: &str = "none";
@@ -89,13 +87,7 @@ impl Results {
                         better.insert(name, true.into());
                     }
                 }
-                let n_unmatched = unmatched(evaluation.benchmark, scored);
-                let ended = |ending| endings(scored, ending);
-                let counts = [
-                    ("unmatched_answers", n_unmatched),
-                    ("cut_off_answers", ended(Ending::Length)),
-                    ("kept_back_answers", ended(Ending::ContentFilter)),
-                ];
+                let counts = Oddity::ALL.map(|it| (it.key(), it.count(evaluation, scored)));
                 for (name, n) in counts.into_iter().filter(|(_, n)| *n > 0) {
                     scores.insert(name.into(), n.into());
                 }
@@ -177,21 +169,6 @@ impl Results {
         });
         self.n_samples.insert(name, counts);
     }
-}
-
-/// Answers of closed tasks that are none of the candidates: they count as wrong.
-fn unmatched(benchmark: &Benchmark, scored: &Scored) -> usize {
-    let is_other = |sample: &&Sample| {
-        let candidates = &benchmark.query[sample.doc_id].candidates;
-        !candidates.contains(&sample.prediction)
-    };
-    let is_closed = benchmark.task.decoding.is_closed();
-    scored.samples.iter().filter(|_| is_closed).filter(is_other).count()
-}
-
-/// Answers that ended so.
-fn endings(scored: &Scored, ending: Ending) -> usize {
-    scored.samples.iter().filter(|sample| sample.ending == Some(ending)).count()
 }
 
 fn add_estimate(scores: &mut Map<String, Value>, metric: &str, rule: &str, estimate: &Estimate) {

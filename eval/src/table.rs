@@ -124,10 +124,11 @@ fn gain_cell(round: &Round) -> String {
     gain(round).map(|gain| signed(&gain.estimate)).unwrap_or_default()
 }
 
-/// How scores move with other shots and with other queries; none where there is one seed.
+/// How scores move with other shots and with other queries; none where nothing was asked with several seeds.
 pub fn seed_table(evaluation: &Evaluation<'_>) -> Option<Table> {
     let headers = ["seeds", "mean", "sd over shots", "stderr over queries", "stderr of the mean"];
-    let rows = seed_scores(evaluation).into_iter().map(|seeds| {
+    let several = seed_scores(evaluation).into_iter().filter(|seeds| seeds.n_seeds > 1);
+    let rows = several.map(|seeds| {
         let name = format!("{}_{}", evaluation.benchmark.task.name, seeds.suffix);
         let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |it| format!("{it:.4}"));
         let values = [Some(seeds.mean), seeds.demo_sd, Some(seeds.item_stderr), seeds.stderr()];

@@ -286,6 +286,16 @@ fn what_is_kept_back_or_cut_off_is_counted_and_asked_once() {
     let round = &found["results"]["label_2shot"];
     assert_eq!((&round["kept_back_answers"], &round["unmatched_answers"]), (&json!(6), &json!(6)));
     assert_eq!(round["acc,none"], 0.0);
+    let told = String::from_utf8(output.stdout).unwrap();
+    let (cut, back) = (n_ended("length").to_string(), n_ended("content_filter").to_string());
+    let line = |name: &str| {
+        let line = told.lines().rfind(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(line("caption_2shot"), ["caption_2shot", "6", "0", &cut, &back], "{told}");
+    assert_eq!(line("label_2shot"), ["label_2shot", "6", "6", "0", "6"], "{told}");
+    let report = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(report.contains("<td>caption_2shot</td>"), "{told}");
 }
 
 #[test]
