@@ -149,7 +149,7 @@ pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode, Rank};
 pub use order::{EpochOrder, Shuffle, ShuffleQuality};
 pub use picture::{difference_hash, image_hash, image_png};
 pub use pixel_buffer::PixelBuffer;
-pub use pixels::{Augment, Fit, ImageConfig, PixelType, image_bytes, image_pixels};
+pub use pixels::{Augment, Fit, ImageConfig, Normalise, PixelType, image_bytes, image_pixels};
 pub use row_view::read_row;
 pub use sample::{
     Example, LossMask, SampleConfig, SampleKey, caption_tokens, example, packed_example,

@@ -87,15 +87,17 @@ impl Augment {
 
 /// What makes values of 256 to numbers of mean 0 and deviation 1. One product and one difference: the same
 /// value gives the same number wherever it is made.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Normalise {
-    factor: [f32; 3],
-    shift: [f32; 3],
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Normalise {
+    /// What values of red, green and blue are multiplied by.
+    pub factor: [f32; 3],
+    /// What is taken off the products.
+    pub shift: [f32; 3],
 }
 
 impl Normalise {
     /// By mean and standard deviation of red, green and blue, 0 to 1.
-    pub(crate) fn new(mean: [f32; 3], std: [f32; 3]) -> Self {
+    pub fn new(mean: [f32; 3], std: [f32; 3]) -> Self {
         Self {
             factor: std.map(|std| 1.0 / (255.0 * std)),
             shift: std::array::from_fn(|colour| mean[colour] / std[colour]),

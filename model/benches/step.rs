@@ -113,7 +113,7 @@ fn clip() -> Result<(), ModelError> {
     let config = ClipConfig { vision: vision_config(), text, embedding: 64, pool: Pool::Mean };
     let model = Clip::new(&config, 1)?;
     let pairs = Pairs {
-        images: noise(batch * config.vision.n_pixel_values()),
+        images: noise(batch * config.vision.n_pixel_values()).into(),
         tokens: tokens(batch * length),
         length,
         lengths: vec![20; batch],
@@ -188,7 +188,7 @@ fn flamingo() -> Result<(), ModelError> {
         length,
         phi: (0..batch).flat_map(|_| phi(length, images)).collect(),
         loss_mask: mask(batch * length, length),
-        pixels: noise(batch * images * pixels),
+        pixels: noise(batch * images * pixels).into(),
         features: None,
         n_frames: 1,
         image_count: vec![images; batch],

@@ -23,8 +23,8 @@ use std::time::Instant;
 
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
-    Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, PatchStates, Pool,
-    Prompt, Recompute, ResamplerConfig, Tensors, Trainable, VitConfig,
+    Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, PatchStates, PixelsRef,
+    Pool, Prompt, Recompute, ResamplerConfig, Tensors, Trainable, VitConfig,
 };
 use rayon::prelude::*;
 
@@ -174,7 +174,7 @@ fn read_inputs(folder: &Path) -> Result<(Inputs, Vec<u32>), Box<dyn Error>> {
         phi: (0..BATCH).flat_map(|_| phi(LENGTH, IMAGES)).collect(),
         loss_mask: (0..tokens.len()).map(mask).collect(),
         tokens,
-        pixels: inputs.take("pixels", &[BATCH * IMAGES, 3, 224, 224], &path)?,
+        pixels: inputs.take("pixels", &[BATCH * IMAGES, 3, 224, 224], &path)?.into(),
         features: None,
         n_frames: 1,
         image_count: vec![IMAGES; BATCH],
@@ -190,7 +190,8 @@ fn write_on(
     n: usize,
 ) -> Result<Vec<u32>, Box<dyn Error>> {
     let one = model.config().vision.n_pixel_values();
-    let images_of = |batch: &Inputs| model.latents(&batch.pixels[..images * one], 1);
+    let images_of =
+        |batch: &Inputs| model.latents(PixelsRef::from(&batch.pixels).chunks(images * one)[0], 1);
     let prompt = Prompt {
         tokens: tokens.clone(),
         phi: phi(tokens.len(), images).collect(),

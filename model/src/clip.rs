@@ -13,6 +13,7 @@ use crate::layers::Linear;
 use crate::limits::{WIDTH_MAX, check_size};
 use crate::ops::{self, BatchEmbeddings, Recompute};
 use crate::params::{Declare, ParamId, Params, Source, Start, Trainable, Training};
+use crate::pixels::{Pixels, PixelsRef};
 use crate::spare::Spare;
 use crate::tensor::{
     DeviceError, Gradients, Loss, Matrix, NotRecording, Record, Recording, Weight, differentiate,
@@ -70,7 +71,7 @@ impl ClipConfig {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pairs {
     /// `[B, 3, H, W]`.
-    pub images: Vec<f32>,
+    pub images: Pixels,
     /// `[B, L]`, padded at the end with any token.
     pub tokens: Vec<u32>,
     /// `L`.
@@ -284,15 +285,19 @@ impl Clip {
     /// Images and texts, each `[B, E]`; the tape comes with the images.
     fn embed<T: Record>(&self, pairs: &Pairs, tape: T) -> Result<(Matrix<T>, Matrix), DeviceError> {
         let (texts, tape) = self.texts(&pairs.tokens, pairs.length, &pairs.lengths, tape)?.split();
-        Ok((self.images(&pairs.images, tape)?, texts))
+        Ok((self.images((&pairs.images).into(), tape)?, texts))
     }
 
     /// Images `[B, 3, H, W]` to embeddings of length 1: `[B * E]`.
     ///
     /// # Errors
     /// When the images do not fit the model.
-    pub fn embed_images(&self, images: &[f32]) -> Result<Vec<f32>, ModelError> {
-        check_pixels(images, &self.config.vision, None)?;
+    pub fn embed_images<'a>(
+        &self,
+        images: impl Into<PixelsRef<'a>>,
+    ) -> Result<Vec<f32>, ModelError> {
+        let images = images.into();
+        check_pixels(images.len(), &self.config.vision, None)?;
         ops::on_pool(|| {
             let x = self.images(images, NotRecording::default())?;
             Ok(ops::unit_rows(&x.to_vec()?, x.width()).0)
@@ -317,7 +322,7 @@ impl Clip {
         })
     }
 
-    fn images<T: Record>(&self, images: &[f32], tape: T) -> Result<Matrix<T>, DeviceError> {
+    fn images<T: Record>(&self, images: PixelsRef, tape: T) -> Result<Matrix<T>, DeviceError> {
         let (p, pool) = (&self.vision_params, self.config.pool);
         let x = self.vision.pooled(p, images, tape, self.recompute, pool)?; // [B, V]
         self.vision_projection.forward(&self.params, x) // [B, E]
@@ -349,7 +354,7 @@ impl Clip {
 
     fn check_pairs(&self, pairs: &Pairs) -> Result<(), ModelError> {
         self.check_texts(&pairs.tokens, pairs.length, &pairs.lengths)?;
-        check_pixels(&pairs.images, &self.config.vision, Some(pairs.lengths.len()))
+        check_pixels(pairs.images.len(), &self.config.vision, Some(pairs.lengths.len()))
     }
 
     fn check_texts(
@@ -411,16 +416,16 @@ impl EmbeddedPairs {
     }
 }
 
-/// Checks that `pixels` are `images` images, or any number but 0, of the tower's size.
+/// Checks that so many values of pixels are `images` images, or any number but 0, of the tower's size.
 pub(crate) fn check_pixels(
-    pixels: &[f32],
+    n_values: usize,
     config: &VisionConfig,
     images: Option<usize>,
 ) -> Result<(), ModelError> {
     let one = config.n_pixel_values();
     let fits = match images {
-        Some(n) => n.checked_mul(one) == Some(pixels.len()),
-        None => !pixels.is_empty() && pixels.len().is_multiple_of(one),
+        Some(n) => n.checked_mul(one) == Some(n_values),
+        None => n_values > 0 && n_values.is_multiple_of(one),
     };
     if fits {
         return Ok(());
@@ -428,7 +433,7 @@ pub(crate) fn check_pixels(
     let number = images.map_or("a positive number of".to_owned(), |n| n.to_string());
     Err(ModelError::Input {
         what: "pixels",
-        found: format!("{} values", pixels.len()),
+        found: format!("{n_values} values"),
         expected: format!(
             "{number} images of 3 x {} x {} values",
             config.image_size(),

@@ -28,6 +28,7 @@ use crate::language_model::{LanguageModel, LossTerms, Objective, all_logits, lan
 use crate::limits::{VOCABULARY_MAX, check_at_most};
 use crate::ops::{self, Heads, MediaReads, Recompute, Shares, Stage, Visible};
 use crate::params::{Declare, ParamId, Parameter, Params, Source, Start, Trainable, Training};
+use crate::pixels::PixelsRef;
 use crate::resampler::{Resampler, ResamplerConfig};
 use crate::spare::Spare;
 use crate::tensor::{
@@ -500,9 +501,10 @@ impl Flamingo {
     ///
     /// # Errors
     /// When the pixels are not whole images of the model's size.
-    pub fn features(&self, pixels: &[f32]) -> Result<Vec<f32>, ModelError> {
+    pub fn features<'a>(&self, pixels: impl Into<PixelsRef<'a>>) -> Result<Vec<f32>, ModelError> {
+        let pixels = pixels.into();
         let n_images = pixels.len() / self.config.vision.n_pixel_values();
-        check_media(pixels, n_images, 1, &self.config)?;
+        check_media(pixels.len(), n_images, 1, &self.config)?;
         if n_images == 0 {
             return Ok(Vec::new());
         }
@@ -530,10 +532,15 @@ impl Flamingo {
     ///
     /// # Errors
     /// When the pixels are not whole images of the model's size.
-    pub fn latents(&self, pixels: &[f32], n_frames: usize) -> Result<Latents, ModelError> {
+    pub fn latents<'a>(
+        &self,
+        pixels: impl Into<PixelsRef<'a>>,
+        n_frames: usize,
+    ) -> Result<Latents, ModelError> {
+        let pixels = pixels.into();
         let one = self.config.vision.n_pixel_values() * n_frames;
         let n_images = pixels.len().checked_div(one).unwrap_or(0);
-        check_media(pixels, n_images, n_frames, &self.config)?;
+        check_media(pixels.len(), n_images, n_frames, &self.config)?;
         ops::on_pool(|| {
             let matrix = self.resample(pixels, n_images, n_frames, NotRecording::default())?;
             Ok(Latents { matrix, n_images })
@@ -653,14 +660,14 @@ impl Flamingo {
         Ok(y)
     }
 
-    fn features_of_each(&self, pixels: &[f32]) -> Result<Matrix, DeviceError> {
+    fn features_of_each(&self, pixels: PixelsRef) -> Result<Matrix, DeviceError> {
         self.vision.features_of_each(&self.vision_params, pixels, &self.config.vision)
     }
 
     /// `[M, F, 3, H, W]` to `[M * R, V]`. A frozen vision tower never records.
     fn resample<T: Record>(
         &self,
-        pixels: &[f32],
+        pixels: PixelsRef,
         n_images: usize,
         n_frames: usize,
         tape: T,
@@ -688,7 +695,7 @@ impl Flamingo {
                 let features = features.with(tape);
                 self.resampler.forward(&self.params, features, n_images, inputs.n_frames)
             }
-            _ => self.resample(&inputs.pixels, n_images, inputs.n_frames, tape),
+            _ => self.resample((&inputs.pixels).into(), n_images, inputs.n_frames, tape),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::flamingo::FlamingoConfig;
 use crate::gated_xattn::MediaAttention;
 use crate::language_model::targets;
 use crate::ops;
+use crate::pixels::Pixels;
 use crate::tensor::Matrix;
 
 /// A batch of interleaved sequences.
@@ -24,7 +25,7 @@ pub struct Inputs {
     /// are 0.
     pub loss_mask: Vec<f32>,
     /// `[M, F, 3, H, W]`: the images of all sequences one after the other, without padding.
-    pub pixels: Vec<f32>,
+    pub pixels: Pixels,
     /// `[M, F, P, V]`: what [`Flamingo::features`](crate::Flamingo::features) made of these images, in
     /// place of `pixels`, which are not looked at then.
     pub features: Option<Vec<f32>>,
@@ -64,7 +65,7 @@ impl Inputs {
         let n_images = self.image_count.iter().sum();
         match &self.features {
             Some(features) => check_features(features, n_images, self.n_frames, config)?,
-            None => check_media(&self.pixels, n_images, self.n_frames, config)?,
+            None => check_media(self.pixels.len(), n_images, self.n_frames, config)?,
         }
         targets(&self.tokens, self.length, &self.loss_mask)
     }
@@ -111,15 +112,15 @@ impl Latents {
     }
 }
 
-/// Checks that `pixels` are `n_images` images or videos of `n_frames` frames.
+/// Checks that so many values of pixels are `n_images` images or videos of `n_frames` frames.
 pub(crate) fn check_media(
-    pixels: &[f32],
+    n_values: usize,
     n_images: usize,
     n_frames: usize,
     config: &FlamingoConfig,
 ) -> Result<(), ModelError> {
     check_frames(n_frames, config)?;
-    check_pixels(pixels, &config.vision, Some(n_images.saturating_mul(n_frames)))
+    check_pixels(n_values, &config.vision, Some(n_images.saturating_mul(n_frames)))
 }
 
 /// Checks that `features` are those of `n_images` images or videos of `n_frames` frames.

@@ -44,7 +44,7 @@
 //! `checkpoint` model folders | `checksums` of their files | `layers` affine map, norm, feed-forward | `block` transformer block |
 //! `vision` tower: `vit` CLIP's or `nfnet` the paper's | `architecture` and `decoder` of language models | `families` of them |
 //! `clip` contrastive model | `language_model` | `self_attention` of trained parts | `resampler` |
-//! `gated_xattn` and `gate_sums` how much it adds | `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
+//! `gated_xattn` and `gate_sums` how much it adds | `pixels` of images and `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
 //! and scoring | `openflamingo` names of its checkpoints | `openflamingo_checkpoint` whole models from and
 //! to them | `torch_file` checkpoints written for PyTorch | `presets` named models and their
 //! numbers of parameters | `activations` how much memory a step takes.
@@ -83,6 +83,7 @@ mod openflamingo_checkpoint;
 mod ops;
 mod params;
 mod pickle;
+mod pixels;
 mod presets;
 mod resampler;
 mod self_attention;
@@ -125,6 +126,7 @@ pub use ops::benches_cuda as gpu_bench;
 pub use ops::{Activation, AdamStep, Average, BatchEmbeddings, Moments, Recompute};
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
+pub use pixels::{Normal, Pixels, PixelsRef};
 pub use presets::{ParameterRow, ParameterTable};
 pub use resampler::{ResamplerConfig, ResamplerKind};
 pub use spare::Spare;

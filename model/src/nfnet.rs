@@ -7,10 +7,8 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::buffer::Buffer;
 use crate::checkpoint::read_json;
 use crate::clip::VISION_PREFIX;
 use crate::error::ModelError;
@@ -19,6 +17,7 @@ use crate::limits::{
 };
 use crate::ops::{self, Activation, Convolution, Grid, KernelSize, SqueezeExcitation};
 use crate::params::{Declare, ParamId, Params, Source, Start};
+use crate::pixels::PixelsRef;
 use crate::tensor::{DeviceError, Matrix, NotRecording, Record};
 use crate::weights_file::Tensors;
 
@@ -501,12 +500,11 @@ impl Nfnet {
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,
-        pixels: &[f32],
+        pixels: PixelsRef,
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
-        let colours = colours_last(pixels, self.image_size);
-        let width = colours.width();
-        self.features(p, p.beside(colours.into_values(), width)?.with(tape))
+        let colours = ops::unfold(p, pixels, self.image_size, 1)?; // [M * H * W, 3]
+        self.features(p, colours.with(tape))
     }
 
     /// The `NFNet` in a folder of timm, if it is one: its `config.json` names the architecture
@@ -576,21 +574,6 @@ impl Nfnet {
         }
         Ok((x, grid))
     }
-}
-
-/// Images `[M, 3, H, W]` as `[M * H * W, 3]`.
-fn colours_last(pixels: &[f32], image_size: usize) -> Matrix {
-    let plane = image_size * image_size;
-    let mut out = Buffer::unset(pixels.len());
-    out.par_chunks_mut(COLOURS * plane).zip(pixels.par_chunks(COLOURS * plane)).for_each(
-        |(out, image)| {
-            for (colour, plane) in image.chunks_exact(plane).enumerate() {
-                let to = out[colour..].iter_mut().step_by(COLOURS);
-                to.zip(plane).for_each(|(to, from)| *to = *from);
-            }
-        },
-    );
-    Matrix::constant(out, COLOURS)
 }
 
 #[cfg(test)]
@@ -677,7 +660,7 @@ mod tests {
             assert_eq!(p.n_values(), config.n_parameters());
             assert!(p.iter().all(|parameter| parameter.name.starts_with("a.")));
             let pixels = vec![0.5; 2 * config.n_pixel_values()];
-            let out = network.forward(&p, &pixels, NotRecording::default()).unwrap();
+            let out = network.forward(&p, (&pixels).into(), NotRecording::default()).unwrap();
             assert_eq!(out.rows(), 2 * config.n_feature_rows());
             assert_eq!(out.width(), config.feature_width());
         }
@@ -719,7 +702,7 @@ mod tests {
         };
 
         let pixels = case.input("pixels"); // [2, 3, 64, 64]
-        let images = device.variable(colours_last(&pixels, 64).values(), 3);
+        let images = device.variable(ops::unfold_here((&pixels).into(), 64, 1).values(), 3);
         let taped = images.clone().with(Recording::default());
         let (mut x, mut grid) = network.after_stem(&p, taped).unwrap();
         let mut name = "stem".to_owned();
@@ -773,7 +756,7 @@ mod tests {
         let mut declare = Declare::new(case.source(), Training::Frozen);
         let network = Nfnet::new(&mut declare, "", &tiny(NfnetFeatures::FinalConv)).unwrap();
         let p = device.with(declare.finish());
-        let frozen = network.forward(&p, &pixels, NotRecording::default()).unwrap();
+        let frozen = network.forward(&p, (&pixels).into(), NotRecording::default()).unwrap();
         assert_eq!(frozen.to_vec().unwrap(), out.to_vec().unwrap());
     }
 }

@@ -11,7 +11,7 @@ use crate::resampler::ResamplerKind;
 use crate::tensor::{Matrix, NotRecording, Recording};
 use crate::{
     Activation, CrossAttentionConfig, Flamingo, FlamingoConfig, Gradients, Inputs, LanguageConfig,
-    LanguageModel, Latents, NfnetConfig, Params, Prompt, ResamplerConfig, Tensors, Tower,
+    LanguageModel, Latents, NfnetConfig, Params, Pixels, Prompt, ResamplerConfig, Tensors, Tower,
     Trainable, VisionConfig, VitConfig,
 };
 use crate::{Architecture, Generation, PatchStates};
@@ -168,6 +168,14 @@ fn frames(config: &FlamingoConfig) -> usize {
     config.resampler.frames.clamp(1, 2)
 }
 
+/// The numbers of the images of a batch, to be changed.
+fn numbers(batch: &mut Inputs) -> &mut Vec<f32> {
+    match &mut batch.pixels {
+        Pixels::F32(numbers) => numbers,
+        Pixels::U8 { .. } => panic!("the images are numbers"),
+    }
+}
+
 /// Two sequences of 6 tokens: two images (the first seen from position 1, the second from 4), and
 /// one.
 fn inputs(config: &FlamingoConfig) -> Inputs {
@@ -176,7 +184,7 @@ fn inputs(config: &FlamingoConfig) -> Inputs {
         length: 6,
         phi: vec![-1, 0, 0, 0, 1, 1, -1, -1, 0, 0, 0, 0],
         loss_mask: vec![1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0],
-        pixels: pseudo_random(3 * frames(config) * PIXELS, 1),
+        pixels: pseudo_random(3 * frames(config) * PIXELS, 1).into(),
         features: None,
         n_frames: frames(config),
         image_count: vec![2, 1],
@@ -185,10 +193,11 @@ fn inputs(config: &FlamingoConfig) -> Inputs {
 
 /// The two sequences of [`inputs`] and one without images as prompts.
 fn prompts(model: &Flamingo) -> Vec<Prompt> {
-    let (batch, n_frames) = (inputs(&model.config), frames(&model.config));
+    let (mut batch, n_frames) = (inputs(&model.config), frames(&model.config));
+    let pixels = numbers(&mut batch).clone();
     let one = n_frames * PIXELS;
     let latents =
-        |from: usize, to| model.latents(&batch.pixels[from * one..to * one], n_frames).unwrap();
+        |from: usize, to: usize| model.latents(&pixels[from * one..to * one], n_frames).unwrap();
     vec![
         Prompt {
             tokens: batch.tokens[..6].to_vec(),
@@ -229,7 +238,7 @@ fn a_token_depends_on_the_images_that_it_may_see_alone() {
         let before = model.logits(&inputs(&config)).unwrap();
         // The second image, seen from position 4 on.
         let mut batch = inputs(&config);
-        batch.pixels[one..2 * one].fill(0.3);
+        numbers(&mut batch)[one..2 * one].fill(0.3);
         let after = model.logits(&batch).unwrap();
         for l in (0..4).chain(6..12) {
             assert_eq!(row(&before, l), row(&after, l), "{name}, position {l}");
@@ -237,7 +246,7 @@ fn a_token_depends_on_the_images_that_it_may_see_alone() {
         assert_ne!(row(&before, 4), row(&after, 4), "{name}");
         // The first image, seen from position 1 on.
         let mut batch = inputs(&config);
-        batch.pixels[..one].fill(-0.3);
+        numbers(&mut batch)[..one].fill(-0.3);
         let after = model.logits(&batch).unwrap();
         for l in [0].into_iter().chain(6..12) {
             assert_eq!(row(&before, l), row(&after, l), "{name}, position {l}");
@@ -262,7 +271,7 @@ fn all_previous_images_are_read_and_with_one_only_the_last() {
         let batch =
             Inputs { phi: vec![-1, -1, -1, -1, 1, -1, -1, -1, -1, -1, -1, -1], ..inputs(&config) };
         let mut changed = batch.clone();
-        changed.pixels[..2 * PIXELS].fill(-0.3);
+        numbers(&mut changed)[..2 * PIXELS].fill(-0.3);
         assert_eq!(read(&batch) == read(&changed), attend == MediaAttention::One);
     }
 }

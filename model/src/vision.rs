@@ -16,6 +16,7 @@ use crate::error::ModelError;
 use crate::nfnet::{Nfnet, NfnetConfig};
 use crate::ops::{self, Recompute};
 use crate::params::{Declare, Params, Source, Training};
+use crate::pixels::PixelsRef;
 use crate::tensor::{DeviceError, Matrix, NotRecording, Record};
 use crate::vit::{Vit, VitConfig};
 
@@ -195,7 +196,7 @@ impl Vision {
     pub(crate) fn features<T: Record>(
         &self,
         p: &Params,
-        pixels: &[f32],
+        pixels: PixelsRef,
         tape: T,
         recompute: Recompute,
     ) -> Result<Matrix<T>, DeviceError> {
@@ -214,7 +215,7 @@ impl Vision {
     pub(crate) fn features_of_each(
         &self,
         p: &Params,
-        pixels: &[f32],
+        pixels: PixelsRef,
         config: &VisionConfig,
     ) -> Result<Matrix, DeviceError> {
         let rows = config.n_feature_rows();
@@ -226,7 +227,8 @@ impl Vision {
         };
         #[cfg(feature = "cuda")]
         if p.gpu().is_some() {
-            let groups = pixels.chunks(config.n_pixel_values() * IMAGES_TOGETHER_ON_GPU);
+            let groups =
+                pixels.chunks(config.n_pixel_values() * IMAGES_TOGETHER_ON_GPU).into_iter();
             let group =
                 |pixels| self.features(p, pixels, NotRecording::default(), Recompute::Nothing);
             let parts = groups.map(group).collect::<Result<Vec<Matrix>, _>>()?;
@@ -234,8 +236,8 @@ impl Vision {
         }
         let n_images = pixels.len() / config.n_pixel_values();
         let mut out = Buffer::unset(n_images * config.n_feature_values());
-        let groups = pixels.par_chunks(config.n_pixel_values() * together);
-        let group = |(pixels, out): (&[f32], &mut [f32])| {
+        let groups = pixels.chunks(config.n_pixel_values() * together).into_par_iter();
+        let group = |(pixels, out): (PixelsRef, &mut [f32])| {
             let x = self.features(p, pixels, NotRecording::default(), Recompute::Nothing)?;
             out.copy_from_slice(x.values());
             Ok::<(), DeviceError>(())
@@ -252,7 +254,7 @@ impl Vision {
     pub(crate) fn pooled<T: Record>(
         &self,
         p: &Params,
-        pixels: &[f32],
+        pixels: PixelsRef,
         tape: T,
         recompute: Recompute,
         pool: Pool,
@@ -326,7 +328,7 @@ mod tests {
         let one = config.n_pixel_values();
         let pixels = ops::gradient_check::pseudo_random(15 * one, 2);
         let bits = |pixels: &[f32]| -> Vec<u32> {
-            let features = vision.features_of_each(&params, pixels, &config).unwrap();
+            let features = vision.features_of_each(&params, pixels.into(), &config).unwrap();
             features.values().iter().map(|v| v.to_bits()).collect()
         };
         let alone: Vec<u32> = pixels.chunks(one).flat_map(bits).collect();

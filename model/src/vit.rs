@@ -6,11 +6,9 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::block::{Block, BlockShape, Part, WholeSequences};
-use crate::buffer::Buffer;
 use crate::clip::Pool;
 use crate::error::ModelError;
 use crate::layers::{FEED_FORWARD_WIDENING, LayerNorm, Linear, NORM_EPSILON, NormKind};
@@ -20,6 +18,7 @@ use crate::limits::{
 };
 use crate::ops::{self, Activation, Heads, Recompute, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
+use crate::pixels::PixelsRef;
 use crate::tensor::{DeviceError, Matrix, Record};
 use crate::vision::is_default;
 
@@ -178,11 +177,12 @@ impl Vit {
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,
-        pixels: &[f32],
+        pixels: PixelsRef,
         tape: T,
         recompute: Recompute,
     ) -> Result<Matrix<T>, DeviceError> {
-        let patches = self.patches(p, pixels)?; // [M * P, 3 p p]
+        let (size, patch) = (self.config.image_size, self.config.patch_size);
+        let patches = ops::unfold(p, pixels, size, patch)?; // [M * P, 3 p p]
         let x = self.patch_embedding.forward(p, patches.with(tape))?; // [M * P, V]
         let (class, positions) = (p.get(self.class), p.get(self.positions));
         let x = ops::prepend_class(x, class, positions)?; // [M * (1 + P), V]
@@ -203,24 +203,12 @@ impl Vit {
         Ok(x)
     }
 
-    /// The patches of pixels `[M, 3, H, W]`, where the parameters are: `[M * P, 3 p p]`.
-    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
-    fn patches(&self, p: &Params, pixels: &[f32]) -> Result<Matrix, DeviceError> {
-        #[cfg(feature = "cuda")]
-        if let Some(gpu) = p.gpu() {
-            let (size, patch) = (self.config.image_size, self.config.patch_size);
-            return ops::unfold(gpu, pixels, CHANNELS, size, patch);
-        }
-        let _ = p;
-        Ok(unfold(pixels, &self.config))
-    }
-
     /// Patch rows of pixels `[M, 3, H, W]`, the class row dropped, as the resampler reads them:
     /// `[M * P, V]`.
     pub(crate) fn features<T: Record>(
         &self,
         p: &Params,
-        pixels: &[f32],
+        pixels: PixelsRef,
         tape: T,
         recompute: Recompute,
     ) -> Result<Matrix<T>, DeviceError> {
@@ -296,27 +284,6 @@ fn interpolate(rows: &[f32], from: usize, to: usize, width: usize) -> Vec<f32> {
         }
     }
     out
-}
-
-/// Cuts images `[M, 3, H, W]` into patches, rows of patches first: `[M * P, 3 p p]`.
-fn unfold(pixels: &[f32], config: &VitConfig) -> Matrix {
-    let (size, patch) = (config.image_size, config.patch_size);
-    let side = size / patch;
-    let width = CHANNELS * patch * patch;
-    let mut out = Buffer::unset(pixels.len());
-    out.par_chunks_mut(config.n_pixel_values())
-        .zip(pixels.par_chunks(config.n_pixel_values()))
-        .for_each(|(out, image)| {
-            for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                let (top, left) = (i / side * patch, i % side * patch);
-                for (line, out) in out.chunks_exact_mut(patch).enumerate() {
-                    let (channel, y) = (line / patch, line % patch);
-                    let from = (channel * size + top + y) * size + left;
-                    out.copy_from_slice(&image[from..from + patch]);
-                }
-            }
-        });
-    Matrix::constant(out, width)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, Gradients, LanguageConfig, Pairs, Params,
-    PatchStates, Pool, Tensors, Trainable, VisionConfig, VitConfig,
+    PatchStates, Pixels, Pool, Tensors, Trainable, VisionConfig, VitConfig,
 };
 
 fn config() -> ClipConfig {
@@ -34,7 +34,9 @@ fn config() -> ClipConfig {
 
 fn pairs() -> Pairs {
     Pairs {
-        images: (0..4 * 192).map(|i| ((i * 7919 % 1009) as f32 / 504.5) - 1.0).collect(),
+        images: Pixels::F32(
+            (0..4 * 192).map(|i| ((i * 7919 % 1009) as f32 / 504.5) - 1.0).collect(),
+        ),
         tokens: (0..24).map(|i| i * 5 % 11).collect(),
         length: 6,
         lengths: vec![3, 6, 1, 4],
@@ -133,7 +135,7 @@ fn it_saves_loads_and_refuses_what_does_not_fit() {
     };
     check(|p| p.lengths[1] = 0, "input lengths is 0, expected 1 to 6 tokens");
     check(|p| p.lengths.truncate(3), "input lengths is 3 values");
-    check(|p| p.images.truncate(100), "expected 4 images of 3 x 8 x 8 values");
+    check(|p| p.images = Pixels::F32(vec![0.0; 100]), "expected 4 images of 3 x 8 x 8 values");
     let mut wrong = config();
     change_vision(&mut wrong, |vit| vit.heads = 5);
     let error = Clip::new(&wrong, 0).unwrap_err().to_string();

@@ -6,8 +6,8 @@ use std::path::Path;
 use flamingo_model::{
     Activation, Architecture, Clip, ClipConfig, CrossAttentionConfig, Flamingo, FlamingoConfig,
     Generation, Gradients, Inputs, LanguageConfig, LanguageModel, Latents, ModelError, Params,
-    PatchStates, Pool, Prompt, ResamplerConfig, TextBatch, Tower, Trainable, VisionConfig,
-    VitConfig,
+    PatchStates, Pixels, PixelsRef, Pool, Prompt, ResamplerConfig, TextBatch, Tower, Trainable,
+    VisionConfig, VitConfig,
 };
 
 /// Pixels of one image of the tiny model.
@@ -96,10 +96,18 @@ fn inputs() -> Inputs {
         length: 6,
         phi: vec![-1, 0, 0, 0, 1, 1, -1, -1, 0, 0, 0, 0],
         loss_mask: vec![1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0],
-        pixels: noise(3 * 2 * PIXELS, 1),
+        pixels: noise(3 * 2 * PIXELS, 1).into(),
         features: None,
         n_frames: 2,
         image_count: vec![2, 1],
+    }
+}
+
+/// The numbers of the images of a batch, to be changed.
+fn numbers(batch: &mut Inputs) -> &mut Vec<f32> {
+    match &mut batch.pixels {
+        Pixels::F32(numbers) => numbers,
+        Pixels::U8 { .. } => panic!("the images are numbers"),
     }
 }
 
@@ -123,13 +131,13 @@ fn a_token_depends_on_no_image_before_its_own_mark_and_on_no_later_image() {
     let before = model.logits(&inputs()).unwrap();
     let row = |logits: &[f32], l: usize| bits(&logits[l * 23..(l + 1) * 23]);
     let mut batch = inputs();
-    batch.pixels[2 * PIXELS..4 * PIXELS].fill(0.3); // the second image of the first sequence
+    numbers(&mut batch)[2 * PIXELS..4 * PIXELS].fill(0.3); // the second image of the first sequence
     let after = model.logits(&batch).unwrap();
     for l in (0..4).chain(6..12) {
         assert_eq!(row(&before, l), row(&after, l), "position {l}");
     }
     assert_ne!(row(&before, 4), row(&after, 4));
-    batch.pixels[..2 * PIXELS].fill(-0.3); // the first image
+    numbers(&mut batch)[..2 * PIXELS].fill(-0.3); // the first image
     let after = model.logits(&batch).unwrap();
     assert_eq!(row(&before, 0), row(&after, 0), "text before the first image");
     assert_ne!(row(&before, 1), row(&after, 1));
@@ -299,9 +307,10 @@ fn a_saved_model_loads_bit_by_bit() {
 
 /// The two sequences of [`inputs`] as prompts.
 fn prompts(model: &Flamingo) -> Vec<Prompt> {
-    let batch = inputs();
+    let mut batch = inputs();
+    let pixels = numbers(&mut batch).clone();
     let latents = |from: usize, to: usize| {
-        model.latents(&batch.pixels[from * 2 * PIXELS..to * 2 * PIXELS], 2).unwrap()
+        model.latents(&pixels[from * 2 * PIXELS..to * 2 * PIXELS], 2).unwrap()
     };
     vec![
         Prompt {
@@ -445,10 +454,11 @@ fn weights_that_diverged_are_an_error_and_not_token_0() {
 fn features_of_frames_alone_give_what_pixels_give() {
     let model = opened();
     let batch = inputs();
-    let alone = batch.pixels.chunks(PIXELS).map(|frame| model.features(frame).unwrap());
+    let frames = PixelsRef::from(&batch.pixels).chunks(PIXELS).into_iter();
+    let alone = frames.map(|frame| model.features(frame).unwrap());
     let features = alone.collect::<Vec<_>>().concat();
     assert_eq!(bits(&features), bits(&model.features(&batch.pixels).unwrap()));
-    let kept = Inputs { pixels: Vec::new(), features: Some(features.clone()), ..batch.clone() };
+    let kept = Inputs { pixels: Pixels::none(), features: Some(features.clone()), ..batch.clone() };
     let step = |inputs: &Inputs| {
         let (loss, mut gradients) = model.step(inputs, 1.0, Gradients::default()).unwrap();
         let gradient = gradient(&model, &mut gradients, "resampler.latents").unwrap();
@@ -458,7 +468,7 @@ fn features_of_frames_alone_give_what_pixels_give() {
     assert_eq!(bits(&model.logits(&kept).unwrap()), bits(&model.logits(&batch).unwrap()));
     let short = Inputs { features: Some(features[1..].to_vec()), ..kept.clone() };
     assert!(model.loss_only(&short).unwrap_err().to_string().contains("features"));
-    assert!(model.features(&batch.pixels[1..]).is_err());
+    assert!(model.features(&numbers(&mut batch.clone())[1..]).is_err());
     let no_images =
         Inputs { phi: vec![-1; 12], features: Some(Vec::new()), image_count: vec![0, 0], ..kept };
     assert!(model.loss_only(&no_images).unwrap().is_finite());
@@ -485,7 +495,7 @@ fn padding_of_length_and_images_does_not_change_results() {
     }
     // An image that no token sees.
     longer.image_count[1] = 2;
-    longer.pixels.extend(noise(2 * PIXELS, 9));
+    numbers(&mut longer).extend(noise(2 * PIXELS, 9));
     let (a, b) = (model.token_nll(&batch).unwrap(), model.token_nll(&longer).unwrap());
     for b_and_l in 0..12 {
         let (a, b) = (a[b_and_l], b[b_and_l / 6 * 9 + b_and_l % 6]);
@@ -499,7 +509,7 @@ fn padding_of_length_and_images_does_not_change_results() {
 fn text_without_any_image_is_read_like_the_bare_language_model_but_for_the_feed_forward() {
     let model = opened();
     let batch =
-        Inputs { phi: vec![-1; 12], pixels: Vec::new(), image_count: vec![0, 0], ..inputs() };
+        Inputs { phi: vec![-1; 12], pixels: Pixels::none(), image_count: vec![0, 0], ..inputs() };
     let (loss, mut gradients) = model.step(&batch, 1.0, Gradients::default()).unwrap();
     assert!(loss.is_finite());
     let of = |name: &str, gradients: &mut Gradients| gradient(&model, gradients, name).unwrap();

@@ -8,8 +8,8 @@ use std::process::Command;
 
 use flamingo_model::{
     Activation, Architecture, CrossAttentionConfig, FirstBlock, Flamingo, FlamingoConfig,
-    Gradients, Inputs, LanguageConfig, PatchStates, Recompute, ResamplerConfig, Tower, Trainable,
-    VitConfig,
+    Gradients, Inputs, LanguageConfig, PatchStates, Pixels, Recompute, ResamplerConfig, Tower,
+    Trainable, VitConfig,
 };
 use peak_alloc::PeakAlloc;
 
@@ -78,7 +78,7 @@ fn inputs(length: usize) -> Inputs {
         length,
         phi: vec![0; length],
         loss_mask,
-        pixels: (0..3 * 64).map(|i| (i % 7) as f32 - 3.0).collect(),
+        pixels: Pixels::F32((0..3 * 64).map(|i| (i % 7) as f32 - 3.0).collect()),
         features: None,
         n_frames: 1,
         image_count: vec![1],

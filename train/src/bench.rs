@@ -302,7 +302,7 @@ impl Job<'_> {
             tokens,
             length,
             phi,
-            pixels: self.bench.noise(n_pixels),
+            pixels: self.bench.noise(n_pixels).into(),
             features: None,
             n_frames: 1,
             image_count: vec![images; batch],

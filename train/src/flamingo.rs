@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use flamingo_dataset::{Batch, FeatureCache, ImageConfig, Tokenizer};
 use flamingo_model::{
     CrossAttentionConfig, Flamingo, FlamingoConfig, GateKind, GateSums, Gradients, Inputs,
-    LossTerms, MediaAttention, ModelError, Objective, Params, ResamplerConfig, Snapshot, Spare,
-    Tower, Trainable, TrainedTowers, VisionConfig,
+    LossTerms, MediaAttention, ModelError, Objective, Params, Pixels, PixelsRef, ResamplerConfig,
+    Snapshot, Spare, Tower, Trainable, TrainedTowers, VisionConfig,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -380,12 +380,14 @@ impl Joined {
         let Some(cache) = &self.features else { return Ok(inputs) };
         let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
         let vision = &self.flamingo.config().vision;
-        let frames: Vec<&[f32]> = inputs.pixels.chunks(vision.n_pixel_values()).collect();
-        let keys: Vec<String> = frames.iter().map(|frame| FeatureCache::key(frame)).collect();
+        let n = vision.n_pixel_values();
+        let frames = PixelsRef::from(&inputs.pixels).chunks(n);
+        let key = |frame: &PixelsRef| FeatureCache::key(&frame.numbers(n));
+        let keys: Vec<String> = frames.iter().map(key).collect();
         let kept = keys.iter().map(|key| cache.get(key)).collect::<Result<Vec<_>, _>>();
         let kept = kept.map_err(TrainError::loader)?;
         let missing = frames.iter().zip(&kept).filter(|(_, kept)| kept.is_none());
-        let missing: Vec<f32> = missing.flat_map(|(frame, _)| *frame).copied().collect();
+        let missing = PixelsRef::join(missing.map(|(frame, _)| *frame));
         let made = self.flamingo.features(&missing).map_err(TrainError::model("run"))?;
         let mut made = made.chunks(vision.n_feature_values());
         let mut features = Vec::with_capacity(frames.len() * vision.n_feature_values());
@@ -417,14 +419,17 @@ fn with_other_images(
 ) -> Result<(), TrainError> {
     if let Some(shift) = shift_to_other_rows(&inputs.image_count) {
         let n_images = inputs.image_count.iter().sum::<usize>();
-        for values in [Some(&mut inputs.pixels), inputs.features.as_mut()].into_iter().flatten() {
-            let of_image = values.len() / n_images;
-            values.rotate_left(shift * of_image);
+        let first = |n_values: usize| shift * (n_values / n_images);
+        let first_pixel = first(inputs.pixels.len());
+        inputs.pixels.rotate_left(first_pixel);
+        if let Some(features) = &mut inputs.features {
+            let first = first(features.len());
+            features.rotate_left(first);
         }
         look("shuffled", inputs)?;
     }
     if !inputs.pixels.is_empty() {
-        inputs.pixels.fill(0.0);
+        inputs.pixels = Pixels::F32(vec![0.0; inputs.pixels.len()]);
         inputs.features = None;
         look("blank", inputs)?;
     }

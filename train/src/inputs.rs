@@ -2,8 +2,10 @@
 //!
 //! Letters: `B` rows, `L` tokens, `N` image places per row, `M` images in all rows, `F` frames.
 
-use flamingo_dataset::Batch;
-use flamingo_model::{Inputs, Pairs, TextBatch};
+use std::ops::Range;
+
+use flamingo_dataset::{Batch, BatchPixels, Normalise};
+use flamingo_model::{Inputs, Normal, Pairs, Pixels, TextBatch};
 
 use crate::error::TrainError;
 
@@ -63,25 +65,36 @@ pub(crate) fn padded_pixels(batch: &Batch) -> Option<(usize, Vec<f32>)> {
 }
 
 /// The pixels of the images that are there, without the padding: `[M, F, 3, H, W]` from
-/// `[B, N, F, 3, H, W]`.
-fn packed_pixels(batch: &Batch) -> Vec<f32> {
+/// `[B, N, F, 3, H, W]`. Values of 256 stay what they are: the model normalises them where it runs.
+fn packed_pixels(batch: &Batch) -> Pixels {
     let places = batch.size * batch.n_images;
     if places == 0 || batch.pixels.is_empty() {
-        return Vec::new();
+        return Pixels::none();
     }
     let image_values = batch.pixels.len() / places;
-    let plane = image_values / (3 * batch.n_frames);
-    let mut packed = Vec::with_capacity(batch.image_count.iter().sum::<usize>() * image_values);
-    for (row, count) in batch.image_count.iter().enumerate() {
+    let kept = batch.image_count.iter().enumerate().map(|(row, count)| {
         let first = row * batch.n_images * image_values;
-        batch.pixels.append_to(&mut packed, first..first + count * image_values, plane);
+        first..first + count * image_values
+    });
+    match &batch.pixels {
+        BatchPixels::F32(numbers) => Pixels::F32(parts(numbers, kept)),
+        BatchPixels::U8 { values, mean, std } => {
+            let Normalise { factor, shift } = Normalise::new(*mean, *std);
+            Pixels::U8 { values: parts(values, kept), normal: Normal { factor, shift } }
+        }
     }
-    packed
+}
+
+/// Some ranges of values, one after the other.
+fn parts<T: Copy>(values: &[T], kept: impl Iterator<Item = Range<usize>> + Clone) -> Vec<T> {
+    let mut all = Vec::with_capacity(kept.clone().map(|range| range.len()).sum());
+    kept.for_each(|range| all.extend_from_slice(&values[range]));
+    all
 }
 
 #[cfg(test)]
 mod tests {
-    use flamingo_dataset::BatchPixels;
+    use flamingo_model::PixelsRef;
 
     use super::*;
 
@@ -128,22 +141,30 @@ mod tests {
     #[test]
     fn padding_between_the_images_of_two_rows_is_left_out() {
         let batch = batch();
-        assert_eq!(packed_pixels(&batch), [image(1.0), image(2.0), image(3.0)].concat());
+        let kept = [image(1.0), image(2.0), image(3.0)].concat();
+        assert_eq!(packed_pixels(&batch), Pixels::F32(kept));
         let no_images =
             Batch { n_images: 0, pixels: numbers(Vec::new()), image_count: vec![0, 0], ..batch };
         assert!(packed_pixels(&no_images).is_empty());
     }
 
     #[test]
-    fn values_of_256_are_normalised_here() {
+    fn values_of_256_go_to_the_model_as_they_are_and_mean_what_the_loader_means() {
         let frame = |values: [u8; 3]| values.to_vec();
         let values = [[0, 51, 255], [0; 3], [255, 0, 102], [1, 2, 3]].map(frame).concat();
         let (mean, std) = ([0.0, 0.2, 0.5], [1.0, 0.5, 0.25]);
         let pixels = BatchPixels::U8 { values, mean, std };
         let batch = Batch { pixels, n_frames: 1, n_images: 2, image_count: vec![1, 1], ..batch() };
+        let packed = packed_pixels(&batch);
+        let Pixels::U8 { values, .. } = &packed else { panic!("{packed:?}") };
+        assert_eq!(values[..], [0, 51, 255, 255, 0, 102]);
+        let found = PixelsRef::from(&packed).numbers(3).into_owned();
         let expected = [0.0, 0.0, 2.0, 1.0, -0.4, -0.4];
-        let found = packed_pixels(&batch);
         assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
-        assert_eq!(found.len(), 6);
+        let mut of_loader = Vec::new();
+        batch.pixels.append_to(&mut of_loader, 0..3, 1);
+        batch.pixels.append_to(&mut of_loader, 6..9, 1);
+        let bits = |numbers: &[f32]| numbers.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+        assert_eq!(bits(&found), bits(&of_loader));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use flamingo_dataset::{Batch, Loader, MERGED, Tokenizer};
+use flamingo_dataset::{Batch, BatchPixels, Loader, MERGED, Tokenizer};
 use flamingo_model::Params;
 
 use crate::config::RunConfig;
@@ -266,10 +266,14 @@ impl Plan<'_> {
     }
 }
 
-/// Bytes of what a model takes of a batch: tokens, masks and the pixels as f32.
+/// Bytes of what a model takes of a batch: tokens, masks and the pixels.
 fn input_bytes(batch: &Batch) -> u64 {
     let of_token = size_of::<u32>() + size_of::<i32>() + size_of::<f32>();
-    (of_token * batch.tokens.len() + size_of::<f32>() * batch.pixels.len()) as u64
+    let of_pixel = match batch.pixels {
+        BatchPixels::F32(_) => size_of::<f32>(),
+        BatchPixels::U8 { .. } => size_of::<u8>(),
+    };
+    (of_token * batch.tokens.len() + of_pixel * batch.pixels.len()) as u64
 }
 
 fn put(text: &mut String, line: &str) {

@@ -304,6 +304,7 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
 #define __fmaf_rn(x, y, z) (::fmaf(x, y, z))
 #define __fadd_rn(x, y) (float(x) + float(y))
 #define __fmul_rn(x, y) (float(x) * float(y))
+#define __fsub_rn(x, y) (float(x) - float(y))
 #define __saturatef(x) (::fminf(::fmaxf(x, 0.0f), 1.0f))
 
 template <class To, class From>

@@ -32,6 +32,7 @@ pub(crate) enum Kind {
     F32,
     Bf16,
     I32,
+    U8,
 }
 
 impl Kind {
@@ -40,6 +41,7 @@ impl Kind {
         match self {
             Self::F32 | Self::I32 => 4,
             Self::Bf16 => 2,
+            Self::U8 => 1,
         }
     }
 }
@@ -316,6 +318,11 @@ impl Gpu {
         self.upload_bytes(bytemuck::cast_slice(values), values.len(), Kind::I32)
     }
 
+    /// Values of 256 of the host.
+    pub(crate) fn upload_u8(&'static self, values: &[u8]) -> Result<Array, CudaError> {
+        self.upload_bytes(values, values.len(), Kind::U8)
+    }
+
     /// Words of 64 bits, in an array of twice as many whole numbers.
     pub(crate) fn upload_words(&'static self, words: &[u64]) -> Result<Array, CudaError> {
         self.upload_bytes(bytemuck::cast_slice(words), 2 * words.len(), Kind::I32)
@@ -342,7 +349,7 @@ impl Gpu {
                 .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
                 .collect(),
             Kind::F32 => bytemuck::pod_collect_to_vec(&bytes),
-            Kind::I32 => unreachable!("whole numbers stay on the GPU"),
+            Kind::I32 | Kind::U8 => unreachable!("whole numbers stay on the GPU"),
         })
     }
 

@@ -47,7 +47,7 @@ fn check_on(case: &Case, name: &str, activation: Activation, device: Device) {
         let (vision, p) =
             Vision::new(declare, crate::clip::VISION_PREFIX, &config, &config).unwrap();
         let p = device.with(p);
-        let features = vision.features_of_each(&p, &pixels, &config).unwrap();
+        let features = vision.features_of_each(&p, (&pixels).into(), &config).unwrap();
         worst = worst.max(compare(name, &values(&features), &expected(name)));
     }
 
@@ -66,7 +66,7 @@ fn check_on(case: &Case, name: &str, activation: Activation, device: Device) {
     worst = worst.max(compare("image embeddings", &images, &expected("image_embeds")));
     worst = worst.max(compare("text embeddings", &texts, &expected("text_embeds")));
 
-    let pairs = Pairs { images: pixels, tokens: ids, length, lengths };
+    let pairs = Pairs { images: pixels.into(), tokens: ids, length, lengths };
     // The paper adds the two terms of the loss, CLIP takes their mean.
     let (loss, mut grads) = model.contrastive_step(&pairs, 0.0, 0.5, Gradients::default()).unwrap();
     worst = worst.max(compare("loss", &[0.5 * loss], &expected("loss")));

@@ -10,6 +10,7 @@ use crate::gated_xattn::CrossAttentionConfig;
 use crate::inputs::{Inputs, Latents};
 use crate::openflamingo::{openflamingo_export, openflamingo_names};
 use crate::params::{Source, Training};
+use crate::pixels::Pixels;
 use crate::resampler::ResamplerConfig;
 use crate::tensor::Gradients;
 use crate::vision::VisionConfig;
@@ -157,7 +158,7 @@ fn inputs(case: &Case) -> Inputs {
         phi,
         loss_mask: (0..ids.len()).map(|l| f32::from(u8::from(predicts(l)))).collect(),
         tokens: ids,
-        pixels: Vec::new(),
+        pixels: Pixels::none(),
         features: Some(case.input("vision_x")),
         n_frames: 1,
         image_count: vec![3, 3],

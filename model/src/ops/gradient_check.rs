@@ -130,7 +130,7 @@ pub(crate) fn gpus() -> Vec<&'static Gpu> {
 
 /// Values as a GPU stores them.
 #[cfg(feature = "cuda")]
-fn stored(gpu: &Gpu, values: &[f32]) -> Vec<f32> {
+pub(crate) fn stored(gpu: &Gpu, values: &[f32]) -> Vec<f32> {
     match gpu.kind() {
         Kind::Bf16 => values.iter().map(|v| from_bf16(to_bf16(*v))).collect(),
         _ => values.to_vec(),

@@ -40,6 +40,7 @@ mod rotary;
 mod rows;
 mod squeeze_excitation;
 mod token_table;
+mod unfold;
 mod unit_clip;
 mod wide;
 
@@ -73,11 +74,12 @@ pub(crate) use pooling::halve;
 pub use recompute::Recompute;
 pub(crate) use recompute::{Stage, recomputed};
 pub(crate) use rotary::{Rotation, rotate};
-#[cfg(feature = "cuda")]
-pub(crate) use rows::cuda::unfold;
 pub(crate) use rows::{join_rows, mean_rows, pick_rows, prepend_class};
 pub(crate) use squeeze_excitation::{SqueezeExcitation, squeeze_excite_onto};
 pub(crate) use token_table::{MovedRows, TokenTable};
+pub(crate) use unfold::unfold;
+#[cfg(test)]
+pub(crate) use unfold::unfold_here;
 pub(crate) use unit_clip::clip_units;
 pub(crate) use wide::processor;
 

@@ -134,20 +134,6 @@ KERNEL add_time_backward(const float* sums, const int* rows, const float* shares
 }
 REGISTER(add_time_backward)
 
-// Squares of pixels [images, channels, size, size] as rows, lines of squares first.
-template <class T>
-__device__ void unfold(const float* pixels, T* out, int channels, int size, int patch) {
-  const int side = size / patch, width = channels * patch * patch;
-  const long long image = blockIdx.x / (side * side);
-  const int square = blockIdx.x % (side * side);
-  const int top = square / side * patch, left = square % side * patch;
-  for (int c = threadIdx.x; c < width; c += blockDim.x) {
-    const int channel = c / (patch * patch), y = c / patch % patch, x = c % patch;
-    const long long at = ((image * channels + channel) * size + top + y) * size + left + x;
-    row_of(out, blockIdx.x, width)[c] = from_float<T>(pixels[at]);
-  }
-}
-
 #define BOTH(T, S)                                                                               \
   KERNEL pick_rows_##S(const T* x, const int* picked, T* out, int width) {                       \
     pick_rows(x, picked, out, width);                                                            \
@@ -193,11 +179,7 @@ __device__ void unfold(const float* pixels, T* out, int channels, int size, int 
                       int frames, int tokens, int width) {                                       \
     add_time(x, time, rows, shares, out, frames, tokens, width);                                 \
   }                                                                                              \
-  REGISTER(add_time_##S)                                                                         \
-  KERNEL unfold_##S(const float* pixels, T* out, int channels, int size, int patch) {            \
-    unfold(pixels, out, channels, size, patch);                                                  \
-  }                                                                                              \
-  REGISTER(unfold_##S)
+  REGISTER(add_time_##S)
 BOTH(float, f32)
 BOTH(bf16, bf16)
 #undef BOTH

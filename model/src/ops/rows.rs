@@ -143,30 +143,12 @@ pub(crate) fn prepend_class<T: Record>(
 }
 
 #[cfg(feature = "cuda")]
-pub(super) mod cuda {
+mod cuda {
     use std::ops::Range;
 
     use super::super::add::cuda::{add_column_sums, on_gpu};
-    use crate::cuda::{Gpu, Grid, Kind, kernel};
+    use crate::cuda::{Grid, kernel};
     use crate::tensor::{DeviceError, Matrix, Record, Weight, record_on_gpu};
-
-    /// Squares of `patch` by `patch` pixels of images `[M, channels, size, size]`, lines of squares first:
-    /// `[M * squares, channels * patch * patch]`.
-    pub(crate) fn unfold(
-        gpu: &'static Gpu,
-        pixels: &[f32],
-        channels: usize,
-        size: usize,
-        patch: usize,
-    ) -> Result<Matrix, DeviceError> {
-        let pixels = gpu.upload_as(pixels, Kind::F32)?;
-        let out = gpu.unset(pixels.len(), gpu.kind())?;
-        let width = channels * patch * patch;
-        let grid = Grid::rows(pixels.len() / width, width);
-        let args = [(&pixels).into(), (&out).into(), channels.into(), size.into(), patch.into()];
-        gpu.launch(kernel!("unfold", gpu.kind()), grid, &args)?;
-        Ok(Matrix::on_gpu(out.into(), width, false))
-    }
 
     pub(super) fn pick_rows<T: Record>(
         x: Matrix<T>,

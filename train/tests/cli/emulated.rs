@@ -10,11 +10,15 @@ use flamingo_train::device::DeviceArgs;
 use flamingo_train::run_folder::Start;
 use flamingo_train::{Command, TrainError, contrastive, flamingo, language};
 
-use crate::world::{STAGES, World, latest, metrics};
+use crate::world::{STAGES, World, latest, metrics, with_nfnet};
 
 /// Trains on a device, up to a step.
 fn train(world: &World, stage: &str, run: &str, device: Device, stop_after: u64) {
     let (_, config) = STAGES.iter().find(|(name, _)| *name == stage).unwrap();
+    train_by(config, world, stage, run, device, stop_after);
+}
+
+fn train_by(config: &str, world: &World, stage: &str, run: &str, device: Device, stop_after: u64) {
     let path = world.path(&format!("{stage}.toml"));
     std::fs::write(&path, config).unwrap();
     let command = Command {
@@ -82,4 +86,18 @@ fn a_flamingo_in_bf16_follows_the_cpu_from_afar() {
     train(&world, "flamingo", "cpu", Device::cpu(), 3);
     train(&world, "flamingo", "bf16", Device::emulated(Precision::Bf16), 3);
     assert_close(&world.path("cpu"), &world.path("bf16"), 3e-2);
+}
+
+/// With values of 256 the GPU normalises, for either kind of vision tower.
+#[test]
+fn pixels_that_a_gpu_normalises_are_those_of_the_cpu() {
+    let world = World::with_towers();
+    let flamingo = STAGES[2].1;
+    for (stage, config) in [("contrastive", with_nfnet()), ("flamingo", flamingo.to_owned())] {
+        let config = config.replace("[[data]]\n", "[[data]]\npixels = \"u8\"\n");
+        let name = |run: &str| format!("{stage}-{run}");
+        train_by(&config, &world, stage, &name("cpu"), Device::cpu(), 3);
+        train_by(&config, &world, stage, &name("gpu"), Device::emulated(Precision::F32), 3);
+        assert_close(&world.path(&name("cpu")), &world.path(&name("gpu")), 1e-4);
+    }
 }
