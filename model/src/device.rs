@@ -7,6 +7,10 @@ use std::str::FromStr;
 use crate::cuda::{CudaError, Gpu, Kind};
 use crate::error::ModelError;
 use crate::params::Trainable;
+#[cfg(feature = "cuda")]
+use crate::placement::NoRoom;
+#[cfg(feature = "cuda")]
+use crate::tensor::DeviceError;
 
 /// A choice of device, as command lines spell it: `cpu`, `cuda:0`, or `auto` for the first GPU if there
 /// is one.
@@ -146,6 +150,14 @@ impl Device {
         Self { gpu: Some(Gpu::emulated(kind)) }
     }
 
+    /// An emulated GPU of so many bytes.
+    #[cfg(feature = "cuda-emulator")]
+    #[doc(hidden)]
+    pub fn emulated_with_room(precision: Precision, bytes: u64) -> Self {
+        let kind = if precision == Precision::Bf16 { Kind::Bf16 } else { Kind::F32 };
+        Self { gpu: Some(Gpu::emulated_with_room(kind, bytes)) }
+    }
+
     /// The processor, and GPUs in f32 for tests to compare with it: real ones, or the emulator where its
     /// feature is on and there is none.
     #[cfg(test)]
@@ -190,8 +202,8 @@ impl Device {
     /// How it stores activations.
     pub fn precision(&self) -> Precision {
         #[cfg(feature = "cuda")]
-        if self.gpu.is_some_and(|gpu| gpu.kind() == Kind::Bf16) {
-            return Precision::Bf16;
+        if let Some(gpu) = self.gpu {
+            return gpu.precision();
         }
         Precision::F32
     }
@@ -200,14 +212,27 @@ impl Device {
     /// more use.
     ///
     /// # Errors
-    /// When memory is full or the device fails.
+    /// When a GPU has no room for them, which is said with sizes, or the device fails. The model is of no use then.
+    #[cfg(feature = "cuda")]
     pub fn place(&self, model: &mut impl Trainable) -> Result<(), ModelError> {
-        for params in model.params_mut() {
-            #[cfg(feature = "cuda")]
-            params.place(self.gpu)?;
-            #[cfg(not(feature = "cuda"))]
-            let _ = params;
+        let before = self.memory()?.map_or(0, |memory| memory.used);
+        let placed = model.params_mut().into_iter().try_for_each(|params| params.place(self.gpu));
+        let Err(error) = placed else { return Ok(()) };
+        if let DeviceError::Cuda(CudaError::Memory { used, free, total, .. }) = error {
+            // What is in use may be weights that were placed.
+            let free = free as u64 + (used as u64).saturating_sub(before);
+            let no_room = NoRoom::of(&model.params(), self.precision(), [free, total as u64]);
+            return Err(ModelError::NoRoom(Box::new(no_room)));
         }
+        Err(error.into())
+    }
+
+    /// Sends all weights of a model here, where they are.
+    ///
+    /// # Errors
+    /// Never.
+    #[cfg(not(feature = "cuda"))]
+    pub fn place(&self, _: &mut impl Trainable) -> Result<(), ModelError> {
         Ok(())
     }
 

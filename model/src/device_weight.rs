@@ -5,6 +5,8 @@ use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cuda::{Arg, Array, CudaError, Gpu, Grid, Kind, PER_THREAD, kernel, long};
+use crate::params::Training;
+use crate::placement::Kept;
 
 /// A number that no other weight or activation has.
 pub(crate) fn new_id() -> u64 {
@@ -40,18 +42,6 @@ impl DeviceGradients {
     }
 }
 
-/// What a weight of a GPU with bf16 activations has in bf16.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Activations {
-    /// A copy of the f32 values.
-    Beside,
-    /// All there is, but for vectors.
-    Instead,
-}
-
-/// Weights of up to so many values are kept in f32 as well: norms and biases are read so.
-const SMALL: usize = 1 << 16;
-
 /// The values of one weight.
 #[derive(Debug)]
 pub(crate) struct DeviceWeight {
@@ -67,10 +57,9 @@ impl DeviceWeight {
     pub(crate) fn new(
         gpu: &'static Gpu,
         values: &[f32],
-        activations: Activations,
+        training: Training,
     ) -> Result<Self, CudaError> {
-        let low = gpu.kind() == Kind::Bf16;
-        let full = !low || activations == Activations::Beside || values.len() <= SMALL;
+        let Kept { full, low } = Kept::of(values.len(), gpu.precision(), training);
         let full = full.then(|| gpu.upload_as(values, Kind::F32)).transpose()?;
         let low = low.then(|| gpu.upload_as(values, Kind::Bf16)).transpose()?;
         Ok(Self { id: new_id(), gpu, n: values.len(), full, low })
@@ -78,7 +67,7 @@ impl DeviceWeight {
 
     /// The same weight with other values.
     pub(crate) fn with_values(&self, values: &[f32]) -> Result<Self, CudaError> {
-        Ok(Self { id: self.id, ..Self::new(self.gpu, values, Activations::Beside)? })
+        Ok(Self { id: self.id, ..Self::new(self.gpu, values, Training::Trained)? })
     }
 
     /// The same weight in memory of its own.

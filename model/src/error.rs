@@ -6,6 +6,7 @@ use std::path::PathBuf;
 #[cfg(feature = "cuda")]
 use crate::cuda::CudaError;
 use crate::pickle::PickleError;
+use crate::placement::NoRoom;
 use crate::tensor::DeviceError;
 
 /// Names of each kind that [`Mismatches`] prints.
@@ -265,6 +266,9 @@ pub enum ModelError {
     /// A GPU was asked for.
     #[error("this program was built without CUDA: see ./build-cuda.sh")]
     NoCuda,
+    /// A GPU has no room for the weights.
+    #[error("{0}")]
+    NoRoom(Box<NoRoom>),
     /// The device gave up.
     #[error("the device failed: {0}")]
     Device(DeviceError),

@@ -47,7 +47,8 @@
 //! `gated_xattn` and `gate_sums` how much it adds | `pixels` of images and `inputs` what Flamingo reads | `flamingo` the whole | `generate` and `beam` writing
 //! and scoring | `openflamingo` names of its checkpoints | `openflamingo_checkpoint` whole models from and
 //! to them | `torch_file` checkpoints written for PyTorch | `presets` named models and their
-//! numbers of parameters | `activations` how much memory a step takes.
+//! numbers of parameters | `activations` how much memory a step takes, `placement`
+//! how much the weights take of a GPU.
 
 mod activations;
 mod architecture;
@@ -84,6 +85,7 @@ mod ops;
 mod params;
 mod pickle;
 mod pixels;
+mod placement;
 mod presets;
 mod resampler;
 mod self_attention;
@@ -127,6 +129,7 @@ pub use ops::{Activation, AdamStep, Average, BatchEmbeddings, Moments, Recompute
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
 pub use pixels::{Normal, Pixels, PixelsRef};
+pub use placement::{Bytes, NoRoom};
 pub use presets::{ParameterRow, ParameterTable};
 pub use resampler::{ResamplerConfig, ResamplerKind};
 pub use spare::Spare;

@@ -23,7 +23,9 @@ use crate::buffer::Buffer;
 #[cfg(feature = "cuda")]
 use crate::cuda::{Array, CudaError, Gpu};
 #[cfg(feature = "cuda")]
-use crate::device_weight::{Activations, DeviceGradients, DeviceWeight};
+use crate::device_weight::{DeviceGradients, DeviceWeight};
+#[cfg(feature = "cuda")]
+use crate::params::Training;
 use crate::spare::Spare;
 
 /// Where keys of gradients live, and all values that are not on a GPU.
@@ -818,8 +820,7 @@ impl Weight {
         }
         *device = None;
         if let Some(gpu) = gpu {
-            let activations = if trained { Activations::Beside } else { Activations::Instead };
-            *device = Some(Arc::new(DeviceWeight::new(gpu, values, activations)?));
+            *device = Some(Arc::new(DeviceWeight::new(gpu, values, Training::of(trained))?));
             if trained {
                 // They would be out of date after the first step.
                 *values = Arc::default();

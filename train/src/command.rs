@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use flamingo_model::{Device, Trainable};
+use flamingo_model::{Device, ModelError, Trainable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::collective::Collective;
 use crate::config::RunConfig;
 use crate::config_file::ConfigFile;
-use crate::device::DeviceArgs;
+use crate::device::{DeviceArgs, Freezable, what_fits};
 use crate::error::TrainError;
 use crate::few_shot::{self, FewShot, FewShotConfig};
 use crate::overrides::Override;
@@ -110,10 +110,20 @@ impl Command {
         Ok(file)
     }
 
-    /// Sends a model to the device that it is to be trained on.
-    pub(crate) fn place(&self, model: &mut impl Trainable) -> Result<Device, TrainError> {
+    /// Sends a model to the device that it is to be trained on. Some of its towers may be frozen by a key.
+    pub(crate) fn place(
+        &self,
+        model: &mut impl Trainable,
+        towers: &[Freezable],
+    ) -> Result<Device, TrainError> {
         let device = self.device.open()?;
-        device.place(model).map_err(TrainError::model("place"))?;
+        device.place(model).map_err(|source| match &source {
+            ModelError::NoRoom(no_room) => TrainError::WeightsMemory {
+                advice: what_fits(no_room, towers),
+                source: Box::new(source),
+            },
+            _ => TrainError::Model { action: "place", source },
+        })?;
         Ok(device)
     }
 

@@ -158,7 +158,7 @@ fn attempt(
         }
     };
     clip.set_recompute(file.config.recompute);
-    let device = command.place(&mut clip)?;
+    let device = command.place(&mut clip, &[])?;
     let (products, label_smoothing) = (ContrastiveProducts::of(&clip), model.label_smoothing);
     let ranks = Rc::clone(&command.ranks);
     let mut stage = Contrastive { clip, label_smoothing, products, ranks };

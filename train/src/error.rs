@@ -258,6 +258,14 @@ pub enum TrainError {
         /// What the model says.
         source: ModelError,
     },
+    /// A GPU has no room to train a model.
+    #[error("the GPU has no room for this model: {advice}")]
+    WeightsMemory {
+        /// What can be done.
+        advice: String,
+        /// What takes how much.
+        source: Box<ModelError>,
+    },
     /// The device cannot be used.
     #[error(transparent)]
     Device(ModelError),

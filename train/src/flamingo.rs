@@ -22,6 +22,7 @@ use crate::command::{Command, Purpose, Told};
 use crate::config::FeatureCacheConfig;
 use crate::config_file::{ConfigFile, parse_error};
 use crate::corpora::open_corpora;
+use crate::device::Freezable;
 use crate::difference::first_difference;
 use crate::ended::Ended;
 use crate::error::TrainError;
@@ -98,6 +99,12 @@ impl FlamingoModel {
 /// own images, in nats per token.
 pub(crate) const MEASURES: [&str; 5] =
     ["nll", "perplexity", "bits_per_byte", "blindness_shuffled", "blindness_blank"];
+
+/// The towers, which may be frozen.
+const FREEZABLE: [Freezable; 2] = [
+    Freezable { name: "vision", key: "model.vision_weights" },
+    Freezable { name: "language", key: "model.language_weights" },
+];
 
 /// What a model is before the first update of its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +192,7 @@ pub(crate) fn launch_joined<M: DeserializeOwned + Serialize>(
     file.require_vocabulary(key, vocabulary, &tokenizer)?;
     let corpora = open_corpora(command, &file.config, file.image()?, |_| true, "any")?;
 
-    let device = command.place(&mut flamingo)?;
+    let device = command.place(&mut flamingo, &FREEZABLE)?;
     let features = file.config.feature_cache.as_ref();
     let features = features.filter(|_| command.purpose == Purpose::Train);
     let features = features.map(|config| feature_cache(command, config, &flamingo)).transpose()?;

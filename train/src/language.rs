@@ -67,7 +67,7 @@ fn attempt(
         None => LanguageModel::new(model, file.config.seed).map_err(TrainError::model("build"))?,
     };
     language.set_recompute(file.config.recompute);
-    let device = command.place(&mut language)?;
+    let device = command.place(&mut language, &[])?;
     let prepared = Prepared { command, file, folder, corpora, tokenizer, device, troubles };
     launch(
         prepared,

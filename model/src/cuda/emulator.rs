@@ -84,7 +84,6 @@ impl Emulator {
     }
 
     /// Has so many bytes from here on.
-    #[cfg(test)]
     pub(super) fn set_room(&self, bytes: u64) {
         self.room.store(bytes, Ordering::Relaxed);
     }

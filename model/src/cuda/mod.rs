@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use crate::device::Precision;
 pub(crate) use array::Array;
 pub use failure::CudaError;
 pub(crate) use product::{Factor, Product};
@@ -226,6 +227,14 @@ impl Gpu {
         both[usize::from(kind == Kind::Bf16)]
     }
 
+    /// Kernels on the CPU, with so many bytes of memory.
+    #[cfg(feature = "cuda-emulator")]
+    pub(crate) fn emulated_with_room(kind: Kind, bytes: u64) -> &'static Self {
+        let emulator = emulator::Emulator::default();
+        emulator.set_room(bytes);
+        Self::leaked(Backend::Emulator(emulator), kind, false)
+    }
+
     /// Kernels of a Hopper on the CPU.
     #[cfg(all(test, feature = "cuda-emulator"))]
     pub(crate) fn emulated_hopper() -> &'static Self {
@@ -267,6 +276,11 @@ impl Gpu {
     /// How activations are stored.
     pub(crate) fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// How activations are stored, in words of command lines.
+    pub(crate) fn precision(&self) -> Precision {
+        if self.kind == Kind::Bf16 { Precision::Bf16 } else { Precision::F32 }
     }
 
     /// What the GPU is called.

@@ -15,10 +15,17 @@ use crate::world::{STAGES, World, latest, metrics, with_nfnet};
 /// Trains on a device, up to a step.
 fn train(world: &World, stage: &str, run: &str, device: Device, stop_after: u64) {
     let (_, config) = STAGES.iter().find(|(name, _)| *name == stage).unwrap();
-    train_by(config, world, stage, run, device, stop_after);
+    train_by(config, world, stage, run, device, stop_after).unwrap();
 }
 
-fn train_by(config: &str, world: &World, stage: &str, run: &str, device: Device, stop_after: u64) {
+fn train_by(
+    config: &str,
+    world: &World,
+    stage: &str,
+    run: &str,
+    device: Device,
+    stop_after: u64,
+) -> Result<Told, TrainError> {
     let path = world.path(&format!("{stage}.toml"));
     std::fs::write(&path, config).unwrap();
     let command = Command {
@@ -37,7 +44,7 @@ fn train_by(config: &str, world: &World, stage: &str, run: &str, device: Device,
         "language" => language::run,
         _ => flamingo::run,
     };
-    run(&command).unwrap();
+    run(&command)
 }
 
 /// The objective and the norm of the gradient of each step.
@@ -96,8 +103,28 @@ fn pixels_that_a_gpu_normalises_are_those_of_the_cpu() {
     for (stage, config) in [("contrastive", with_nfnet()), ("flamingo", flamingo.to_owned())] {
         let config = config.replace("[[data]]\n", "[[data]]\npixels = \"u8\"\n");
         let name = |run: &str| format!("{stage}-{run}");
-        train_by(&config, &world, stage, &name("cpu"), Device::cpu(), 3);
-        train_by(&config, &world, stage, &name("gpu"), Device::emulated(Precision::F32), 3);
+        train_by(&config, &world, stage, &name("cpu"), Device::cpu(), 3).unwrap();
+        let gpu = Device::emulated(Precision::F32);
+        train_by(&config, &world, stage, &name("gpu"), gpu, 3).unwrap();
         assert_close(&world.path(&name("cpu")), &world.path(&name("gpu")), 1e-4);
     }
+}
+
+#[test]
+fn a_gpu_without_room_for_the_weights_tells_what_takes_how_much() {
+    let world = World::with_towers();
+    let device = Device::emulated_with_room(Precision::F32, 5000);
+    let error = train_by(STAGES[2].1, &world, "flamingo", "full", device, 3).unwrap_err();
+    let line = error.one_line();
+    for part in
+        ["the GPU has no room for this model: no precision", "of a GPU in f32 (", "language "]
+    {
+        assert!(line.contains(part), "{line}");
+    }
+    assert!(
+        line.contains("which has 5000 bytes free of 5000 bytes; with `--device cpu`"),
+        "{line}"
+    );
+    // Nothing stands in the way of the same run on the CPU.
+    train(&world, "flamingo", "full", Device::cpu(), 3);
 }
