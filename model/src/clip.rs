@@ -232,8 +232,9 @@ impl Clip {
     ) -> Result<EmbeddedPairs, ModelError> {
         self.check_pairs(pairs)?;
         let (images, texts) = self.embed(pairs, gradients.into_tape()?)?;
-        let (images, texts) = ops::on_host(images, texts)?;
-        Ok(EmbeddedPairs { images, texts, log_beta: self.params.get(self.log_beta).clone() })
+        let embeddings = [images.to_vec()?, texts.to_vec()?];
+        let log_beta = self.params.get(self.log_beta).clone();
+        Ok(EmbeddedPairs { images, texts, embeddings, log_beta })
     }
 
     /// Embeddings of pairs, as [`loss_of`](Self::loss_of) takes them: of images and of texts, each `[B * E]`.
@@ -257,10 +258,10 @@ impl Clip {
         [images, texts]: [Vec<f32>; 2],
         smoothing: f32,
     ) -> Result<f32, ModelError> {
-        let matrix = |values: Vec<f32>| Matrix::constant(values.into(), self.config.embedding);
-        let images = matrix(images).with(NotRecording::default());
+        let matrix = |values: Vec<f32>| self.params.beside(values.into(), self.config.embedding);
+        let images = matrix(images)?.with(NotRecording::default());
         let log_beta = self.params.get(self.log_beta);
-        Ok(value_of(&ops::contrastive_loss(images, matrix(texts), log_beta, smoothing)?)?)
+        Ok(value_of(&ops::contrastive_loss(images, matrix(texts)?, log_beta, smoothing)?)?)
     }
 
     /// The two-term loss.
@@ -387,13 +388,15 @@ impl Clip {
 pub struct EmbeddedPairs {
     images: Matrix<Recording>,
     texts: Matrix,
+    /// Of images and of texts, as others are sent them.
+    embeddings: [Vec<f32>; 2],
     log_beta: Weight,
 }
 
 impl EmbeddedPairs {
     /// Embeddings of images and of texts, each `[b * E]`.
     pub fn embeddings(&self) -> [&[f32]; 2] {
-        [self.images.values(), self.texts.values()]
+        self.embeddings.each_ref().map(Vec::as_slice)
     }
 
     /// The two-term loss of the whole batch, and the gradients of `scale` times it with regard to these pairs.
@@ -410,7 +413,7 @@ impl EmbeddedPairs {
         smoothing: f32,
         scale: f32,
     ) -> Result<(f32, Gradients), ModelError> {
-        let Self { images, texts, log_beta } = self;
+        let Self { images, texts, log_beta, .. } = self;
         let loss = ops::contrastive_loss_in(images, texts, all, &log_beta, smoothing)?;
         Ok(differentiate(loss, scale)?)
     }

@@ -17,7 +17,7 @@ use crate::ops::gradient_check::gradients_of_ramp;
 use crate::ops::{self, Activation, MediaReads};
 use crate::params::{Declare, Params, Source, Training};
 use crate::resampler::{Resampler, ResamplerConfig};
-use crate::tensor::{Gradients, Matrix, NotRecording, Recording, Weight, differentiate};
+use crate::tensor::{Gradients, Matrix, NotRecording, Recording, differentiate};
 use crate::weights_file::Tensors;
 
 /// Relative error allowed in every comparison; f32 sums in another order stay well below.
@@ -283,14 +283,16 @@ fn the_contrastive_loss_equals_pytorch_with_and_without_smoothing() {
     for ((suffix, smoothing), device) in
         both.iter().flat_map(|b| devices.iter().map(move |d| (*b, *d)))
     {
-        let log_beta = Weight::trained(start.clone()).unwrap();
+        let trained = [("log_beta".to_owned(), vec![1], start.clone())];
+        let params = device.with(Params::trained(trained).unwrap());
+        let log_beta = &params.iter().next().unwrap().weight;
         let (image, text) =
             (device.variable(&case.input("image"), 16), device.variable(&case.input("text"), 16));
         let traced = image.clone().with(Recording::default());
-        let loss = ops::contrastive_loss(traced, text.clone(), &log_beta, smoothing).unwrap();
+        let loss = ops::contrastive_loss(traced, text.clone(), log_beta, smoothing).unwrap();
         let (loss, mut grads) = differentiate(loss, 1.0).unwrap();
         let error = compare("loss", &[loss], outputs.get(&format!("loss.{suffix}")).unwrap());
-        eprintln!("contrastive loss, smoothing {suffix}: {error:.1e}");
+        eprintln!("contrastive loss, smoothing {suffix}, {device}: {error:.1e}");
         for (name, x) in [("image", image), ("text", text)] {
             let ours = x.take_gradient(&mut grads.0).unwrap().unwrap();
             compare(name, &ours, expected.get(&format!("{name}.{suffix}")).unwrap());

@@ -31,29 +31,13 @@ pub(crate) fn contrastive_loss<T: Record>(
     log_beta: &Weight,
     smoothing: f32,
 ) -> Result<Loss<T>, DeviceError> {
-    let (images, texts) = on_host(images, texts)?;
+    #[cfg(feature = "cuda")]
+    if images.array().is_some() {
+        return cuda::contrastive_loss(images, texts, log_beta, smoothing);
+    }
     let (all_images, all_texts) = (images.values().to_vec(), texts.values().to_vec());
     let all = BatchEmbeddings { images: all_images, texts: all_texts, first: 0 };
     contrastive_loss_in(images, texts, all, log_beta, smoothing)
-}
-
-/// Embeddings where the loss is made: its matrices have as many rows as there are pairs, little work, which
-/// the processor does.
-///
-/// # Errors
-/// When the device fails.
-#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "GPUs need it"))]
-pub(crate) fn on_host<T: Record>(
-    images: Matrix<T>,
-    texts: Matrix,
-) -> Result<(Matrix<T>, Matrix), DeviceError> {
-    #[cfg(feature = "cuda")]
-    let (images, texts) = {
-        let (images, tape) = images.split();
-        let (texts, tape) = crate::tensor::to_host(texts.with(tape))?.split();
-        (crate::tensor::to_host(images.with(tape))?, texts)
-    };
-    Ok((images, texts))
 }
 
 /// Rows of logits that are in memory at a time: of `B` pairs `ROWS x B`, and never all `B x B`.
@@ -75,6 +59,10 @@ pub(crate) fn contrastive_loss_in<T: Record>(
     log_beta: &Weight,
     smoothing: f32,
 ) -> Result<Loss<T>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if images.array().is_some() {
+        return cuda::contrastive_loss_in(images, texts, &all, log_beta, smoothing);
+    }
     let (images, tape) = images.split();
     let (own, width) = (images.rows(), images.width());
     let BatchEmbeddings { images: all_images, texts: all_texts, first } = all;
@@ -241,10 +229,257 @@ fn unit_rows_backward(grad: &mut [f32], unit: &[f32], norms: &[f32], width: usiz
     }
 }
 
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::ops::Range;
+
+    use super::super::add::cuda::on_gpu;
+    use super::{BatchEmbeddings, ROWS, blocks};
+    use crate::cuda::{Array, CudaError, Factor, Gpu, Grid, Kind, Product, THREADS, kernel};
+    use crate::tensor::{DeviceError, Loss, LossValue, Matrix, Record, Weight, record_loss};
+
+    /// The images of a batch, or its texts, in f32.
+    struct Side {
+        /// Of length 1, `[B, E]`.
+        unit: Array,
+        /// Their lengths before.
+        norms: Array,
+        /// Of each, the logarithm of the sum of `exp` of its logits, once the loss is known.
+        log_sums: Array,
+    }
+
+    impl Side {
+        fn of(embeddings: &Array, width: usize) -> Result<Self, CudaError> {
+            let (gpu, n) = (embeddings.gpu(), embeddings.len() / width);
+            let unset = |n| gpu.unset(n, Kind::F32);
+            let side = Self { unit: unset(n * width)?, norms: unset(n)?, log_sums: unset(n)? };
+            let args = [embeddings.into(), (&side.unit).into(), (&side.norms).into(), width.into()];
+            let name = kernel!("unit_rows", embeddings.kind());
+            gpu.launch(name, Grid::rows(n, width), &args)?;
+            Ok(side)
+        }
+    }
+
+    /// As the processor has them; the logarithm of `beta` is where the weight is.
+    struct Logits {
+        gpu: &'static Gpu,
+        n: usize,
+        width: usize,
+        log_beta: Weight,
+        smoothing: f32,
+    }
+
+    impl Logits {
+        /// Room for the cosines of some rows.
+        fn room(&self, rows: usize) -> Result<Array, CudaError> {
+            self.gpu.unset(rows.min(ROWS) * self.n, Kind::F32)
+        }
+
+        fn factor(address: u64, stride: usize) -> Factor {
+            Factor { address, stride, transposed: false, kind: Kind::F32 }
+        }
+
+        /// Rows of the cosines of one side with the other, into `cosines` `[rows, B]`.
+        fn cosines(
+            &self,
+            of: &Side,
+            with: &Side,
+            rows: &Range<usize>,
+            cosines: &Array,
+        ) -> Result<(), CudaError> {
+            let Self { gpu, n, width, .. } = *self;
+            let with = Self::factor(with.unit.address(), width);
+            gpu.multiply(&Product {
+                rows: rows.len(),
+                inner: width,
+                columns: n,
+                left: Self::factor(of.unit.at(rows.start * width), width),
+                right: Factor { transposed: true, ..with },
+                alpha: 1.0,
+                add: None,
+                bias: None,
+                out: cosines.address(),
+                out_stride: n,
+                out_kind: Kind::F32,
+            })
+        }
+
+        fn beta(&self) -> &Array {
+            on_gpu(&self.log_beta).full()
+        }
+
+        /// The loss of the whole batch, one f64; both sides get their sums.
+        fn loss(&self, images: &Side, texts: &Side) -> Result<Array, CudaError> {
+            let Self { gpu, n, smoothing, .. } = *self;
+            let cosines = self.room(n)?;
+            let unset = || gpu.unset(n, Kind::F32);
+            let (paired, totals, highest) = (unset()?, unset()?, unset()?);
+            for rows in blocks(0..n) {
+                self.cosines(images, texts, &rows, &cosines)?;
+                let args = [
+                    (&cosines).into(),
+                    self.beta().into(),
+                    (&images.log_sums).into(),
+                    (&paired).into(),
+                    (&totals).into(),
+                    rows.start.into(),
+                    n.into(),
+                ];
+                let grid = Grid::of(rows.len(), THREADS);
+                gpu.launch(kernel!("contrastive_rows"), grid, &args)?;
+                let args = [
+                    (&cosines).into(),
+                    self.beta().into(),
+                    (&highest).into(),
+                    (&texts.log_sums).into(),
+                    rows.len().into(),
+                    n.into(),
+                    i32::from(rows.start == 0).into(),
+                ];
+                gpu.launch(kernel!("contrastive_columns"), Grid::each(n), &args)?;
+            }
+            let loss = gpu.unset(2, Kind::F32)?; // One f64.
+            let args = [
+                (&images.log_sums).into(),
+                (&paired).into(),
+                (&totals).into(),
+                (&highest).into(),
+                (&texts.log_sums).into(),
+                (&loss).into(),
+                smoothing.into(),
+                n.into(),
+            ];
+            gpu.launch(kernel!("contrastive_loss"), Grid::of(1, THREADS), &args)?;
+            Ok(loss)
+        }
+
+        /// The gradient, in this format, of some rows of a side before they had length 1, and what each of these rows
+        /// has of the product of cosines and the gradients of logits.
+        fn gradient(
+            &self,
+            [of, with]: [&Side; 2],
+            own: Range<usize>,
+            grad_out: f32,
+            kind: Kind,
+        ) -> Result<(Array, Array), CudaError> {
+            let Self { gpu, n, width, smoothing, .. } = *self;
+            let products = gpu.unset(own.len(), Kind::F32)?;
+            let of_unit = gpu.unset(own.len() * width, Kind::F32)?;
+            let cosines = self.room(own.len())?;
+            for rows in blocks(own.clone()) {
+                self.cosines(of, with, &rows, &cosines)?;
+                let (m, at) = (rows.len(), rows.start - own.start);
+                let args = [
+                    (&cosines).into(),
+                    self.beta().into(),
+                    (&of.log_sums).into(),
+                    (&with.log_sums).into(),
+                    (&products.part(at, m)).into(),
+                    grad_out.into(),
+                    smoothing.into(),
+                    rows.start.into(),
+                    n.into(),
+                ];
+                gpu.launch(kernel!("contrastive_gradient"), Grid::of(m, THREADS), &args)?;
+                gpu.multiply(&Product {
+                    rows: m,
+                    inner: n,
+                    columns: width,
+                    left: Self::factor(cosines.address(), n),
+                    right: Self::factor(with.unit.address(), width),
+                    alpha: 1.0,
+                    add: None,
+                    bias: None,
+                    out: of_unit.at(at * width),
+                    out_stride: width,
+                    out_kind: Kind::F32,
+                })?;
+            }
+            let grad = gpu.unset(own.len() * width, kind)?;
+            let args = [
+                (&of_unit).into(),
+                (&of.unit.part(own.start * width, own.len() * width)).into(),
+                (&of.norms.part(own.start, own.len())).into(),
+                (&grad).into(),
+                width.into(),
+            ];
+            let grid = Grid::rows(own.len(), width);
+            gpu.launch(kernel!("unit_rows_backward", kind), grid, &args)?;
+            Ok((grad, products))
+        }
+    }
+
+    /// As [`super::contrastive_loss`].
+    pub(super) fn contrastive_loss<T: Record>(
+        images: Matrix<T>,
+        texts: Matrix,
+        log_beta: &Weight,
+        smoothing: f32,
+    ) -> Result<Loss<T>, DeviceError> {
+        let width = images.width();
+        let all = [Side::of(images.gpu_array(), width)?, Side::of(texts.gpu_array(), width)?];
+        loss_of(images, texts, (all, 0), log_beta, smoothing)
+    }
+
+    /// As [`super::contrastive_loss_in`].
+    pub(super) fn contrastive_loss_in<T: Record>(
+        images: Matrix<T>,
+        texts: Matrix,
+        all: &BatchEmbeddings,
+        log_beta: &Weight,
+        smoothing: f32,
+    ) -> Result<Loss<T>, DeviceError> {
+        let (gpu, width) = (images.gpu_array().gpu(), images.width());
+        let side = |embeddings| Side::of(&gpu.upload_as(embeddings, Kind::F32)?, width);
+        let sides = [side(&all.images)?, side(&all.texts)?];
+        loss_of(images, texts, (sides, all.first), log_beta, smoothing)
+    }
+
+    /// The loss of all pairs, of which those from number `first` on are these.
+    fn loss_of<T: Record>(
+        images: Matrix<T>,
+        texts: Matrix,
+        (all, first): ([Side; 2], usize),
+        log_beta: &Weight,
+        smoothing: f32,
+    ) -> Result<Loss<T>, DeviceError> {
+        let (images, tape) = images.split();
+        let (gpu, width) = (images.gpu_array().gpu(), images.width());
+        let own = first..first + images.rows();
+        let n = all[0].norms.len();
+        assert!(own.end <= n && all[1].norms.len() == n);
+        let logits = Logits { gpu, n, width, log_beta: log_beta.clone(), smoothing };
+        let loss = logits.loss(&all[0], &all[1])?;
+        let (images, texts) = (images.without_values(), texts.without_values());
+        record_loss(LossValue::Cuda(loss, 1.0), tape, move |grad_out, store| {
+            let [of_images, of_texts] = &all;
+            let kind = gpu.kind();
+            let gradient = |sides| logits.gradient(sides, own.clone(), grad_out, kind);
+            let (grad, products) = gradient([of_images, of_texts])?;
+            images.give_array(store, grad)?;
+            if logits.log_beta.is_trained() {
+                let sum = on_gpu(&logits.log_beta).gradient_to_add(store.device())?;
+                let args = [
+                    (&products).into(),
+                    logits.beta().into(),
+                    sum.into(),
+                    grad_out.into(),
+                    own.len().into(),
+                ];
+                gpu.launch(kernel!("contrastive_temperature"), Grid::of(1, THREADS), &args)?;
+            }
+            let (grad, _) = gradient([of_texts, of_images])?;
+            texts.give_array(store, grad)
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
     use crate::ops::gradient_check::pseudo_random;
+    use crate::params::Params;
     use crate::tensor::{NotRecording, Recording, differentiate, value_of};
 
     /// Embeddings of so many pairs, `[B, 4]`.
@@ -252,17 +487,27 @@ mod tests {
         (pseudo_random(4 * n, 3), pseudo_random(4 * n, 4))
     }
 
+    /// The logarithm of the inverse temperature on a device, trained.
+    fn log_beta(device: Device, value: f32) -> Params {
+        device.with(Params::trained([("log_beta".to_owned(), vec![1], vec![value])]).unwrap())
+    }
+
     /// The loss of the pairs from `first` on, of a batch of `n`, and all gradients: of images, of texts, of the
     /// temperature.
-    fn shared(n: usize, first: usize, own: usize) -> (f32, [Vec<f32>; 3]) {
+    fn shared(device: Device, n: usize, first: usize, own: usize) -> (f32, [Vec<f32>; 3]) {
         let (images, texts) = pairs(n);
         let values = 4 * first..4 * (first + own);
-        let of = |all: &[f32]| Matrix::variable(all[values.clone()].to_vec().into(), 4).unwrap();
+        let of = |all: &[f32]| device.variable(&all[values.clone()], 4);
         let (i, t) = (of(&images), of(&texts));
-        let log_beta = Weight::trained(vec![0.9]).unwrap();
+        let params = log_beta(device, 0.9);
+        let log_beta = &params.iter().next().unwrap().weight;
         let all = BatchEmbeddings { images, texts, first };
         let traced = i.clone().with(Recording::default());
-        let loss = contrastive_loss_in(traced, t.clone(), all, &log_beta, 0.1).unwrap();
+        let loss = if own == n {
+            contrastive_loss(traced, t.clone(), log_beta, 0.1).unwrap()
+        } else {
+            contrastive_loss_in(traced, t.clone(), all, log_beta, 0.1).unwrap()
+        };
         let (loss, mut grads) = differentiate(loss, 1.0).unwrap();
         let [i, t] = [i, t].map(|x| x.take_gradient(&mut grads.0).unwrap().unwrap().to_vec());
         let mut beta = Vec::new();
@@ -274,9 +519,11 @@ mod tests {
     fn shares_of_a_batch_have_its_loss_and_together_its_gradients() {
         // As many rows as are in memory at a time, fewer and more, of the batch and of a share.
         let shares = |n: usize| [(0, n / 6), (n / 6, n / 2), (n / 6 + n / 2, n - n / 6 - n / 2)];
-        for n in [6, ROWS, 2 * ROWS + 90] {
-            let (whole, [images, texts, beta]) = shared(n, 0, n);
-            let parts = shares(n).map(|(first, own)| shared(n, first, own));
+        let sizes = [6, ROWS, 2 * ROWS + 90];
+        let devices = Device::to_compare().into_iter();
+        for (device, n) in devices.flat_map(|device| sizes.map(|n| (device, n))) {
+            let (whole, [images, texts, beta]) = shared(device, n, 0, n);
+            let parts = shares(n).map(|(first, own)| shared(device, n, first, own));
             let joined = |which: usize| parts.iter().flat_map(move |(_, all)| all[which].clone());
             for (name, found, expected) in [
                 ("images", joined(0).collect(), images),
@@ -339,15 +586,65 @@ mod tests {
             };
             grads.iter().zip(unit).flat_map(one).collect()
         };
-        let (found, grads) = shared(n, 0, n);
-        assert!((f64::from(found) / loss - 1.0).abs() < 1e-6, "{found}, not {loss}");
-        for (found, expected) in
-            grads.iter().zip([before(&of_images, &i), before(&of_texts, &t), vec![of_beta]])
-        {
-            let largest = expected.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
-            for (found, expected) in found.iter().zip(&expected) {
-                let error = (f64::from(*found) - expected).abs() / largest;
-                assert!(error < 2e-5, "{found}, not {expected}");
+        for device in Device::to_compare() {
+            let (found, grads) = shared(device, n, 0, n);
+            let error = (f64::from(found) / loss - 1.0).abs();
+            assert!(error < 1e-6, "{device}: {found}, not {loss}");
+            for (found, expected) in
+                grads.iter().zip([before(&of_images, &i), before(&of_texts, &t), vec![of_beta]])
+            {
+                let largest = expected.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
+                for (found, expected) in found.iter().zip(&expected) {
+                    let error = (f64::from(*found) - expected).abs() / largest;
+                    assert!(error < 2e-5, "{device}: {found}, not {expected}");
+                }
+            }
+        }
+    }
+
+    /// Embeddings wider than a block has threads, among them one of length 0, in f32 and in bf16.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_makes_what_the_processor_makes_of_what_it_stores() {
+        use crate::ops::gradient_check::{gpus, relative_error, stored};
+        let (n, width, smoothing) = (5, 520, 0.2);
+        let mut images = pseudo_random(n * width, 5);
+        images[2 * width..3 * width].fill(0.0);
+        let texts = pseudo_random(n * width, 6);
+        for gpu in gpus() {
+            let run = |on_gpu: bool| {
+                let of = |values: &[f32]| {
+                    let values = stored(gpu, values);
+                    if on_gpu {
+                        Matrix::on_gpu(gpu.upload(&values).unwrap().into(), width, true)
+                    } else {
+                        Matrix::variable(values.into(), width).unwrap()
+                    }
+                };
+                let (i, t) = (of(&images), of(&texts));
+                let mut log_beta = Weight::trained(vec![2.7]).unwrap();
+                log_beta.place(on_gpu.then_some(gpu)).unwrap();
+                let traced = i.clone().with(Recording::default());
+                let loss = contrastive_loss(traced, t.clone(), &log_beta, smoothing).unwrap();
+                let (loss, mut grads) = differentiate(loss, 0.5).unwrap();
+                let mut all = vec![vec![loss]];
+                for x in [i, t] {
+                    let gradient = x.take_gradient(&mut grads.0).unwrap().unwrap().to_vec();
+                    all.push(gradient);
+                }
+                // The row of zeros, whose gradient is huge, apart.
+                let zeros = all[1].drain(2 * width..3 * width).collect();
+                all.push(zeros);
+                log_beta.accumulate(&mut grads.0, |g| all.push(g.to_vec())).unwrap();
+                all
+            };
+            let tolerance = if gpu.kind() == crate::cuda::Kind::Bf16 { 5e-3 } else { 1e-5 };
+            for (k, (found, expected)) in run(true).iter().zip(&run(false)).enumerate() {
+                let error = relative_error(found, expected);
+                assert!(
+                    error < tolerance,
+                    "{gpu:?}, {k}: {found:?}, not {expected:?}, {error:.1e}"
+                );
             }
         }
     }

@@ -58,7 +58,7 @@ pub use average::Average;
 pub(crate) use average::average;
 pub use contrastive_loss::BatchEmbeddings;
 pub(crate) use contrastive_loss::{
-    ROWS as CONTRASTED_ROWS, contrastive_loss, contrastive_loss_in, on_host, unit_rows,
+    ROWS as CONTRASTED_ROWS, contrastive_loss, contrastive_loss_in, unit_rows,
 };
 pub(crate) use convolution::{Convolution, Grid, KernelSize, convolve, standardize};
 pub(crate) use cross_entropy::{
