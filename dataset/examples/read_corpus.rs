@@ -12,6 +12,7 @@
 //! `FIRST_BATCH` on. `bytes` reads the same rows in the same order and decodes nothing; `batches` also hands
 //! them to the calling thread, 64 at a time; `random` reads rows from anywhere. Speeds are without the time that it takes to open the corpus. The variable
 //! `DISK_CACHE` names a cache: `FOLDER,BYTES,BYTES_OF_A_PIECE`.
+//! With `VERIFY=nothing` images are not compared with their digests.
 //! `hashes` prints the SHA-256 of each batch in place of times: what `dataset/tests/faulty_store.py`
 //! compares. `rows` prints every row of a layout, given as JSON, as a line of JSON: the texts and the
 //! SHA-256 of the images. `dataset/tests/layouts.py` compares them.
@@ -28,7 +29,7 @@ use std::time::Instant;
 use flamingo_dataset::{
     Batch, Corpus, DiskCacheConfig, EncodedImage, EpochOrder, Fit, ImageConfig, Layout, Loader,
     LossMask, Mixture, MixtureEntry, MixtureMode, PixelType, Row, SampleConfig, Shuffle, Tokenizer,
-    sha256_hex,
+    Verify, sha256_hex,
 };
 
 /// Rows of a batch.
@@ -136,6 +137,10 @@ fn pixels(
         loss: LossMask::Paper,
         pack: 1,
         learn_after: None,
+        verify: match std::env::var("VERIFY").as_deref() {
+            Ok("nothing") => Verify::Nothing,
+            _ => Verify::Images,
+        },
     };
     let entry = |(i, corpus): (usize, &str)| MixtureEntry {
         name: format!("pairs {i}"),

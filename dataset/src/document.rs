@@ -258,6 +258,22 @@ impl Row {
         }
     }
 
+    /// The digest that the row has of each of [`Self::images`], empty where it has none. Of a clip there are none: its
+    /// digest is that of the video.
+    pub fn image_digests(&self) -> Vec<&str> {
+        match self {
+            Self::Interleaved(page) => {
+                let digests = page.slots.iter().filter_map(|slot| match slot {
+                    Slot::Image { meta, .. } => Some(meta.sha256.as_str()),
+                    Slot::Text(_) => None,
+                });
+                digests.collect()
+            }
+            Self::ImageText(pair) => vec![&pair.sha256],
+            Self::VideoText(_) => Vec::new(),
+        }
+    }
+
     /// Gives images that have no bytes theirs: one entry for each, and none for each slot of a page that
     /// is a text. False where they do not match.
     pub(crate) fn add_image_bytes(&mut self, bytes: Vec<Option<Bytes>>) -> bool {

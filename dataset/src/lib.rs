@@ -64,6 +64,7 @@
 //!     loss: LossMask::Paper,
 //!     pack: 1,
 //!     learn_after: None,
+//!     verify: Verify::Images,
 //! };
 //! let pairs = MixtureEntry {
 //!     name: "pairs".into(),
@@ -152,7 +153,7 @@ pub use pixel_buffer::PixelBuffer;
 pub use pixels::{Augment, Fit, ImageConfig, Normalise, PixelType, image_bytes, image_pixels};
 pub use row_view::read_row;
 pub use sample::{
-    Example, LossMask, SampleConfig, SampleKey, caption_tokens, example, packed_example,
+    Example, LossMask, SampleConfig, SampleKey, Verify, caption_tokens, example, packed_example,
 };
 pub use schema::{CorpusKind, SCHEMA_VERSION, schema};
 pub use shard_reader::StoredObject;

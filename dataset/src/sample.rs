@@ -12,7 +12,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::BatchPixels;
-use crate::digest::sha256_u64;
+use crate::digest::{sha256_hex, sha256_u64};
 use crate::keyed_random::KeyedRandom;
 use crate::media_mask::{SEES_NONE, phi};
 use crate::pixel_buffer::PixelBuffer;
@@ -32,6 +32,18 @@ pub enum LossMask {
     /// Only tokens predicted from a position that sees an image: text before the first image (or, on a
     /// page that looks ahead, after the last one) is read and not predicted.
     SeeingAnImage,
+}
+
+/// What of a row is compared with its digest before it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verify {
+    /// Nothing. So it must be with corpora of others, whose digests may be of images as they were found.
+    Nothing,
+    /// The stored bytes of each image that is used, where the row has a digest of them. A clip's is that of
+    /// its video, which is not there.
+    #[default]
+    Images,
 }
 
 /// How rows of one dataset become examples.
@@ -68,6 +80,9 @@ pub struct SampleConfig {
     /// cannot be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learn_after: Option<String>,
+    /// What is compared with its digest; a row that is not what its digest says cannot be used.
+    #[serde(default)]
+    pub verify: Verify,
 }
 
 impl SampleConfig {
@@ -456,8 +471,16 @@ fn add_images(
         Row::VideoText(_) => vec![&stored],
         _ => stored.chunks(1).skip(wanted.start).take(wanted.len()).collect(),
     };
-    for (frames, idx) in images.into_iter().zip(wanted.start as u64..) {
-        let mut random = KeyedRandom::new(&[key.seed, key.epoch, key.row, IMAGE_STREAM, idx]);
+    let digests = match config.verify {
+        Verify::Images => row.image_digests(),
+        Verify::Nothing => Vec::new(),
+    };
+    for (frames, idx) in images.into_iter().zip(wanted.start..) {
+        if let Some(digest) = digests.get(idx) {
+            verify(frames[0], digest)?;
+        }
+        let key = [key.seed, key.epoch, key.row, IMAGE_STREAM, idx as u64];
+        let mut random = KeyedRandom::new(&key);
         add_frames(frames, config, augment(config, &mut random), pixels)?;
     }
     Ok(())
@@ -489,6 +512,16 @@ fn add_frames(
         last = Some(idx);
     }
     Ok(())
+}
+
+/// Fails unless an image is the one that its row has a digest of, if it has one.
+fn verify(image: &EncodedImage, digest: &str) -> Result<(), CorpusError> {
+    let found = if digest.is_empty() { String::new() } else { sha256_hex(&image.bytes) };
+    if found.eq_ignore_ascii_case(digest) {
+        return Ok(());
+    }
+    let problem = format!("its SHA-256 is {found}, but was {digest} when the corpus was made");
+    Err(CorpusError::Image { name: image.path.clone(), problem })
 }
 
 fn named(error: CorpusError, image: &EncodedImage) -> CorpusError {
@@ -529,6 +562,7 @@ mod tests {
             loss: LossMask::Paper,
             pack: 1,
             learn_after: None,
+            verify: Verify::Images,
         }
     }
 
@@ -783,6 +817,52 @@ mod tests {
         assert!(error.is_about_one_row() && error.to_string().contains("1.png"), "{error}");
         assert!(example(&bad, &config(20, 1), &tokenizer(), key).is_ok());
         assert!(example(&clip(0), &config(20, 1), &tokenizer(), key).is_err());
+    }
+
+    #[test]
+    fn an_image_that_changed_is_refused_where_it_is_used_and_has_a_digest() {
+        let mut row = page("iti");
+        let Row::Interleaved(interleaved) = &mut row else { panic!("a page") };
+        for slot in &mut interleaved.slots {
+            if let Slot::Image { image, meta } = slot {
+                meta.sha256 = sha256_hex(&image.bytes);
+            }
+        }
+        let changed = |at: usize, row: &Row| {
+            let mut row = row.clone();
+            let Row::Interleaved(interleaved) = &mut row else { panic!("a page") };
+            if let Slot::Image { image: stored, .. } = &mut interleaved.slots[at] {
+                // Another whole image: no decoder finds anything.
+                *stored = image(99);
+            }
+            row
+        };
+        let make = |row: &Row, config: &SampleConfig| {
+            let key = SampleKey { seed: 0, epoch: 0, row: 0 };
+            example(row, config, &tokenizer(), key)
+        };
+        let both = config(16, 2);
+        make(&row, &both).unwrap();
+        for at in [0, 2] {
+            let error = make(&changed(at, &row), &both).unwrap_err();
+            assert!(error.is_about_one_row(), "{error}");
+            let was = sha256_hex(&row.images()[at / 2].bytes);
+            assert!(error.to_string().contains(&format!("but was {was}")), "{error}");
+            make(&changed(at, &row), &SampleConfig { images: 0, ..both.clone() }).unwrap();
+            let unseen = SampleConfig { verify: Verify::Nothing, ..both.clone() };
+            make(&changed(at, &row), &unseen).unwrap();
+            // A row without digests has nothing to be compared with.
+            make(&changed(at, &page("iti")), &both).unwrap();
+        }
+
+        let Row::ImageText(mut caption) = pair("a") else { panic!("a pair") };
+        caption.sha256 = sha256_hex(&caption.image.bytes).to_uppercase();
+        make(&Row::ImageText(caption.clone()), &config(8, 1)).unwrap();
+        caption.image = image(98);
+        make(&Row::ImageText(caption), &config(8, 1)).unwrap_err();
+        let Row::VideoText(mut film) = clip(2) else { panic!("a clip") };
+        film.sha256 = "0".repeat(64);
+        make(&Row::VideoText(film), &config(8, 1)).unwrap();
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use flamingo_dataset::{
     Batch, Corpus, CorpusError, CorpusKind, EncodedImage, Fit, ImageConfig, Layout, Loader,
     LossMask, MissingImage, Mixture, MixtureEntry, MixtureMode, PixelType, Row, SampleConfig,
-    Shuffle, Slot, Tokenizer,
+    Shuffle, Slot, Tokenizer, Verify,
 };
 use support::{clip, page, pair, png, write_corpus};
 
@@ -93,6 +93,7 @@ fn entry(name: &str, corpus: &Path, layout: Layout, images: usize) -> MixtureEnt
             loss: LossMask::Paper,
             pack: 1,
             learn_after: None,
+            verify: Verify::Nothing,
         },
         shuffle: Shuffle { block_rows: 2, group_blocks: 2 },
         skip_rows: BTreeSet::new(),

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use flamingo_dataset::{
     Batch, CorpusError, CorpusKind, Cursor, Fit, ImageConfig, Layout, Loader, LossMask, MERGED,
     Mixture, MixtureEntry, MixtureMode, PixelType, Rank, Row, SampleConfig, Shuffle, Tokenizer,
+    Verify,
 };
 use proptest::prelude::*;
 use support::{clip, page, pair, write_corpus};
@@ -30,6 +31,7 @@ fn sample(tokens: usize, images: usize, frames: usize) -> SampleConfig {
         loss: LossMask::Paper,
         pack: 1,
         learn_after: None,
+        verify: Verify::Images,
     }
 }
 

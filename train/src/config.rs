@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use flamingo_dataset::{
     DiskCacheConfig, ImageConfig, Layout, LossMask, MixtureEntry, MixtureMode, PixelType,
-    SampleConfig, Shuffle,
+    SampleConfig, Shuffle, Verify,
 };
 use flamingo_model::Recompute;
 use serde::{Deserialize, Serialize};
@@ -224,6 +224,15 @@ pub struct DataConfig {
     /// Largest share of corrupt rows; each is replaced by the next sound one, and more stop the run.
     #[serde(default = "few_corrupt")]
     pub corrupt_share_max: f64,
+    /// Whether images are compared with the digests that the corpus has of them, if it is one of this project
+    /// and none of clips: `images` (one that differs makes a corrupt row) or `nothing`.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub verify: Verify,
+}
+
+/// Whether a value is the one that stands where none is given.
+pub(crate) fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 pub(crate) fn few_corrupt() -> f64 {
@@ -382,6 +391,7 @@ impl DataConfig {
                 loss: self.loss,
                 pack: self.pack,
                 learn_after: self.learn_after.clone(),
+                verify: if self.layout.is_own() { self.verify } else { Verify::Nothing },
             },
             shuffle: self.shuffle,
             skip_rows: self.skip_rows.clone(),
@@ -399,6 +409,7 @@ fn next_micro_batches(entries: &[DataConfig], n_ranks: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use flamingo_dataset::Fit;
     use flamingo_model::{DeviceError, ModelError};
     use toml::Table;
 
@@ -443,6 +454,23 @@ mod tests {
             "step 7 does not fit into memory; the last checkpoint, if there is one, stands: ",
         );
         assert_eq!(rest, Some(expected), "{text}");
+    }
+
+    #[test]
+    fn images_of_corpora_of_others_are_not_compared_with_digests_of_what_was_found() {
+        let verify = |key: &str| {
+            let config: RunConfig<Table> = toml::from_str(&format!(
+                "seed = 0\nsteps = 1\ncheckpoint_every = 1\nkeep_last = 1\n[optimizer]\nlr = 1e-4\n\
+                 warmup_steps = 0\nschedule = 'constant'\n[model]\n[[data]]\nname = 'pairs'\n\
+                 corpus = ''\nweight = 1\ntokens = 64\nbatch = 1\n{key}"
+            ))
+            .unwrap();
+            let image = ImageConfig { size: 8, fit: Fit::MeanPad, mean: [0.5; 3], std: [0.5; 3] };
+            config.mixture_entries(&image, str::to_owned)[0].sample.verify
+        };
+        assert_eq!(verify(""), Verify::Images);
+        assert_eq!(verify("verify = 'nothing'"), Verify::Nothing);
+        assert_eq!(verify("layout = { format = 'webdataset' }"), Verify::Nothing);
     }
 
     #[test]

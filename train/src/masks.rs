@@ -8,7 +8,7 @@ use flamingo_dataset::media_mask::SEES_NONE;
 use flamingo_dataset::report::{Page, Token};
 use flamingo_dataset::{
     Corpus, CorpusError, DiskCacheConfig, Example, Fit, ImageConfig, Layout, LossMask, PixelType,
-    Row, SampleConfig, SampleKey, Tokenizer, example, example_problems,
+    Row, SampleConfig, SampleKey, Tokenizer, Verify, example, example_problems,
 };
 
 use crate::command::located;
@@ -73,6 +73,7 @@ impl MasksJob {
                 loss: LossMask::Paper,
                 pack: 1,
                 learn_after: None,
+                verify: Verify::Nothing,
             },
             seed: 0,
             epoch: 0,

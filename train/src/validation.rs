@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use flamingo_dataset::{
     Batch, Corpus, CorruptRow, Layout, Loader, LossMask, Mixture, MixtureEntry, MixtureMode,
-    PixelType, Shuffle, Tokenizer,
+    PixelType, Shuffle, Tokenizer, Verify,
 };
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +85,9 @@ pub struct HeldOutConfig {
     /// Largest share of corrupt rows.
     #[serde(default = "config::few_corrupt")]
     pub corrupt_share_max: f64,
+    /// Whether images are compared with their digests.
+    #[serde(default, skip_serializing_if = "config::is_usual")]
+    pub verify: Verify,
     /// In the contrastive stage: classes among which images are told apart by their captions' words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
@@ -144,6 +147,7 @@ impl HeldOutConfig {
             shuffle: Shuffle::default(),
             skip_rows: BTreeSet::new(),
             corrupt_share_max: self.corrupt_share_max,
+            verify: self.verify,
         }
     }
 }

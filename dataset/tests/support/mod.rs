@@ -36,7 +36,9 @@ pub(crate) fn meta(number: u8) -> ImageMeta {
 pub(crate) fn page(number: u8, n_images: u8) -> Row {
     let mut slots = vec![Slot::Text(format!("Page {number} begins with two red circles."))];
     for i in 0..n_images {
-        slots.push(Slot::Image { image: png(number.wrapping_add(i), 12), meta: meta(i) });
+        let image = png(number.wrapping_add(i), 12);
+        let meta = ImageMeta { sha256: sha256_hex(&image.bytes), ..meta(i) };
+        slots.push(Slot::Image { image, meta });
         slots.push(Slot::Text(format!("Image {i} shows a blue square, number {number}.")));
     }
     Row::Interleaved(Interleaved {
@@ -52,16 +54,17 @@ pub(crate) fn page(number: u8, n_images: u8) -> Row {
 }
 
 pub(crate) fn pair(number: u8) -> Row {
+    let image = png(number, 16);
     Row::ImageText(ImageText {
         key: format!("pair-{number}"),
         url: Some(format!("https://example.org/{number}.png")),
         caption: format!("a red circle, number {number}"),
-        image: png(number, 16),
+        sha256: sha256_hex(&image.bytes),
+        image,
         width: 16,
         height: 16,
         original_width: 320,
         original_height: 320,
-        sha256: format!("{number:064x}"),
         phash: u64::from(number) << 56,
         source: Some("test".to_owned()),
         scores: vec![("clip".to_owned(), 0.25), ("blur".to_owned(), 1.0)],

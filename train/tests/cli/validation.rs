@@ -88,6 +88,62 @@ fn there_is_a_validation_after_the_last_step_and_none_where_a_run_is_stopped() {
     assert_eq!(found(&world.path("late"), 8), found(&world.path("whole"), 8));
 }
 
+/// A corpus in which the bytes of one row's image were overwritten by those of another, whole one.
+fn with_an_overwritten_image(world: &World, name: &str, at: usize) {
+    let mut rows: Vec<Row> = (0..6).map(pair).collect();
+    let Row::ImageText(other) = pair(at + 1) else { panic!("a pair") };
+    let Row::ImageText(row) = &mut rows[at] else { panic!("a pair") };
+    row.image = other.image;
+    world.write_corpus(name, &rows);
+}
+
+#[test]
+fn an_image_that_is_not_what_its_digest_says_is_a_corrupt_row() {
+    let world = World::new();
+    with_an_overwritten_image(&world, "changed", 3);
+    let config = CONTRASTIVE.replace("corpus = \"pairs\"", "corpus = \"changed\"");
+    let found = |run: &str, more: &[&str]| {
+        world.train("contrastive", &config, run, more).expect_success();
+        let lines = metrics(&world.path(run));
+        let rows = lines.iter().filter_map(|line| line["corrupt_rows"].as_array().cloned());
+        rows.flatten().collect::<Vec<_>>()
+    };
+    let told = found("run", &[]);
+    assert!(!told.is_empty());
+    for row in &told {
+        assert_eq!((&row["dataset"], &row["row"]), (&"pairs".into(), &3.into()));
+        let problem = row["problem"].as_str().unwrap();
+        assert!(problem.contains("its SHA-256 is"), "{problem}");
+    }
+    let report = std::fs::read_to_string(world.path("run/report.html")).unwrap();
+    assert!(report.contains("its SHA-256 is"));
+    assert_eq!(found("unseen", &["--set", "data.pairs.verify=\"nothing\""]), Vec::<Value>::new());
+    let none = ["--set", "data.pairs.corrupt_share_max=0.0"];
+    let refused = world.train("contrastive", &config, "refused", &none);
+    assert_eq!(refused.code(), Some(1), "{}", refused.stderr());
+    assert!(refused.stderr().contains("row 3: image: its SHA-256 is"), "{}", refused.stderr());
+    // What it says of rows may not change under way.
+    let changed = ["--resume", "--set", "data.pairs.verify=\"nothing\""];
+    let changed = world.train("contrastive", &config, "run", &changed);
+    assert_eq!(changed.code(), Some(2), "{}", changed.stderr());
+    assert!(changed.stderr().contains("verify"), "{}", changed.stderr());
+}
+
+#[test]
+fn a_held_out_image_is_compared_with_its_digest_as_well() {
+    let world = World::new();
+    with_an_overwritten_image(&world, "changed", 3);
+    for (more, n) in [("", 1), ("\nverify = \"nothing\"", 0)] {
+        let held = format!("name = \"held\"\ncorpus = \"changed\"{more}");
+        let config = validated(CONTRASTIVE).replace("name = \"held\"\ncorpus = \"pairs\"", &held);
+        let run = format!("run-{n}");
+        world.train("contrastive", &config, &run, &["--stop-after", "3"]).expect_success();
+        let lines = metrics(&world.path(&run));
+        let told = lines.iter().filter_map(|line| line["corrupt_rows"].as_array().cloned());
+        assert_eq!(told.flatten().count(), n);
+    }
+}
+
 #[test]
 fn corrupt_rows_that_are_held_out_are_told_once() {
     let world = World::new();
