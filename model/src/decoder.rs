@@ -11,9 +11,7 @@ use crate::architecture::{Architecture, Positions};
 use crate::block::{Block, Part, WholeSequences};
 use crate::error::ModelError;
 use crate::layers::Norm;
-use crate::limits::{
-    CONTEXT_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, check_at_most, check_size, check_tower,
-};
+use crate::limits::{CONTEXT_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, check_size, check_tower};
 use crate::ops::{self, Activation, MovedRows, Recompute, TokenTable, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record, Weight};
@@ -53,7 +51,7 @@ impl LanguageConfig {
         check_size(&format!("{table}.vocabulary"), self.vocabulary, VOCABULARY_MAX)?;
         check_size(&format!("{table}.context"), self.context, CONTEXT_MAX)?;
         check_size(&format!("{table}.width"), self.width, WIDTH_MAX)?;
-        check_at_most(&format!("{table}.layers"), self.layers, LAYERS_MAX)?;
+        check_size(&format!("{table}.layers"), self.layers, LAYERS_MAX)?;
         check_size(&format!("{table}.heads"), self.heads, WIDTH_MAX)?;
         self.architecture.validate_at(table, self)?;
         check_tower(table, self.width, self.layers, 2 * self.vocabulary + self.context)

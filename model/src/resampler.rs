@@ -93,7 +93,7 @@ impl ResamplerConfig {
     /// Names the first field that cannot.
     pub fn validate(&self) -> Result<(), ModelError> {
         check_size("resampler.latents", self.latents, LATENTS_MAX)?;
-        check_at_most("resampler.layers", self.layers, LAYERS_MAX)?;
+        check_size("resampler.layers", self.layers, LAYERS_MAX)?;
         check_free_heads("resampler", self.heads, self.head_dim)?;
         check_size("resampler.width", self.width.unwrap_or(1), WIDTH_MAX)?;
         check_at_most("resampler.frames", self.frames, FRAMES_MAX)

@@ -77,7 +77,7 @@ impl VitConfig {
         }
         check_at_most("vision patches of an image", self.n_patches(), PATCHES_MAX)?;
         check_size("vision.width", self.width, WIDTH_MAX)?;
-        check_at_most("vision.layers", self.layers, LAYERS_MAX)?;
+        check_size("vision.layers", self.layers, LAYERS_MAX)?;
         check_heads("vision.heads", self.heads, self.width)?;
         if let Some(width) = self.feed_forward_width {
             check_size("vision.feed_forward_width", width, WIDTH_MAX)?;

@@ -142,8 +142,8 @@ fn attempt(
     let model = &file.config.model;
     let (size, expected) = (model.vision.image_size(), format!("{}, as image.size", image.size));
     file.require(size == image.size, "model.vision.image_size", &size, &expected)?;
-    file.require_context(model.text.context)?;
     check_model(file)?;
+    file.require_context(model.text.context)?;
 
     let folder = command.check_folder(file)?;
     let is_pairs = |kind| kind == CorpusKind::ImageText;

@@ -52,8 +52,8 @@ fn attempt(
     file.require_images(|images| images == 0, "0")?;
     file.require_measures(&validation::OF_TEXTS)?;
     let model = &file.config.model;
-    file.require_context(model.context)?;
     file.require_model(model.validate())?;
+    file.require_context(model.context)?;
 
     let folder = command.check_folder(file)?;
     let corpora = open_corpora(command, &file.config, &no_image(), |_| true, "any")?;

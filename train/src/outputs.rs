@@ -70,6 +70,9 @@ impl Outputs {
         if let Some((_, device)) = run.devices.last_key_value() {
             self.note(&format!("device: {device}"));
         }
+        if let Some(warning) = run.schedule.warning() {
+            self.note(&warning);
+        }
     }
 
     /// Says what the weights are that are not trained, if there are any.

@@ -232,6 +232,9 @@ impl Plan<'_> {
         for step in points {
             put(text, &format!("step {step:>12} {:.6e}", self.schedule.lr(step - 1)));
         }
+        if let Some(warning) = self.schedule.warning() {
+            put(text, &warning);
+        }
     }
 
     /// The first sequence of each dataset that is in a batch. In a merged one datasets may pack their rows

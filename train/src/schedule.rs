@@ -40,6 +40,18 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// What may be a slip: a run that ends before its warm-up does. It is none where `steps` is cut for a try.
+    pub fn warning(&self) -> Option<String> {
+        let Self { lr_peak, warmup_steps, steps, .. } = *self;
+        (warmup_steps > steps).then(|| {
+            let last = self.lr(steps.saturating_sub(1));
+            format!(
+                "warning: `optimizer.warmup_steps` is {warmup_steps}, but the run ends after {steps} steps, at a \
+                 learning rate of {last:.2e}: it never gets to {lr_peak:.2e}"
+            )
+        })
+    }
+
     /// Learning rate of the update that follows `done` updates.
     pub fn lr(&self, done: u64) -> f64 {
         if done < self.warmup_steps {
@@ -66,6 +78,17 @@ mod tests {
         let schedule = Schedule { lr_peak: 2.0, warmup_steps: 4, steps: 12, decay };
         let lr = schedule.lr(done);
         assert!((lr - expected).abs() < 1e-12, "{decay:?} after {done}: {lr}, not {expected}");
+    }
+
+    #[test]
+    fn a_run_that_ends_before_its_warm_up_does_is_warned_of() {
+        let warning = |warmup_steps, steps| {
+            Schedule { lr_peak: 2e-4, warmup_steps, steps, decay: Decay::Linear }.warning()
+        };
+        assert_eq!([warning(0, 1), warning(5, 5), warning(5, 6)], [None, None, None]);
+        let told = warning(100, 25).unwrap();
+        assert!(told.contains("`optimizer.warmup_steps` is 100"), "{told}");
+        assert!(told.contains("after 25 steps, at a learning rate of 5.00e-5"), "{told}");
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn open(case: &Case, every: usize, ours: Tensors, mut rest: Tensors) -> Flamingo
             image_size: 6,
             patch_size: 2,
             width: 24,
-            layers: 0,
+            layers: 1,
             heads: 4,
             activation: Activation::Gelu,
             feed_forward_width: None,

@@ -206,6 +206,23 @@ fn a_dry_run_tells_epochs_and_learning_rates_and_shows_masks_as_the_command_for_
 }
 
 #[test]
+fn a_warm_up_that_the_run_is_too_short_for_is_warned_of_once_and_does_not_stop_it() {
+    let world = World::new();
+    let words = "warning: `optimizer.warmup_steps` is 100, but the run ends after 4 steps";
+    let set = ["--set", "steps=4", "--set", "optimizer.warmup_steps=100"];
+    let planned = world.train("language", LANGUAGE, "run", &[&set[..], &["--dry-run"]].concat());
+    planned.expect_success();
+    assert_eq!(planned.stdout().matches(words).count(), 1, "{}", planned.stdout());
+    let trained = world.train("language", LANGUAGE, "run", &set);
+    trained.expect_success();
+    let stderr = trained.stderr();
+    assert_eq!(stderr.matches(words).count(), 1, "{stderr}");
+    assert!(stderr.find(words) < stderr.find("step 4/4"), "{stderr}");
+    let usual = world.train("language", LANGUAGE, "usual", &["--stop-after", "1"]);
+    assert!(!usual.stderr().contains("warning"), "{}", usual.stderr());
+}
+
+#[test]
 fn a_dry_run_of_a_run_under_way_counts_the_steps_that_are_left() {
     let world = World::new();
     let epochs_after = |step: &str| {

@@ -66,6 +66,13 @@ fn check_change(world: &World, stage: &str, from: &str, to: &str, words: &[&str]
     check(world, stage, &config, &[], 2, &[words, &[&file]].concat());
 }
 
+/// What stands between `[model]` and a key of it in the language stage's config.
+fn before_in_language(key: &str) -> &'static str {
+    let (_, model) = LANGUAGE.split_once("[model]\n").unwrap();
+    let end = model.find(key).unwrap();
+    &model[..end]
+}
+
 #[test]
 fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     let world = World::new();
@@ -75,6 +82,39 @@ fn what_no_model_or_image_can_be_is_refused_under_the_key_of_the_config() {
     change("language", "heads = 2", "heads = 3", &["`model.heads` is 3"]);
     change("language", "width = 16", "width = 0", &["`model.width` is 0"]);
     change("contrastive", "patch_size = 8", "patch_size = 7", &["`model.vision.patch_size` is 7"]);
+    for (key, was) in [("layers", 2), ("heads", 2), ("vocabulary", 300), ("context", 48)] {
+        let was = format!("[model]\n{}{key} = {was}", before_in_language(key));
+        let none = was.replace(was.rsplit('\n').next().unwrap(), &format!("{key} = 0"));
+        change("language", &was, &none, &[&format!("`model.{key}` is 0, expected at least 1")]);
+    }
+    for (stage, table, key, was) in [
+        (
+            "contrastive",
+            "vision",
+            "width",
+            "width = 16\nlayers = 1\nheads = 2\nactivation = \"quick",
+        ),
+        ("contrastive", "vision", "layers", "layers = 1\nheads = 2\nactivation = \"quick"),
+        ("contrastive", "vision", "heads", "heads = 2\nactivation = \"quick"),
+        ("contrastive", "text", "vocabulary", "vocabulary = 300\ncontext = 24"),
+        ("contrastive", "text", "context", "context = 24"),
+        ("contrastive", "text", "width", "width = 16\nlayers = 1\nheads = 2\nactivation = \"gelu"),
+        ("contrastive", "text", "layers", "layers = 1\nheads = 2\nactivation = \"gelu"),
+        ("contrastive", "text", "heads", "heads = 2\nactivation = \"gelu"),
+        ("flamingo", "resampler", "latents", "latents = 3"),
+        ("flamingo", "resampler", "layers", "layers = 1\nheads = 2\nhead_dim = 8\nframes"),
+        ("flamingo", "resampler", "heads", "heads = 2\nhead_dim = 8\nframes"),
+        ("flamingo", "resampler", "head_dim", "head_dim = 8\nframes"),
+        ("flamingo", "cross_attention", "every", "every = 1"),
+        ("flamingo", "cross_attention", "heads", "heads = 2\nhead_dim = 8\nactivation"),
+        ("flamingo", "cross_attention", "head_dim", "head_dim = 8\nactivation"),
+    ] {
+        let (first, rest) = was.split_once(' ').unwrap();
+        assert_eq!(first, key);
+        let rest = rest.trim_start_matches(|c: char| "= 0123456789".contains(c));
+        let words = format!("`model.{table}.{key}` is 0, expected at least 1");
+        change(stage, was, &format!("{key} = 0{rest}"), &[&words]);
+    }
     let after = "images = 1\nlearn_after = \"Answer:\"";
     change("contrastive", "images = 1", after, &["`data.pairs.learn_after` is Answer:"]);
     let text = ("context = 24\nwidth = 16\nlayers = 1\nheads = 2", "`model.text.heads` is 5");
