@@ -17,11 +17,13 @@ use flamingo_model::{
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use crate::bench_memory::{Work, require_memory};
 use crate::device::DeviceArgs;
 use crate::error::TrainError;
 use crate::flop::{self, Parts, StepRows};
 use crate::limits::{BATCH_MAX, IMAGES_MAX, TOKENS_MAX};
 use crate::optimizer::{AdamW, OptimizerConfig, Share};
+use crate::room;
 use crate::schedule::Decay;
 
 /// What is timed, and how large it is.
@@ -89,6 +91,9 @@ pub struct Bench {
     /// Times every kernel of one more training step on a GPU.
     #[arg(long)]
     profile: bool,
+    /// Begins although the machine's memory does not suffice for weights, gradients and moments.
+    #[arg(long)]
+    force: bool,
     /// Prints a line of JSON for each thing that is timed, and what people read to standard error.
     #[arg(long)]
     json: bool,
@@ -127,16 +132,19 @@ const LEARNING_RATE: f64 = 1e-4;
 pub fn run(bench: &Bench, mut say: impl FnMut(&str)) -> Result<(), TrainError> {
     let config = bench.config()?;
     let device = bench.device.open()?;
+    if !bench.force {
+        require_memory(&bench.name(), &config, bench.work(device), room::memory_bytes())?;
+    }
     let clock = Instant::now();
     let model = fresh(&config, bench, device).map_err(TrainError::model("build"))?;
     let seconds = clock.elapsed().as_secs_f64();
     let mut job = Job { bench, device, parts: Parts::of(&config)?, model };
-    eprintln!("{}, {} parameters, {device}: made in {seconds:.1} s", job.name(), job.parts.total());
-    let prompts = bench.write_tokens.is_some() || bench.score;
+    let name = bench.name();
+    eprintln!("{name}, {} parameters, {device}: made in {seconds:.1} s", job.parts.total());
     let mut tell = |figures: Figures| figures.tell(bench.json, &mut say);
     let ran = TrainError::model("run");
     let result = (|| {
-        if bench.step || !prompts {
+        if bench.has_steps() {
             tell(job.train()?);
         }
         if let Some(n) = bench.write_tokens {
@@ -169,6 +177,29 @@ impl Bench {
         config.added_tokens = self.added_tokens.min(all.saturating_sub(1));
         config.language.vocabulary = all - config.added_tokens;
         Ok(config)
+    }
+
+    fn name(&self) -> String {
+        let Self { preset, model, .. } = self;
+        preset.clone().or_else(|| Some(model.as_ref()?.display().to_string())).unwrap_or_default()
+    }
+
+    /// Whether training steps are timed.
+    fn has_steps(&self) -> bool {
+        let has_prompts = self.write_tokens.is_some() || self.score;
+        self.step || !has_prompts
+    }
+
+    /// What takes memory of it.
+    fn work(&self, device: Device) -> Work {
+        let prompts = self.prompts * (self.shots + 1);
+        let has_prompts = self.write_tokens.is_some() || self.score;
+        let of_prompts = if has_prompts { prompts } else { 0 };
+        let of_steps = if self.has_steps() { self.batch * self.images } else { 0 };
+        Work {
+            learns_here: self.has_steps() && !device.is_gpu(),
+            n_images: of_prompts.max(of_steps),
+        }
     }
 
     /// Standard normal numbers would do as well; these are even, of the same variance.
@@ -261,11 +292,6 @@ fn time(
 }
 
 impl Job<'_> {
-    fn name(&self) -> String {
-        let Bench { preset, model, .. } = self.bench;
-        preset.clone().or_else(|| Some(model.as_ref()?.display().to_string())).unwrap_or_default()
-    }
-
     fn config(&self) -> &FlamingoConfig {
         self.model.config()
     }
@@ -481,7 +507,7 @@ impl Job<'_> {
         let mut figures = Figures { job, lines: Vec::new(), json: Map::new() };
         let (median, best, worst) = (timed.median(), timed.best(), timed.worst());
         figures.put("bench", job);
-        figures.add("preset", self.name(), self.name());
+        figures.add("preset", self.bench.name(), self.bench.name());
         figures.add("device", self.device.to_string(), self.device.to_string());
         figures.put("dtype", self.device.precision().to_string());
         figures.put("alibi", self.config().language.architecture.positions == Positions::Alibi);

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use flamingo_dataset::CorpusError;
 use flamingo_model::ModelError;
 
+use crate::bench_memory::TooLittle;
+
 /// Why a run could not start or go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -334,6 +336,9 @@ pub enum TrainError {
         /// Bytes that may be written.
         free: u64,
     },
+    /// The memory of the machine does not suffice for a benchmark. Nothing of it was taken.
+    #[error(transparent)]
+    BenchMemory(Box<TooLittle>),
     /// The system has no thread left.
     #[error("cannot start the thread that writes checkpoints")]
     Thread(#[source] std::io::Error),

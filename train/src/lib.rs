@@ -44,6 +44,7 @@
 pub mod accounting;
 pub mod batches;
 pub mod bench;
+pub mod bench_memory;
 pub mod checkpoint;
 pub mod checkpoint_writer;
 pub mod collective;

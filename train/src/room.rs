@@ -88,7 +88,7 @@ pub fn disk_bytes(folder: &Path) -> Option<u64> {
 
 /// Bytes of memory that can be had without pushing anything else out of it: those of the system, or of
 /// the control groups that the process is in, if that is less.
-fn memory_bytes() -> Option<u64> {
+pub(crate) fn memory_bytes() -> Option<u64> {
     let system = std::fs::read_to_string("/proc/meminfo").ok();
     let system = system.and_then(|text| Some(1024 * number(&text, "MemAvailable:")?));
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok();

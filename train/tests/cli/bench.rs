@@ -51,6 +51,25 @@ fn a_step_is_counted_by_its_parts() {
 }
 
 #[test]
+fn a_model_that_does_not_fit_into_memory_is_told_of_before_it_is_made() {
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let free = free.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    if free.is_none_or(|kilobytes| kilobytes > 200_000_000) {
+        eprintln!("skipped: this machine may have memory for the largest model");
+        return;
+    }
+    for what in [&[][..], &["--score"]] {
+        let output = bench(&[&["--preset", "flamingo-80b"], what].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let is_told = stderr.starts_with("error: flamingo-80b takes ");
+        assert!(is_told && stderr.contains("--force") && stderr.contains("weights"), "{stderr}");
+        assert_eq!(stderr.contains("gradients and moments"), what.is_empty(), "{stderr}");
+    }
+}
+
+#[test]
 fn prompts_are_written_to_their_end_and_scored() {
     let prompts = ["--prompts", "2", "--shots", "1", "--tokens-per-shot", "3", "--json"];
     let jobs = ["--preset", "tiny", "--write-tokens", "4", "--score"];
