@@ -1,10 +1,11 @@
 """Time and memory of `flamingo-eval score` beside pycocoevalcap, in one run, on the official data.
 
     cargo build --release --package flamingo-eval
-    python eval/benches/metrics.py [--data ../shared/data/parity] [--peer]
+    python eval/benches/metrics.py [--data ../shared/data/parity] [--peer] [--meteor-data DIR]
 
 With --peer also pycocoevalcap (pip install pycocoevalcap, and Java) scores the same files: BLEU, ROUGE-L and CIDEr. CPU seconds
-are user and system time of a process with its children, memory is the largest resident set of one process.
+are user and system time of a process with its children, memory is the largest resident set of one process. With --meteor-data, the
+folder of METEOR 1.5, also METEOR is scored; the peer's Java for it lives until its memory is read.
 
 The set of 40,504 images is made of the captions of the official one: each reference is one of them, or the first half of one and
 the second half of the next, so that there are as many n-grams. The 214,354 questions are real ones, some 23 times each.
@@ -23,6 +24,7 @@ PEER = """
 import json, sys
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 gts, res = {}, {}
@@ -32,8 +34,14 @@ for row in json.load(open(sys.argv[2])):
     res[row["image_id"]] = [row]
 gts = {i: gts[i] for i in res}
 gts, res = PTBTokenizer().tokenize(gts), PTBTokenizer().tokenize(res)
-for scorer in (Bleu(4), Rouge(), Cider()):
-    print(scorer.compute_score(gts, res)[0])
+if sys.argv[3:] == ["meteor"]:
+    meteor = Meteor()
+    print(meteor.compute_score(gts, res)[0])
+    meteor.meteor_p.stdin.close()
+    meteor.meteor_p.wait()
+else:
+    for scorer in (Bleu(4), Rouge(), Cider()):
+        print(scorer.compute_score(gts, res)[0])
 """
 
 
@@ -79,6 +87,7 @@ def main():
     parser.add_argument("--data", type=pathlib.Path, default="../shared/data/parity")
     parser.add_argument("--program", default="target/release/flamingo-eval")
     parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--meteor-data")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -91,7 +100,7 @@ def main():
         tiny[0].write_text(json.dumps(dict(annotations=[dict(image_id=i, caption="a dog") for i in range(2)])))
         tiny[1].write_text(json.dumps([dict(image_id=i, caption="a dog") for i in range(2)]))
         score = lambda files, *more: [args.program, "score", "--annotations", str(files[0]), "--predictions", str(files[1]), *more]
-        peer = lambda files: [sys.executable, "-c", PEER, str(files[0]), str(files[1])]
+        peer = lambda files, *more: [sys.executable, "-c", PEER, str(files[0]), str(files[1]), *more]
         none = ("--resamples", "0")
         cider = ("--metric", "cider:coco")
         jobs = [
@@ -104,6 +113,13 @@ def main():
             ("VQA accuracy of 214,354 questions", score(questions, *none), None),
             ("the same with 1,000 resamples", score(questions), None),
         ]
+        if args.meteor_data:
+            meteor = ("--metric", "meteor:coco", "--meteor-data", args.meteor_data)
+            jobs += [
+                ("METEOR of 5,000 images", score(few, *none, *meteor), peer(few, "meteor")),
+                ("the same with 1,000 resamples", score(few, *meteor), None),
+                ("METEOR of 40,504 images", score(many, *none, *meteor), peer(many, "meteor")),
+            ]
         print("| job | wall s | CPU s | MiB | pycocoevalcap: wall s | CPU s | MiB |\n|---|---|---|---|---|---|---|")
         for job, ours, theirs in jobs:
             wall, cpu, memory = measured(ours)

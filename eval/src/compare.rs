@@ -1,6 +1,6 @@
 //! `flamingo-eval compare`: two runs on the same items, from the credits that `score --samples` and `run` wrote.
 //!
-//! BLEU, ROC-AUC, mWAP and STAR's mean over types are computed anew from the terms that the samples hold of them;
+//! BLEU, METEOR, ROC-AUC, mWAP and STAR's mean over types are computed anew from the terms that the samples hold of them;
 //! every other score is the mean of its credits.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,7 @@ use crate::error::EvalError;
 use crate::ids::{Id, NAMED_MAX, first_of};
 use crate::metric::Metric;
 use crate::metrics::bleu::BleuCounts;
+use crate::metrics::meteor::MeteorCounts;
 use crate::metrics::mwap::{Clip, actions, mwap};
 use crate::metrics::roc_auc::{Judged, Thresholds};
 use crate::paired::{Difference, Flips, difference, flips};
@@ -382,11 +383,17 @@ fn of_terms<'a>(
     };
     let all = items.iter().map(terms).collect::<Result<Vec<_>, _>>()?;
     let times_of = |times: &[u32], i: usize| f64::from(times[clusters.of_query(i)]);
-    if let (Some(counts), Some(order)) = (bleu_terms(&all), at) {
+    if let (Some(counts), Some(order)) = (number_terms(&all), at) {
         let sums = Sums::of(clusters, counts);
         return Ok(Box::new(move |times| {
             let scores = BleuCounts::of_terms(sums.drawn(times)).scores();
             vec![scores.get(order).copied()]
+        }));
+    }
+    if let Some(counts) = number_terms(&all) {
+        let sums = Sums::of(clusters, counts);
+        return Ok(Box::new(move |times| {
+            vec![Some(MeteorCounts::of_terms(sums.drawn(times)).score())]
         }));
     }
     if let Some(thresholds) = judged_terms(&all).and_then(|judged| Thresholds::of(&judged)) {
@@ -438,7 +445,8 @@ fn clip_terms(all: &[Vec<Value>]) -> Option<Vec<Clip>> {
     all.iter().map(one).collect()
 }
 
-fn bleu_terms(all: &[Vec<Value>]) -> Option<Vec<[f64; 10]>> {
+/// Terms of so many numbers.
+fn number_terms<const N: usize>(all: &[Vec<Value>]) -> Option<Vec<[f64; N]>> {
     let one = |terms: &Vec<Value>| {
         let counts: Option<Vec<f64>> = terms.iter().map(Value::as_f64).collect();
         counts?.try_into().ok()

@@ -155,6 +155,32 @@ pub enum EvalError {
         /// Where it departs from the format.
         problem: String,
     },
+    /// No folder of METEOR 1.5 is named.
+    #[error(
+        "METEOR needs the data of METEOR 1.5: name the folder with meteor-1.5.jar and data/paraphrase-en.gz by \
+         --meteor-data or METEOR_DATA, such as `pycocoevalcap/meteor` of the Python package pycocoevalcap"
+    )]
+    NoMeteorFolder,
+    /// A file of METEOR 1.5 is not where it was looked for.
+    #[error(
+        "no file of METEOR 1.5 at {}: it comes with the Python package pycocoevalcap, in its folder `meteor`, or \
+         with METEOR 1.5 of its authors; name the folder by --meteor-data or METEOR_DATA",
+        path.display()
+    )]
+    NoMeteor {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file of METEOR 1.5 is not what it should be.
+    #[error("{} is no file of METEOR 1.5: {problem}", path.display())]
+    Meteor {
+        /// The file, or one in the program's archive.
+        path: PathBuf,
+        /// Where it departs from the format.
+        problem: String,
+    },
     /// A corpus, image or tokenizer could not be read.
     #[error(transparent)]
     Corpus(#[from] CorpusError),

@@ -35,6 +35,9 @@ pub enum Metric {
     /// CIDEr-D, likewise.
     #[value(name = "cider:coco")]
     CiderCoco,
+    /// METEOR 1.5, on the data of METEOR's folder.
+    #[value(name = "meteor:coco")]
+    MeteorCoco,
     /// BLEU-1 to BLEU-4 of texts cut at white space, as `VLMEvalKit` has it.
     #[value(name = "bleu:no-ptb")]
     BleuNoPtb,
@@ -136,6 +139,8 @@ pub struct Judging<'a> {
     pub frequencies: Frequencies,
     /// Folder of the `WordNet` database, if not the usual one.
     pub wordnet: Option<&'a Path>,
+    /// Folder of METEOR 1.5, if not the one that `METEOR_DATA` names.
+    pub meteor: Option<&'a Path>,
     /// The predictions, for messages.
     pub path: &'a Path,
 }
@@ -148,6 +153,7 @@ impl Judging<'_> {
             resamples: RESAMPLES,
             frequencies: Frequencies::Frozen,
             wordnet: None,
+            meteor: None,
             path: Path::new("samples"),
         }
     }
@@ -237,6 +243,7 @@ pub(crate) enum Rule {
     Bleu(Words),
     Rouge(Words),
     Cider(Words),
+    Meteor,
     Vqa(VqaRule),
     Exact,
     TopK,
@@ -286,6 +293,7 @@ impl Metric {
             Self::BleuCoco => Rule::Bleu(Words::Ptb),
             Self::RougeCoco => Rule::Rouge(Words::Ptb),
             Self::CiderCoco => Rule::Cider(Words::Ptb),
+            Self::MeteorCoco => Rule::Meteor,
             Self::BleuNoPtb => Rule::Bleu(Words::WhiteSpace),
             Self::RougeNoPtb => Rule::Rouge(Words::WhiteSpace),
             Self::CiderNoPtb => Rule::Cider(Words::WhiteSpace),
@@ -320,7 +328,9 @@ impl Metric {
 
     pub(crate) fn is_of(self, form: Form) -> bool {
         match self.rule() {
-            Rule::Bleu(_) | Rule::Rouge(_) | Rule::Cider(_) => form == Form::Captions,
+            Rule::Bleu(_) | Rule::Rouge(_) | Rule::Cider(_) | Rule::Meteor => {
+                form == Form::Captions
+            }
             Rule::Vqa(_) => form == Form::People,
             Rule::Exact => matches!(form, Form::OneAnswer | Form::NextOpen),
             Rule::TopK => form == Form::OneAnswer,
@@ -340,7 +350,10 @@ impl Metric {
 
     /// Whether its score is no mean of the credits of items, but made of terms.
     pub(crate) fn has_terms(self) -> bool {
-        matches!(self.rule(), Rule::Bleu(_) | Rule::ChoiceByType | Rule::RocAuc | Rule::Mwap)
+        matches!(
+            self.rule(),
+            Rule::Bleu(_) | Rule::Meteor | Rule::ChoiceByType | Rule::RocAuc | Rule::Mwap
+        )
     }
 
     /// Whether the terms are nothing without the scores of candidates.
@@ -385,7 +398,7 @@ impl Metric {
     /// Whether it judges items with this truth.
     pub fn fits(self, truth: &ItemTruth) -> bool {
         match self.rule() {
-            Rule::Bleu(_) | Rule::Rouge(_) | Rule::Cider(_) => {
+            Rule::Bleu(_) | Rule::Rouge(_) | Rule::Cider(_) | Rule::Meteor => {
                 matches!(truth, ItemTruth::Captions(_))
             }
             Rule::Vqa(_) | Rule::Exact | Rule::Ivqa | Rule::Wups { .. } => {
@@ -434,8 +447,8 @@ pub(crate) fn measured(
     how: &Judging<'_>,
 ) -> Result<(Vec<Measured>, Vec<Drawn>), EvalError> {
     let clusters = Clusters::of(judged.iter().map(|one| &one.item.medium_id));
-    let Judging { seed, resamples, frequencies, wordnet, path } = *how;
-    let measuring = Measuring { clusters: &clusters, frequencies, wordnet, path };
+    let Judging { seed, resamples, frequencies, wordnet, meteor, path } = *how;
+    let measuring = Measuring { clusters: &clusters, frequencies, wordnet, meteor, path };
     let mut of_metric: Vec<Option<Measured>> = metrics.iter().map(|_| None).collect();
     while let Some(first) = of_metric.iter().position(Option::is_none) {
         let look = metrics[first].rule().look();

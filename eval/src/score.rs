@@ -73,6 +73,9 @@ pub struct Score {
     /// Folder of the `WordNet` 3.0 database, for WUPS [default: `FLAMINGO_WORDNET`, or /usr/share/wordnet].
     #[arg(long, value_name = "DIR")]
     pub wordnet: Option<PathBuf>,
+    /// Folder of METEOR 1.5, with meteor-1.5.jar and data/paraphrase-en.gz [default: `METEOR_DATA`].
+    #[arg(long, value_name = "DIR")]
+    pub meteor_data: Option<PathBuf>,
 }
 
 impl Score {
@@ -82,6 +85,7 @@ impl Score {
             resamples: self.resamples,
             frequencies: self.frequencies,
             wordnet: self.wordnet.as_deref(),
+            meteor: self.meteor_data.as_deref(),
             path: &self.predictions,
         }
     }
@@ -102,6 +106,7 @@ impl Score {
             resamples: 0,
             frequencies: Frequencies::Frozen,
             wordnet: None,
+            meteor_data: None,
         }
     }
 }
@@ -178,6 +183,7 @@ fn scored_against(score: &Score, mut truths: Truths, said: &[u8]) -> Result<Scor
         clusters: &clusters,
         frequencies: score.frequencies,
         wordnet: score.wordnet.as_deref(),
+        meteor: score.meteor_data.as_deref(),
         path: &score.predictions,
     };
     let mut bench = Bench::of((&items, &predictions), &mut truths.answers, how);

@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::EvalError;
-use crate::metric::Metric;
+use crate::metric::{Metric, Rule};
+use crate::metrics::meteor::Meteor;
 use crate::metrics::nltk_tokenize::nltk_words;
 use crate::metrics::ptb_tokenize::ptb_tokens;
 use crate::metrics::vqa::normalised;
@@ -32,6 +33,16 @@ pub struct SelfCheck {
     /// Folder of the `WordNet` 3.0 database, for WUPS [default: `FLAMINGO_WORDNET`, or /usr/share/wordnet].
     #[arg(long, value_name = "DIR")]
     pub wordnet: Option<PathBuf>,
+    /// Folder of METEOR 1.5, with meteor-1.5.jar and data/paraphrase-en.gz [default: `METEOR_DATA`].
+    #[arg(long, value_name = "DIR")]
+    pub meteor_data: Option<PathBuf>,
+}
+
+/// Where the data of others lies that metrics read, unless it is at the usual places.
+#[derive(Debug, Clone, Copy, Default)]
+struct Folders<'a> {
+    wordnet: Option<&'a Path>,
+    meteor: Option<&'a Path>,
 }
 
 /// What was found.
@@ -125,9 +136,10 @@ impl Check {
 /// # Errors
 /// When a file of the folder is missing or not what it should be.
 pub fn run(args: &SelfCheck) -> Result<Report, EvalError> {
+    let folders = Folders { wordnet: args.wordnet.as_deref(), meteor: args.meteor_data.as_deref() };
     let checks = match &args.data {
-        None => bundled(args.wordnet.as_deref())?,
-        Some(folder) => official::checks(folder, args.wordnet.as_deref())?,
+        None => bundled(folders)?,
+        Some(folder) => official::checks(folder, folders)?,
     };
     let headers = ["metric", "values", "largest difference", "allowed", "result", "tool", ""];
     let rows = checks.iter().map(Check::cells).collect();
@@ -178,17 +190,18 @@ struct WordCheck {
 
 const FIXTURES: &str = include_str!("self_check/fixtures.json");
 
-fn bundled(wordnet: Option<&Path>) -> Result<Vec<Check>, EvalError> {
-    checks_of(FIXTURES, wordnet)
+fn bundled(folders: Folders<'_>) -> Result<Vec<Check>, EvalError> {
+    checks_of(FIXTURES, folders)
 }
 
 /// The checks of a text such as [`FIXTURES`].
-fn checks_of(fixtures: &str, wordnet: Option<&Path>) -> Result<Vec<Check>, EvalError> {
+fn checks_of(fixtures: &str, folders: Folders<'_>) -> Result<Vec<Check>, EvalError> {
     let path = Path::new("fixtures.json");
     let refuse = |problem| EvalError::Annotations { path: path.to_path_buf(), problem };
     let fixtures: Fixtures =
         serde_json::from_str(fixtures).map_err(|error| refuse(error.to_string()))?;
-    let database = WordNet::open(wordnet);
+    let database = WordNet::open(folders.wordnet);
+    let meteor = Meteor::open(folders.meteor);
     let mut checks = Vec::new();
     for words in &fixtures.words {
         checks.push(word_check(words, database.as_ref()).map_err(refuse)?);
@@ -210,14 +223,19 @@ fn checks_of(fixtures: &str, wordnet: Option<&Path>) -> Result<Vec<Check>, EvalE
         let (truth, said) = (file(&one.annotations)?, file(&one.predictions)?);
         for name in &one.metrics {
             let metric = Metric::try_from(name.clone()).map_err(refuse)?;
-            let needs_database = name.starts_with("wups");
-            if let (true, Err(error)) = (needs_database, &database) {
+            let absent = match metric.rule() {
+                Rule::Wups { .. } => database.as_ref().err(),
+                Rule::Meteor => meteor.as_ref().err(),
+                _ => None,
+            };
+            if let Some(error) = absent {
                 checks.push(Check::skipped(name, &one.tool, error));
                 continue;
             }
             let score = Score {
                 metrics: vec![metric],
-                wordnet: wordnet.map(Path::to_path_buf),
+                wordnet: folders.wordnet.map(Path::to_path_buf),
+                meteor_data: folders.meteor.map(Path::to_path_buf),
                 ..Score::of((&one.annotations).into(), (&one.predictions).into())
             };
             let scored = scored_bytes(&score, &truth, &said)?;
@@ -289,7 +307,7 @@ mod tests {
 
     #[test]
     fn every_metric_equals_its_tool_and_is_checked() {
-        let checks = bundled(None).unwrap();
+        let checks = bundled(Folders::default()).unwrap();
         for check in &checks {
             assert!(!check.has_failed(), "{check:?}");
         }
@@ -309,20 +327,21 @@ mod tests {
         let expected = "\"next-qa:mc\": 0.";
         assert_eq!(FIXTURES.matches(expected).count(), 1);
         let changed = FIXTURES.replace(expected, "\"next-qa:mc\": 1.");
-        let checks = checks_of(&changed, None).unwrap();
+        let checks = checks_of(&changed, Folders::default()).unwrap();
         let failed: Vec<&Check> = checks.iter().filter(|check| check.has_failed()).collect();
         assert_eq!(failed.len(), 1);
         assert!(failed[0].note.starts_with("next-qa:mc: Some(0."), "{failed:?}");
         // A figure that is not there, and a metric without any value.
         for (from, to) in [("\"recall@10\":", "\"recall@11\":"), ("\"exact\":", "\"wups0:raw/\":")]
         {
-            let checks = checks_of(&FIXTURES.replacen(from, to, 1), None).unwrap();
+            let changed = FIXTURES.replacen(from, to, 1);
+            let checks = checks_of(&changed, Folders::default()).unwrap();
             let failed: Vec<&Check> = checks.iter().filter(|check| check.has_failed()).collect();
             assert_eq!(failed.len(), 1, "{failed:?}");
             assert_eq!(failed[0].difference, Some(f64::INFINITY), "{failed:?}");
         }
         let lost = FIXTURES.replacen("\"bleu-4:coco\":", "\"bleu-5:coco\":", 1);
-        let error = checks_of(&lost, None).unwrap_err().to_string();
+        let error = checks_of(&lost, Folders::default()).unwrap_err().to_string();
         assert!(error.contains("bleu-5:coco is of none of bleu:coco, rouge:coco"), "{error}");
         let mut check = Check::of("m", "t", TOLERANCE);
         assert!(check.has_failed(), "nothing was compared");
@@ -333,14 +352,16 @@ mod tests {
     }
 
     #[test]
-    fn without_the_database_its_metrics_are_skipped_by_name() {
-        let checks = bundled(Some(Path::new("/nonexistent"))).unwrap();
+    fn without_their_data_metrics_are_skipped_by_name() {
+        let nowhere = Some(Path::new("/nonexistent"));
+        let checks = bundled(Folders { wordnet: nowhere, meteor: nowhere }).unwrap();
         let skipped: Vec<&str> = checks
             .iter()
             .filter(|check| check.difference.is_none())
             .map(|check| check.metric.as_str())
             .collect();
-        let expected = ["wup similarity", "wups0:raw", "wups0:stop", "wups9:raw", "wups9:stop"];
+        let expected =
+            ["wup similarity", "meteor:coco", "wups0:raw", "wups0:stop", "wups9:raw", "wups9:stop"];
         assert_eq!(skipped, expected);
     }
 }

@@ -14,6 +14,7 @@ use crate::metrics::bleu::{BleuCounts, bleu_counts};
 use crate::metrics::captions::{CaptionPair, CaptionSet, Words};
 use crate::metrics::cider::{CiderDraws, cider_d_of};
 use crate::metrics::exact::{is_exact, ivqa_accuracy};
+use crate::metrics::meteor::{Meteor, MeteorCounts, MeteorError};
 use crate::metrics::mwap::{Action, Clip, actions, mwap};
 use crate::metrics::ranking::{ndcg, rank};
 use crate::metrics::roc_auc::{Judged, Thresholds};
@@ -76,6 +77,7 @@ pub(crate) struct Bench<'a> {
     clusters: &'a Clusters,
     frequencies: Frequencies,
     wordnet: Option<&'a Path>,
+    meteor: Option<&'a Path>,
     path: &'a Path,
     /// The captions as words, and by which rule.
     captions: Option<(Words, CaptionSet)>,
@@ -90,6 +92,8 @@ pub(crate) struct Measuring<'a> {
     pub(crate) frequencies: Frequencies,
     /// Folder of the `WordNet` database, unless it is the usual one.
     pub(crate) wordnet: Option<&'a Path>,
+    /// Folder of METEOR 1.5, unless `METEOR_DATA` names it.
+    pub(crate) meteor: Option<&'a Path>,
     /// The file of the predictions, for messages.
     pub(crate) path: &'a Path,
 }
@@ -101,7 +105,7 @@ impl<'a> Bench<'a> {
         answers: &'a mut AnswerTable,
         how: Measuring<'a>,
     ) -> Self {
-        let Measuring { clusters, frequencies, wordnet, path } = how;
+        let Measuring { clusters, frequencies, wordnet, meteor, path } = how;
         let (captions, database) = (None, None);
         Self {
             items,
@@ -110,6 +114,7 @@ impl<'a> Bench<'a> {
             clusters,
             frequencies,
             wordnet,
+            meteor,
             path,
             captions,
             database,
@@ -125,6 +130,7 @@ impl<'a> Bench<'a> {
                 Ok(self.mean(metric, &credits))
             }
             Rule::Cider(words) => Ok(self.cider(metric, words)),
+            Rule::Meteor => self.meteor(metric),
             Rule::Vqa(rule) => {
                 let mut credits = Vec::with_capacity(self.items.len());
                 for (item, prediction) in self.items.iter().zip(self.predictions) {
@@ -216,6 +222,28 @@ impl<'a> Bench<'a> {
             credits: counts.iter().map(|counts| json!(counts.scores())).collect(),
             terms: counts.iter().map(|counts| json!(counts.terms())).collect(),
         }
+    }
+
+    fn meteor(&self, metric: Metric) -> Result<Measured, EvalError> {
+        let both = self.items.iter().zip(self.predictions);
+        let pairs: Vec<CaptionPair<'_>> = both.map(caption_pair).collect();
+        let counts = Meteor::open(self.meteor)?.counts(&pairs).map_err(|error| match error {
+            MeteorError::Data(error) => error,
+            MeteorError::TooLong { at, n_words } => self.refuse(format!(
+                "the prediction of {} has {n_words} words: it and its references are too long for METEOR",
+                self.items[at].id
+            )),
+        })?;
+        let sums = Sums::of(self.clusters, counts.iter().map(MeteorCounts::terms));
+        Ok(Measured {
+            metric,
+            names: vec![metric.name()],
+            scores: Box::new(move |times| {
+                vec![Some(MeteorCounts::of_terms(sums.drawn(times)).score())]
+            }),
+            credits: counts.iter().map(|counts| json!(counts.score())).collect(),
+            terms: counts.iter().map(|counts| json!(counts.terms())).collect(),
+        })
     }
 
     fn by_texts(&self, credit: impl Fn(&[String], &Prediction<'_>) -> f64) -> Vec<f64> {

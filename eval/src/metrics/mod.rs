@@ -2,7 +2,7 @@
 //! model, no Java and no network. Where tools disagree, each rule has a name.
 //!
 //! - captions: [`captions`] how they become words, [`bleu`], [`rouge`], [`cider`] on
-//!   [`ptb_tokenize`]
+//!   [`ptb_tokenize`]; [`meteor`]
 //! - answers: [`vqa`], [`wups`] on [`wordnet`] and [`nltk_tokenize`], [`exact`]
 //! - rankings and probabilities: [`ranking`], [`roc_auc`](mod@roc_auc), [`mwap`]
 
@@ -10,6 +10,7 @@ pub mod bleu;
 pub mod captions;
 pub mod cider;
 pub mod exact;
+pub mod meteor;
 pub mod mwap;
 pub mod nltk_tokenize;
 pub mod ptb_tokenize;

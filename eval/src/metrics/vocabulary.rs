@@ -23,6 +23,11 @@ impl Vocabulary {
         number
     }
 
+    /// The number of a word, if it has one.
+    pub(crate) fn find(&self, word: &str) -> Option<u32> {
+        self.numbers.get(word).copied()
+    }
+
     /// A word by its number.
     pub(crate) fn text(&self, number: u32) -> &str {
         &self.texts[number as usize]

@@ -34,6 +34,7 @@ def put(name, value):
 def captions():
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
@@ -65,6 +66,8 @@ def captions():
         values[f"rouge:{rule}"] = float(Rouge().compute_score(gts, res)[0])
         values[f"cider:{rule}"] = float(Cider().compute_score(gts, res)[0])
         check([f"{m}:{rule}" for m in ("bleu", "rouge", "cider")], "pycocoevalcap 1.2", truth, mine, values)
+    values = {"meteor:coco": Meteor().compute_score(*tokens)[0]}
+    check(["meteor:coco"], "pycocoevalcap 1.2, METEOR 1.5", truth, mine, values)
     pairs = [[c, t] for i in references for c, t in zip(references[i], tokens[0][i])]
     word_lists.append(dict(name="ptb tokens", tool="CoreNLP 3.4.1 as in pycocoevalcap 1.2", pairs=pairs))
 

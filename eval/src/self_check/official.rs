@@ -8,25 +8,28 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Check, TOLERANCE, figure, similarities};
+use super::{Check, Folders, TOLERANCE, figure, similarities};
 use crate::error::EvalError;
 use crate::metric::Metric;
+use crate::metrics::meteor::Meteor;
 use crate::metrics::ptb_tokenize::PtbTokenizer;
 use crate::metrics::roc_auc::{Judged, average_precision};
 use crate::metrics::vqa::normalised;
 use crate::metrics::wordnet::WordNet;
 use crate::score::{Score, Scored, scored, scored_bytes};
 
+const METEOR_TOOL: &str = "pycocoevalcap, METEOR 1.5";
+
 /// The folder, with its values.
 struct Data<'a> {
     folder: &'a Path,
     values: Value,
-    wordnet: Option<&'a Path>,
+    folders: Folders<'a>,
 }
 
 /// Checks everything in a folder.
-pub(super) fn checks(folder: &Path, wordnet: Option<&Path>) -> Result<Vec<Check>, EvalError> {
-    let data = Data { folder, values: read(&folder.join("reference-values.json"))?, wordnet };
+pub(super) fn checks(folder: &Path, folders: Folders<'_>) -> Result<Vec<Check>, EvalError> {
+    let data = Data { folder, values: read(&folder.join("reference-values.json"))?, folders };
     let mut checks = Vec::new();
     for set in ["fakecap1000", "human5k"] {
         data.captions(set, &mut checks)?;
@@ -79,7 +82,8 @@ impl Data<'_> {
     fn score(&self, annotations: &str, predictions: &str, metrics: &[Metric]) -> Score {
         Score {
             metrics: metrics.to_vec(),
-            wordnet: self.wordnet.map(Path::to_path_buf),
+            wordnet: self.folders.wordnet.map(Path::to_path_buf),
+            meteor_data: self.folders.meteor.map(Path::to_path_buf),
             ..Score::of(self.path(annotations), self.path(predictions))
         }
     }
@@ -98,7 +102,7 @@ impl Data<'_> {
         let coco = [Metric::BleuCoco, Metric::RougeCoco, Metric::CiderCoco];
         let plain = [Metric::BleuNoPtb, Metric::RougeNoPtb, Metric::CiderNoPtb];
         let score = self.score(&truth, &said, &[coco, plain].concat());
-        let scored = scored(&score)?;
+        let found = scored(&score)?;
         let per_image: PerImage = read(&self.path(&format!("coco-caption/per_image_{set}.json")))?;
         for (rule, tool) in [("coco", "pycocoevalcap"), ("no-ptb", "pycocoevalcap, no tokenizer")] {
             let group = if rule == "coco" {
@@ -114,20 +118,31 @@ impl Data<'_> {
                     format!("{root}/{group}/Bleu/{}", n - 1)
                 };
                 let name = format!("bleu-{n}:{rule}");
-                bleu.value(&name, figure(&scored, &name), self.number(&pointer));
+                bleu.value(&name, figure(&found, &name), self.number(&pointer));
             }
             checks.push(bleu);
             for (family, key) in [("rouge", "ROUGE_L"), ("cider", "CIDEr")] {
                 let name = format!("{family}:{rule}");
                 let mut check = Check::of(&format!("{name} {set}"), tool, TOLERANCE);
                 let expected = self.number(&format!("{root}/{group}/{key}"));
-                check.value(&name, figure(&scored, &name), expected);
+                check.value(&name, figure(&found, &name), expected);
                 if rule == "coco" {
-                    per_image_check(&mut check, &scored, &name, key, &per_image);
+                    per_image_check(&mut check, &found, &name, key, &per_image);
                 }
                 checks.push(check);
             }
         }
+        let name = format!("meteor:coco {set}");
+        if let Err(error) = Meteor::open(self.folders.meteor) {
+            checks.push(Check::skipped(&name, METEOR_TOOL, &error));
+            return Ok(());
+        }
+        let scored = scored(&self.score(&truth, &said, &[Metric::MeteorCoco]))?;
+        let mut check = Check::of(&name, METEOR_TOOL, TOLERANCE);
+        let expected = self.number(&format!("{root}/scores/METEOR"));
+        check.value("meteor:coco", figure(&scored, "meteor:coco"), expected);
+        per_image_check(&mut check, &scored, "meteor:coco", "METEOR", &per_image);
+        checks.push(check);
         Ok(())
     }
 
@@ -247,7 +262,7 @@ impl Data<'_> {
 
     fn next_open(&self, checks: &mut Vec<Check>) -> Result<(), EvalError> {
         let tool = "metrics.py of NExT-OE on NLTK";
-        let database = match WordNet::open(self.wordnet) {
+        let database = match WordNet::open(self.folders.wordnet) {
             Ok(database) => database,
             Err(error) => {
                 checks.push(Check::skipped("wups", tool, &error));
