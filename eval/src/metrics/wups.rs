@@ -3,8 +3,8 @@
 //! smaller of both directions. Words similar to none are left out of the product, and similarities below
 //! the threshold count a tenth. Words are compared by their first senses in [`wordnet`](super::wordnet).
 //!
-//! The published numbers come from texts lemmatised by `pywsd`, whose tagger needs trained weights; without
-//! them there are two rules: texts as they stand, and texts in lower case without stop words.
+//! The published numbers come from texts lemmatised by `pywsd` with a trained tagger; its rules with public weights do
+//! not reach them (README.md). There are two rules: texts as they stand, and texts in lower case without stop words.
 
 use std::collections::HashMap;
 
