@@ -14,7 +14,7 @@ use flamingo_model::{
 use serde_json::Value;
 
 use crate::error::TrainError;
-use crate::flamingo::{image_of_run, is_run};
+use crate::run_image::{image_of_run, is_run};
 use crate::run_tokenizer::TOKENIZER_CONFIG;
 use crate::{files, preprocessor, run_folder};
 

@@ -16,13 +16,12 @@ use crate::command::{Command, Told};
 use crate::config_file::ConfigFile;
 use crate::ended::Ended;
 use crate::error::TrainError;
-use crate::flamingo::{
-    Beginning, Joining, MEASURES, TowerWeights, check_attend, continued, image_of_run, is_run,
-    launch_joined, require_same_image,
-};
+use crate::flamingo::{Joining, MEASURES, TowerWeights, check_attend, continued, launch_joined};
 use crate::grid;
+use crate::joined::Beginning;
 use crate::preprocessor;
 use crate::run_folder::{self, RunFolder, run_of};
+use crate::run_image::{image_of_run, is_run, require_same_image};
 use crate::run_tokenizer::{read_tokenizer, same_tokenizer};
 use crate::setup::until_done;
 use crate::trouble::Trouble;

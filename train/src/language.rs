@@ -20,8 +20,9 @@ use crate::inputs;
 use crate::run_tokenizer::own_tokenizer;
 use crate::setup::{Prepared, launch, until_done};
 use crate::stage::Stage;
+use crate::text_loss::TextLoss;
 use crate::trouble::Trouble;
-use crate::validation::{self, HeldOut, Measures, TextLoss};
+use crate::validation::{self, HeldOut, Measures};
 
 /// The model under training.
 pub(crate) struct Language {

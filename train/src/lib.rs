@@ -17,7 +17,8 @@
 //!
 //! In reading order:
 //! - [`trainer`]: the loop; [`run`]: what it works with; [`stage`]: what differs between stages; [`ended`]: how it ends
-//! - [`contrastive`], [`language`], [`flamingo`], [`finetune`]: the stages
+//! - [`contrastive`], [`language`], [`flamingo`], [`finetune`]: the stages; `joined`: the model of the last two under
+//!   training; `run_image`: how images became pixels for the one that it was made of
 //! - [`grid`]: many runs, of which the best is wanted
 //! - [`command`], [`setup`], [`corpora`], [`run_tokenizer`]: from a command to a run that is ready
 //! - [`inputs`]: from the loader's batch to the models' inputs
@@ -29,7 +30,7 @@
 //! - [`optimizer`], [`groups`], [`schedule`]: one update, for which weights it differs, and how far it goes
 //! - [`ema`]: the running average of the weights
 //! - [`trouble`], [`stop`]: steps that go wrong, and signals to stop
-//! - [`validation`], [`retrieval`], [`early_stop`]: rows that are not learned from, and when a run ends by
+//! - [`validation`], [`text_loss`], [`retrieval`], [`early_stop`]: rows that are not learned from, and when a run ends by
 //!   them
 //! - [`checkpoint`], [`checkpoint_writer`], [`room`], [`run_folder`], [`files`]: what is on disk, whatever
 //!   happens
@@ -39,7 +40,7 @@
 //! - [`masks`], [`batches`]: what a row and a step look like to the trainer
 //! - [`plan`], [`replay`], [`data_history`]: what a run would be, and what a step of one was
 //! - [`export`], [`preprocessor`]: models for others, and from them
-//! - [`device`], [`machine`], [`flop`], [`bench`]: where a command runs, and how fast
+//! - [`device`], [`machine`], [`flop`], [`bench`], [`bench_memory`]: where a command runs, and how fast
 
 pub mod accounting;
 pub mod batches;
@@ -74,6 +75,7 @@ pub mod grid;
 pub mod groups;
 pub mod history;
 pub mod inputs;
+mod joined;
 pub mod language;
 pub mod launch;
 pub mod limits;
@@ -100,6 +102,7 @@ pub mod retrieval;
 pub mod room;
 pub mod run;
 pub mod run_folder;
+mod run_image;
 pub mod run_tokenizer;
 pub mod schedule;
 pub mod setup;
@@ -108,6 +111,7 @@ pub mod stage;
 pub mod stage_checks;
 pub mod stop;
 pub mod tensorboard;
+pub mod text_loss;
 pub mod trainer;
 pub mod trouble;
 pub mod validation;
