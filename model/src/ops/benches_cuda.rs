@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::{
-    Activation, Heads, Kernel, Moments, Norm, Visible, activate, adamw, add_gated, cross_entropy,
-    linear, linear_onto, normalise, self_attention,
+    Activation, Heads, Kernel, Moments, Norm, Visible, activate, adamw, add_gated,
+    contrastive_loss, cross_entropy, linear, linear_onto, normalise, self_attention, unfold_on_gpu,
 };
 use crate::cuda::{Array, Factor, Gpu, Kind, Product};
+use crate::pixels::{Normal, Pixels};
 use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Recording, Weight, differentiate, record_loss,
 };
@@ -111,6 +112,9 @@ pub const CASES: &[fn() -> Result<GpuCase, DeviceError>] = &[
     || activation_case("GELU 16384 x 8192, forward and backward", true),
     gate_case,
     loss_case,
+    contrastive_case,
+    || pixels_case("192 images of 224 sent in bytes, cut into squares of 14", Sent::Bytes),
+    || pixels_case("the same sent in f32", Sent::Numbers),
     adamw_case,
 ];
 
@@ -276,6 +280,46 @@ fn loss_case() -> Result<GpuCase, DeviceError> {
     let bytes = (3.0 * 4.0 + 2.0 * 2.0) * ROWS as f64 * f64::from(vocabulary as u32);
     let name = "cross-entropy 16384 x 2048 x 50280 frozen, forward and backward";
     Ok(GpuCase { name, flop, bytes, run: Box::new(run) })
+}
+
+/// A batch of the paper's size (appendix B.1.3).
+fn contrastive_case() -> Result<GpuCase, DeviceError> {
+    let gpu = gpu()?;
+    let (pairs, width) = (16384, 1376);
+    let (images, texts) = (input(gpu, pairs, width)?, input(gpu, pairs, width)?);
+    let log_beta = weight(gpu, 1, true)?;
+    let run = move || {
+        let images = images.clone().with(Recording::default());
+        drop(differentiate(contrastive_loss(images, texts.clone(), &log_beta, 0.1)?, 1.0)?);
+        Ok(())
+    };
+    let cosines = (pairs * pairs) as f64;
+    // Cosines are written and read twice; back, for either side, written, read, written and read.
+    let (flop, bytes) = (5.0 * 2.0 * cosines * width as f64, 11.0 * 4.0 * cosines);
+    let name = "contrastive loss 16384 x 1376, forward and backward";
+    Ok(GpuCase { name, flop, bytes, run: Box::new(run) })
+}
+
+/// How pixels are sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Sent {
+    Bytes,
+    Numbers,
+}
+
+/// Pixels on their way to the vision tower; the bytes are written once when they come.
+fn pixels_case(name: &'static str, sent: Sent) -> Result<GpuCase, DeviceError> {
+    let gpu = gpu()?;
+    let (images, size, patch) = (192, 224, 14);
+    let n = images * 3 * size * size;
+    let normal = Normal { factor: [1.0 / 64.0; 3], shift: [2.0; 3] };
+    let pixels = match sent {
+        Sent::Bytes => Pixels::U8 { values: (0..n).map(|i| i as u8).collect(), normal },
+        Sent::Numbers => Pixels::F32(vec![0.5; n]),
+    };
+    let run = move || unfold_on_gpu(gpu, (&pixels).into(), size, patch).map(drop);
+    let bytes = n as f64 * if sent == Sent::Bytes { 4.0 } else { 10.0 };
+    Ok(GpuCase { name, flop: 0.0, bytes, run: Box::new(run) })
 }
 
 fn adamw_case() -> Result<GpuCase, DeviceError> {

@@ -77,6 +77,8 @@ pub(crate) use rotary::{Rotation, rotate};
 pub(crate) use rows::{join_rows, mean_rows, pick_rows, prepend_class};
 pub(crate) use squeeze_excitation::{SqueezeExcitation, squeeze_excite_onto};
 pub(crate) use token_table::{MovedRows, TokenTable};
+#[cfg(all(feature = "cuda", feature = "ops-bench"))]
+pub(crate) use unfold::cuda::unfold as unfold_on_gpu;
 pub(crate) use unfold::unfold;
 #[cfg(test)]
 pub(crate) use unfold::unfold_here;

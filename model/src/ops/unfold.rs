@@ -63,7 +63,7 @@ fn colours_last(image: &[f32], out: &mut [f32]) {
 }
 
 #[cfg(feature = "cuda")]
-mod cuda {
+pub(super) mod cuda {
     use std::sync::Arc;
 
     use super::CHANNELS;
@@ -71,7 +71,7 @@ mod cuda {
     use crate::pixels::PixelsRef;
     use crate::tensor::{DeviceError, Matrix};
 
-    pub(super) fn unfold(
+    pub(crate) fn unfold(
         gpu: &'static Gpu,
         pixels: PixelsRef,
         size: usize,
