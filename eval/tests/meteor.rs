@@ -24,7 +24,7 @@ const SENSES: &str = "couch\n11 12\nsofa\n11\nlounge\n12 13\ngoose\n21\nbird\n22
 
 const EXCEPTIONS: &str = "goose\ngeese\nwalk\nwalken\n";
 
-const PARAPHRASES: [(&str, &str); 12] = [
+const PARAPHRASES: [(&str, &str); 14] = [
     ("big", "large"),
     ("large", "big"),
     ("on top of", "upon"),
@@ -37,6 +37,8 @@ const PARAPHRASES: [(&str, &str); 12] = [
     ("a pair of", "two"),
     ("two", "a couple of"),
     ("next to", "beside"),
+    ("mast", "the pole"),
+    ("pole blue", "mast"),
 ];
 
 /// A prediction, its references, and its score: that of `java -jar meteor-1.5.jar - - -stdio -l en -norm -s WORDS
@@ -44,7 +46,7 @@ const PARAPHRASES: [(&str, &str); 12] = [
 type Scored = (&'static str, &'static [&'static str], f64);
 
 #[expect(clippy::unreadable_literal, reason = "as the program writes them")]
-const SCORED: [Scored; 14] = [
+const SCORED: [Scored; 15] = [
     ("a dog sits on a couch", &["a dog sits on a couch", "the dog is here"], 1.0),
     (
         "two geese walked on the sofas",
@@ -78,12 +80,13 @@ const SCORED: [Scored; 14] = [
         &["a kid in a town", "the little kid and the small kid in town"],
         0.39870303272245033,
     ),
+    ("the pole blue", &["mast"], 0.24093586684636228),
     ("on top of on top of a box", &["upon a box on top of upon a box"], 0.31907754383306064),
 ];
 
 /// Of all of them.
 #[expect(clippy::unreadable_literal, reason = "as the program writes it")]
-const CORPUS_SCORE: f64 = 0.38139320214542843;
+const CORPUS_SCORE: f64 = 0.37765126240281804;
 
 /// A zip archive of deflated files.
 fn archive(files: &[(&str, &str)]) -> Vec<u8> {
