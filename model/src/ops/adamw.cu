@@ -49,12 +49,7 @@ KERNEL square_sums(const Summand* all, int n_arrays, int per_block, double* sums
   double sum = 0.0;
   for (long long i = begin + threadIdx.x; i < end; i += blockDim.x)
     sum += static_cast<double>(x.values[i]) * x.values[i];
-  shared[threadIdx.x] = sum;
-  __syncthreads();
-  for (int half = blockDim.x / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) sums[blockIdx.x] = shared[0];
+  sum = sum_of_block(sum, shared);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 REGISTER(square_sums)

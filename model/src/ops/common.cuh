@@ -126,6 +126,19 @@ __device__ __forceinline__ float block_max(float x, float* shared) {
   return warp_max(across_warps(warp_max(x), -INFINITY, shared));
 }
 
+// The sum of the numbers of all threads, for all of them, with room for as many.
+__device__ __forceinline__ double sum_of_block(double sum, double* shared) {
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  for (int half = blockDim.x / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+    __syncthreads();
+  }
+  const double all = shared[0];
+  __syncthreads();
+  return all;
+}
+
 // The last of `n` entries whose first block is not after this one.
 template <class Entry>
 __device__ __forceinline__ const Entry* entry_of_block(const Entry* all, int n) {

@@ -83,17 +83,6 @@ KERNEL contrastive_columns(const float* cosines, const float* log_beta, float* h
 }
 REGISTER(contrastive_columns)
 
-// One block: the sum over all threads, in f64.
-__device__ __forceinline__ double sum_of_threads(double x, double* shared) {
-  shared[threadIdx.x] = x;
-  __syncthreads();
-  for (int half = blockDim.x / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-    __syncthreads();
-  }
-  return shared[0];
-}
-
 // One block: the logarithms of the columns' sums, in the place of the sums, and the loss.
 KERNEL contrastive_loss(const float* row_log_sums, const float* paired, const float* totals,
                         const float* highest, float* sums, double* loss, float smoothing, int n) {
@@ -106,7 +95,7 @@ KERNEL contrastive_loss(const float* row_log_sums, const float* paired, const fl
     sums[i] = log_sum;
     sum += static_cast<double>(row_log_sums[i]) + log_sum - of_pair * paired[i] - of_all * totals[i];
   }
-  sum = sum_of_threads(sum, shared);
+  sum = sum_of_block(sum, shared);
   if (threadIdx.x == 0) *loss = sum / n;
 }
 REGISTER(contrastive_loss)
@@ -140,7 +129,7 @@ KERNEL contrastive_temperature(const float* products, const float* log_beta, flo
   SHARED(double, shared, [256]);
   double sum = 0.0;
   for (int i = threadIdx.x; i < n; i += blockDim.x) sum += products[i];
-  sum = sum_of_threads(sum, shared);
+  sum = sum_of_block(sum, shared);
   if (threadIdx.x == 0) *grad += scale * expf(*log_beta) * static_cast<float>(sum);
 }
 REGISTER(contrastive_temperature)

@@ -77,13 +77,8 @@ KERNEL add_losses(const float* losses, double* total, int n) {
   SHARED(double, shared, [256]);
   double sum = 0.0;
   for (int i = threadIdx.x; i < n; i += blockDim.x) sum += losses[i];
-  shared[threadIdx.x] = sum;
-  __syncthreads();
-  for (int half = blockDim.x / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) *total += shared[0];
+  sum = sum_of_block(sum, shared);
+  if (threadIdx.x == 0) *total += sum;
 }
 REGISTER(add_losses)
 

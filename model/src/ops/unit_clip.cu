@@ -12,19 +12,6 @@ struct ClippedWeight {
   double share;
 };
 
-// The sum of the numbers of all threads, for all of them.
-__device__ __forceinline__ double sum_of_block(double sum, double* shared) {
-  shared[threadIdx.x] = sum;
-  __syncthreads();
-  for (int half = blockDim.x / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-    __syncthreads();
-  }
-  const double all = shared[0];
-  __syncthreads();
-  return all;
-}
-
 // The least norms are those of the part for processors.
 KERNEL clip_units(const ClippedWeight* all, int n_weights) {
   SHARED(double, shared, [256]);
