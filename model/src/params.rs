@@ -365,8 +365,10 @@ impl Params {
         places: Range<usize>,
         gradients: &mut Gradients,
     ) -> Result<Vec<f32>, ModelError> {
-        let mut all = Vec::new();
-        for parameter in &self.list[places] {
+        let list = &self.list[places];
+        let trained = list.iter().filter(|parameter| parameter.weight.is_trained());
+        let mut all = Vec::with_capacity(trained.map(Parameter::n_values).sum());
+        for parameter in list {
             if let Weight::Trained(weight) = &parameter.weight {
                 all.extend_from_slice(weight.gradient(&mut gradients.0)?);
             }
@@ -404,8 +406,10 @@ impl Params {
     /// # Panics
     /// When there are no such places.
     pub fn trained_values(&self, places: Range<usize>) -> Vec<f32> {
-        let trained = self.list[places].iter().filter(|p| p.weight.is_trained());
-        trained.flat_map(|parameter| parameter.weight.values().into_owned()).collect()
+        let trained = || self.list[places.clone()].iter().filter(|p| p.weight.is_trained());
+        let mut all = Vec::with_capacity(trained().map(Parameter::n_values).sum());
+        trained().for_each(|parameter| all.extend_from_slice(&parameter.weight.values()));
+        all
     }
 
     /// Gives the trained parameters among some, by their places, other values.

@@ -27,18 +27,18 @@ pub trait Collective: Debug {
     /// When another rank cannot be reached.
     fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, TrainError>;
 
-    /// Makes the values of rank `root` the sum of those of all ranks, which have as many; those of the
-    /// others are of no use then. The order of the sum depends on the numbers of ranks and values alone.
+    /// Makes a rank's own part, one of as many as there are ranks, the sum of that part of all ranks, where it is as
+    /// long; the other parts are of no use then. The order of the sums depends on the number of ranks alone.
     ///
     /// # Errors
     /// When another rank cannot be reached.
-    fn reduce(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError>;
+    fn reduce_scatter(&self, parts: &mut [Vec<f32>]) -> Result<(), TrainError>;
 
-    /// Makes the values of all ranks those of rank `root`.
+    /// Makes each part, one of as many as there are ranks, that of the rank which it belongs to, where it is as long.
     ///
     /// # Errors
     /// When another rank cannot be reached.
-    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError>;
+    fn all_gather(&self, parts: &mut [Vec<f32>]) -> Result<(), TrainError>;
 
     /// Makes the values of the first rank those of rank `from`, another one. Ranks beside these two do not take
     /// part in the call; values elsewhere than on the first stay.
@@ -64,11 +64,11 @@ impl Collective for Alone {
         Ok(vec![bytes.to_vec()])
     }
 
-    fn reduce(&self, _root: usize, _values: &mut [f32]) -> Result<(), TrainError> {
+    fn reduce_scatter(&self, _parts: &mut [Vec<f32>]) -> Result<(), TrainError> {
         Ok(())
     }
 
-    fn broadcast(&self, _root: usize, _values: &mut [f32]) -> Result<(), TrainError> {
+    fn all_gather(&self, _parts: &mut [Vec<f32>]) -> Result<(), TrainError> {
         Ok(())
     }
 
@@ -218,23 +218,24 @@ pub(crate) mod tests {
             Ok(all)
         }
 
-        fn reduce(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError> {
-            let all = self.gather(&to_bytes(values))?;
-            if self.rank.index != root {
-                // Of no use.
-                values.fill(f32::NAN);
-                return Ok(());
-            }
-            values.fill(0.0);
-            for bytes in all {
-                values.iter_mut().zip(from_bytes(&bytes)).for_each(|(sum, value)| *sum += value);
+        fn reduce_scatter(&self, parts: &mut [Vec<f32>]) -> Result<(), TrainError> {
+            for (rank, values) in parts.iter_mut().enumerate() {
+                let all = self.gather(&to_bytes(values))?;
+                // Of no use elsewhere.
+                values.fill(if rank == self.rank.index { 0.0 } else { f32::NAN });
+                for bytes in all {
+                    let summands = from_bytes(&bytes);
+                    values.iter_mut().zip(summands).for_each(|(sum, value)| *sum += value);
+                }
             }
             Ok(())
         }
 
-        fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError> {
-            let all = self.gather(&to_bytes(values))?;
-            values.copy_from_slice(&from_bytes(&all[root]));
+        fn all_gather(&self, parts: &mut [Vec<f32>]) -> Result<(), TrainError> {
+            for (rank, values) in parts.iter_mut().enumerate() {
+                let all = self.gather(&to_bytes(values))?;
+                values.copy_from_slice(&from_bytes(&all[rank]));
+            }
             Ok(())
         }
 

@@ -5,9 +5,9 @@
 use std::fmt;
 
 use flamingo_dataset::Rank;
-use mpi::collective::{Root, SystemOperation};
 use mpi::datatype::PartitionMut;
 use mpi::environment::Universe;
+use mpi::request::WaitGuard;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Source};
 use mpi::{Count, Threading};
@@ -50,6 +50,27 @@ impl MpiRanks {
         }
         Ok(Self { world, rank, _universe: universe })
     }
+
+    /// All other ranks, as those that something is sent to and those that something comes from at that time: all
+    /// send and receive at once.
+    fn neighbours(&self) -> impl Iterator<Item = [usize; 2]> + use<> {
+        let Rank { index, count } = self.rank;
+        (1..count).map(move |far| [(index + far) % count, (index + count - far) % count])
+    }
+
+    /// Sends values to one rank while others come from one.
+    fn exchange(&self, to: usize, sent: &[f32], from: usize, received: &mut [f32]) {
+        let [to, from] = [to, from].map(|rank| self.world.process_at_rank(rank as i32));
+        mpi::request::scope(|scope| {
+            let sending = sent.chunks(VALUES_PER_CALL);
+            let sending: Vec<_> =
+                sending.map(|values| WaitGuard::from(to.immediate_send(scope, values))).collect();
+            received.chunks_mut(VALUES_PER_CALL).for_each(|values| {
+                from.receive_into(values);
+            });
+            drop(sending);
+        });
+    }
 }
 
 impl Collective for MpiRanks {
@@ -78,23 +99,23 @@ impl Collective for MpiRanks {
         Ok(firsts.iter().zip(&counts).map(part).collect())
     }
 
-    fn reduce(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError> {
-        let process = self.world.process_at_rank(root as i32);
-        for values in values.chunks_mut(VALUES_PER_CALL) {
-            if self.rank.index == root {
-                let mut sum = vec![0.0_f32; values.len()];
-                process.reduce_into_root(&*values, &mut sum[..], SystemOperation::sum());
-                values.copy_from_slice(&sum);
-            } else {
-                process.reduce_into(&*values, SystemOperation::sum());
-            }
+    fn reduce_scatter(&self, parts: &mut [Vec<f32>]) -> Result<(), TrainError> {
+        let mut own = std::mem::take(&mut parts[self.rank.index]);
+        let mut received = vec![0.0_f32; own.len()];
+        for [to, from] in self.neighbours() {
+            self.exchange(to, &parts[to], from, &mut received);
+            own.iter_mut().zip(&received).for_each(|(sum, value)| *sum += value);
         }
+        parts[self.rank.index] = own;
         Ok(())
     }
 
-    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError> {
-        let process = self.world.process_at_rank(root as i32);
-        values.chunks_mut(VALUES_PER_CALL).for_each(|values| process.broadcast_into(values));
+    fn all_gather(&self, parts: &mut [Vec<f32>]) -> Result<(), TrainError> {
+        let own = std::mem::take(&mut parts[self.rank.index]);
+        for [to, from] in self.neighbours() {
+            self.exchange(to, &own, from, &mut parts[from]);
+        }
+        parts[self.rank.index] = own;
         Ok(())
     }
 

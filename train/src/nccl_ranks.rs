@@ -55,30 +55,12 @@ impl NcclRanks {
         Ok(Self { comm, stream, rank })
     }
 
-    fn all_gather(&self, bytes: &[u8]) -> Result<Vec<u8>, TrainError> {
+    fn all_bytes(&self, bytes: &[u8]) -> Result<Vec<u8>, TrainError> {
         let own = self.stream.clone_htod(bytes).map_err(cuda)?;
         let all = self.stream.alloc_zeros::<u8>(bytes.len() * self.rank.count);
         let mut all = all.map_err(cuda)?;
         self.comm.all_gather(&own, &mut all).map_err(nccl)?;
         self.stream.clone_dtoh(&all).map_err(cuda)
-    }
-}
-
-impl Collective for NcclRanks {
-    fn rank(&self) -> Rank {
-        self.rank
-    }
-
-    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, TrainError> {
-        let lengths = self.all_gather(&(bytes.len() as u64).to_le_bytes())?;
-        let (lengths, _) = lengths.as_chunks::<8>();
-        let lengths: Vec<usize> = lengths.iter().map(|n| u64::from_le_bytes(*n) as usize).collect();
-        // All send as much as the longest, and at least a byte.
-        let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
-        let mut padded = bytes.to_vec();
-        padded.resize(longest, 0);
-        let all = self.all_gather(&padded)?;
-        Ok(all.chunks(longest).zip(lengths).map(|(part, n)| part[..n].to_vec()).collect())
     }
 
     fn reduce(&self, root: usize, values: &mut [f32]) -> Result<(), TrainError> {
@@ -101,6 +83,32 @@ impl Collective for NcclRanks {
         self.comm.broadcast_in_place(&mut own, root as i32).map_err(nccl)?;
         self.stream.memcpy_dtoh(&own, values).map_err(cuda)?;
         self.stream.synchronize().map_err(cuda)
+    }
+}
+
+impl Collective for NcclRanks {
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, TrainError> {
+        let lengths = self.all_bytes(&(bytes.len() as u64).to_le_bytes())?;
+        let (lengths, _) = lengths.as_chunks::<8>();
+        let lengths: Vec<usize> = lengths.iter().map(|n| u64::from_le_bytes(*n) as usize).collect();
+        // All send as much as the longest, and at least a byte.
+        let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
+        let mut padded = bytes.to_vec();
+        padded.resize(longest, 0);
+        let all = self.all_bytes(&padded)?;
+        Ok(all.chunks(longest).zip(lengths).map(|(part, n)| part[..n].to_vec()).collect())
+    }
+
+    fn reduce_scatter(&self, parts: &mut [Vec<f32>]) -> Result<(), TrainError> {
+        parts.iter_mut().enumerate().try_for_each(|(rank, part)| self.reduce(rank, part))
+    }
+
+    fn all_gather(&self, parts: &mut [Vec<f32>]) -> Result<(), TrainError> {
+        parts.iter_mut().enumerate().try_for_each(|(rank, part)| self.broadcast(rank, part))
     }
 
     fn send_to_first(&self, from: usize, values: &mut [f32]) -> Result<(), TrainError> {

@@ -15,8 +15,9 @@ use crate::collective::Collective;
 use crate::error::TrainError;
 use crate::optimizer::AdamW;
 
-/// Values that are sent together, about: enough that a call's own time is little of it.
-const BUCKET_VALUES: usize = 1 << 22;
+/// Values that are sent together, about: enough that a call's own time is little of it, and so few that they are in a
+/// processor's cache when they are summed.
+const BUCKET_VALUES: usize = 1 << 18;
 
 /// Neighbouring parameters of one owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,13 +83,19 @@ impl Sharding {
         params: &[&Params],
         gradients: &mut Gradients,
     ) -> Result<(), TrainError> {
-        for Bucket { tower, places, owner } in &self.0 {
-            let params = params[*tower];
-            let values = params.gradients(places.clone(), gradients);
-            let mut values = values.map_err(TrainError::model("run"))?;
-            ranks.reduce(*owner, &mut values)?;
-            if *owner == ranks.rank().index {
-                let set = params.set_gradients(places.clone(), gradients, &values);
+        let rank = ranks.rank();
+        for round in self.rounds(rank.count) {
+            let part = |bucket: Option<&Bucket>| {
+                let part =
+                    bucket.map(|it| params[it.tower].gradients(it.places.clone(), gradients));
+                part.unwrap_or(Ok(Vec::new()))
+            };
+            let parts = round.iter().copied().map(part).collect::<Result<Vec<_>, _>>();
+            let mut parts = parts.map_err(TrainError::model("run"))?;
+            ranks.reduce_scatter(&mut parts)?;
+            if let Some(Bucket { tower, places, .. }) = round[rank.index] {
+                let sums = &parts[rank.index];
+                let set = params[*tower].set_gradients(places.clone(), gradients, sums);
                 set.map_err(TrainError::model("run"))?;
             }
         }
@@ -104,16 +111,39 @@ impl Sharding {
         ranks: &dyn Collective,
         params: &mut [&mut Params],
     ) -> Result<(), TrainError> {
-        for Bucket { tower, places, owner } in &self.0 {
-            let params = &mut *params[*tower];
-            let mut values = params.trained_values(places.clone());
-            ranks.broadcast(*owner, &mut values)?;
-            if *owner != ranks.rank().index {
-                let set = params.set_trained_values(places.clone(), &values);
+        let rank = ranks.rank();
+        for round in self.rounds(rank.count) {
+            let part = |bucket: Option<&Bucket>| match bucket {
+                Some(it) if it.owner == rank.index => {
+                    params[it.tower].trained_values(it.places.clone())
+                }
+                Some(it) => vec![0.0; it.n_values(params[it.tower])],
+                None => Vec::new(),
+            };
+            let mut parts: Vec<Vec<f32>> = round.iter().copied().map(part).collect();
+            ranks.all_gather(&mut parts)?;
+            let others = round.iter().flatten().filter(|it| it.owner != rank.index);
+            for Bucket { tower, places, owner } in others {
+                let set = params[*tower].set_trained_values(places.clone(), &parts[*owner]);
                 set.map_err(TrainError::model("run"))?;
             }
         }
         Ok(())
+    }
+
+    /// The buckets in rounds, of each rank at most one in each: what is sent at once.
+    fn rounds(&self, n_ranks: usize) -> Vec<Vec<Option<&Bucket>>> {
+        let mut next = vec![0; n_ranks];
+        let mut rounds: Vec<Vec<Option<&Bucket>>> = Vec::new();
+        for bucket in &self.0 {
+            let round = next[bucket.owner];
+            next[bucket.owner] += 1;
+            if rounds.len() == round {
+                rounds.push(vec![None; n_ranks]);
+            }
+            rounds[round][bucket.owner] = Some(bucket);
+        }
+        rounds
     }
 
     /// The moments of all other ranks' parameters, on the first rank; none elsewhere, and none before there
@@ -160,8 +190,17 @@ impl Sharding {
 
 impl Bucket {
     fn trained<'a>(&self, params: &[&'a Params]) -> impl Iterator<Item = &'a Parameter> {
-        let places = params[self.tower].iter().skip(self.places.start).take(self.places.len());
+        self.trained_of(params[self.tower])
+    }
+
+    /// Its trained parameters in those of its tower.
+    fn trained_of<'a>(&self, params: &'a Params) -> impl Iterator<Item = &'a Parameter> {
+        let places = params.iter().skip(self.places.start).take(self.places.len());
         places.filter(|parameter| parameter.weight.is_trained())
+    }
+
+    fn n_values(&self, params: &Params) -> usize {
+        self.trained_of(params).map(Parameter::n_values).sum()
     }
 }
 
