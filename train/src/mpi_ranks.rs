@@ -102,9 +102,19 @@ impl Collective for MpiRanks {
     fn reduce_scatter(&self, parts: &mut [Vec<f32>]) -> Result<(), TrainError> {
         let mut own = std::mem::take(&mut parts[self.rank.index]);
         let mut received = vec![0.0_f32; own.len()];
-        for [to, from] in self.neighbours() {
-            self.exchange(to, &parts[to], from, &mut received);
-            own.iter_mut().zip(&received).for_each(|(sum, value)| *sum += value);
+        if self.rank.count == 2 {
+            for [to, from] in self.neighbours() {
+                self.exchange(to, &parts[to], from, &mut received);
+                own.iter_mut().zip(&received).for_each(|(sum, value)| *sum += value);
+            }
+        } else {
+            // Rounded once, as the sum of two is.
+            let mut sums: Vec<f64> = own.iter().copied().map(f64::from).collect();
+            for [to, from] in self.neighbours() {
+                self.exchange(to, &parts[to], from, &mut received);
+                sums.iter_mut().zip(&received).for_each(|(sum, value)| *sum += f64::from(*value));
+            }
+            own.iter_mut().zip(sums).for_each(|(own, sum)| *own = sum as f32);
         }
         parts[self.rank.index] = own;
         Ok(())

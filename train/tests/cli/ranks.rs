@@ -139,7 +139,10 @@ fn contrast_is_that_of_all_pairs_whoever_has_them() {
     let alone = metrics(&run(1));
     assert_eq!(alone[0]["losses"].as_object().map(serde_json::Map::len), Some(2));
     for n in [2, 4] {
-        assert_same_metrics(&metrics(&run(n)), &alone, 1e-6);
+        let found = metrics(&run(n));
+        assert_same_metrics(&found[..1], &alone[..1], 1e-6);
+        // Later steps begin with weights that were rounded otherwise, which pairs in contrast make more of.
+        assert_same_metrics(&found, &alone, 5e-6);
         assert_close_checkpoints(&run(n), &run(1), 2e-5);
     }
     train(&world, 2, &config, "stopped", &[&more[..], &["--stop-after", "2"]].concat())
