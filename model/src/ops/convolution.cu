@@ -150,53 +150,72 @@ __device__ __forceinline__ float opening(float logit) { return 1.0f / (1.0f + __
 
 // residual + factor * gain * sigmoid(logits of the image) * x. A block a pixel.
 template <class T>
-__device__ void excite(const T* x, const T* residual, const T* logits, const float* gain, T* out,
+__device__ void excite(const T* x, const T* residual, const float* logits, const float* gain, T* out,
                        int pixels, int channels, float factor) {
   const long long image = blockIdx.x / pixels;
   const long long at = static_cast<long long>(blockIdx.x) * channels;
   const float times = factor * *gain;
   each_of(channels, [&](int c) {
-    const float open = opening(to_float(logits[image * channels + c]));
+    const float open = opening(logits[image * channels + c]);
     out[at + c] = from_float<T>(to_float(residual[at + c]) + times * open * to_float(x[at + c]));
   });
 }
 
+// The gradient of x: as what is excited, and by the mean over the pixels of its image.
 template <class T>
-__device__ void excite_backward(const T* grad_out, const T* logits, const float* gain, T* grad,
-                                int pixels, int channels, float factor) {
+__device__ void excite_backward(const T* grad_out, const float* logits, const float* gain,
+                                const float* grad_means, T* grad, int pixels, int channels,
+                                float factor) {
   const long long image = blockIdx.x / pixels;
   const long long at = static_cast<long long>(blockIdx.x) * channels;
-  const float times = factor * *gain;
+  const float times = factor * *gain, share = 1.0f / pixels;
   each_of(channels, [&](int c) {
-    const float open = opening(to_float(logits[image * channels + c]));
-    grad[at + c] = from_float<T>(times * open * to_float(grad_out[at + c]));
+    const float open = opening(logits[image * channels + c]);
+    grad[at + c] = from_float<T>(times * open * to_float(grad_out[at + c]) +
+                                 share * grad_means[image * channels + c]);
   });
 }
 
-// Sums over the pixels of an image of grad_out * x, in 32 channels: the gradient of the logits, and in
-// `along` what the gain gets from each. 32 by 8 threads in one dimension; grid (channels / 32, images).
-template <class T>
-__device__ void excite_sums(const T* grad_out, const T* x, const T* logits, const float* gain,
-                            T* grad_logits, float* along, int pixels, int channels, float factor) {
+// Calls put(c, sum of value(place) over the pixels of the image) for 32 channels. 32 by 8 threads in one
+// dimension; grid (channels / 32, images).
+template <class Value, class Put>
+__device__ __forceinline__ void sum_image(int pixels, int channels, Value value, Put put) {
   SHARED(float, sums, [8][32]);
   const int lane = threadIdx.x % 32, line = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
-  const long long image = blockIdx.y;
   float sum = 0.0f;
   if (c < channels)
-    for (int pixel = line; pixel < pixels; pixel += 8) {
-      const long long at = (image * pixels + pixel) * channels + c;
-      sum += to_float(grad_out[at]) * to_float(x[at]);
-    }
+    for (int pixel = line; pixel < pixels; pixel += 8)
+      sum += value((static_cast<long long>(blockIdx.y) * pixels + pixel) * channels + c);
   sums[line][lane] = sum;
   __syncthreads();
   if (line == 0 && c < channels) {
     sum = 0.0f;
     for (int i = 0; i < 8; ++i) sum += sums[i][lane];
-    const long long at = image * channels + c;
-    const float open = opening(to_float(logits[at]));
-    grad_logits[at] = from_float<T>(factor * *gain * open * (1.0f - open) * sum);
-    along[at] = factor * open * sum;
+    put(static_cast<long long>(blockIdx.y) * channels + c, sum);
   }
+}
+
+// The mean over the pixels of each image.
+template <class T>
+__device__ void mean_pixels(const T* x, float* means, int pixels, int channels) {
+  sum_image(
+      pixels, channels, [&](long long at) { return to_float(x[at]); },
+      [&](long long at, float sum) { means[at] = sum / pixels; });
+}
+
+// Of each image, from the sums of grad_out * x: the gradient of the logits, and in `along` what the gain gets
+// from each channel.
+template <class T>
+__device__ void excite_sums(const T* grad_out, const T* x, const float* logits, const float* gain,
+                            float* grad_logits, float* along, int pixels, int channels,
+                            float factor) {
+  sum_image(
+      pixels, channels, [&](long long at) { return to_float(grad_out[at]) * to_float(x[at]); },
+      [&](long long at, float sum) {
+        const float open = opening(logits[at]);
+        grad_logits[at] = factor * *gain * open * (1.0f - open) * sum;
+        along[at] = factor * open * sum;
+      });
 }
 
 #define BOTH(T, S)                                                                               \
@@ -234,18 +253,23 @@ __device__ void excite_sums(const T* grad_out, const T* x, const T* logits, cons
     halve_backward(grad_out, grad, height, width, channels);                                     \
   }                                                                                              \
   REGISTER(halve_backward_##S)                                                                   \
-  KERNEL excite_##S(const T* x, const T* residual, const T* logits, const float* gain, T* out,   \
-                    int pixels, int channels, float factor) {                                    \
+  KERNEL excite_##S(const T* x, const T* residual, const float* logits, const float* gain,       \
+                    T* out, int pixels, int channels, float factor) {                            \
     excite(x, residual, logits, gain, out, pixels, channels, factor);                            \
   }                                                                                              \
   REGISTER(excite_##S)                                                                           \
-  KERNEL excite_backward_##S(const T* grad_out, const T* logits, const float* gain, T* grad,     \
-                             int pixels, int channels, float factor) {                           \
-    excite_backward(grad_out, logits, gain, grad, pixels, channels, factor);                     \
+  KERNEL excite_backward_##S(const T* grad_out, const float* logits, const float* gain,          \
+                             const float* grad_means, T* grad, int pixels, int channels,         \
+                             float factor) {                                                     \
+    excite_backward(grad_out, logits, gain, grad_means, grad, pixels, channels, factor);         \
   }                                                                                              \
   REGISTER(excite_backward_##S)                                                                  \
-  KERNEL excite_sums_##S(const T* grad_out, const T* x, const T* logits, const float* gain,      \
-                         T* grad_logits, float* along, int pixels, int channels,                 \
+  KERNEL mean_pixels_##S(const T* x, float* means, int pixels, int channels) {                   \
+    mean_pixels(x, means, pixels, channels);                                                     \
+  }                                                                                              \
+  REGISTER(mean_pixels_##S)                                                                      \
+  KERNEL excite_sums_##S(const T* grad_out, const T* x, const float* logits, const float* gain,  \
+                         float* grad_logits, float* along, int pixels, int channels,             \
                          float factor) {                                                         \
     excite_sums(grad_out, x, logits, gain, grad_logits, along, pixels, channels, factor);        \
   }                                                                                              \

@@ -82,11 +82,11 @@ KERNEL add_losses(const float* losses, double* total, int n) {
 }
 REGISTER(add_losses)
 
-// Multiplies by a factor.
+// Times a factor; `out` may be `x`.
 template <class T>
-__device__ void scale_values(T* x, long long n, float factor) {
+__device__ void scale_to(const float* x, T* out, long long n, float factor) {
   const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < n) x[i] = from_float<T>(factor * to_float(x[i]));
+  if (i < n) out[i] = from_float<T>(factor * x[i]);
 }
 
 KERNEL row_losses_f32(const float* logits, const int* targets, float* losses, float* squares,
@@ -99,7 +99,11 @@ KERNEL row_losses_bf16(const float* logits, const int* targets, float* losses, f
   row_losses(logits, targets, losses, squares, grad, vocabulary, scale, z);
 }
 REGISTER(row_losses_bf16)
-KERNEL scale_values_f32(float* x, long long n, float factor) { scale_values(x, n, factor); }
-REGISTER(scale_values_f32)
-KERNEL scale_values_bf16(bf16* x, long long n, float factor) { scale_values(x, n, factor); }
-REGISTER(scale_values_bf16)
+KERNEL scale_to_f32(const float* x, float* out, long long n, float factor) {
+  scale_to(x, out, n, factor);
+}
+REGISTER(scale_to_f32)
+KERNEL scale_to_bf16(const float* x, bf16* out, long long n, float factor) {
+  scale_to(x, out, n, factor);
+}
+REGISTER(scale_to_bf16)

@@ -419,7 +419,8 @@ mod cuda {
         let rows = rows_with_target(targets);
         let total = gpu.zeroed(2, Kind::F32)?; // One f64.
         let total_of_squares = (shares.z > 0.0).then(|| gpu.zeroed(2, Kind::F32)).transpose()?; // One f64.
-        let grad_hidden = T::OWNS_TAPE.then(|| gpu.zeroed(input.len(), kind)).transpose()?;
+        // Its parts are added, and it is scaled, before it is rounded to bf16.
+        let grad_hidden = T::OWNS_TAPE.then(|| gpu.zeroed(input.len(), Kind::F32)).transpose()?;
         let grad_weights: Vec<Option<Arc<Array>>> = head
             .weights()
             .map(|weight| {
@@ -446,7 +447,7 @@ mod cuda {
             let (Some(gradient), Some(grad_hidden)) = (gradient, &grad_hidden) else {
                 return Ok(());
             };
-            let grad = gpu.unset(n * width, kind)?;
+            let grad = gpu.unset(n * width, Kind::F32)?;
             let mut first = 0;
             for part in &parts {
                 let tokens = part.n_rows;
@@ -463,7 +464,7 @@ mod cuda {
                     bias: None,
                     out: grad.address(),
                     out_stride: width,
-                    out_kind: kind,
+                    out_kind: Kind::F32,
                 })?;
                 if let Some(sum) = &grad_weights[part.weight] {
                     let sum = sum.at(part.first_row * width);
@@ -484,30 +485,29 @@ mod cuda {
                 first += tokens;
             }
             let args = [(&grad).into(), block.places.into(), grad_hidden.into(), width.into()];
-            gpu.launch(kernel!("put_rows", kind), Grid::rows(n, width), &args)
+            gpu.launch(kernel!("put_rows", Kind::F32), Grid::rows(n, width), &args)
         })?;
         let head = head.clone();
         let hidden = hidden.without_values();
         let loss =
             record_loss(LossValue::Cuda(total, shares.scale), tape, move |grad_out, store| {
-                // The scale is in them already: rounding to bf16 once is better than twice.
-                let times = |array: &Array| {
-                    if grad_out.to_bits() == 1.0_f32.to_bits() {
-                        return Ok(());
-                    }
+                let times = |array: &Array, out: &Array| {
                     let n = array.len();
-                    let args = [array.into(), long(n), grad_out.into()];
-                    gpu.launch(kernel!("scale_values", array.kind()), Grid::each(n), &args)
+                    let args = [array.into(), out.into(), long(n), grad_out.into()];
+                    gpu.launch(kernel!("scale_to", out.kind()), Grid::each(n), &args)
                 };
                 for (weight, grad) in head.weights().zip(grad_weights) {
                     let Some(grad) = grad else { continue };
-                    times(&grad)?;
+                    if grad_out.to_bits() != 1.0_f32.to_bits() {
+                        times(&grad, &grad)?;
+                    }
                     let grad = Arc::into_inner(grad).expect("no one else holds it");
                     on_gpu(weight).add_gradient(store.device(), grad)?;
                 }
                 let grad = grad_hidden.expect("a recording forward pass made the gradients");
-                times(&grad)?;
-                hidden.give_array(store, grad)
+                let scaled = gpu.unset(grad.len(), kind)?;
+                times(&grad, &scaled)?;
+                hidden.give_array(store, scaled)
             })?;
         let beside = |total| LossValue::Cuda(total, shares.scale * shares.z);
         Ok(loss.beside(total_of_squares.map(beside)))

@@ -237,13 +237,25 @@ fn add_products(sum: &mut [f32], x: &[f32], g: &[f32]) {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    use super::super::add::cuda::{column_sums, gradient_to_add, on_gpu};
-    use super::super::{Activation, Kernel, activate, linear, mean_rows};
+    use super::super::Activation;
+    use super::super::add::cuda::{add_column_sums, column_sums, gradient_to_add, on_gpu};
     use super::SqueezeExcitation;
-    use crate::cuda::{Grid, Kind, THREADS, kernel};
-    use crate::tensor::{DeviceError, Matrix, Record, Weight, record_on_gpu};
+    use crate::cuda::{
+        Array, CudaError, Factor, Grid, Kind, PER_THREAD, Product, THREADS, kernel, long,
+    };
+    use crate::tensor::{DeviceError, Matrix, Record, Store, Weight, record_on_gpu};
 
-    /// The gates are made by other operations; what they do to the images is one of its own.
+    /// What is kept for the backward pass, per image, in f32: few values, on whose way several roundings to bf16
+    /// would add up.
+    struct Gates {
+        /// `[M, C]`.
+        means: Array,
+        /// `[M, S]`, after the `ReLU`.
+        hidden: Array,
+        /// `[M, C]`, before the sigmoid.
+        logits: Array,
+    }
+
     pub(super) fn squeeze_excite_onto<T: Record>(
         x: Matrix<T>,
         residual: Matrix,
@@ -251,73 +263,165 @@ mod cuda {
         weights: SqueezeExcitation,
     ) -> Result<Matrix<T>, DeviceError> {
         let (x, tape) = x.split();
-        let map = |weight: Weight, bias: Weight| Kernel {
-            outputs: bias.len(),
-            weight,
-            bias: Some(bias),
-            unread: false,
-        };
-        let images = x.rows() / n_pixels;
-        let spans = (0..images).map(|i| i * n_pixels..(i + 1) * n_pixels).collect();
-        let means = mean_rows(x.clone().with(tape), spans)?; // [M, C]
-        let hidden = linear(means, map(weights.squeeze, weights.squeeze_bias))?; // [M, S]
-        let hidden = activate(hidden, Activation::Relu)?;
-        let logits = linear(hidden, map(weights.excite, weights.excite_bias))?; // [M, C]
-        excite(x, residual, logits, n_pixels, weights.gain, weights.factor)
-    }
-
-    /// `residual + factor * gain * sigmoid(logits) * x`; the tape comes with the logits `[M, C]`.
-    fn excite<T: Record>(
-        x: Matrix,
-        residual: Matrix,
-        logits: Matrix<T>,
-        n_pixels: usize,
-        gain: Weight,
-        factor: f32,
-    ) -> Result<Matrix<T>, DeviceError> {
-        let (logits, tape) = logits.split();
-        let [of_x, of_residual, of_logits] = [&x, &residual, &logits].map(Matrix::gpu_array);
+        let [of_x, of_residual] = [&x, &residual].map(Matrix::gpu_array);
         let (gpu, kind, rows, width) = (of_x.gpu(), of_x.kind(), x.rows(), x.width());
+        let gates = Gates::of(of_x, n_pixels, &weights)?;
         let out = gpu.unset(rows * width, kind)?;
-        let sizes = [n_pixels.into(), width.into(), factor.into()];
-        let gain_of = on_gpu(&gain).full().into();
-        let inputs = [of_x.into(), of_residual.into(), of_logits.into(), gain_of, (&out).into()];
+        let sizes = [n_pixels.into(), width.into(), weights.factor.into()];
+        let gain = on_gpu(&weights.gain).full().into();
+        let inputs = [of_x.into(), of_residual.into(), (&gates.logits).into(), gain, (&out).into()];
         let args = [&inputs[..], &sizes].concat();
         gpu.launch(kernel!("excite", kind), Grid::rows(rows, width), &args)?;
         let wanted = x.wants_gradient()
             || residual.wants_gradient()
-            || logits.wants_gradient()
-            || gain.is_trained();
+            || weights.gain.is_trained()
+            || weights.excite.is_trained();
         let residual = residual.without_values();
         record_on_gpu(out, width, tape, wanted, move |grad_out, store| {
-            let [of_x, of_logits] = [&x, &logits].map(Matrix::gpu_array);
-            let gain_of = on_gpu(&gain).full().into();
-            let grad_logits = gpu.unset(of_logits.len(), kind)?;
-            let along = gpu.unset(of_logits.len(), Kind::F32)?;
+            let of_x = x.gpu_array();
+            let gain = on_gpu(&weights.gain).full().into();
+            let [grad_logits, along] = [(); 2].map(|()| gpu.unset(gates.logits.len(), Kind::F32));
+            let (grad_logits, along) = (grad_logits?, along?);
             let inputs = [
                 (&grad_out).into(),
                 of_x.into(),
-                of_logits.into(),
-                gain_of,
+                (&gates.logits).into(),
+                gain,
                 (&grad_logits).into(),
                 (&along).into(),
             ];
-            let blocks = [width.div_ceil(32), logits.rows()];
-            let grid = Grid { blocks, threads: THREADS, shared: 0 };
-            gpu.launch(kernel!("excite_sums", kind), grid, &[&inputs[..], &sizes].concat())?;
-            if let Some(sum) = gradient_to_add(&gain, store)? {
+            let args = [&inputs[..], &sizes].concat();
+            gpu.launch(kernel!("excite_sums", kind), of_images(rows / n_pixels, width), &args)?;
+            if let Some(sum) = gradient_to_add(&weights.gain, store)? {
                 column_sums(&along, 1, 1, sum, true)?;
             }
-            logits.give_array(store, grad_logits)?;
+            let grad_means = gates.backward(&grad_logits, &weights, store)?;
             if x.wants_gradient() {
                 let grad = gpu.unset(rows * width, kind)?;
-                let inputs = [(&grad_out).into(), of_logits.into(), gain_of, (&grad).into()];
+                let inputs = [
+                    (&grad_out).into(),
+                    (&gates.logits).into(),
+                    gain,
+                    (&grad_means).into(),
+                    (&grad).into(),
+                ];
                 let args = [&inputs[..], &sizes].concat();
                 gpu.launch(kernel!("excite_backward", kind), Grid::rows(rows, width), &args)?;
                 x.give_array(store, grad)?;
             }
             residual.give_array(store, grad_out)
         })
+    }
+
+    /// A block for 32 channels of an image.
+    fn of_images(images: usize, width: usize) -> Grid {
+        Grid { blocks: [width.div_ceil(32), images], threads: THREADS, shared: 0 }
+    }
+
+    impl Gates {
+        /// Of images `[M * P, C]`.
+        fn of(x: &Array, n_pixels: usize, weights: &SqueezeExcitation) -> Result<Self, CudaError> {
+            let (gpu, width) = (x.gpu(), weights.excite_bias.len());
+            let images = x.len() / (n_pixels * width);
+            let means = gpu.unset(images * width, Kind::F32)?;
+            let args = [x.into(), (&means).into(), n_pixels.into(), width.into()];
+            gpu.launch(kernel!("mean_pixels", x.kind()), of_images(images, width), &args)?;
+            let hidden = affine(&means, &weights.squeeze, &weights.squeeze_bias)?;
+            let n = hidden.len();
+            let relu = Activation::Relu.into();
+            let args = [(&hidden).into(), (&hidden).into(), long(n), relu, 1.0_f32.into()];
+            let grid = Grid::each(n.div_ceil(PER_THREAD));
+            gpu.launch(kernel!("activate", Kind::F32), grid, &args)?;
+            let logits = affine(&hidden, &weights.excite, &weights.excite_bias)?;
+            Ok(Self { means, hidden, logits })
+        }
+
+        /// From the gradient of the logits `[M, C]` to that of the means `[M, C]`.
+        fn backward(
+            &self,
+            grad_logits: &Array,
+            weights: &SqueezeExcitation,
+            store: &mut Store,
+        ) -> Result<Array, DeviceError> {
+            let (excite, bias) = (&weights.excite, &weights.excite_bias);
+            let grad = affine_backward(&self.hidden, grad_logits, excite, bias, store)?;
+            let n = grad.len();
+            // What the `ReLU` let pass is positive after it as before.
+            let relu = Activation::Relu.into();
+            let args = [(&self.hidden).into(), (&grad).into(), long(n), relu, 1.0_f32.into()];
+            let grid = Grid::each(n.div_ceil(PER_THREAD));
+            grad.gpu().launch(kernel!("activate_backward", Kind::F32), grid, &args)?;
+            let (squeeze, bias) = (&weights.squeeze, &weights.squeeze_bias);
+            affine_backward(&self.means, &grad, squeeze, bias, store)
+        }
+    }
+
+    /// `x` `[M, I]` times `weight` `[O, I]` transposed, plus `bias` `[O]`: `[M, O]`.
+    fn affine(x: &Array, weight: &Weight, bias: &Weight) -> Result<Array, CudaError> {
+        let (outputs, weight) = (bias.len(), in_f32(weight)?);
+        let inputs = weight.len() / outputs;
+        let out = x.gpu().unset(x.len() / inputs * outputs, Kind::F32)?;
+        let right = Factor { transposed: true, ..rows_of(&weight, inputs) };
+        x.gpu().multiply(&Product {
+            bias: Some(on_gpu(bias).full().address()),
+            ..product(rows_of(x, inputs), right, inputs, outputs, &out)
+        })?;
+        Ok(out)
+    }
+
+    /// From the gradient of the result `[M, O]` to that of `x` `[M, I]`; adds those of weight and bias.
+    fn affine_backward(
+        x: &Array,
+        grad_out: &Array,
+        weight: &Weight,
+        bias: &Weight,
+        store: &mut Store,
+    ) -> Result<Array, DeviceError> {
+        let (gpu, outputs) = (x.gpu(), bias.len());
+        let (inputs, images) = (weight.len() / outputs, grad_out.len() / outputs);
+        let g = rows_of(grad_out, outputs);
+        if weight.is_trained() {
+            let (sum, adds) = on_gpu(weight).gradient_to_write(store.device())?;
+            let g = Factor { transposed: true, ..g };
+            gpu.multiply(&Product {
+                add: adds.then(|| sum.address()),
+                ..product(g, rows_of(x, inputs), images, inputs, sum)
+            })?;
+        }
+        add_column_sums(bias, store, grad_out, outputs, outputs)?;
+        let (grad, weight) = (gpu.unset(x.len(), Kind::F32)?, in_f32(weight)?);
+        gpu.multiply(&product(g, rows_of(&weight, inputs), outputs, inputs, &grad))?;
+        Ok(grad)
+    }
+
+    /// A weight in f32; a copy where it is frozen and kept in bf16 alone.
+    fn in_f32(weight: &Weight) -> Result<Array, CudaError> {
+        let weight = on_gpu(weight);
+        weight.full_if_there().map_or_else(
+            || weight.gpu().copy(weight.array(), Kind::F32),
+            |full| Ok(full.part(0, full.len())),
+        )
+    }
+
+    fn rows_of(array: &Array, stride: usize) -> Factor {
+        Factor { address: array.address(), stride, transposed: false, kind: Kind::F32 }
+    }
+
+    /// `left * right`, the inner size and the number of columns given, written to all of `out`.
+    fn product(left: Factor, right: Factor, inner: usize, columns: usize, out: &Array) -> Product {
+        Product {
+            rows: out.len() / columns,
+            inner,
+            columns,
+            left,
+            right,
+            alpha: 1.0,
+            add: None,
+            bias: None,
+            out: out.address(),
+            out_stride: columns,
+            out_kind: Kind::F32,
+        }
     }
 }
 
