@@ -162,11 +162,36 @@ impl Device {
     /// feature is on and there is none.
     #[cfg(test)]
     pub(crate) fn to_compare() -> Vec<Self> {
+        let mut all = crate::ops::gradient_check::devices();
+        all.retain(|device| device.precision() == Precision::F32);
+        all
+    }
+
+    /// A GPU that is open.
+    #[cfg(all(test, feature = "cuda"))]
+    pub(crate) fn of(gpu: &'static Gpu) -> Self {
+        Self { gpu: Some(gpu) }
+    }
+
+    /// Values as activations are stored here.
+    #[cfg(test)]
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unused_self, reason = "GPUs need it"))]
+    pub(crate) fn stored(self, values: &[f32]) -> Vec<f32> {
         #[cfg(feature = "cuda")]
-        if let Some(gpu) = crate::ops::gradient_check::gpus().first() {
-            return vec![Self::cpu(), Self { gpu: Some(*gpu) }];
+        if let Some(gpu) = self.gpu {
+            return crate::ops::gradient_check::stored(gpu, values);
         }
-        vec![Self::cpu()]
+        values.to_vec()
+    }
+
+    /// Sends a weight here.
+    #[cfg(test)]
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unused_self, reason = "GPUs need it"))]
+    pub(crate) fn weight(self, mut weight: crate::tensor::Weight) -> crate::tensor::Weight {
+        #[cfg(feature = "cuda")]
+        weight.place(self.gpu).expect("the GPU has room");
+        let _ = &mut weight;
+        weight
     }
 
     /// A matrix here that gets a gradient.

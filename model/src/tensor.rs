@@ -277,7 +277,7 @@ impl Matrix {
     }
 
     /// The same values without gradient.
-    #[cfg(all(test, feature = "cuda"))]
+    #[cfg(test)]
     pub(crate) fn as_constant(&self) -> Self {
         Self { slot: None, ..self.clone() }
     }

@@ -509,39 +509,46 @@ pub(super) fn softmax_backward(ds: &mut [f32], weights: &[f32], keys: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{Taped, Theirs, check, equals_dfdx, pseudo_random, theirs};
-    use dfdx::prelude::{Axes2, Axis, HasShape, PermuteTo, Trace, TryMatMul};
+    use crate::ops::formula;
+    use crate::ops::gradient_check::{Case, devices, error_max, pseudo_random, relative_error};
 
     fn constant(values: &[f32], width: usize) -> Matrix {
         Matrix::constant(values.to_vec().into(), width)
     }
 
     #[test]
-    fn gradients_equal_finite_differences() {
+    fn values_and_gradients_equal_the_formula() {
         let heads = |queries, keys, size| Heads { queries, keys, size };
         for visible in [Visible::All, Visible::Causal, Visible::sloped(2)] {
-            for (heads, width) in [(heads(2, 2, 2), 12), (heads(2, 1, 3), 12)] {
-                // 2 sequences spread over heads, 9 over sequences.
-                for n in [2, 9] {
-                    let qkv = [(pseudo_random(n * 3 * width, 1), width)];
-                    check(
-                        &qkv,
-                        &[],
-                        4e-3,
-                        |t, x, _| self_attention(x[0].clone().with(t), 3, heads, &visible).unwrap(),
-                        |t, x, _| self_attention(x[0].clone().with(t), 3, heads, &visible).unwrap(),
-                    );
-                }
+            // 2 sequences spread over heads, 9 over sequences. The last are more than one block of queries.
+            for (heads, n, length) in [
+                (heads(2, 2, 2), 2, 3),
+                (heads(2, 2, 2), 9, 3),
+                (heads(2, 1, 3), 2, 3),
+                (heads(2, 1, 3), 9, 3),
+                (heads(2, 1, 3), 1, QUERIES_PER_BLOCK + 5),
+                (heads(2, 2, 3), 1, QUERIES_PER_BLOCK + 5),
+            ] {
+                let width = heads.row_width();
+                formula::Attention::of_itself(n, length, heads, &visible).check(
+                    &devices(),
+                    &[(pseudo_random(n * length * width, 1), width)],
+                    |t, x, _| {
+                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                    },
+                    |t, x, _| {
+                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                    },
+                );
             }
         }
         for n in [2, 9] {
             let shape = AttentionShape { queries: 2, keys: 3, heads: 2 };
             let inputs =
                 [(1, 2), (2, 3), (3, 3)].map(|(s, rows)| (pseudo_random(n * rows * 4, s), 4));
-            check(
+            formula::Attention::of_another(n, shape, 2).check(
+                &devices(),
                 &inputs,
-                &[],
-                4e-3,
                 |t, x, _| {
                     let (q, k, v) = (x[0].clone().with(t), x[1].clone(), x[2].clone());
                     attention(q, k, v, shape, &Visible::All).unwrap()
@@ -566,23 +573,27 @@ mod tests {
     }
 
     #[test]
-    fn continuing_in_pieces_equals_the_whole() {
-        let heads = Heads { queries: 2, keys: 1, size: 3 };
-        let x = pseudo_random(5 * 12, 6);
-        for visible in [Visible::Causal, Visible::sloped(2)] {
-            let whole = self_attention(constant(&x, 12), 5, heads, &visible).unwrap();
-            let mut past = Past::default();
-            let mut pieces = Vec::new();
-            for (from, to) in [(0, 2), (2, 3), (3, 5)] {
-                let new = constant(&x[from * 12..to * 12], 12);
-                let out = continue_attention(&new, &mut [&mut past], &[to - from], heads, &visible);
-                if from == 0 {
-                    past.share();
+    fn continuing_in_pieces_equals_the_formula_of_the_whole() {
+        for (device, size) in devices().into_iter().flat_map(|device| [(device, 3), (device, 64)]) {
+            let heads = Heads { queries: 2, keys: 1, size };
+            let width = heads.row_width();
+            let x = (pseudo_random(5 * width, 6), width);
+            let case = Case { device, inputs: std::slice::from_ref(&x), params: &[] };
+            for visible in [Visible::Causal, Visible::sloped(2)] {
+                let formula = formula::Attention::of_itself(1, 5, heads, &visible);
+                let mut past = Past::default();
+                let mut pieces = Vec::new();
+                for (from, to) in [(0, 2), (2, 3), (3, 5)] {
+                    let new = device.variable(&x.0[from * width..to * width], width);
+                    let (mut pasts, counts) = ([&mut past], [to - from]);
+                    let out = continue_attention(&new, &mut pasts, &counts, heads, &visible);
+                    if from == 0 {
+                        past.share();
+                    }
+                    pieces.extend(out.unwrap().to_vec().unwrap());
                 }
-                pieces.extend_from_slice(out.unwrap().values());
-            }
-            for (a, b) in pieces.iter().zip(whole.values()) {
-                assert!((a - b).abs() < 1e-6, "{a} against {b}");
+                let error = relative_error(&pieces, &formula.values(&case.stored()));
+                assert!(error < error_max(device), "{device}, {visible:?}: {error:.1e}");
             }
         }
     }
@@ -593,50 +604,5 @@ mod tests {
         assert_eq!(eight[..3], [0.5, 0.25, 0.125]);
         let Visible::CausalSloped(six) = Visible::sloped(6) else { panic!() };
         assert_eq!(*six, [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
-    }
-
-    #[test]
-    fn values_and_gradients_equal_dfdx() {
-        // More than one block of queries; two heads of queries, sharing keys or not.
-        let (length, size) = (QUERIES_PER_BLOCK + 5, 3);
-        for keys in [1, 2] {
-            for visible in [Visible::All, Visible::Causal, Visible::sloped(2)] {
-                let heads = Heads { queries: 2, keys, size };
-                let width = heads.row_width();
-                equals_dfdx(
-                    &[(pseudo_random(length * width, 1), width)],
-                    &[],
-                    |t, x, _| {
-                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
-                    },
-                    |all| head(&all[0], heads, &visible, 0) + head(&all[0], heads, &visible, 1),
-                );
-            }
-        }
-    }
-
-    /// What dfdx makes of head `h` of one sequence, in the columns of all heads.
-    fn head(qkv: &Theirs, heads: Heads, visible: &Visible, h: usize) -> Theirs<Taped> {
-        let (length, size) = (qkv.shape().0, heads.size);
-        let columns = |first: usize| {
-            let n = heads.row_width() * size;
-            let chosen = (0..n).map(|i| f32::from(i / size == first + i % size)).collect();
-            qkv.leaky_trace().matmul(theirs(chosen, size))
-        };
-        let of_keys = heads.query_width() + h * heads.keys / heads.queries * size;
-        let k = columns(of_keys).permute::<(usize, usize), Axes2<1, 0>>();
-        let scores = columns(h * size).matmul(k) * (size as f32).sqrt().recip();
-        let mask = |i: usize, j: usize| match visible {
-            Visible::All => 0.0,
-            _ if j > i => -1e9,
-            Visible::Causal => 0.0,
-            Visible::CausalSloped(slopes) => -slopes[h] * (i - j) as f32,
-        };
-        let mask = (0..length * length).map(|i| mask(i / length, i % length)).collect();
-        let weights = (scores + theirs(mask, length)).softmax::<Axis<1>>();
-        let width = heads.query_width();
-        let placed = (0..size * width).map(|i| f32::from(i % width == h * size + i / width));
-        let out = weights.matmul(columns(of_keys + heads.key_width()));
-        out.matmul(theirs(placed.collect(), width))
     }
 }

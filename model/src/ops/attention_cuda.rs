@@ -617,89 +617,89 @@ pub(super) fn continue_attention(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{gpu_equals_cpu, gpus, pseudo_random};
+    use crate::device::Device;
+    use crate::ops::gradient_check::{devices, pseudo_random};
+    use crate::ops::{attention, formula, media_attention, self_attention};
 
-    /// The GPUs that operations are checked on, and a Hopper with kernels of its own: a real one, or with the
+    /// The devices that operations are checked on, and a Hopper with kernels of its own: a real one, or with the
     /// emulator's feature and without a GPU the emulator.
-    fn gpus_and_hopper() -> Vec<&'static Gpu> {
+    fn devices_and_hopper() -> Vec<Device> {
         let hopper = Gpu::hopper();
         #[cfg(feature = "cuda-emulator")]
         let hopper = hopper.or_else(|_| Ok::<_, ()>(Gpu::emulated_hopper()));
-        gpus().into_iter().chain(hopper.ok()).collect()
+        devices().into_iter().chain(hopper.ok().map(Device::of)).collect()
     }
-    use crate::ops::{attention, media_attention, self_attention};
 
     /// Sizes of heads that have kernels of their own, and one that has not.
     const SIZES: [usize; 6] = [32, 64, 80, 96, 128, 40];
 
     #[test]
-    fn every_size_of_heads_equals_the_processor() {
-        for gpu in gpus_and_hopper() {
-            for size in SIZES {
-                for (visible, length, heads) in [
-                    (Visible::All, 70, Heads { queries: 2, keys: 2, size }),
-                    (Visible::Causal, 150, Heads { queries: 2, keys: 1, size }),
-                    (Visible::sloped(2), 140, Heads { queries: 2, keys: 2, size }),
-                ] {
-                    let qkv = (pseudo_random(2 * length * heads.row_width(), 1), heads.row_width());
-                    gpu_equals_cpu(
-                        gpu,
-                        &[qkv],
-                        &[],
-                        &|t, x, _| {
-                            self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
-                        },
-                        &|t, x, _| {
-                            self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
-                        },
-                    );
-                }
+    fn every_size_of_heads_equals_the_formula() {
+        let devices = devices_and_hopper();
+        for size in SIZES {
+            for (visible, length, heads) in [
+                (Visible::All, 70, Heads { queries: 2, keys: 2, size }),
+                (Visible::Causal, 150, Heads { queries: 2, keys: 1, size }),
+                (Visible::sloped(2), 140, Heads { queries: 2, keys: 2, size }),
+            ] {
+                let qkv = (pseudo_random(2 * length * heads.row_width(), 1), heads.row_width());
+                formula::Attention::of_itself(2, length, heads, &visible).check(
+                    &devices,
+                    &[qkv],
+                    |t, x, _| {
+                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                    },
+                    |t, x, _| {
+                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                    },
+                );
             }
         }
     }
 
     #[test]
-    fn queries_of_another_sequence_and_of_media_equal_the_processor() {
+    fn queries_of_another_sequence_and_of_media_equal_the_formula() {
         let shape = AttentionShape { queries: 20, keys: 90, heads: 2 };
         // Rows without images, an image that two runs see, and a run that sees two images.
-        let images = (0..130).map(|row| match row {
-            0..10 => 0..0,
-            60..90 => 1..3,
-            90..110 => 3..3,
-            _ => 0..1,
-        });
-        let reads = Arc::new(MediaReads::new(images, 24));
-        for gpu in gpus_and_hopper() {
-            // The last is wider than kernels know.
-            for size in [64, 40, 264] {
-                let x = |rows: usize, seed| (pseudo_random(rows * 2 * size, seed), 2 * size);
-                gpu_equals_cpu(
-                    gpu,
-                    &[x(60, 1), x(270, 2), x(270, 3)],
-                    &[],
-                    &|t, x, _| {
-                        let q = x[0].clone().with(t);
-                        attention(q, x[1].clone(), x[2].clone(), shape, &Visible::All).unwrap()
-                    },
-                    &|t, x, _| {
-                        let q = x[0].clone().with(t);
-                        attention(q, x[1].clone(), x[2].clone(), shape, &Visible::All).unwrap()
-                    },
-                );
-                gpu_equals_cpu(
-                    gpu,
-                    &[x(130, 1), x(96, 2), x(96, 3)],
-                    &[],
-                    &|t, x, _| {
-                        let q = x[0].clone().with(t);
-                        media_attention(q, x[1].clone(), x[2].clone(), &reads, 2).unwrap()
-                    },
-                    &|t, x, _| {
-                        let q = x[0].clone().with(t);
-                        media_attention(q, x[1].clone(), x[2].clone(), &reads, 2).unwrap()
-                    },
-                );
-            }
+        let images: Vec<Range<usize>> = (0..130)
+            .map(|row| match row {
+                0..10 => 0..0,
+                60..90 => 1..3,
+                90..110 => 3..3,
+                _ => 0..1,
+            })
+            .collect();
+        let seen: Vec<Range<usize>> =
+            images.iter().map(|images| 24 * images.start..24 * images.end).collect();
+        let reads = Arc::new(MediaReads::new(images.into_iter(), 24));
+        let devices = devices_and_hopper();
+        // The last is wider than kernels know.
+        for size in [64, 40, 264] {
+            let x = |rows: usize, seed| (pseudo_random(rows * 2 * size, seed), 2 * size);
+            formula::Attention::of_another(3, shape, size).check(
+                &devices,
+                &[x(60, 1), x(270, 2), x(270, 3)],
+                |t, x, _| {
+                    let q = x[0].clone().with(t);
+                    attention(q, x[1].clone(), x[2].clone(), shape, &Visible::All).unwrap()
+                },
+                |t, x, _| {
+                    let q = x[0].clone().with(t);
+                    attention(q, x[1].clone(), x[2].clone(), shape, &Visible::All).unwrap()
+                },
+            );
+            formula::Attention::of_media(&seen, 2, size).check(
+                &devices,
+                &[x(130, 1), x(96, 2), x(96, 3)],
+                |t, x, _| {
+                    let q = x[0].clone().with(t);
+                    media_attention(q, x[1].clone(), x[2].clone(), &reads, 2).unwrap()
+                },
+                |t, x, _| {
+                    let q = x[0].clone().with(t);
+                    media_attention(q, x[1].clone(), x[2].clone(), &reads, 2).unwrap()
+                },
+            );
         }
     }
 

@@ -756,47 +756,51 @@ mod tests {
         KernelSize { inputs: 4, outputs: 6, side: of.side, groups: of.groups }
     }
 
-    #[test]
-    fn convolutions_equal_the_definition() {
-        for shape in SHAPES.map(shape) {
-            let (size, out) = (size(&shape), shape.out_grid());
-            let (inputs, outputs) = (size.group_inputs(), size.group_outputs());
-            let x = pseudo_random(2 * 20 * 4, 1);
-            let kernel = pseudo_random(size.fan_in() * 6, 2);
-            let bias = pseudo_random(6, 3);
-            let got = convolve(
-                Matrix::constant(x.clone().into(), 4),
-                Matrix::constant(kernel.clone().into(), outputs),
-                &Weight::Frozen(bias.clone().into()),
-                shape,
-            )
-            .unwrap();
-            assert_eq!((got.rows(), got.width()), (2 * out.n_pixels(), 6));
-            // TensorFlow pads (5, 4) with (1, 1) before for stride 1, with (1, 0) for stride 2.
-            let before = if shape.side == 1 { (0, 0) } else { (1, 2 - shape.stride) };
-            for (i, value) in got.values().iter().enumerate() {
-                let (row, o) = (i / 6, i % 6);
-                let (image, at) = (row / out.n_pixels(), row % out.n_pixels());
-                let group = o / outputs;
-                let mut expected = bias[o];
-                for (tap, c) in (0..size.taps()).flat_map(|t| (0..inputs).map(move |c| (t, c))) {
-                    let y =
-                        (at / out.width * shape.stride + tap / shape.side).wrapping_sub(before.0);
-                    let z =
-                        (at % out.width * shape.stride + tap % shape.side).wrapping_sub(before.1);
-                    if y < 5 && z < 4 {
-                        let seen = x[(image * 20 + y * 4 + z) * 4 + group * inputs + c];
-                        let weight = ((group * size.taps() + tap) * inputs + c) * outputs;
-                        expected += seen * kernel[weight + o % outputs];
-                    }
+    /// `x` `[2 * 5 * 4, 4]` convolved, and a bias added.
+    fn convolved(x: &[f64], kernel: &[f64], bias: &[f64], shape: Convolution) -> Vec<f64> {
+        let (size, out) = (size(&shape), shape.out_grid());
+        let (inputs, outputs) = (size.group_inputs(), size.group_outputs());
+        // TensorFlow pads (5, 4) with (1, 1) before for stride 1, with (1, 0) for stride 2.
+        let before = if shape.side == 1 { (0, 0) } else { (1, 2 - shape.stride) };
+        let of = |i: usize| {
+            let (row, o) = (i / 6, i % 6);
+            let (image, at) = (row / out.n_pixels(), row % out.n_pixels());
+            let group = o / outputs;
+            let mut sum = bias[o];
+            for (tap, c) in (0..size.taps()).flat_map(|t| (0..inputs).map(move |c| (t, c))) {
+                let y = (at / out.width * shape.stride + tap / shape.side).wrapping_sub(before.0);
+                let z = (at % out.width * shape.stride + tap % shape.side).wrapping_sub(before.1);
+                if y < 5 && z < 4 {
+                    let seen = x[(image * 20 + y * 4 + z) * 4 + group * inputs + c];
+                    let weight = ((group * size.taps() + tap) * inputs + c) * outputs;
+                    sum += seen * kernel[weight + o % outputs];
                 }
-                assert!((value - expected).abs() < 1e-5, "{shape:?} {i}: {value} {expected}");
+            }
+            sum
+        };
+        (0..2 * out.n_pixels() * 6).map(of).collect()
+    }
+
+    /// `gain * (w - mean) / sqrt(variance + epsilon) / sqrt(T * I)`, transposed.
+    fn standardized(weight: &[f64], gain: &[f64], size: KernelSize) -> Vec<f64> {
+        let (taps, inputs, outputs) = (size.taps(), size.group_inputs(), size.group_outputs());
+        let n = size.fan_in() as f64;
+        let mut out = vec![0.0; weight.len()];
+        for (of, (row, gain)) in weight.chunks_exact(size.fan_in()).zip(gain).enumerate() {
+            let (group, o) = (of / outputs, of % outputs);
+            let mean = row.iter().sum::<f64>() / n;
+            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+            for (i, v) in row.iter().enumerate() {
+                let (c, tap) = (i / taps, i % taps);
+                out[((group * taps + tap) * inputs + c) * outputs + o] =
+                    gain * (v - mean) / ((variance + f64::from(EPSILON)) * n).sqrt();
             }
         }
+        out
     }
 
     #[test]
-    fn gradients_equal_finite_differences() {
+    fn values_and_gradients_equal_the_formula() {
         for shape in SHAPES.map(shape) {
             let size = size(&shape);
             let outputs = size.group_outputs();
@@ -806,18 +810,18 @@ mod tests {
                     (pseudo_random(size.fan_in() * 6, 2), outputs),
                 ],
                 &[pseudo_random(6, 3)],
-                2e-3,
                 |t, x, w| convolve(x[0].clone().with(t), x[1].clone(), &w[0], shape).unwrap(),
                 |t, x, w| convolve(x[0].clone().with(t), x[1].clone(), &w[0], shape).unwrap(),
+                |x, w| convolved(&x[0], &x[1], &w[0], shape),
             );
             // Wider, since a standardised row of few weights hardly depends on them.
             let size = KernelSize { inputs: 24, ..size };
             check(
                 &[],
                 &[pseudo_random(size.fan_in() * 6, 2), pseudo_random(6, 3)],
-                3e-3,
                 |t, _, w| standardize(&w[0], &w[1], size, EPSILON, t).unwrap(),
                 |t, _, w| standardize(&w[0], &w[1], size, EPSILON, t).unwrap(),
+                |_, w| standardized(&w[0], &w[1], size),
             );
         }
     }

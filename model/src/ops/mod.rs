@@ -114,4 +114,6 @@ pub(crate) fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 }
 
 #[cfg(test)]
+mod formula;
+#[cfg(test)]
 pub(crate) mod gradient_check;

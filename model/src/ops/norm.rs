@@ -238,73 +238,62 @@ mod cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient_check::{check, each_row, equals_dfdx, pseudo_random, theirs};
-    use dfdx::prelude::{Axis, Trace, TryMatMul};
+    use crate::ops::gradient_check::{check, pseudo_random};
+
+    const EPSILON: f32 = 1e-5;
 
     fn norm(w: &[Weight], centred: bool) -> Norm {
-        Norm { scale: w[0].clone(), bias: w.get(1).cloned(), centred, epsilon: 1e-5 }
+        Norm { scale: w[0].clone(), bias: w.get(1).cloned(), centred, epsilon: EPSILON }
     }
 
-    #[test]
-    fn gradients_equal_finite_differences() {
-        for centred in [true, false] {
-            // Rows of 16 bytes' multiples on a GPU.
-            let weights = [2, 3].map(|seed| pseudo_random(16, seed));
-            check(
-                &[(pseudo_random(48, 1), 16)],
-                &weights,
-                3e-3,
-                |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
-                |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
-            );
-            for n_weights in [1, 2] {
-                let weights: Vec<_> = (0..n_weights).map(|i| pseudo_random(7, 2 + i)).collect();
-                check(
-                    &[(pseudo_random(21, 1), 7)],
-                    &weights,
-                    3e-3,
-                    |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
-                    |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
-                );
-                check(
-                    &[(pseudo_random(30, 1), 10)],
-                    &weights,
-                    3e-3,
-                    |t, x, w| {
-                        normalise_columns(x[0].clone().with(t), 2..9, norm(w, centred)).unwrap()
-                    },
-                    |t, x, w| {
-                        normalise_columns(x[0].clone().with(t), 2..9, norm(w, centred)).unwrap()
-                    },
-                );
-            }
+    /// `(x - mean) / sqrt(variance + epsilon) * scale + bias` of a row.
+    fn of_row(row: &mut [f64], w: &[Vec<f64>], centred: bool) {
+        let n = row.len() as f64;
+        let mean = if centred { row.iter().sum::<f64>() / n } else { 0.0 };
+        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+        for (i, v) in row.iter_mut().enumerate() {
+            let normal = (*v - mean) / (variance + f64::from(EPSILON)).sqrt();
+            *v = normal * w[0][i] + w.get(1).map_or(0.0, |bias| bias[i]);
         }
     }
 
     #[test]
-    fn values_and_gradients_equal_dfdx() {
-        let (n, width) = (3, 7);
-        let x = [(pseudo_random(n * width, 1), width)];
-        let weights = [2, 3].map(|seed| (pseudo_random(width, seed), width));
-        equals_dfdx(
-            &x,
-            &weights,
-            |t, x, w| normalise(x[0].clone().with(t), norm(w, true)).unwrap(),
-            |all| {
-                let [scale, bias] = [1, 2].map(|i| each_row(n, all[i].leaky_trace()));
-                all[0].leaky_trace().normalize::<Axis<1>>(1e-5) * scale + bias
-            },
-        );
-        equals_dfdx(
-            &x,
-            &weights[..1],
-            |t, x, w| normalise(x[0].clone().with(t), norm(w, false)).unwrap(),
-            |all| {
-                let mean = theirs(vec![1.0 / width as f32; width * width], width);
-                let squares = all[0].leaky_trace().square().matmul(mean);
-                all[0].leaky_trace() / (squares + 1e-5_f32).sqrt()
-                    * each_row(n, all[1].leaky_trace())
-            },
-        );
+    fn values_and_gradients_equal_the_formula() {
+        // Rows of 16 bytes' multiples on a GPU, and others.
+        let sizes = [(16, 2), (7, 1), (7, 2)];
+        for (centred, (width, n_weights)) in
+            [true, false].into_iter().flat_map(|centred| sizes.map(|size| (centred, size)))
+        {
+            let weights: Vec<_> = (0..n_weights).map(|i| pseudo_random(width, 2 + i)).collect();
+            check(
+                &[(pseudo_random(3 * width, 1), width)],
+                &weights,
+                |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
+                |t, x, w| normalise(x[0].clone().with(t), norm(w, centred)).unwrap(),
+                |x, w| {
+                    let mut out = x[0].clone();
+                    out.chunks_exact_mut(width).for_each(|row| of_row(row, w, centred));
+                    out
+                },
+            );
+            let all = width + 3;
+            let columns = || 2..2 + width;
+            check(
+                &[(pseudo_random(3 * all, 1), all)],
+                &weights,
+                |t, x, w| {
+                    normalise_columns(x[0].clone().with(t), columns(), norm(w, centred)).unwrap()
+                },
+                |t, x, w| {
+                    normalise_columns(x[0].clone().with(t), columns(), norm(w, centred)).unwrap()
+                },
+                |x, w| {
+                    let mut out = x[0].clone();
+                    let rows = out.chunks_exact_mut(all);
+                    rows.for_each(|row| of_row(&mut row[columns()], w, centred));
+                    out
+                },
+            );
+        }
     }
 }

@@ -428,6 +428,7 @@ mod cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::formula::{by_column, product, sigmoid};
     use crate::ops::gradient_check::{check, pseudo_random};
 
     fn weights(w: &[Weight]) -> SqueezeExcitation {
@@ -442,25 +443,37 @@ mod tests {
     }
 
     #[test]
-    fn gradients_equal_finite_differences() {
-        // Two images of three pixels with four channels, squeezed to three. The biases keep the
+    fn values_and_gradients_equal_the_formula() {
+        // Two images of five pixels with eight channels, squeezed to three. The biases keep the
         // hidden values away from 0, where the `ReLU` has a kink: one is off, two are on.
         let params = [
-            pseudo_random(12, 1),
+            pseudo_random(24, 1),
             vec![3.0, -3.0, 2.5],
-            pseudo_random(12, 3),
-            pseudo_random(4, 4),
+            pseudo_random(24, 3),
+            pseudo_random(8, 4),
             vec![0.6],
         ];
         check(
-            &[(pseudo_random(24, 5), 4), (pseudo_random(24, 6), 4)],
+            &[(pseudo_random(80, 5), 8), (pseudo_random(80, 6), 8)],
             &params,
-            3e-3,
             |t, x, w| {
-                squeeze_excite_onto(x[0].clone().with(t), x[1].clone(), 3, weights(w)).unwrap()
+                squeeze_excite_onto(x[0].clone().with(t), x[1].clone(), 5, weights(w)).unwrap()
             },
             |t, x, w| {
-                squeeze_excite_onto(x[0].clone().with(t), x[1].clone(), 3, weights(w)).unwrap()
+                squeeze_excite_onto(x[0].clone().with(t), x[1].clone(), 5, weights(w)).unwrap()
+            },
+            |x, w| {
+                let gain = f64::from(0.7_f32) * w[4][0];
+                let of_image = |(x, residual): (&[f64], &[f64])| -> Vec<f64> {
+                    let mean = |c: usize| x.iter().skip(c).step_by(8).sum::<f64>() / 5.0;
+                    let means: Vec<f64> = (0..8).map(mean).collect();
+                    let hidden =
+                        by_column(&product(&means, &w[0], 8), &w[1], |v, b| (v + b).max(0.0));
+                    let open = by_column(&product(&hidden, &w[2], 3), &w[3], |v, b| sigmoid(v + b));
+                    let scaled = by_column(x, &open, |x, open| gain * open * x);
+                    residual.iter().zip(scaled).map(|(residual, v)| residual + v).collect()
+                };
+                x[0].chunks_exact(40).zip(x[1].chunks_exact(40)).flat_map(of_image).collect()
             },
         );
     }
