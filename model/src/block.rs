@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::ModelError;
 use crate::layers::{Linear, Norm, NormKind, fan_in};
-use crate::ops::{self, Activation, Heads, Recompute, Rotation, Stage, Visible};
+use crate::ops::{self, Activation, Heads, Recompute, Rotation, Sequences, Stage, Visible};
 use crate::params::{Declare, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record, Recording};
 
@@ -217,10 +217,9 @@ impl Block {
 pub(crate) struct WholeSequences {
     pub(crate) block: Block,
     pub(crate) params: Params,
-    /// `[B * L]`: places of the rows in their sequences.
+    /// `[N]`: places of the rows in their sequences.
     pub(crate) positions: Arc<[usize]>,
-    /// `L`.
-    pub(crate) length: usize,
+    pub(crate) sequences: Sequences,
     pub(crate) visible: Visible,
     pub(crate) part: Part,
 }
@@ -234,7 +233,7 @@ pub(crate) enum Part {
 }
 
 impl WholeSequences {
-    /// Runs on `x` `[B * L, D]`; `recompute` says whether only that is kept for the backward pass.
+    /// Runs on `x` `[N, D]`; `recompute` says whether only that is kept for the backward pass.
     pub(crate) fn forward<T: Record>(
         self,
         x: Matrix<T>,
@@ -254,7 +253,8 @@ impl Stage for WholeSequences {
     }
 
     fn run<T: Record>(&self, x: Matrix<T>) -> Result<Matrix<T>, DeviceError> {
-        let attend = |qkv| ops::self_attention(qkv, self.length, self.block.heads(), &self.visible);
+        let attend =
+            |qkv| ops::self_attention(qkv, &self.sequences, self.block.heads(), &self.visible);
         let (block, p) = (&self.block, &self.params);
         match self.part {
             Part::All => block.forward(p, x, &self.positions, attend),

@@ -11,7 +11,7 @@ use crate::decoder::{Decoder, LanguageConfig, Pass};
 use crate::error::ModelError;
 use crate::layers::Linear;
 use crate::limits::{WIDTH_MAX, check_size};
-use crate::ops::{self, BatchEmbeddings, Recompute};
+use crate::ops::{self, BatchEmbeddings, KeptRows, Recompute};
 use crate::params::{Declare, ParamId, Params, Source, Start, Trainable, Training};
 use crate::pixels::{Pixels, PixelsRef};
 use crate::spare::Spare;
@@ -329,7 +329,7 @@ impl Clip {
         self.vision_projection.forward(&self.params, x) // [B, E]
     }
 
-    /// The tower is causal like CLIP's, so padding at the end cannot change what comes before it.
+    /// Padding at the end is left out.
     fn texts<T: Record>(
         &self,
         tokens: &[u32],
@@ -337,15 +337,16 @@ impl Clip {
         lengths: &[usize],
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
+        let kept = KeptRows::first(lengths.iter().copied(), length);
         let x = self.text.forward(
             &self.params,
-            tokens,
-            length,
+            &kept.of(tokens),
+            &kept.sequences,
             tape,
             &Pass { recompute: self.recompute, ..Pass::default() },
             |_, x| Ok(x),
-        )?; // [B * L, D]
-        let spans = lengths.iter().enumerate().map(|(b, n)| b * length..b * length + n);
+        )?; // [N, D]
+        let spans = kept.sequences.iter();
         let x = match self.config.pool {
             Pool::Mean => ops::mean_rows(x, spans.collect())?,
             Pool::Token => ops::pick_rows(x, spans.map(|span| span.end - 1).collect())?,

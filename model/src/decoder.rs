@@ -12,7 +12,7 @@ use crate::block::{Block, Part, WholeSequences};
 use crate::error::ModelError;
 use crate::layers::Norm;
 use crate::limits::{CONTEXT_MAX, LAYERS_MAX, VOCABULARY_MAX, WIDTH_MAX, check_size, check_tower};
-use crate::ops::{self, Activation, MovedRows, Recompute, TokenTable, Visible};
+use crate::ops::{self, Activation, MovedRows, Recompute, Sequences, TokenTable, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::tensor::{DeviceError, Matrix, Record, Weight};
 
@@ -216,26 +216,26 @@ impl Decoder {
         self.norm.forward(p, x)
     }
 
-    /// `tokens` `[B, L]` to states after the last norm: `[B * L, D]`. `between` may change the
-    /// states at every place.
+    /// `tokens` `[N]` of `sequences` to states after the last norm: `[N, D]`. `between` may change
+    /// the states at every place.
     pub(crate) fn forward<T: Record>(
         &self,
         p: &Params,
         tokens: &[u32],
-        length: usize,
+        sequences: &Sequences,
         tape: T,
         pass: &Pass,
         between: impl Fn(Place, Matrix<T>) -> Result<Matrix<T>, DeviceError>,
     ) -> Result<Matrix<T>, DeviceError> {
-        let positions: Arc<[usize]> = (0..tokens.len()).map(|i| i % length).collect();
-        let mut x = self.embed(p, tokens, &positions, &pass.beside, tape)?; // [B * L, D]
+        let positions = sequences.positions();
+        let mut x = self.embed(p, tokens, &positions, &pass.beside, tape)?; // [N, D]
         for (i, block) in self.blocks.iter().enumerate() {
             x = between(Place::Before(i), x)?;
             let whole = WholeSequences {
                 block: block.clone(),
                 params: p.clone(),
                 positions: Arc::clone(&positions),
-                length,
+                sequences: sequences.clone(),
                 visible: self.visible.clone(),
                 part: Part::All,
             };

@@ -26,7 +26,7 @@ use crate::gated_xattn::{
 use crate::inputs::{Inputs, Latents, check_features, check_media};
 use crate::language_model::{LanguageModel, LossTerms, Objective, all_logits, language_folder};
 use crate::limits::{VOCABULARY_MAX, check_at_most};
-use crate::ops::{self, Heads, MediaReads, Recompute, Shares, Stage, Visible};
+use crate::ops::{self, Heads, KeptRows, MediaReads, Recompute, Shares, Stage, Visible};
 use crate::params::{Declare, ParamId, Parameter, Params, Source, Start, Trainable, Training};
 use crate::pixels::PixelsRef;
 use crate::resampler::{Resampler, ResamplerConfig};
@@ -474,10 +474,12 @@ impl Flamingo {
     pub fn token_nll(&self, inputs: &Inputs) -> Result<Vec<f32>, ModelError> {
         let (targets, _) = inputs.check(&self.config)?;
         ops::on_pool(|| {
-            let hidden = self.hidden(inputs, NotRecording::default())?;
+            let kept = KeptRows::predicting(&targets, inputs.length);
+            let hidden = self.hidden(inputs, &kept, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
             let head = decoder.head(params, &self.rows_beside());
-            Ok(ops::token_losses(&hidden, &head, &targets)?)
+            let losses = ops::token_losses(&hidden, &head, &kept.of(&targets))?;
+            Ok(kept.spread(&losses, targets.len()))
         })
     }
 
@@ -488,7 +490,8 @@ impl Flamingo {
     pub fn logits(&self, inputs: &Inputs) -> Result<Vec<f32>, ModelError> {
         inputs.check(&self.config)?;
         ops::on_pool(|| {
-            let hidden = self.hidden(inputs, NotRecording::default())?;
+            let kept = KeptRows::all(inputs.tokens.len(), inputs.length);
+            let hidden = self.hidden(inputs, &kept, NotRecording::default())?;
             let (decoder, params) = self.language.parts();
             let head = decoder.head(params, &self.rows_beside());
             Ok(all_logits(&hidden, &head, self.config.vocabulary())?)
@@ -699,38 +702,41 @@ impl Flamingo {
         }
     }
 
-    /// States after the language model's last norm: `[B * L, D]`.
+    /// States of some rows after the language model's last norm: `[N, D]`.
     pub(crate) fn hidden<T: Record>(
         &self,
         inputs: &Inputs,
+        kept: &KeptRows,
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
-        self.hidden_by(inputs, tape, |i, y, media, reads| self.cross(i, y, media, reads))
+        self.hidden_by(inputs, kept, tape, |i, y, media, reads| self.cross(i, y, media, reads))
     }
 
     /// As [`Flamingo::hidden`], with `cross(i, y, media, reads)` for the cross-attention block `i`.
     pub(crate) fn hidden_by<T: Record>(
         &self,
         inputs: &Inputs,
+        kept: &KeptRows,
         tape: T,
         cross: impl Fn(usize, Matrix<T>, &MediaKeys, &Arc<MediaReads>) -> Crossed<T>,
     ) -> Result<Matrix<T>, DeviceError> {
         let media = self.media(inputs, tape)?;
         let (keys, tape) = self.media_keys(media)?;
-        let seen = inputs.images_seen(self.config.cross_attention.attend);
+        let seen: Vec<_> = inputs.images_seen(self.config.cross_attention.attend).collect();
+        let seen = kept.of(&seen).into_iter();
         let reads = Arc::new(MediaReads::new(seen, self.config.resampler.latents));
         let (decoder, params) = self.language.parts();
-        let length = inputs.length;
+        let (tokens, sequences) = (kept.of(&inputs.tokens), &kept.sequences);
         let pass = Pass {
             beside: self.rows_beside(),
             recompute: self.recompute,
             split: self.splits_blocks(),
         };
         let cross = |i, y| cross(i, y, &keys[i], &reads);
-        decoder.forward(params, &inputs.tokens, length, tape, &pass, |place, y| match place {
+        decoder.forward(params, &tokens, sequences, tape, &pass, |place, y| match place {
             Place::End => self.graft_by(
                 y,
-                |_, qkv, heads| ops::self_attention(qkv, length, heads, &Visible::Causal),
+                |_, qkv, heads| ops::self_attention(qkv, sequences, heads, &Visible::Causal),
                 cross,
             ),
             _ => match self.block_at(place) {
@@ -767,7 +773,9 @@ impl Flamingo {
             tokens.map(|(phi, target)| *phi >= 0 && target.is_some()).collect();
         ops::on_pool(|| {
             let all = RefCell::new(vec![GateSums::default(); self.cross_attention.len()]);
-            self.hidden_by(inputs, NotRecording::default(), |i, y, media, reads| {
+            let kept = KeptRows::predicting(&targets, inputs.length);
+            let counted = kept.of(&counted);
+            self.hidden_by(inputs, &kept, NotRecording::default(), |i, y, media, reads| {
                 let block = &self.cross_attention[i];
                 let (y, sums) = block.measured(&self.params, y, (media, reads), &counted)?;
                 all.borrow_mut()[i] = sums;
@@ -784,10 +792,11 @@ impl Flamingo {
         shares: Shares,
         tape: T,
     ) -> Result<Loss<T>, DeviceError> {
-        let hidden = self.hidden(inputs, tape)?;
+        let kept = KeptRows::predicting(targets, inputs.length);
+        let hidden = self.hidden(inputs, &kept, tape)?;
         let (decoder, params) = self.language.parts();
         let head = decoder.head(params, &self.rows_beside());
-        ops::cross_entropy(hidden, &head, targets, shares)
+        ops::cross_entropy(hidden, &head, &kept.of(targets), shares)
     }
 }
 

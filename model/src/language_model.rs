@@ -8,7 +8,9 @@ use crate::decoder::Place;
 use crate::decoder::{Decoder, LanguageConfig, Pass, RowsBeside};
 use crate::error::ModelError;
 use crate::families::Family;
-use crate::ops::{self, Recompute, Shares};
+#[cfg(test)]
+use crate::ops::Sequences;
+use crate::ops::{self, KeptRows, Recompute, Shares};
 use crate::params::{Declare, Params, Source, Trainable, Training};
 use crate::spare::Spare;
 use crate::tensor::{
@@ -219,9 +221,11 @@ impl LanguageModel {
     pub fn nll(&self, batch: &TextBatch) -> Result<Vec<f32>, ModelError> {
         let (targets, _) = batch.targets(&self.config)?;
         ops::on_pool(|| {
-            let hidden = self.hidden(&batch.tokens, batch.length, NotRecording::default())?;
+            let kept = KeptRows::predicting(&targets, batch.length);
+            let hidden = self.hidden(&batch.tokens, &kept, NotRecording::default())?;
             let head = self.decoder.head(&self.params, &RowsBeside::default());
-            Ok(ops::token_losses(&hidden, &head, &targets)?)
+            let losses = ops::token_losses(&hidden, &head, &kept.of(&targets))?;
+            Ok(kept.spread(&losses, targets.len()))
         })
     }
 
@@ -232,7 +236,8 @@ impl LanguageModel {
     pub fn logits(&self, tokens: &[u32], length: usize) -> Result<Vec<f32>, ModelError> {
         self.config.check_tokens(tokens, length)?;
         ops::on_pool(|| {
-            let hidden = self.hidden(tokens, length, NotRecording::default())?;
+            let kept = KeptRows::all(tokens.len(), length);
+            let hidden = self.hidden(tokens, &kept, NotRecording::default())?;
             let head = self.decoder.head(&self.params, &RowsBeside::default());
             Ok(all_logits(&hidden, &head, self.config.vocabulary)?)
         })
@@ -246,7 +251,7 @@ impl LanguageModel {
         let last = self.decoder.forward(
             &self.params,
             tokens,
-            length,
+            &Sequences::equal(tokens.len(), length),
             tape,
             &Pass::default(),
             |place, x| {
@@ -261,16 +266,17 @@ impl LanguageModel {
         all
     }
 
+    /// States of some rows of `tokens` `[B, L]`.
     fn hidden<T: Record>(
         &self,
         tokens: &[u32],
-        length: usize,
+        kept: &KeptRows,
         tape: T,
     ) -> Result<Matrix<T>, DeviceError> {
         self.decoder.forward(
             &self.params,
-            tokens,
-            length,
+            &kept.of(tokens),
+            &kept.sequences,
             tape,
             &Pass { recompute: self.recompute, ..Pass::default() },
             |_, x| Ok(x),
@@ -284,9 +290,10 @@ impl LanguageModel {
         shares: Shares,
         tape: T,
     ) -> Result<Loss<T>, DeviceError> {
-        let hidden = self.hidden(&batch.tokens, batch.length, tape)?;
+        let kept = KeptRows::predicting(targets, batch.length);
+        let hidden = self.hidden(&batch.tokens, &kept, tape)?;
         let head = self.decoder.head(&self.params, &RowsBeside::default());
-        ops::cross_entropy(hidden, &head, targets, shares)
+        ops::cross_entropy(hidden, &head, &kept.of(targets), shares)
     }
 }
 

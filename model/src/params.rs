@@ -239,7 +239,10 @@ impl Params {
     pub(crate) fn bring(&self, x: Matrix) -> Result<Matrix, DeviceError> {
         #[cfg(feature = "cuda")]
         match (self.gpu(), x.array()) {
-            (Some(gpu), None) => return crate::tensor::to_gpu(x, gpu),
+            (Some(gpu), None) => {
+                let array = gpu.upload(x.values())?;
+                return Ok(Matrix::on_gpu(array.into(), x.width(), false));
+            }
             (Some(gpu), Some(array)) if array.kind() != gpu.kind() => {
                 let array = gpu.copy(array, gpu.kind())?;
                 return Ok(Matrix::on_gpu(array.into(), x.width(), false));

@@ -20,7 +20,7 @@ use crate::layers::{FeedForward, LayerNorm, Linear, NORM_EPSILON};
 use crate::limits::{
     FRAMES_MAX, LATENTS_MAX, LAYERS_MAX, WIDTH_MAX, check_at_most, check_free_heads, check_size,
 };
-use crate::ops::{self, Activation, AttentionShape, Visible};
+use crate::ops::{self, Activation, AttentionShape, Sequences, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::self_attention::SelfAttention;
 use crate::tensor::{DeviceError, Matrix, Record, Weight};
@@ -219,10 +219,11 @@ impl Resampler {
         let (latents, tape) = latents.split();
         let mut x = ops::with_latents(features.with(tape), latents, per_image, self.n_latents)?;
         let length = per_image + self.n_latents;
+        let sequences = Sequences::equal(x.rows(), length);
         for (attention, feed_forward) in layers {
             let (y, tape) = x.split(); // [M * (S + R), V]
             let read = attention.read(p, y.clone().with(tape), |qkv| {
-                ops::self_attention(qkv, length, attention.heads, &Visible::All)
+                ops::self_attention(qkv, &sequences, attention.heads, &Visible::All)
             })?; // [M * (S + R), H K]
             x = attention.to_out.forward_onto(p, read, y)?;
             x = feed_forward.forward_residual(p, x)?;

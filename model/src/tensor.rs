@@ -482,31 +482,6 @@ pub(crate) fn record_on_gpu<T: Record>(
     Ok(out.with(tape))
 }
 
-/// Brings a matrix home from a GPU, for an operation that has no part for it; its gradient goes back.
-#[cfg(feature = "cuda")]
-pub(crate) fn to_host<T: Record>(x: Matrix<T>) -> Result<Matrix<T>, DeviceError> {
-    let (x, tape) = x.split();
-    let Some(gpu) = x.array().map(|array| array.gpu()) else { return Ok(x.with(tape)) };
-    let (values, width, wanted) = (x.to_vec()?, x.width(), x.wants_gradient());
-    let x = x.without_values();
-    record(values.into(), width, tape, wanted, move |grad, store| {
-        x.give_array(store, gpu.upload(&grad)?)
-    })
-}
-
-/// Sends a matrix to a GPU; its gradient comes home.
-#[cfg(feature = "cuda")]
-pub(crate) fn to_gpu<T: Record>(x: Matrix<T>, gpu: &'static Gpu) -> Result<Matrix<T>, DeviceError> {
-    let (x, tape) = x.split();
-    if x.array().is_some() {
-        return Ok(x.with(tape));
-    }
-    let (values, width, wanted) = (gpu.upload(x.values())?, x.width(), x.wants_gradient());
-    record_on_gpu(values, width, tape, wanted, move |grad, store| {
-        x.give_gradient(store, grad.to_vec()?.into())
-    })
-}
-
 /// As [`record`], for a loss. `backward` gets the loss's own gradient.
 pub(crate) fn record_loss<T: Record>(
     value: impl Into<LossValue>,

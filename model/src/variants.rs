@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use crate::flamingo::Towers;
 use crate::gated_xattn::{Conditioning, FirstBlock, GateKind, MediaAttention};
-use crate::ops::Recompute;
 use crate::ops::gradient_check::{gradients_of_ramp, pseudo_random, weighted_sum};
+use crate::ops::{KeptRows, Recompute};
 use crate::params::{Source, Training};
 use crate::resampler::ResamplerKind;
 use crate::tensor::{Matrix, NotRecording, Recording};
@@ -229,6 +229,77 @@ fn closed_gates_give_exactly_the_bare_language_models_logits() {
     }
 }
 
+/// Sequence `b` of [`inputs`], cut off after its last prediction.
+fn alone(config: &FlamingoConfig, b: usize) -> Inputs {
+    let (mut all, image) = (inputs(config), frames(config) * PIXELS);
+    let (start, length, images) = [(0, 6, 0..2), (6, 5, 2..3)][b].clone();
+    let rows = start..start + length;
+    let pixels = numbers(&mut all).clone();
+    Inputs {
+        tokens: all.tokens[rows.clone()].to_vec(),
+        length,
+        phi: all.phi[rows.clone()].to_vec(),
+        loss_mask: all.loss_mask[rows].to_vec(),
+        pixels: pixels[images.start * image..images.end * image].to_vec().into(),
+        image_count: vec![images.len()],
+        ..all
+    }
+}
+
+#[test]
+fn a_loss_that_leaves_padding_out_is_that_of_all_logits_and_of_each_sequence_by_itself() {
+    for (name, config) in variants() {
+        let model = opened(&config);
+        let batch = inputs(&config);
+        let (targets, n) = batch.check(&config).unwrap();
+        let logits = model.logits(&batch).unwrap();
+        let nll = model.token_nll(&batch).unwrap();
+        assert_eq!(nll.len(), 12, "{name}");
+        for ((nll, logits), target) in nll.iter().zip(logits.chunks(VOCABULARY)).zip(&targets) {
+            let logits: Vec<f64> = logits.iter().map(|v| f64::from(*v)).collect();
+            let log_z = logits.iter().map(|v| v.exp()).sum::<f64>().ln();
+            let expected = target.map_or(0.0, |target| log_z - logits[target as usize]);
+            assert!((f64::from(*nll) - expected).abs() < 1e-5, "{name}: {nll}, {expected}");
+        }
+        let (loss, together) = model.step(&batch, 1.0, Gradients::default()).unwrap();
+        let (mut sum, mut apart) = (0.0, Gradients::default());
+        for b in 0..2 {
+            let batch = alone(&config, b);
+            let share = batch.check(&config).unwrap().1 as f32 / n as f32;
+            let part;
+            (part, apart) = model.step(&batch, share, apart).unwrap();
+            sum += share * part;
+        }
+        assert!((loss - sum).abs() < 1e-6, "{name}: {loss}, {sum}");
+        let (mut together, mut apart) = (together, apart);
+        for params in model.params() {
+            for parameter in params.iter().filter(|parameter| parameter.weight.is_trained()) {
+                let of = |gradients: &mut Gradients| {
+                    params.gradient(gradients, &parameter.name).unwrap().unwrap_or_default()
+                };
+                let (a, b) = (of(&mut together), of(&mut apart));
+                let norm = |v: &[f32]| v.iter().map(|v| v * v).sum::<f32>().sqrt();
+                let difference: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
+                let error = norm(&difference) / norm(&b).max(1e-3);
+                assert!(a.len() == b.len() && error < 1e-4, "{name}, {}: {error}", parameter.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_follows_the_last_prediction_changes_no_bit() {
+    for (name, config) in variants() {
+        let model = opened(&config);
+        let batch = inputs(&config);
+        let mut other = batch.clone();
+        // The second sequence predicts until position 3 of 6.
+        (other.tokens[11], other.phi[11]) = (9, -1);
+        let loss = |batch: &Inputs| model.loss_only(batch).unwrap().to_bits();
+        assert_eq!(loss(&batch), loss(&other), "{name}");
+    }
+}
+
 #[test]
 fn a_token_depends_on_the_images_that_it_may_see_alone() {
     let row = |logits: &[f32], l: usize| bits(&logits[l * VOCABULARY..(l + 1) * VOCABULARY]);
@@ -264,7 +335,7 @@ fn all_previous_images_are_read_and_with_one_only_the_last() {
         config.language.layers = 1;
         let model = opened(&config);
         let read = |batch: &Inputs| {
-            let hidden = model.hidden(batch, NotRecording::default()).unwrap();
+            let hidden = model.hidden(batch, &all_rows(batch), NotRecording::default()).unwrap();
             bits(&hidden.values()[4 * 16..5 * 16])
         };
         // Only position 4 sees anything: the second image, or both.
@@ -295,7 +366,7 @@ fn around_the_first_block(model: &Flamingo, batch: &Inputs) -> [Vec<f32>; 2] {
         seen.borrow_mut().push([y.to_vec()?, after.to_vec()?]);
         Ok(after)
     };
-    model.hidden_by(batch, NotRecording::default(), pass).unwrap();
+    model.hidden_by(batch, &all_rows(batch), NotRecording::default(), pass).unwrap();
     seen.into_inner().swap_remove(0)
 }
 
@@ -399,10 +470,15 @@ fn largest_gradient_error(variant: &str, model: &mut Flamingo, batch: &Inputs) -
     largest
 }
 
+fn all_rows(batch: &Inputs) -> KeptRows {
+    KeptRows::all(batch.tokens.len(), batch.length)
+}
+
 /// The gradients of all trained parameters by name: of the states after the last norm, summed by
 /// evenly spaced weights.
 fn trained_gradients(model: &Flamingo, batch: &Inputs) -> Vec<(String, Vec<f32>)> {
-    let (_, mut gradients) = gradients_of_ramp(model.hidden(batch, Recording::default()).unwrap());
+    let (_, mut gradients) =
+        gradients_of_ramp(model.hidden(batch, &all_rows(batch), Recording::default()).unwrap());
     let mut all = Vec::new();
     for params in model.params() {
         for parameter in params.iter().filter(|parameter| parameter.weight.is_trained()) {
@@ -515,7 +591,9 @@ fn difference(model: &mut Flamingo, batch: &Inputs, (name, i): (&str, usize), h:
                     values[i] += step;
                 }
             });
-            let sum = weighted_sum(&model.hidden(batch, NotRecording::default()).unwrap());
+            let sum = weighted_sum(
+                &model.hidden(batch, &all_rows(batch), NotRecording::default()).unwrap(),
+            );
             change(model, |which, values| {
                 if which == name {
                     values[i] = kept;

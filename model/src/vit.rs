@@ -16,7 +16,7 @@ use crate::limits::{
     IMAGE_SIZE_MAX, LAYERS_MAX, PATCHES_MAX, WIDTH_MAX, check_at_most, check_heads, check_size,
     check_tower,
 };
-use crate::ops::{self, Activation, Heads, Recompute, Visible};
+use crate::ops::{self, Activation, Heads, Recompute, Sequences, Visible};
 use crate::params::{Declare, ParamId, Params, Start};
 use crate::pixels::PixelsRef;
 use crate::tensor::{DeviceError, Matrix, Record};
@@ -187,14 +187,14 @@ impl Vit {
         let (class, positions) = (p.get(self.class), p.get(self.positions));
         let x = ops::prepend_class(x, class, positions)?; // [M * (1 + P), V]
         let mut x = self.norm_before.forward(p, x)?;
-        let length = 1 + self.config.n_patches();
-        let positions: Arc<[usize]> = (0..x.rows()).map(|i| i % length).collect();
+        let sequences = Sequences::equal(x.rows(), 1 + self.config.n_patches());
+        let positions = sequences.positions();
         for block in &self.blocks {
             let pass = WholeSequences {
                 block: block.clone(),
                 params: p.clone(),
                 positions: Arc::clone(&positions),
-                length,
+                sequences: sequences.clone(),
                 visible: Visible::All,
                 part: Part::All,
             };

@@ -376,7 +376,9 @@ impl Job<'_> {
         }
         let Bench { batch, tokens, images, .. } = *self.bench;
         let n_tokens = (batch * tokens) as usize;
-        let rows = StepRows { tokens: n_tokens, images: (batch * images) as usize, frames: 1 };
+        // The last token of a sequence predicts nothing, and is not computed.
+        let computed = n_tokens - batch as usize;
+        let rows = StepRows { tokens: computed, images: (batch * images) as usize, frames: 1 };
         let parts = self.parts.flop(self.config(), TrainedTowers::default(), rows);
         let flop: f64 = parts.iter().map(|(_, flop)| flop).sum();
         let (tflops, per_second) = (flop / timed.median() / 1e12, 1.0 / timed.median());

@@ -302,7 +302,8 @@ impl Stage for Contrastive {
     }
 
     fn flop(&self, batch: &Batch) -> Option<f64> {
-        Some(self.products.flop(batch.size, batch.tokens.len()))
+        // The end of a caption is computed, and predicts nothing.
+        Some(self.products.flop(batch.size, inputs::computed_tokens(batch) + batch.size))
     }
 
     fn activation_bytes(&self, batch: &Batch) -> u64 {

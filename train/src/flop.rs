@@ -90,7 +90,7 @@ impl ContrastiveProducts {
         }
     }
 
-    /// Operations of a training step on so many pairs, and so many tokens with their padding.
+    /// Operations of a training step on so many pairs, and so many tokens without their padding.
     pub fn flop(&self, pairs: usize, tokens: usize) -> f64 {
         6.0 * (pairs as f64 * (self.image + self.text) as f64 + tokens as f64 * self.token as f64)
     }
@@ -178,7 +178,7 @@ impl Parts {
 /// What a step looks at.
 #[derive(Debug, Clone, Copy)]
 pub struct StepRows {
-    /// Tokens of all sequences, padding included.
+    /// Tokens of all sequences that are computed, which padding is not.
     pub tokens: usize,
     /// Images or clips of all sequences.
     pub images: usize,

@@ -52,6 +52,13 @@ pub fn pairs(batch: &Batch) -> Result<Pairs, TrainError> {
     })
 }
 
+/// How many tokens a step computes: of each row those up to the last that predicts, since the models
+/// leave out what comes after it.
+pub(crate) fn computed_tokens(batch: &Batch) -> usize {
+    let of_row = |mask: &[f32]| mask.iter().rposition(|m| *m > 0.0).map_or(0, |last| last + 1);
+    batch.loss_mask.chunks(batch.length).map(of_row).sum()
+}
+
 /// All pixels of a batch with the padding, `[B, N, F, 3, H, W]`, and `H`; none where there are no images.
 pub(crate) fn padded_pixels(batch: &Batch) -> Option<(usize, Vec<f32>)> {
     let frames = batch.size * batch.n_images * batch.n_frames;
@@ -128,6 +135,13 @@ mod tests {
     #[test]
     fn the_padding_of_a_caption_is_not_real() {
         assert_eq!(pairs(&batch()).unwrap().lengths, [3, 4]);
+    }
+
+    #[test]
+    fn tokens_after_the_last_prediction_are_not_counted() {
+        assert_eq!(computed_tokens(&batch()), 2 + 3);
+        let nothing = Batch { loss_mask: vec![0.0; 8], ..batch() };
+        assert_eq!(computed_tokens(&nothing), 0);
     }
 
     #[test]

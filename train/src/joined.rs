@@ -197,7 +197,8 @@ impl Stage for Joined {
     fn flop(&self, batch: &Batch) -> Option<f64> {
         let (config, kept) = (self.flamingo.config(), self.features.is_some());
         let images = batch.image_count.iter().sum();
-        let rows = StepRows { tokens: batch.tokens.len(), images, frames: batch.n_frames };
+        let tokens = inputs::computed_tokens(batch);
+        let rows = StepRows { tokens, images, frames: batch.n_frames };
         let by_part = self.parts.flop(config, self.trained, rows).into_iter();
         Some(by_part.filter(|(part, _)| !kept || *part != "vision").map(|(_, flop)| flop).sum())
     }

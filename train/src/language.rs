@@ -108,7 +108,7 @@ impl Stage for Language {
     }
 
     fn flop(&self, batch: &Batch) -> Option<f64> {
-        Some(flop::of_language(&self.model, batch.tokens.len()))
+        Some(flop::of_language(&self.model, inputs::computed_tokens(batch)))
     }
 
     fn activation_bytes(&self, batch: &Batch) -> u64 {

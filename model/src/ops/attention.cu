@@ -49,14 +49,16 @@ constexpr float LN2 = 0.6931471805599453f;
 __device__ __forceinline__ float finite_or_high(float lse) { return lse == -INFINITY ? INFINITY : lse; }
 
 // ---------------------------------------------------------------------------------------------------
-// Plain kernels: any head size up to 256, f32 arithmetic. A block of 256 threads holds 16 rows against
-// steps of 32; columns pass through shared memory 64 at a time.
+// Plain kernels: any head size, f32 arithmetic. A block of 256 threads holds 16 rows against steps of 32;
+// columns pass through shared memory 64 at a time. Of a head wider than PART columns, each part of the
+// result makes the scores anew.
 
 constexpr int ROWS = 16;
 constexpr int STEP = 32;
 constexpr int COLUMNS = 64;
 constexpr int THREADS = 256;
 constexpr int MOST_CHUNKS = 4;
+constexpr int PART = MOST_CHUNKS * COLUMNS;
 // One float more than the columns: rows start in different banks.
 constexpr int PITCH = COLUMNS + 1;
 // Columns of one chunk that a thread sums up.
@@ -125,55 +127,58 @@ __device__ __forceinline__ void plain_forward(const T* q, const T* k, const T* v
   const int limit = min(k_count, seen + row);
   const int end = min(k_count, seen + q_count - 1);
 
-  float sums[MOST_CHUNKS][MINE] = {};
-  float highest = -INFINITY, total = 0.0f;
-  for (int first = 0; first < end; first += STEP) {
-    float s[2] = {};
-    for (int c = 0; c < size; c += COLUMNS) {
-      __syncthreads();
-      load_chunk<ROWS>(rows, q + c, q_stride, q_count, size - c);
-      load_chunk<STEP>(keys, k + static_cast<size_t>(first) * kv_stride + c, kv_stride, k_count - first, size - c);
-      __syncthreads();
-      dot_chunk(s, rows, keys);
+  for (int part = 0; part < size; part += PART) {
+    float sums[MOST_CHUNKS][MINE] = {};
+    float highest = -INFINITY, total = 0.0f;
+    for (int first = 0; first < end; first += STEP) {
+      float s[2] = {};
+      for (int c = 0; c < size; c += COLUMNS) {
+        __syncthreads();
+        load_chunk<ROWS>(rows, q + c, q_stride, q_count, size - c);
+        load_chunk<STEP>(keys, k + static_cast<size_t>(first) * kv_stride + c, kv_stride, k_count - first, size - c);
+        __syncthreads();
+        dot_chunk(s, rows, keys);
+      }
+      float top = highest;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int key = first + other + i * ROWS;
+        s[i] = key < limit ? s[i] * scale - slope * static_cast<float>(seen + row - 1 - key) : -INFINITY;
+        top = fmaxf(top, s[i]);
+      }
+#pragma unroll
+      for (int offset = ROWS / 2; offset > 0; offset /= 2)
+        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
+      const float base = top == -INFINITY ? 0.0f : top;
+      const float factor = expf(highest - base);
+      highest = top;
+      total *= factor;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float p = expf(s[i] - base);
+        total += p;
+        weights[row * (STEP + 1) + other + i * ROWS] = p;
+      }
+#pragma unroll
+      for (int c = 0; c < MOST_CHUNKS; ++c) {
+        const int column = part + c * COLUMNS;
+        if (column >= size) break;
+        __syncthreads();
+        load_chunk<STEP>(keys, v + static_cast<size_t>(first) * kv_stride + column, kv_stride, k_count - first,
+                         size - column);
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < MINE; ++i) sums[c][i] *= factor;
+        weigh_chunk(sums[c], weights, keys);
+      }
     }
-    float top = highest;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int key = first + other + i * ROWS;
-      s[i] = key < limit ? s[i] * scale - slope * static_cast<float>(seen + row - 1 - key) : -INFINITY;
-      top = fmaxf(top, s[i]);
-    }
-#pragma unroll
-    for (int offset = ROWS / 2; offset > 0; offset /= 2)
-      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
-    const float base = top == -INFINITY ? 0.0f : top;
-    const float factor = expf(highest - base);
-    highest = top;
-    total *= factor;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float p = expf(s[i] - base);
-      total += p;
-      weights[row * (STEP + 1) + other + i * ROWS] = p;
-    }
-#pragma unroll
-    for (int c = 0; c < MOST_CHUNKS; ++c) {
-      if (c * COLUMNS >= size) break;
-      __syncthreads();
-      load_chunk<STEP>(keys, v + static_cast<size_t>(first) * kv_stride + c * COLUMNS, kv_stride, k_count - first,
-                       size - c * COLUMNS);
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < MINE; ++i) sums[c][i] *= factor;
-      weigh_chunk(sums[c], weights, keys);
-    }
+    for (int offset = ROWS / 2; offset > 0; offset /= 2) total += __shfl_xor_sync(0xffffffffu, total, offset);
+    if (row >= q_count) continue;
+    store_chunks(out + static_cast<size_t>(q_first + row) * out_stride + head * size + part, sums, size - part,
+                 total > 0.0f ? 1.0f / total : 0.0f);
+    if (other == 0) lse[static_cast<size_t>(head) * lse_rows + q_first + row] = highest + logf(total);
   }
-#pragma unroll
-  for (int offset = ROWS / 2; offset > 0; offset /= 2) total += __shfl_xor_sync(0xffffffffu, total, offset);
-  if (row >= q_count) return;
-  store_chunks(out + static_cast<size_t>(q_first + row) * out_stride + head * size, sums, size,
-               total > 0.0f ? 1.0f / total : 0.0f);
-  if (other == 0) lse[static_cast<size_t>(head) * lse_rows + q_first + row] = highest + logf(total);
 }
 
 template <class T>
@@ -202,38 +207,42 @@ __device__ __forceinline__ void plain_backward_q(const T* q, const T* k, const T
   const float row_lse = row < q_count ? finite_or_high(lse[place]) : INFINITY;
   const float row_delta = row < q_count ? delta[place] : 0.0f;
 
-  float sums[MOST_CHUNKS][MINE] = {};
-  for (int first = 0; first < end; first += STEP) {
-    const size_t step = static_cast<size_t>(first) * kv_stride;
-    float s[2] = {}, dp[2] = {};
-    for (int c = 0; c < size; c += COLUMNS) {
-      __syncthreads();
-      load_chunk<ROWS>(rows, q + c, q_stride, q_count, size - c);
-      load_chunk<ROWS>(grads, grad_out + c, out_stride, q_count, size - c);
-      load_chunk<STEP>(keys, k + step + c, kv_stride, k_count - first, size - c);
-      load_chunk<STEP>(values, v + step + c, kv_stride, k_count - first, size - c);
-      __syncthreads();
-      dot_chunk(s, rows, keys);
-      dot_chunk(dp, grads, values);
-    }
+  for (int part = 0; part < size; part += PART) {
+    float sums[MOST_CHUNKS][MINE] = {};
+    for (int first = 0; first < end; first += STEP) {
+      const size_t step = static_cast<size_t>(first) * kv_stride;
+      float s[2] = {}, dp[2] = {};
+      for (int c = 0; c < size; c += COLUMNS) {
+        __syncthreads();
+        load_chunk<ROWS>(rows, q + c, q_stride, q_count, size - c);
+        load_chunk<ROWS>(grads, grad_out + c, out_stride, q_count, size - c);
+        load_chunk<STEP>(keys, k + step + c, kv_stride, k_count - first, size - c);
+        load_chunk<STEP>(values, v + step + c, kv_stride, k_count - first, size - c);
+        __syncthreads();
+        dot_chunk(s, rows, keys);
+        dot_chunk(dp, grads, values);
+      }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int key = first + other + i * ROWS;
-      const float score = s[i] * scale - slope * static_cast<float>(seen + row - 1 - key);
-      const float p = key < limit ? expf(score - row_lse) : 0.0f;
-      weights[row * (STEP + 1) + other + i * ROWS] = p * (dp[i] - row_delta);
-    }
+      for (int i = 0; i < 2; ++i) {
+        const int key = first + other + i * ROWS;
+        const float score = s[i] * scale - slope * static_cast<float>(seen + row - 1 - key);
+        const float p = key < limit ? expf(score - row_lse) : 0.0f;
+        weights[row * (STEP + 1) + other + i * ROWS] = p * (dp[i] - row_delta);
+      }
 #pragma unroll
-    for (int c = 0; c < MOST_CHUNKS; ++c) {
-      if (c * COLUMNS >= size) break;
-      __syncthreads();
-      load_chunk<STEP>(keys, k + step + c * COLUMNS, kv_stride, k_count - first, size - c * COLUMNS);
-      __syncthreads();
-      weigh_chunk(sums[c], weights, keys);
+      for (int c = 0; c < MOST_CHUNKS; ++c) {
+        const int column = part + c * COLUMNS;
+        if (column >= size) break;
+        __syncthreads();
+        load_chunk<STEP>(keys, k + step + column, kv_stride, k_count - first, size - column);
+        __syncthreads();
+        weigh_chunk(sums[c], weights, keys);
+      }
     }
+    if (row >= q_count) continue;
+    store_chunks(grad_q + static_cast<size_t>(q_first + row) * grad_q_stride + head * size + part, sums, size - part,
+                 scale);
   }
-  if (row >= q_count) return;
-  store_chunks(grad_q + static_cast<size_t>(q_first + row) * grad_q_stride + head * size, sums, size, scale);
 }
 
 template <class T>
@@ -255,59 +264,61 @@ __device__ __forceinline__ void plain_backward_kv(const T* q, const T* k, const 
   v += static_cast<size_t>(k_first) * kv_stride + kv_head * size;
   const int row = threadIdx.x / ROWS, other = threadIdx.x % ROWS;
 
-  float dk[MOST_CHUNKS][MINE] = {}, dv[MOST_CHUNKS][MINE] = {};
-  for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    const float slope = slopes ? slopes[head] : 0.0f;
-    for (int n = 0; n < span_count; ++n) {
-      const int* span = spans + 8 * (span_first + n);
-      const int q_first = span[0], q_count = span[1], seen = span[2], key_offset = span[3];
-      // Queries before this one see no key of the tile.
-      for (int first = max(0, key_offset - seen + 1); first < q_count; first += STEP) {
-        const size_t q_row = static_cast<size_t>(q_first + first);
-        const T* q_here = q + q_row * q_stride + head * size;
-        const T* g_here = grad_out + q_row * out_stride + head * size;
-        float s[2] = {}, dp[2] = {};
-        for (int c = 0; c < size; c += COLUMNS) {
-          __syncthreads();
-          load_chunk<ROWS>(rows, k + c, kv_stride, k_count, size - c);
-          load_chunk<ROWS>(values, v + c, kv_stride, k_count, size - c);
-          load_chunk<STEP>(queries, q_here + c, q_stride, q_count - first, size - c);
-          load_chunk<STEP>(grads, g_here + c, out_stride, q_count - first, size - c);
-          __syncthreads();
-          dot_chunk(s, rows, queries);
-          dot_chunk(dp, values, grads);
-        }
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int query = first + other + i * ROWS;
-          float p = 0.0f, ds = 0.0f;
-          const int distance = seen + query - 1 - (key_offset + row);
-          if (query < q_count && row < k_count && distance >= 0) {
-            const size_t place = static_cast<size_t>(head) * lse_rows + q_first + query;
-            p = expf(s[i] * scale - slope * static_cast<float>(distance) - finite_or_high(lse[place]));
-            ds = p * (dp[i] - delta[place]);
+  for (int part = 0; part < size; part += PART) {
+    float dk[MOST_CHUNKS][MINE] = {}, dv[MOST_CHUNKS][MINE] = {};
+    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      const float slope = slopes ? slopes[head] : 0.0f;
+      for (int n = 0; n < span_count; ++n) {
+        const int* span = spans + 8 * (span_first + n);
+        const int q_first = span[0], q_count = span[1], seen = span[2], key_offset = span[3];
+        // Queries before this one see no key of the tile.
+        for (int first = max(0, key_offset - seen + 1); first < q_count; first += STEP) {
+          const size_t q_row = static_cast<size_t>(q_first + first);
+          const T* q_here = q + q_row * q_stride + head * size;
+          const T* g_here = grad_out + q_row * out_stride + head * size;
+          float s[2] = {}, dp[2] = {};
+          for (int c = 0; c < size; c += COLUMNS) {
+            __syncthreads();
+            load_chunk<ROWS>(rows, k + c, kv_stride, k_count, size - c);
+            load_chunk<ROWS>(values, v + c, kv_stride, k_count, size - c);
+            load_chunk<STEP>(queries, q_here + c, q_stride, q_count - first, size - c);
+            load_chunk<STEP>(grads, g_here + c, out_stride, q_count - first, size - c);
+            __syncthreads();
+            dot_chunk(s, rows, queries);
+            dot_chunk(dp, values, grads);
           }
-          p_weights[row * (STEP + 1) + other + i * ROWS] = p;
-          ds_weights[row * (STEP + 1) + other + i * ROWS] = ds;
-        }
 #pragma unroll
-        for (int c = 0; c < MOST_CHUNKS; ++c) {
-          const int column = c * COLUMNS;
-          if (column >= size) break;
-          __syncthreads();
-          load_chunk<STEP>(queries, q_here + column, q_stride, q_count - first, size - column);
-          load_chunk<STEP>(grads, g_here + column, out_stride, q_count - first, size - column);
-          __syncthreads();
-          weigh_chunk(dk[c], ds_weights, queries);
-          weigh_chunk(dv[c], p_weights, grads);
+          for (int i = 0; i < 2; ++i) {
+            const int query = first + other + i * ROWS;
+            float p = 0.0f, ds = 0.0f;
+            const int distance = seen + query - 1 - (key_offset + row);
+            if (query < q_count && row < k_count && distance >= 0) {
+              const size_t place = static_cast<size_t>(head) * lse_rows + q_first + query;
+              p = expf(s[i] * scale - slope * static_cast<float>(distance) - finite_or_high(lse[place]));
+              ds = p * (dp[i] - delta[place]);
+            }
+            p_weights[row * (STEP + 1) + other + i * ROWS] = p;
+            ds_weights[row * (STEP + 1) + other + i * ROWS] = ds;
+          }
+#pragma unroll
+          for (int c = 0; c < MOST_CHUNKS; ++c) {
+            const int column = part + c * COLUMNS;
+            if (column >= size) break;
+            __syncthreads();
+            load_chunk<STEP>(queries, q_here + column, q_stride, q_count - first, size - column);
+            load_chunk<STEP>(grads, g_here + column, out_stride, q_count - first, size - column);
+            __syncthreads();
+            weigh_chunk(dk[c], ds_weights, queries);
+            weigh_chunk(dv[c], p_weights, grads);
+          }
         }
       }
     }
+    if (row >= k_count) continue;
+    const size_t to = static_cast<size_t>(k_first + row) * grad_kv_stride + kv_head * size + part;
+    store_chunks(grad_k + to, dk, size - part, scale);
+    store_chunks(grad_v + to, dv, size - part, 1.0f);
   }
-  if (row >= k_count) return;
-  const size_t to = static_cast<size_t>(k_first + row) * grad_kv_stride + kv_head * size;
-  store_chunks(grad_k + to, dk, size, scale);
-  store_chunks(grad_v + to, dv, size, 1.0f);
 }
 
 // One warp for each row and head.

@@ -3,11 +3,13 @@
 //!
 //! Scores are made head by head and never kept: the backward pass makes them again from the inputs.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::matmul::{Target, View, matmul_here};
+use super::sequences::Sequences;
 use super::wide::{dot, exp, highest, sum_by, wide};
 use crate::buffer::Buffer;
 use crate::tensor::{DeviceError, Matrix, Record, record};
@@ -82,40 +84,40 @@ pub(crate) struct AttentionShape {
     pub(crate) heads: usize,
 }
 
-/// Attention within sequences of `length` rows of `qkv`: `[B * length, heads * size]`. Scores are
-/// scaled by `1 / sqrt(size)`.
+/// Attention within the sequences of the rows of `qkv` `[N, row width]`: `[N, heads * size]`. Scores
+/// are scaled by `1 / sqrt(size)`.
 ///
 /// # Errors
 /// When the device fails.
 pub(crate) fn self_attention<T: Record>(
     qkv: Matrix<T>,
-    length: usize,
+    sequences: &Sequences,
     heads: Heads,
     visible: &Visible,
 ) -> Result<Matrix<T>, DeviceError> {
+    assert_eq!(qkv.rows(), sequences.rows(), "every row is of a sequence");
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = qkv.array().map(|array| array.gpu()) {
-        if heads.size <= super::attention_cuda::SIZE_MAX {
-            return super::attention_cuda::self_attention(qkv, length, heads, visible);
-        }
-        let qkv = crate::tensor::to_host(qkv)?;
-        return crate::tensor::to_gpu(self_attention(qkv, length, heads, visible)?, gpu);
+    if qkv.array().is_some() {
+        return super::attention_cuda::self_attention(qkv, sequences, heads, visible);
     }
     let (qkv, tape) = qkv.split();
-    let (rows, stride) = (qkv.rows(), qkv.width());
-    let width = heads.query_width();
-    let core = Core::new(heads, length, length, visible.clone());
-    let spread = Spread::of(rows / length);
-    let mut out = Buffer::unset(rows * width);
-    out.par_chunks_mut(length * width).enumerate().for_each(|(b, out)| {
-        let [q, k, v] = heads.parts(from_row(&qkv, b * length));
-        core.forward(out, q, &[Segment { k, v, keys: length }], spread);
+    let (width, stride) = (heads.query_width(), qkv.width());
+    let whole = |rows: Range<usize>| {
+        let core = Core::new(heads, rows.len(), rows.len(), visible.clone());
+        Whole { rows, core }
+    };
+    let all: Vec<Whole> = sequences.iter().filter(|rows| !rows.is_empty()).map(whole).collect();
+    let spread = Spread::of(all.len());
+    let mut out = Buffer::unset(qkv.rows() * width);
+    split(&mut out, width, &all).into_par_iter().for_each(|(Whole { rows, core }, out)| {
+        let [q, k, v] = heads.parts(from_row(&qkv, rows.start));
+        core.forward(out, q, &[Segment { k, v, keys: rows.len() }], spread);
     });
     record(out, width, tape, qkv.wants_gradient(), move |grad_out, store| {
         let mut grad = Buffer::unset(qkv.values().len());
-        grad.par_chunks_mut(length * stride).enumerate().for_each(|(b, grad)| {
-            let g = View::rows(&grad_out, width).at(b * length, 0);
-            let grads = core.backward(g, heads.parts(from_row(&qkv, b * length)), spread);
+        split(&mut grad, stride, &all).into_par_iter().for_each(|(Whole { rows, core }, grad)| {
+            let g = View::rows(&grad_out, width).at(rows.start, 0);
+            let grads = core.backward(g, heads.parts(from_row(&qkv, rows.start)), spread);
             let (q, k) = (heads.query_width(), heads.key_width());
             for (part, column) in [(0, 0), (1, q), (2, q + k)] {
                 core.gather(grad, stride, column, &grads, part);
@@ -123,6 +125,26 @@ pub(crate) fn self_attention<T: Record>(
         });
         qkv.give_gradient(store, grad)
     })
+}
+
+/// A sequence that attends to itself.
+struct Whole {
+    rows: Range<usize>,
+    core: Core,
+}
+
+/// Each sequence with its values, of rows of `width` values.
+fn split<'a>(
+    mut values: &'a mut [f32],
+    width: usize,
+    sequences: &'a [Whole],
+) -> Vec<(&'a Whole, &'a mut [f32])> {
+    let mut parts = Vec::with_capacity(sequences.len());
+    for sequence in sequences {
+        let part = values.split_off_mut(..sequence.rows.len() * width);
+        parts.push((sequence, part.expect("the sequences make all rows")));
+    }
+    parts
 }
 
 /// Attention of `q` `[B * queries, D]` to `k`, `v` `[B * keys, D]`: `[B * queries, D]`.
@@ -137,12 +159,8 @@ pub(crate) fn attention<T: Record>(
     visible: &Visible,
 ) -> Result<Matrix<T>, DeviceError> {
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = q.array().map(|array| array.gpu()) {
-        if q.width() / shape.heads <= super::attention_cuda::SIZE_MAX {
-            return super::attention_cuda::attention(q, k, v, shape, visible);
-        }
-        let (q, k, v) = super::attention_cuda::all_to_host(q, k, v)?;
-        return crate::tensor::to_gpu(attention(q, k, v, shape, visible)?, gpu);
+    if q.array().is_some() {
+        return super::attention_cuda::attention(q, k, v, shape, visible);
     }
     let (q, tape) = q.split();
     let width = q.width();
@@ -223,12 +241,7 @@ pub(crate) fn continue_attention(
     visible: &Visible,
 ) -> Result<Matrix, DeviceError> {
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = qkv.array().map(|array| array.gpu()) {
-        if heads.size > super::attention_cuda::SIZE_MAX {
-            let qkv = Matrix::constant(qkv.to_vec()?.into(), qkv.width());
-            let out = continue_attention(&qkv, pasts, counts, heads, visible)?;
-            return crate::tensor::to_gpu(out, gpu);
-        }
+    if qkv.array().is_some() {
         let mut pasts: Vec<_> = pasts.iter_mut().map(|past| &mut past.device).collect();
         return super::attention_cuda::continue_attention(qkv, &mut pasts, counts, heads, visible);
     }
@@ -510,7 +523,10 @@ pub(super) fn softmax_backward(ds: &mut [f32], weights: &[f32], keys: usize) {
 mod tests {
     use super::*;
     use crate::ops::formula;
-    use crate::ops::gradient_check::{Case, devices, error_max, pseudo_random, relative_error};
+    use crate::ops::gradient_check::{
+        Case, devices, error_max, gradients_of_sum, pseudo_random, relative_error,
+    };
+    use crate::tensor::Recording;
 
     fn constant(values: &[f32], width: usize) -> Matrix {
         Matrix::constant(values.to_vec().into(), width)
@@ -530,14 +546,15 @@ mod tests {
                 (heads(2, 2, 3), 1, QUERIES_PER_BLOCK + 5),
             ] {
                 let width = heads.row_width();
-                formula::Attention::of_itself(n, length, heads, &visible).check(
+                let sequences = Sequences::equal(n * length, length);
+                formula::Attention::of_itself(&sequences, heads, &visible).check(
                     &devices(),
                     &[(pseudo_random(n * length * width, 1), width)],
                     |t, x, _| {
-                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                        self_attention(x[0].clone().with(t), &sequences, heads, &visible).unwrap()
                     },
                     |t, x, _| {
-                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                        self_attention(x[0].clone().with(t), &sequences, heads, &visible).unwrap()
                     },
                 );
             }
@@ -567,20 +584,46 @@ mod tests {
         let run = |last: f32| {
             let mut x = pseudo_random(36, 5);
             x[27..].fill(last);
-            self_attention(constant(&x, 9), 4, heads, &Visible::Causal).unwrap().values().to_vec()
+            let sequences = Sequences::of([4]);
+            let out = self_attention(constant(&x, 9), &sequences, heads, &Visible::Causal);
+            out.unwrap().values().to_vec()
         };
         assert_eq!(run(0.0)[..9], run(7.0)[..9]);
     }
 
     #[test]
+    fn sequences_of_unequal_lengths_do_not_see_each_other() {
+        let (heads, width) = (Heads { queries: 2, keys: 1, size: 3 }, 12);
+        let x = pseudo_random(9 * width, 4);
+        let run = |x: &[f32], sequences: &Sequences, visible: &Visible| {
+            let x = Matrix::variable(x.to_vec().into(), width).unwrap();
+            let out =
+                self_attention(x.clone().with(Recording::default()), sequences, heads, visible);
+            let (out, mut grads) = gradients_of_sum(out.unwrap(), |n| vec![1.0; n]);
+            let gradient = x.take_gradient(&mut grads.0).unwrap().unwrap();
+            [out.values().to_vec(), gradient.into_vec()]
+        };
+        for visible in [Visible::All, Visible::Causal, Visible::sloped(2)] {
+            let all = run(&x, &Sequences::of([4, 0, 1, 4]), &visible);
+            let mut apart = [Vec::new(), Vec::new()];
+            for rows in [0..4, 4..5, 5..9] {
+                let one = Sequences::of([rows.len()]);
+                let part = run(&x[rows.start * width..rows.end * width], &one, &visible);
+                apart.iter_mut().zip(part).for_each(|(all, part)| all.extend(part));
+            }
+            assert_eq!(all, apart);
+        }
+    }
+
+    #[test]
     fn continuing_in_pieces_equals_the_formula_of_the_whole() {
         for (device, size) in devices().into_iter().flat_map(|device| [(device, 3), (device, 64)]) {
-            let heads = Heads { queries: 2, keys: 1, size };
+            let (heads, whole) = (Heads { queries: 2, keys: 1, size }, Sequences::of([5]));
             let width = heads.row_width();
             let x = (pseudo_random(5 * width, 6), width);
             let case = Case { device, inputs: std::slice::from_ref(&x), params: &[] };
             for visible in [Visible::Causal, Visible::sloped(2)] {
-                let formula = formula::Attention::of_itself(1, 5, heads, &visible);
+                let formula = formula::Attention::of_itself(&whole, heads, &visible);
                 let mut past = Past::default();
                 let mut pieces = Vec::new();
                 for (from, to) in [(0, 2), (2, 3), (3, 5)] {

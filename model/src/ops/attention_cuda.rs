@@ -5,11 +5,9 @@ use std::sync::Arc;
 
 use super::attention::{AttentionShape, Heads, Visible, scale_of};
 use super::media_attention::MediaReads;
+use super::sequences::Sequences;
 use crate::cuda::{Arg, Array, CudaError, Gpu, Grid, Kind, kernel};
-use crate::tensor::{DeviceError, Matrix, Record, record_on_gpu, to_host};
-
-/// Widest head that the kernels know.
-pub(super) const SIZE_MAX: usize = 256;
+use crate::tensor::{DeviceError, Matrix, Record, record_on_gpu};
 
 /// Queries that see the same keys: all of them, or those at or before each query, where the last query
 /// sees the last key.
@@ -437,15 +435,16 @@ fn padded(rows: &[[usize; 5]]) -> Vec<i32> {
 /// See [`super::self_attention`].
 pub(super) fn self_attention<T: Record>(
     qkv: Matrix<T>,
-    length: usize,
+    sequences: &Sequences,
     heads: Heads,
     visible: &Visible,
 ) -> Result<Matrix<T>, DeviceError> {
     let (qkv, tape) = qkv.split();
     let input = Arc::clone(qkv.gpu_array());
     let (gpu, rows, stride) = (input.gpu(), qkv.rows(), qkv.width());
-    let runs = (0..rows / length)
-        .map(|b| b * length..(b + 1) * length)
+    let runs = sequences
+        .iter()
+        .filter(|rows| !rows.is_empty())
         .map(|rows| Run { queries: rows.clone(), keys: rows })
         .collect();
     let width = heads.query_width();
@@ -462,18 +461,6 @@ pub(super) fn self_attention<T: Record>(
         core.backward([q, k, v], [&grad_out, &kept, &lse], grads)?;
         qkv.give_array(store, grad)
     })
-}
-
-/// Queries, keys and values, brought home.
-pub(super) fn all_to_host<T: Record>(
-    q: Matrix<T>,
-    k: Matrix,
-    v: Matrix,
-) -> Result<(Matrix<T>, Matrix, Matrix), DeviceError> {
-    let (q, tape) = q.split();
-    let (k, tape) = to_host(k.with(tape))?.split();
-    let (v, tape) = to_host(v.with(tape))?.split();
-    Ok((to_host(q.with(tape))?, k, v))
 }
 
 /// See [`super::attention`].
@@ -643,14 +630,15 @@ mod tests {
                 (Visible::sloped(2), 140, Heads { queries: 2, keys: 2, size }),
             ] {
                 let qkv = (pseudo_random(2 * length * heads.row_width(), 1), heads.row_width());
-                formula::Attention::of_itself(2, length, heads, &visible).check(
+                let sequences = Sequences::of([length, 0, 1, length - 1]);
+                formula::Attention::of_itself(&sequences, heads, &visible).check(
                     &devices,
                     &[qkv],
                     |t, x, _| {
-                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                        self_attention(x[0].clone().with(t), &sequences, heads, &visible).unwrap()
                     },
                     |t, x, _| {
-                        self_attention(x[0].clone().with(t), length, heads, &visible).unwrap()
+                        self_attention(x[0].clone().with(t), &sequences, heads, &visible).unwrap()
                     },
                 );
             }
@@ -673,7 +661,7 @@ mod tests {
             images.iter().map(|images| 24 * images.start..24 * images.end).collect();
         let reads = Arc::new(MediaReads::new(images.into_iter(), 24));
         let devices = devices_and_hopper();
-        // The last is wider than kernels know.
+        // The last is read in two parts.
         for size in [64, 40, 264] {
             let x = |rows: usize, seed| (pseudo_random(rows * 2 * size, seed), 2 * size);
             formula::Attention::of_another(3, shape, size).check(

@@ -11,6 +11,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use super::matmul::{Target, View, matmul, matmul_by_gemm};
+use super::sequences::Sequences;
 use super::{
     Activation, AttentionShape, Convolution, Grid, Heads, Kernel, KernelSize, MediaReads, Norm,
     Rotation, SqueezeExcitation, Stage, Visible, activate, activate_gate, add_gated, attention,
@@ -500,7 +501,8 @@ fn affine(
 fn within(keys: usize, visible: Visible) -> Result<Run, DeviceError> {
     let heads = Heads { queries: HEADS, keys, size: WIDTH / HEADS };
     let qkv = input(ROWS, heads.row_width())?;
-    passes!(|tape| self_attention(qkv.clone().with(tape), LENGTH, heads, &visible))
+    let sequences = Sequences::equal(ROWS, LENGTH);
+    passes!(|tape| self_attention(qkv.clone().with(tape), &sequences, heads, &visible))
 }
 
 fn next_token(head: Weight) -> Result<Run, DeviceError> {

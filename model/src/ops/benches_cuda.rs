@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::sequences::Sequences;
 use super::{
     Activation, Heads, Kernel, Moments, Norm, Visible, activate, adamw, add_gated,
     contrastive_loss, cross_entropy, linear, linear_onto, normalise, self_attention, unfold_on_gpu,
@@ -161,14 +162,15 @@ fn attention_case(
     let gradient = Arc::new(noise(gpu, batch * length * width, Kind::Bf16)?);
     let visible = if causal { Visible::Causal } else { Visible::All };
     let heads = Heads { queries: heads, keys: heads, size };
+    let sequences = Sequences::equal(batch * length, length);
     let run = move || {
         if backward {
             return both(&gradient, |tape| {
-                self_attention(qkv.clone().with(tape), length, heads, &visible)
+                self_attention(qkv.clone().with(tape), &sequences, heads, &visible)
             });
         }
         let tape = NotRecording::default();
-        self_attention(qkv.clone().with(tape), length, heads, &visible).map(drop)
+        self_attention(qkv.clone().with(tape), &sequences, heads, &visible).map(drop)
     };
     let rows = (batch * length) as f64;
     let forward = 4.0 * rows * width as f64 * length as f64 / if causal { 2.0 } else { 1.0 };

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::Activation;
 use super::attention::{AttentionShape, Heads, Visible};
 use super::gradient_check::{Case, Expected, coarse_ramp};
+use super::sequences::Sequences;
 use crate::device::Device;
 use crate::tensor::{Matrix, NotRecording, Recording, Weight};
 
@@ -81,20 +82,11 @@ pub(super) struct Attention<'a> {
 }
 
 impl<'a> Attention<'a> {
-    /// Of sequences of `length` rows, which hold queries, keys and values of all heads.
-    pub(super) fn of_itself(
-        sequences: usize,
-        length: usize,
-        heads: Heads,
-        visible: &'a Visible,
-    ) -> Self {
+    /// Of sequences, whose rows hold queries, keys and values of all heads.
+    pub(super) fn of_itself(sequences: &Sequences, heads: Heads, visible: &'a Visible) -> Self {
         let Heads { queries, keys, size } = heads;
-        let of = |sequence: usize, h: usize| {
-            let part = |head: usize| Part {
-                input: 0,
-                rows: sequence * length..(sequence + 1) * length,
-                column: head * size,
-            };
+        let of = |rows: &Range<usize>, h: usize| {
+            let part = |head: usize| Part { input: 0, rows: rows.clone(), column: head * size };
             let kv = h / (queries / keys);
             Head {
                 queries: part(h),
@@ -108,7 +100,8 @@ impl<'a> Attention<'a> {
                 }),
             }
         };
-        let heads = (0..sequences).flat_map(|s| (0..queries).map(move |h| of(s, h))).collect();
+        let of_all = |rows: Range<usize>| (0..queries).map(move |h| of(&rows, h));
+        let heads = sequences.iter().flat_map(of_all).collect();
         let (width, row) = (queries * size, (queries + 2 * keys) * size);
         Self { heads, size, widths: vec![row], width }
     }
@@ -264,7 +257,7 @@ mod tests {
                 assert!((found - expected).abs() < 1e-8, "{found} {expected}");
             }
         };
-        near(&Attention::of_itself(2, 3, heads, &Visible::sloped(4)), &[6]);
+        near(&Attention::of_itself(&Sequences::of([4, 2]), heads, &Visible::sloped(4)), &[6]);
         near(&Attention::of_another(2, shape, 2), &[4, 6, 6]);
         near(&Attention::of_media(&[0..0, 0..2, 0..4, 2..4], 2, 3), &[4, 4, 4]);
     }

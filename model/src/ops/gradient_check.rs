@@ -37,7 +37,10 @@ pub(crate) fn gradients_of_ramp(out: Matrix<Recording>) -> (Matrix, Gradients) {
 }
 
 /// Gradients of the outputs summed by weights.
-fn gradients_of_sum(out: Matrix<Recording>, weights: fn(usize) -> Vec<f32>) -> (Matrix, Gradients) {
+pub(crate) fn gradients_of_sum(
+    out: Matrix<Recording>,
+    weights: fn(usize) -> Vec<f32>,
+) -> (Matrix, Gradients) {
     let (out, tape) = out.split();
     let seeded = out.clone();
     let loss = record_loss(0.0, tape, move |_, store| {

@@ -59,12 +59,8 @@ pub(crate) fn media_attention<T: Record>(
     heads: usize,
 ) -> Result<Matrix<T>, DeviceError> {
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = q.array().map(|array| array.gpu()) {
-        if q.width() / heads <= super::attention_cuda::SIZE_MAX {
-            return super::attention_cuda::media_attention(q, k, v, reads, heads);
-        }
-        let (q, k, v) = super::attention_cuda::all_to_host(q, k, v)?;
-        return crate::tensor::to_gpu(media_attention(q, k, v, reads, heads)?, gpu);
+    if q.array().is_some() {
+        return super::attention_cuda::media_attention(q, k, v, reads, heads);
     }
     let (q, tape) = q.split();
     let width = q.width();

@@ -38,6 +38,7 @@ mod pooling;
 mod recompute;
 mod rotary;
 mod rows;
+mod sequences;
 mod squeeze_excitation;
 mod token_table;
 mod unfold;
@@ -75,6 +76,7 @@ pub use recompute::Recompute;
 pub(crate) use recompute::{Stage, recomputed};
 pub(crate) use rotary::{Rotation, rotate};
 pub(crate) use rows::{join_rows, mean_rows, pick_rows, prepend_class};
+pub(crate) use sequences::{KeptRows, Sequences};
 pub(crate) use squeeze_excitation::{SqueezeExcitation, squeeze_excite_onto};
 pub(crate) use token_table::{MovedRows, TokenTable};
 #[cfg(all(feature = "cuda", feature = "ops-bench"))]

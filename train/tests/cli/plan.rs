@@ -119,9 +119,12 @@ fn estimated_activations_are_what_a_step_takes() {
     ] {
         let told = |rows: usize| {
             let recompute = format!("recompute={recompute:?}");
-            let all = ["pairs", "pages"].map(|name| format!("data.{name}.batch={rows}"));
+            // Rows are as long as their texts: what pads is not computed.
+            let all = [("pairs", 8), ("pages", 24)].map(|(name, tokens)| {
+                [format!("data.{name}.batch={rows}"), format!("data.{name}.tokens={tokens}")]
+            });
             let n = if case.starts_with("contrastive") { 1 } else { 2 };
-            let all = all[..n].iter().flat_map(|set| ["--set", set]);
+            let all = all[..n].iter().flatten().flat_map(|set| ["--set", set]);
             let set: Vec<&str> = ["--set", &recompute].into_iter().chain(all).collect();
             estimated_and_found(&world, &format!("{case}-{rows}"), config, &set)
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flamingo_model::Tensors;
 
-use crate::world::{CONTRASTIVE, FLAMINGO, LANGUAGE, World, latest, metrics};
+use crate::world::{CONTRASTIVE, FLAMINGO, Finished, LANGUAGE, World, latest, metrics};
 
 /// Weights and moments of the last checkpoint.
 fn weights(run: &Path) -> [Vec<u8>; 2] {
@@ -34,20 +34,19 @@ fn a_step_tells_its_samples_operations_and_memory() {
         assert_eq!(line["samples"], 2 + 3 + 1);
         tflops * line["seconds"].as_f64().unwrap() * 1e12
     });
-    // Rows of pages, pairs and clips: 48, 24 and 32 tokens; 4 patches and a class for each frame.
+    // 4 patches and a class for each frame.
     let model = Tensors::open(&latest(&world.path("run")).join("model.safetensors")).unwrap();
     let n = |part: &str| {
         let names = model.names().filter(|name| name.starts_with(part));
         names.map(|name| model.get(name).unwrap().len()).sum::<usize>()
     };
-    let tokens = 2 * 48 + 3 * 24 + 32;
     let (latents, visual) = ((2 * 2 + 3 + 1) * 3, (2 * 2 + 3 + 2) * (4 + 1));
-    // Positions are looked up, and so are tokens but in the head.
-    let expected = 4 * (n("language.") - n("language.positions.")) * tokens
-        + 6 * n("cross_attention.") * tokens
-        + 6 * n("resampler.") * latents
-        + 2 * n("vision.") * visual;
-    for flop in flops {
+    for (flop, tokens) in flops.zip(computed_tokens(&world, "run", 3)) {
+        // Positions are looked up, and so are tokens but in the head.
+        let expected = 4 * (n("language.") - n("language.positions.")) * tokens
+            + 6 * n("cross_attention.") * tokens
+            + 6 * n("resampler.") * latents
+            + 2 * n("vision.") * visual;
         assert!((flop / expected as f64 - 1.0).abs() < 1e-9, "{flop}, not {expected}");
     }
     let html = std::fs::read_to_string(world.path("run").join("report.html")).unwrap();
@@ -60,6 +59,27 @@ fn a_step_tells_its_samples_operations_and_memory() {
     world.train("flamingo", FLAMINGO, "whole", &[]).expect_success();
     assert!(weights(&world.path("run")) == weights(&world.path("whole")), "other weights");
     assert!(metrics(&world.path("whole"))[0]["machine"].get("mfu").is_none());
+}
+
+/// Tokens of each of the first steps of a run up to the last prediction of their row, by the batches' files.
+fn computed_tokens(world: &World, run: &str, steps: usize) -> Vec<usize> {
+    let out = world.path(&format!("{run}-batches"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo-train"));
+    command.arg("batches").arg("--config").arg(world.path(run).join("config.toml"));
+    command.arg("--root").arg(world.path("")).arg("--out").arg(&out);
+    command.arg("--tokenizer").arg(world.path(run).join("tokenizer.json"));
+    Finished(command.args(["--steps", &steps.to_string()]).output().unwrap()).expect_success();
+    let of_step = |step: usize| {
+        let file = Tensors::read(&out.join(format!("step-{step}.safetensors"))).unwrap();
+        let of_dataset = |name: &str| {
+            let length = file.shape(name).unwrap()[1];
+            let masks = file.get(name).unwrap().to_vec();
+            let last = |mask: &[f32]| mask.iter().rposition(|m| *m > 0.0).map_or(0, |l| l + 1);
+            masks.chunks(length).map(last).sum::<usize>()
+        };
+        file.names().filter(|name| name.ends_with(".loss_mask")).map(of_dataset).sum()
+    };
+    (1..=steps).map(of_step).collect()
 }
 
 /// Operations of the first step of a run, by what it says of its speed.
@@ -86,12 +106,13 @@ fn towers_tell_their_operations_too() {
     let near = |found: f64, expected: f64| {
         assert!((found / expected - 1.0).abs() < 1e-9, "{found}, not {expected}");
     };
-    // Rows of pages and pairs: 48 and 24 tokens. The head is the table of the tokens.
+    // The head is the table of the tokens.
     let language = world.path("language");
     let multiplied = n_values(&language, |name| name != "language.positions.weight");
     assert!(multiplied < n_values(&language, |_| true));
-    near(flop_of_first_step(&language), 6.0 * multiplied * (2.0 * 72.0));
-    // Six pairs of 24 tokens; 4 patches and a class for each image.
+    let tokens = computed_tokens(&world, "language", 1)[0] as f64;
+    near(flop_of_first_step(&language), 6.0 * multiplied * tokens);
+    // Six pairs, whose ends predict nothing; 4 patches and a class for each image.
     let vision = world.path("vision");
     let of = |part: &str| {
         n_values(&vision, |name| {
@@ -100,7 +121,8 @@ fn towers_tell_their_operations_too() {
         })
     };
     let expected = 5.0 * of("vision.") + of("vision_projection.") + of("text_projection.");
-    near(flop_of_first_step(&vision), 6.0 * 6.0 * (expected + 24.0 * of("text.")));
+    let tokens = computed_tokens(&world, "vision", 1)[0] as f64 + 6.0;
+    near(flop_of_first_step(&vision), 6.0 * (6.0 * expected + tokens * of("text.")));
 }
 
 #[test]
