@@ -35,11 +35,14 @@ pub(super) struct Driver {
     multiprocessors: usize,
     /// Most bytes that the threads of a block can share.
     shared_max: usize,
+    /// Whether the GPU reads what programs have where it lies, as beside a Grace: then a copy may read after its call.
+    reads_host_pages: bool,
     context: sys::CUcontext,
     stream: sys::CUstream,
     pool: sys::CUmemoryPool,
     modules: Vec<sys::CUmodule>,
-    functions: Mutex<HashMap<&'static str, sys::CUfunction>>,
+    /// Kernels that have been launched, each with the bytes of shared memory that it may have.
+    functions: Mutex<HashMap<&'static str, (sys::CUfunction, usize)>>,
     products: lt_sys::cublasLtHandle_t,
     workspace: u64,
     plans: Mutex<HashMap<Shape, Plan>>,
@@ -185,11 +188,15 @@ impl Driver {
             let shared_max = attribute(
                 sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             );
+            let reads_host_pages = attribute(
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES,
+            );
             let mut driver = Self {
                 name,
                 capability: (major, minor),
                 multiprocessors: multiprocessors as usize,
                 shared_max: shared_max as usize,
+                reads_host_pages: reads_host_pages != 0,
                 context,
                 stream,
                 pool,
@@ -274,9 +281,10 @@ impl Driver {
     pub(super) fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError> {
         self.bind()?;
         if bytes.len() < STAGED_FROM {
-            // SAFETY: within an array; from pageable memory the call returns once the bytes have been read.
-            return unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
-                .map_err(driver_error("cuMemcpyHtoDAsync"));
+            // SAFETY: within an array; the call returns once the bytes have been read, or they are waited for.
+            unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
+                .map_err(driver_error("cuMemcpyHtoDAsync"))?;
+            return if self.reads_host_pages { self.wait() } else { Ok(()) };
         }
         // Not under the lock, since threads of the pool help, which may have uploads of their own.
         let lock = || self.stages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -344,7 +352,9 @@ impl Driver {
 
     fn function(&self, name: &'static str, shared: usize) -> Result<sys::CUfunction, CudaError> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(name) {
+        if let Some((function, most)) = functions.get(name)
+            && shared <= *most
+        {
             return Ok(*function);
         }
         let c_name = CStr::from_bytes_with_nul(name.as_bytes()).expect("names end in 0");
@@ -364,7 +374,7 @@ impl Driver {
                 )
                 .map_err(driver_error("cuFuncSetAttribute"))?;
             }
-            functions.insert(name, function);
+            functions.insert(name, (function, shared.max(SHARED_PLAIN)));
             Ok(function)
         }
     }
@@ -572,8 +582,10 @@ impl Driver {
     }
 }
 
-/// Bytes of which the addresses of left factor, right factor and result are multiples, 256 at most.
+/// Bytes of which the addresses of left factor, right factor and result (with what is added to it) are multiples, 256
+/// at most. The library has no word for the bias: it takes it to be aligned as the result is.
 fn alignments(p: &Product) -> [u32; 3] {
     let of = |address: u64| 1 << address.trailing_zeros().min(8);
-    [of(p.left.address), of(p.right.address), of(p.out | p.add.unwrap_or(0))]
+    let out = p.out | p.add.unwrap_or(0) | p.bias.unwrap_or(0);
+    [of(p.left.address), of(p.right.address), of(out)]
 }
