@@ -13,8 +13,8 @@ It takes the first CUDA compiler that is 12.8 or later: NVCC, that of CUDA_HOME,
 or nvcc in PATH. Where there is none it installs the compiler alone from NVIDIA's Python packages into target/cuda.
 What else is missing (cmake, nasm, Python) is installed as ./setup.sh does; FFmpeg is not needed.
 
-  --check  lints the code for GPUs, compiles the kernels for all GPUs and runs the tests that use them on an emulator;
-           builds no programs. Called by test.sh
+  --check  lints the code for GPUs, compiles the kernels for all GPUs and runs the tests that use them on an emulator,
+           those of operations once more to find races of threads; builds no programs. Called by test.sh
   --help   this text
 
 FLAMINGO_CUDA_CAPABILITIES=90 compiles the kernels for one kind of GPU alone (80: A100, 90: H100 and H200, 100: B200).
@@ -89,6 +89,8 @@ if [ -n "$check" ]; then
   # Not again the tests that use no GPU; `cli` is the trainer's.
   cargo test --locked --release --workspace --exclude flamingo-eval --lib --test cli --features $features \
     -- ops:: golden:: nfnet:: cuda:: optimizer:: emulated
+  # The same programs look for races if they are asked to.
+  FLAMINGO_CUDA_RACES=1 cargo test --locked --release --workspace --exclude flamingo-eval --lib --features $features -- ops::
   exit
 fi
 

@@ -107,24 +107,44 @@ fn nvcc() -> PathBuf {
     found.into_iter().find(|path| path.exists()).unwrap_or_else(|| "nvcc".into())
 }
 
-/// The same sources as one program with the emulator.
+/// The same sources for the emulator: as they are, and with a call of `races.cpp` at each access to memory.
 fn compile_for_the_processor(sources: &[PathBuf], out: &Path) {
     let here = env::current_dir().expect("cargo runs this in the package's folder");
-    let mut program = String::new();
-    for source in
-        [Path::new("src/cuda/emulator.cpp")].into_iter().chain(sources.iter().map(PathBuf::as_path))
-    {
-        writeln!(program, "#include {:?}", here.join(source).display().to_string())
-            .expect("a string takes all that is written");
-    }
-    let path = out.join("kernels.cpp");
-    fs::write(&path, program).expect("OUT_DIR can be written");
-    cc::Build::new()
-        .cpp(true)
-        .std("c++20")
-        .opt_level(2)
-        .warnings(false)
-        .file(path)
+    let line = |source: &Path| format!("#include {:?}\n", here.join(source).display().to_string());
+    let of_tests = Path::new("src/cuda/races_kernels.cpp");
+    let sources = sources.iter().map(PathBuf::as_path).chain([of_tests]);
+    let kernels: String = sources.map(line).collect();
+    // All in a namespace that is the file's own: two of them go into one program, and code is one section, in which
+    // `races.cpp` finds lines.
+    let plain = format!("{}namespace {{\n{kernels}}}\n", line(Path::new("src/cuda/emulator.hpp")));
+    let checked = format!(
+        "#define EMULATOR_CHECKS_RACES 1\n{plain}extern \"C\" void kernels_anchor() {{}}\n"
+    );
+    let build = || {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++20").opt_level(2).warnings(false);
+        build
+    };
+    let compile = |build: &mut cc::Build, name: &str, program: &str| {
+        let path = out.join(name);
+        fs::write(&path, program).expect("OUT_DIR can be written");
+        build.file(path).compile_intermediates()
+    };
+    let plain = compile(&mut build(), "kernels.cpp", &plain);
+    let checked = compile(
+        build().flag("-fsanitize=thread").flag("-g1").flag("-fno-function-sections"),
+        "checked_kernels.cpp",
+        &checked,
+    );
+    let [object] = &checked[..] else { panic!("one source gives one object, not {checked:?}") };
+    build()
+        .define("KERNELS_OBJECT", Some(&*format!("{:?}", object.display().to_string())))
+        .file("src/cuda/emulator.cpp")
+        .file("src/cuda/races.cpp")
+        .objects(&plain)
+        .objects(&checked)
+        // They make themselves known; nothing else refers to them.
+        .link_lib_modifier("+whole-archive")
         .compile("kernels");
 }
 

@@ -1,5 +1,7 @@
 #include "emulator.hpp"
 
+#include "races.hpp"
+
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -20,11 +22,7 @@
 
 namespace emulator {
 
-uint3 thread_index;
-uint3 block_index;
-dim3 block_size;
-dim3 grid_size;
-unsigned lane;
+Builtins builtins;
 
 }  // namespace emulator
 
@@ -104,18 +102,21 @@ struct Context {
 // ---- State of the running launch -------------------------------------------------
 
 constexpr size_t stack_bytes = 64 * 1024;
-constexpr unsigned max_threads = 1024;
+using races::max_threads;
 constexpr size_t max_shared_bytes = 227 * 1024;
 // The system keeps what lies before it.
 constexpr uint32_t shared_window = 1024;
 
 struct Fiber {
   Context context;
+  const char* stack;
+  size_t stack_bytes;
 };
 
 // Data is taken at the start of a copy and delivered at the wait.
 struct Copy {
   void* to;
+  size_t bytes;
   unsigned char data[16];
 };
 
@@ -144,10 +145,14 @@ struct Thread {
 struct Factors {
   uint64_t a, b;
   bool a_along, b_along;
+  // Whether the left factor is there too; it may be in registers.
+  bool left;
   int columns;
-  // Without a left factor in registers.
-  std::vector<uint16_t> values;
+  const void* where;
   size_t product;
+  std::vector<uint16_t> values;
+  // Of the warpgroup's warps, a bit for each that has waited for the product.
+  unsigned waited = 0;
 };
 
 // Four warps, for their products.
@@ -162,6 +167,12 @@ struct NamedBarrier {
   unsigned came = 0;
   int threads = 0;
   std::vector<uint16_t> waiting;
+  races::Clock clock;
+};
+
+// What those know that arrived in the present phase, and in those before.
+struct PhaseClocks {
+  races::Clock arriving, over;
 };
 
 struct PhaseWaiter {
@@ -190,6 +201,7 @@ struct State {
   Warpgroup warpgroups[max_threads / 128];
   NamedBarrier barriers[16];
   std::vector<PhaseWaiter> phase_waiters;
+  std::map<const uint64_t*, PhaseClocks> phase_clocks;
   unsigned started = 0;
   unsigned current = 0;
   bool in_thread = false;
@@ -218,9 +230,10 @@ State& state() {
   return it;
 }
 
-std::map<std::string, void (*)(void**)>& table() {
-  static auto& it = *new std::map<std::string, void (*)(void**)>;
-  return it;
+// Of the kernels that check for races, or of those that do not.
+std::map<std::string, Kernel>& table(bool checks_races) {
+  static auto* const both = new std::map<std::string, Kernel>[2];
+  return both[checks_races];
 }
 
 // Memory with a page behind it, and one before it, that no one may touch.
@@ -263,8 +276,9 @@ void make_ready(State& s, unsigned thread) {
 
 void set_current(State& s, unsigned thread) {
   s.current = thread;
-  thread_index = s.all[thread].index;
-  lane = thread % 32;
+  builtins.thread_index = s.all[thread].index;
+  builtins.lane = thread % 32;
+  races::resume(thread, s.running->stack, s.running->stack_bytes);
 }
 
 // Gives the turn away; comes back once another thread has made this one ready.
@@ -315,7 +329,10 @@ void leave(State& s) {
   // This thread may have been the last the others waited for.
   for (unsigned i = 0; warp.waiting && i < 32; ++i)
     if (warp.waiting >> i & 1) complete_if_all_came(s, s.current / 32, warp.masks[i]);
-  if (s.live > 0 && s.at_barrier.size() == s.live) release_barrier(s);
+  if (s.live > 0 && s.at_barrier.size() == s.live) {
+    races::meet(s.at_barrier);
+    release_barrier(s);
+  }
 }
 
 // Runs threads one after another, as long as none waits: a kernel without
@@ -342,8 +359,9 @@ Fiber* idle_fiber(State& s) {
     // Tops at one offset within a page would all compete for the same few lines
     // of the cache.
     const size_t bytes = stack_bytes + 4096 - s.fibers.size() % 32 * 128;
-    char* end = guarded(stack_bytes + 4096);
-    fiber->context.start_at(fiber_main, end - stack_bytes - 4096, bytes);
+    fiber->stack_bytes = stack_bytes + 4096;
+    fiber->stack = guarded(fiber->stack_bytes) - fiber->stack_bytes;
+    fiber->context.start_at(fiber_main, const_cast<char*>(fiber->stack), bytes);
     return fiber;
   }
   Fiber* fiber = s.idle.back();
@@ -353,6 +371,7 @@ Fiber* idle_fiber(State& s) {
 
 void run_block(State& s) {
   spoil_shared(s);
+  races::start_block(s.threads, s.shared, s.shared_bytes);
   s.started = 0;
   s.live = s.threads;
   for (unsigned w = 0; w * 32 < s.threads; ++w) {
@@ -363,13 +382,14 @@ void run_block(State& s) {
   for (Warpgroup& warpgroup : s.warpgroups) warpgroup = {};
   for (NamedBarrier& barrier : s.barriers) barrier = {};
   s.phase_waiters.clear();
+  s.phase_clocks.clear();
   for (;;) {
     if (s.ready_count > 0) {
       const unsigned thread = s.ready[s.ready_first];
       s.ready_first = (s.ready_first + 1) % max_threads;
       --s.ready_count;
-      set_current(s, thread);
       s.running = s.all[thread].fiber;
+      set_current(s, thread);
     } else if (s.started < s.threads) {
       s.running = idle_fiber(s);
     } else {
@@ -378,6 +398,7 @@ void run_block(State& s) {
     s.in_thread = true;
     Context::switch_over(s.scheduler, s.running->context);
     s.in_thread = false;
+    races::pause();
   }
   if (s.live > 0)
     fail("deadlock: %zu threads wait at __syncthreads and %zu at another barrier or an operation of a warp",
@@ -395,6 +416,8 @@ struct MatrixLoad {
   const void* row;
   int matrices;
   bool transposed;
+  unsigned thread;
+  const void* where;
 };
 
 void check_whole_warp(void* const operands[32], const char* name) {
@@ -437,6 +460,7 @@ void complete_load(void* const operands[32]) {
     const auto& op = *static_cast<const MatrixLoad*>(operands[i]);
     check_aligned(op.row, 16);
     check_shared(op.row, 16);
+    races::access_of(op.thread, op.row, 16, races::Kind::READ, op.where);
     memcpy(rows[i], op.row, 16);
   }
   for (int lane = 0; lane < 32; ++lane) {
@@ -459,10 +483,11 @@ struct WarpgroupProduct {
   uint64_t a_descriptor, b_descriptor;
   int columns;
   bool a_along, b_along, add;
+  const void* where;
 };
 
-// One value of a factor of `k` 16 that a descriptor names: `outer` is its row in the result, or its column.
-uint16_t factor_value(uint64_t descriptor, bool along, int outer, int k) {
+// Where a value lies of a factor of `k` 16 that a descriptor names: `outer` is its row in the result, or its column.
+const char* factor_place(uint64_t descriptor, bool along, int outer, int k) {
   const State& s = state();
   const uint32_t start = uint32_t(descriptor & 0x3fff) << 4;
   const uint32_t leading = uint32_t(descriptor >> 16 & 0x3fff) << 4, stride = uint32_t(descriptor >> 32 & 0x3fff) << 4;
@@ -482,9 +507,7 @@ uint16_t factor_value(uint64_t descriptor, bool along, int outer, int k) {
   address ^= (address >> 7 & (pieces - 1)) << 4;
   if (address < shared_window || address + 2 > shared_window + s.shared_bytes)
     fail("a matrix reaches out of shared memory, to byte %d", int(address - shared_window));
-  uint16_t value;
-  memcpy(&value, s.shared + (address - shared_window), 2);
-  return value;
+  return s.shared + (address - shared_window);
 }
 
 void check_descriptor(uint64_t descriptor) {
@@ -495,14 +518,30 @@ void check_descriptor(uint64_t descriptor) {
   if ((descriptor << 4 >> 7) & ((1u << bits) - 1)) fail("a matrix starts within a pattern of its swizzle");
 }
 
-std::vector<uint16_t> factor_values(const Factors& f, bool with_a) {
+// Calls visit(address) for the values of a product's factors in shared memory.
+template <class Visit>
+void each_factor_value(const Factors& f, Visit visit) {
+  for (int k = 0; k < 16; ++k)
+    for (int j = 0; j < f.columns; ++j) visit(factor_place(f.b, f.b_along, j, k));
+  for (int i = 0; f.left && i < 64; ++i)
+    for (int k = 0; k < 16; ++k) visit(factor_place(f.a, f.a_along, i, k));
+}
+
+std::vector<uint16_t> factor_values(const Factors& f) {
   std::vector<uint16_t> values;
   values.reserve(size_t(f.columns + 64) * 16);
-  for (int k = 0; k < 16; ++k)
-    for (int j = 0; j < f.columns; ++j) values.push_back(factor_value(f.b, f.b_along, j, k));
-  for (int i = 0; with_a && i < 64; ++i)
-    for (int k = 0; k < 16; ++k) values.push_back(factor_value(f.a, f.a_along, i, k));
+  each_factor_value(f, [&](const char* p) {
+    uint16_t value;
+    memcpy(&value, p, 2);
+    values.push_back(value);
+  });
   return values;
+}
+
+// One thread reads for its warp.
+void note_factors(const Factors& f, unsigned thread) {
+  if (!races::wanted) return;
+  each_factor_value(f, [&](const char* p) { races::access_of(thread, p, 2, races::Kind::PRODUCT, f.where); });
 }
 
 // Runs once all threads of the warpgroup came.
@@ -517,8 +556,10 @@ void complete_warpgroup_product(State& s, Warpgroup& warpgroup, unsigned first_t
       fail("threads of a warpgroup are at different products");
   check_descriptor(all.b_descriptor);
   if (!in_registers) check_descriptor(all.a_descriptor);
-  Factors f{all.a_descriptor, all.b_descriptor, all.a_along, all.b_along, columns, {}, warpgroup.products++};
-  f.values = factor_values(f, !in_registers);
+  Factors f{all.a_descriptor, all.b_descriptor, all.a_along, all.b_along,      !in_registers,
+            columns,          all.where,        warpgroup.products++, {}};
+  f.values = factor_values(f);
+  for (unsigned warp = 0; warp < 4; ++warp) note_factors(f, first_thread + warp * 32);
   static float a[64][16], b[16][256], product[64][256];
   for (int k = 0; k < 16; ++k)
     for (int j = 0; j < columns; ++j) b[k][j] = half_as_float(f.values[size_t(k * columns + j)], 0);
@@ -559,6 +600,14 @@ void complete_warpgroup_product(State& s, Warpgroup& warpgroup, unsigned first_t
   }
 }
 
+void complete_barrier(void* const operands[32]) {
+  races::Clock clock;
+  for (int i = 0; i < 32; ++i)
+    if (operands[i]) races::release(clock, *static_cast<const unsigned*>(operands[i]));
+  for (int i = 0; i < 32; ++i)
+    if (operands[i]) races::acquire(clock, *static_cast<const unsigned*>(operands[i]));
+}
+
 void complete_ballot(void* const operands[32]) {
   unsigned votes = 0;
   for (int i = 0; i < 32; ++i)
@@ -573,9 +622,9 @@ void fail(const char* format, ...) {
   const State& s = state();
   fprintf(stderr, "CUDA emulator: kernel %s", s.kernel ? s.kernel : "(none)");
   if (s.kernel)
-    fprintf(stderr, ", block (%u, %u, %u)", block_index.x, block_index.y, block_index.z);
+    fprintf(stderr, ", block (%u, %u, %u)", builtins.block_index.x, builtins.block_index.y, builtins.block_index.z);
   if (s.in_thread)
-    fprintf(stderr, ", thread (%u, %u, %u)", thread_index.x, thread_index.y, thread_index.z);
+    fprintf(stderr, ", thread (%u, %u, %u)", builtins.thread_index.x, builtins.thread_index.y, builtins.thread_index.z);
   fprintf(stderr, ": ");
   va_list arguments;
   va_start(arguments, format);
@@ -586,8 +635,8 @@ void fail(const char* format, ...) {
   abort();
 }
 
-Registration::Registration(const char* name, void (*run)(void**)) {
-  if (!table().emplace(name, run).second) fail("two kernels are named %s", name);
+Registration::Registration(const char* name, Kernel kernel, bool checks_races) {
+  if (!table(checks_races).emplace(name, kernel).second) fail("two kernels are named %s", name);
 }
 
 void* dynamic_shared() { return state().shared; }
@@ -605,6 +654,7 @@ void block_barrier() {
   State& s = state();
   s.at_barrier.push_back(uint16_t(s.current));
   if (s.at_barrier.size() < s.live) return wait(s);
+  races::meet(s.at_barrier);
   s.at_barrier.pop_back();
   release_barrier(s);
 }
@@ -631,6 +681,15 @@ void complete_exchange(void* const operands[32]) {
   }
 }
 
+void warp_barrier(unsigned mask) {
+  unsigned thread = state().current;
+  warp_collective(mask, complete_barrier, &thread);
+}
+
+void note_atomic(const void* p, size_t bytes, const void* where) {
+  races::access(p, bytes, races::Kind::ATOMIC, where);
+}
+
 unsigned ballot(unsigned mask, bool predicate) {
   unsigned operand = predicate;
   warp_collective(mask, complete_ballot, &operand);
@@ -648,18 +707,21 @@ void mma_bf16_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
 }
 
 void ldmatrix(uint32_t* r, const void* shared_row, int matrices, bool transposed) {
-  MatrixLoad operand{r, shared_row, matrices, transposed};
+  MatrixLoad operand{r, shared_row, matrices, transposed, state().current, __builtin_return_address(0)};
   warp_collective(~0u, complete_load, &operand);
 }
 
-void cp_async_16(void* shared, const void* global, bool valid) {
-  check_aligned(shared, 16);
-  check_shared(shared, 16);
-  Copy copy{shared, {}};
+void cp_async(void* shared, const void* global, size_t bytes, bool valid) {
+  check_aligned(shared, bytes);
+  check_shared(shared, bytes);
+  const void* const where = __builtin_return_address(0);
+  Copy copy{shared, bytes, {}};
   if (valid) {
-    check_aligned(global, 16);
-    memcpy(copy.data, global, 16);
+    check_aligned(global, bytes);
+    races::access(global, bytes, races::Kind::READ, where);
+    memcpy(copy.data, global, bytes);
   }
+  races::access(shared, bytes, races::Kind::COPY, where);
   State& s = state();
   s.all[s.current].copies.push_back(copy);
 }
@@ -677,7 +739,10 @@ void cp_async_wait(size_t groups_left) {
   if (ends.size() <= groups_left) return;
   const auto last = ends.end() - ptrdiff_t(groups_left);
   const size_t done = last[-1];
-  for (size_t i = 0; i < done; ++i) memcpy(copies[i].to, copies[i].data, 16);
+  for (size_t i = 0; i < done; ++i) {
+    races::access(copies[i].to, copies[i].bytes, races::Kind::COPIED, __builtin_return_address(0));
+    memcpy(copies[i].to, copies[i].data, copies[i].bytes);
+  }
   copies.erase(copies.begin(), copies.begin() + ptrdiff_t(done));
   ends.erase(ends.begin(), last);
   for (size_t& end : ends) end -= done;
@@ -692,7 +757,8 @@ void wgmma(float* d, int columns, const uint32_t* a, uint64_t a_descriptor, bool
   State& s = state();
   const unsigned first = s.current / 128 * 128;
   Warpgroup& warpgroup = s.warpgroups[s.current / 128];
-  WarpgroupProduct operand{d, a, a_descriptor, b_descriptor, columns, a_along, b_along, add};
+  WarpgroupProduct operand{d,       a,       a_descriptor, b_descriptor, columns,
+                           a_along, b_along, add,          __builtin_return_address(0)};
   warpgroup.operands[s.current % 128] = &operand;
   if (++warpgroup.came < 128) return wait(s);
   warpgroup.came = 0;
@@ -727,28 +793,37 @@ void wgmma_wait(size_t groups_left) {
     thread.pending.erase(thread.pending.begin() + ptrdiff_t(i));
   }
   thread.fenced = false;
-  // The first thread to wait looks whether the factors are still there.
   auto& factors = s.warpgroups[s.current / 128].factors;
-  while (!factors.empty() && factors.front().product < done) {
-    const Factors& f = factors.front();
-    if (factor_values(f, f.values.size() > size_t(f.columns) * 16) != f.values)
-      fail("shared memory was written while a product read it");
-    factors.erase(factors.begin());
+  for (Factors& f : factors) {
+    if (f.product >= done) break;
+    // The first thread to wait looks whether the factors are still there.
+    if (!f.values.empty() && factor_values(f) != f.values) fail("shared memory was written while a product read it");
+    f.values.clear();
+    if (s.current % 32 != 0) continue;
+    // Read until now, by this warp.
+    if (!(f.waited >> s.current / 32 % 4 & 1)) note_factors(f, s.current);
+    f.waited |= 1u << s.current / 32 % 4;
   }
+  while (!factors.empty() && factors.front().waited == 15) factors.erase(factors.begin());
 }
+
+void fence_for_products() { races::fence_for_products(state().current); }
 
 void named_barrier(int number, int threads, bool waits) {
   State& s = state();
   NamedBarrier& barrier = s.barriers[number];
   if (barrier.came > 0 && barrier.threads != threads) fail("barrier %d has two numbers of threads", number);
   barrier.threads = threads;
+  races::release(barrier.clock, s.current);
   if (waits) barrier.waiting.push_back(uint16_t(s.current));
   if (++barrier.came < unsigned(threads)) {
     if (waits) wait(s);
     return;
   }
-  for (const uint16_t thread : barrier.waiting)
+  for (const uint16_t thread : barrier.waiting) {
+    races::acquire(barrier.clock, thread);
     if (thread != s.current) make_ready(s, thread);
+  }
   barrier = {};
 }
 
@@ -760,6 +835,7 @@ struct Phase {
 
 void phase_start(uint64_t* barrier, int count) {
   check_shared(barrier, 8);
+  races::access(barrier, 8, races::Kind::WRITE, __builtin_return_address(0));
   const Phase phase{uint16_t(count), uint16_t(count), 0};
   memcpy(barrier, &phase, 8);
 }
@@ -767,12 +843,16 @@ void phase_start(uint64_t* barrier, int count) {
 void phase_arrive(uint64_t* barrier) {
   State& s = state();
   check_shared(barrier, 8);
+  races::access(barrier, 8, races::Kind::ATOMIC, __builtin_return_address(0));
   Phase phase;
   memcpy(&phase, barrier, 8);
   if (phase.count == 0xffff) fail("a thread arrives at a barrier that was not started");
+  PhaseClocks& clocks = s.phase_clocks[barrier];
+  races::release(clocks.arriving, s.current);
   if (--phase.left == 0) {
     phase.left = phase.count;
     ++phase.number;
+    clocks.over = clocks.arriving;
     auto& waiters = s.phase_waiters;
     for (size_t i = 0; i < waiters.size();) {
       if (waiters[i].barrier != barrier) {
@@ -788,11 +868,15 @@ void phase_arrive(uint64_t* barrier) {
 }
 
 bool phase_over(const uint64_t* barrier, int parity) {
+  State& s = state();
   check_shared(barrier, 8);
+  races::access(barrier, 8, races::Kind::ATOMIC, __builtin_return_address(0));
   Phase phase;
   memcpy(&phase, barrier, 8);
   if (phase.count == 0xffff) fail("a thread waits at a barrier that was not started");
-  return phase.number % 2 != unsigned(parity);
+  if (phase.number % 2 == unsigned(parity)) return false;
+  races::acquire(s.phase_clocks[barrier].over, s.current);
+  return true;
 }
 
 void phase_wait(uint64_t* barrier, int parity) {
@@ -800,6 +884,7 @@ void phase_wait(uint64_t* barrier, int parity) {
   State& s = state();
   s.phase_waiters.push_back({barrier, parity, uint16_t(s.current)});
   wait(s);
+  races::acquire(s.phase_clocks[barrier].over, s.current);
 }
 
 }  // namespace emulator
@@ -813,17 +898,18 @@ static std::mutex& emulator_lock() {
 
 // Whether a kernel of that name is there.
 extern "C" int emulated_has(const char* name) {
-  return emulator::table().count(name) != 0;
+  return emulator::table(false).count(name) != 0;
 }
 
-// Runs a kernel to its end. Returns 1 where there is none of that name, and 2
+// Runs a kernel to its end, with arguments of the kinds that `given` has a letter for. Returns 1 where there is none of that name, and 2
 // where a GPU would refuse the size of the block or of its shared memory.
 extern "C" int emulated_launch(const char* name, unsigned gx, unsigned gy, unsigned gz,
                                unsigned bx, unsigned by, unsigned bz, unsigned shared_bytes,
-                               void** args) {
+                               const char* given, void** args) {
   using namespace emulator;
-  const auto found = table().find(name);
-  if (found == table().end()) return 1;
+  auto& kernels = table(races::wanted);
+  const auto found = kernels.find(name);
+  if (found == kernels.end()) return 1;
   const uint64_t threads = uint64_t{bx} * by * bz;
   if (bx > max_threads || by > max_threads || bz > 64 || threads > max_threads ||
       shared_bytes > max_shared_bytes)
@@ -833,14 +919,19 @@ extern "C" int emulated_launch(const char* name, unsigned gx, unsigned gy, unsig
   const std::lock_guard guard(emulator_lock());
   State& s = state();
   s.kernel = found->first.c_str();
-  s.run = found->second;
+  s.run = found->second.run;
   s.args = args;
   s.threads = unsigned(threads);
-  block_index = {0, 0, 0};
+  races::start_launch();
+  builtins.block_index = {0, 0, 0};
   if (gx == 0 || gy == 0 || gz == 0 || threads == 0 || gx > 0x7fffffffu || gy > 65535 || gz > 65535)
     fail("launched with a grid of %ux%ux%u blocks of %ux%ux%u threads", gx, gy, gz, bx, by, bz);
-  grid_size = {gx, gy, gz};
-  block_size = {bx, by, bz};
+  // A GPU would take what lies behind a value that is too short.
+  if (strcmp(given, found->second.parameters) != 0)
+    fail("launched with arguments %s, not %s (p: address, i and l: whole number of 4 and 8 bytes, f: float)", given,
+         found->second.parameters);
+  builtins.grid_size = {gx, gy, gz};
+  builtins.block_size = {bx, by, bz};
   for (unsigned i = 0; i < s.threads; ++i) s.all[i].index = {i % bx, i / bx % by, i / bx / by};
 
   // The end of shared memory lies at a page which faults, so that overruns show.
@@ -854,7 +945,7 @@ extern "C" int emulated_launch(const char* name, unsigned gx, unsigned gy, unsig
   for (unsigned z = 0; z < gz; ++z)
     for (unsigned y = 0; y < gy; ++y)
       for (unsigned x = 0; x < gx; ++x) {
-        block_index = {x, y, z};
+        builtins.block_index = {x, y, z};
         s.reversed = !s.reversed;
         run_block(s);
       }

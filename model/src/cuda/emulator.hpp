@@ -63,15 +63,37 @@ namespace emulator {
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
 
 // Of the running thread.
-extern uint3 thread_index;
-extern uint3 block_index;
-extern dim3 block_size;
-extern dim3 grid_size;
-extern unsigned lane;
+struct Builtins {
+  uint3 thread_index;
+  uint3 block_index;
+  dim3 block_size;
+  dim3 grid_size;
+  unsigned lane;
+};
+extern Builtins builtins;
+
+// Kernels are compiled twice: as they are, and with calls at each access by which races are found (races.hpp).
+#ifndef EMULATOR_CHECKS_RACES
+#define EMULATOR_CHECKS_RACES 0
+#endif
+
+// A kernel, and its parameters, a letter each: see `letter`.
+struct Kernel {
+  void (*run)(void** args);
+  const char* parameters;
+};
 
 struct Registration {
-  Registration(const char* name, void (*run)(void** args));
+  Registration(const char* name, Kernel kernel, bool checks_races = EMULATOR_CHECKS_RACES);
 };
+
+// What the host says it gives.
+template <class T>
+constexpr char letter() {
+  if constexpr (std::is_pointer_v<T>) return 'p';
+  if constexpr (std::is_floating_point_v<T>) return sizeof(T) == 4 ? 'f' : 'd';
+  return sizeof(T) == 8 ? 'l' : 'i';
+}
 
 // Runs a kernel for one thread, with arguments as cuLaunchKernel takes them: an
 // array of pointers to the values.
@@ -79,6 +101,8 @@ template <auto kernel>
 struct Thunk;
 template <class... Args, void (*kernel)(Args...)>
 struct Thunk<kernel> {
+  static constexpr char parameters[] = {letter<Args>()..., 0};
+
   static void run(void** args) { run(args, std::index_sequence_for<Args...>{}); }
 
  private:
@@ -138,11 +162,15 @@ T exchange(unsigned mask, T value, unsigned source) {
 }
 
 unsigned ballot(unsigned mask, bool predicate);
+void warp_barrier(unsigned mask);
+// Before an atomic change; `where` is in the kernel.
+void note_atomic(const void* p, size_t bytes, const void* where);
 
 void check_aligned(const void* p, size_t bytes);
 void mma_bf16_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]);
 void ldmatrix(uint32_t* r, const void* shared_row, int matrices, bool transposed);
-void cp_async_16(void* shared, const void* global, bool valid);
+// `bytes` are 4 or 16.
+void cp_async(void* shared, const void* global, size_t bytes, bool valid);
 void cp_async_commit();
 void cp_async_wait(size_t groups_left);
 
@@ -152,6 +180,7 @@ uint32_t shared_address(const void* p);
 void wgmma(float* d, int columns, const uint32_t* a, uint64_t a_descriptor, bool a_along, uint64_t b_descriptor,
            bool b_along, bool add);
 void wgmma_fence();
+void fence_for_products();
 void wgmma_commit();
 void wgmma_wait(size_t groups_left);
 // Counts the threads that came to a barrier of part of a block; waits for the others or goes on.
@@ -163,10 +192,10 @@ void phase_wait(uint64_t* barrier, int parity);
 
 }  // namespace emulator
 
-#define threadIdx (::emulator::thread_index)
-#define blockIdx (::emulator::block_index)
-#define blockDim (::emulator::block_size)
-#define gridDim (::emulator::grid_size)
+#define threadIdx (::emulator::builtins.thread_index)
+#define blockIdx (::emulator::builtins.block_index)
+#define blockDim (::emulator::builtins.block_size)
+#define gridDim (::emulator::builtins.grid_size)
 
 constexpr int warpSize = 32;
 
@@ -177,32 +206,32 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
-  ::emulator::warp_collective(mask, [](void* const*) {}, nullptr);
+  ::emulator::warp_barrier(mask);
 }
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
-  const unsigned first = ::emulator::lane & ~unsigned(width - 1);
+  const unsigned first = ::emulator::builtins.lane & ~unsigned(width - 1);
   return ::emulator::exchange(mask, value, first + (source & (width - 1)));
 }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
-  const unsigned lane = ::emulator::lane, first = lane & ~unsigned(width - 1);
+  const unsigned lane = ::emulator::builtins.lane, first = lane & ~unsigned(width - 1);
   const unsigned source = lane ^ unsigned(lane_mask);
   return ::emulator::exchange(mask, value, source < first + width ? source : lane);
 }
 
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-  const unsigned lane = ::emulator::lane, first = lane & ~unsigned(width - 1);
+  const unsigned lane = ::emulator::builtins.lane, first = lane & ~unsigned(width - 1);
   const unsigned source = lane + delta;
   return ::emulator::exchange(mask, value, source < first + width ? source : lane);
 }
 
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-  const unsigned lane = ::emulator::lane, first = lane & ~unsigned(width - 1);
+  const unsigned lane = ::emulator::builtins.lane, first = lane & ~unsigned(width - 1);
   return ::emulator::exchange(mask, value, lane >= first + delta ? lane - delta : lane);
 }
 
@@ -218,12 +247,16 @@ inline int __all_sync(unsigned mask, int predicate) {
 
 // ---- Atomics: the old value, as in CUDA --------------------------------------
 
-// One thread runs at a time, so plain reads and writes will do.
-#define EMULATOR_ATOMIC(name, type, updated)   \
-  inline type name(type* p, type value) {      \
-    const type old = *p;                       \
-    *p = updated;                              \
-    return old;                                \
+// One thread runs at a time, so plain reads and writes will do. The check for races learns of them apart, with the place
+// in the kernel that calls these, which are not inlined where it is on.
+#define EMULATOR_NO_HOOKS __attribute__((no_sanitize("thread")))
+
+#define EMULATOR_ATOMIC(name, type, updated)                             \
+  EMULATOR_NO_HOOKS inline type name(type* p, type value) {              \
+    ::emulator::note_atomic(p, sizeof *p, __builtin_return_address(0));  \
+    const type old = *p;                                                 \
+    *p = updated;                                                        \
+    return old;                                                          \
   }
 EMULATOR_ATOMIC(atomicAdd, float, old + value)
 EMULATOR_ATOMIC(atomicAdd, double, old + value)
@@ -241,16 +274,18 @@ EMULATOR_ATOMIC(atomicExch, unsigned, value)
 EMULATOR_ATOMIC(atomicExch, float, value)
 #undef EMULATOR_ATOMIC
 
-#define EMULATOR_CAS(type)                                   \
-  inline type atomicCAS(type* p, type compare, type value) { \
-    const type old = *p;                                     \
-    if (old == compare) *p = value;                          \
-    return old;                                              \
+#define EMULATOR_CAS(type)                                                     \
+  EMULATOR_NO_HOOKS inline type atomicCAS(type* p, type compare, type value) { \
+    ::emulator::note_atomic(p, sizeof *p, __builtin_return_address(0));        \
+    const type old = *p;                                                       \
+    if (old == compare) *p = value;                                            \
+    return old;                                                                \
   }
 EMULATOR_CAS(int)
 EMULATOR_CAS(unsigned)
 EMULATOR_CAS(unsigned long long)
 #undef EMULATOR_CAS
+#undef EMULATOR_NO_HOOKS
 
 // ---- Loads and stores with a cache hint --------------------------------------
 

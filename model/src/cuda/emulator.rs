@@ -19,6 +19,7 @@ unsafe extern "C" {
         by: c_uint,
         bz: c_uint,
         shared_bytes: c_uint,
+        given: *const c_char,
         args: *mut *mut c_void,
     ) -> c_int;
 }
@@ -41,8 +42,9 @@ impl Emulator {
         args: &[Arg],
     ) -> Result<(), CudaError> {
         let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::pointer).collect();
+        let given: Vec<u8> = args.iter().map(letter).chain([0]).collect();
         let [x, y] = grid.blocks.map(|n| n as c_uint);
-        // SAFETY: the name ends in 0; the kernel takes these arguments, as on a GPU.
+        // SAFETY: the name and the letters end in 0; that the kernel takes these arguments is looked at.
         let answer = unsafe {
             emulated_launch(
                 name.as_ptr().cast(),
@@ -53,6 +55,7 @@ impl Emulator {
                 1,
                 1,
                 grid.shared as c_uint,
+                given.as_ptr().cast(),
                 pointers.as_mut_ptr(),
             )
         };
@@ -146,6 +149,16 @@ impl Emulator {
     }
 }
 
+/// What `emulator.hpp` calls an argument of this kind.
+fn letter(arg: &Arg) -> u8 {
+    match arg {
+        Arg::Pointer(_) => b'p',
+        Arg::I32(_) => b'i',
+        Arg::I64(_) => b'l',
+        Arg::F32(_) => b'f',
+    }
+}
+
 unsafe fn value_at(factor: &Factor, row: usize, column: usize) -> f32 {
     let (row, column) = if factor.transposed { (column, row) } else { (row, column) };
     // SAFETY: as promised by the caller.
@@ -171,5 +184,74 @@ unsafe fn write(address: u64, i: usize, kind: Kind, value: f32) {
         } else {
             *(address as *mut f32).add(i) = value;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Runs a kernel of `races_kernels.cpp` in a process of its own, and gives what that says at its end.
+    fn said_of(kernel: &str) -> String {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "cuda::emulator::tests::a_kernel_of_this_name_runs", "--nocapture"])
+            .envs([("FLAMINGO_CUDA_RACES", "1"), (KERNEL, kernel)])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.success(), !said.contains("CUDA emulator"), "{said}");
+        said
+    }
+
+    /// Has the name of the kernel that a process of a test runs.
+    const KERNEL: &str = "FLAMINGO_TEST_KERNEL";
+
+    /// Runs nothing unless `said_of` has started the process.
+    #[test]
+    fn a_kernel_of_this_name_runs() {
+        let Ok(kernel) = std::env::var(KERNEL) else { return };
+        let name: &'static str = Box::leak(format!("{kernel}\0").into_boxed_str());
+        let emulator = Emulator::default();
+        let address = emulator.allocate(4 * 256).unwrap();
+        emulator.clear(address, 4 * 256);
+        let grid = Grid { blocks: [2, 1], threads: 64, shared: 1024 };
+        emulator.launch(name, grid, &[Arg::Pointer(address)]).unwrap();
+        emulator.free(address, 4 * 256);
+    }
+
+    #[test]
+    fn kernels_with_all_their_barriers_have_no_races() {
+        for kernel in ["race_none_block", "race_none_warp", "race_none_copy", "race_none_atomic"] {
+            assert_eq!(said_of(kernel), "", "{kernel}");
+        }
+    }
+
+    #[test]
+    fn what_no_barrier_orders_is_a_race_with_its_lines() {
+        // Threads of the first block run in reversed order.
+        for (kernel, now, before) in [
+            ("race_block", "writes what", "has read"),
+            ("race_again", "reads what", "has written"),
+            ("race_warp", "reads what", "has written"),
+            ("race_copy", "reads what", "is copying to"),
+            ("race_copy_of_others", "starts a copy to what", "has read"),
+            ("race_copy_again", "reads what", "has written"),
+            ("race_blocks", "writes what", "of the block 1 before has written"),
+            ("race_atomic", "adds to what", "has written"),
+        ] {
+            let said = said_of(kernel);
+            assert!(said.contains("race: thread"), "{kernel}: {said}");
+            assert!(said.contains(now) && said.contains(before), "{kernel}: {said}");
+            let lines = said.lines().filter(|line| line.contains("races_kernels.cpp:")).count();
+            assert!(lines >= 2, "{kernel}: {said}");
+        }
+    }
+
+    #[test]
+    fn arguments_of_another_kind_are_refused() {
+        let said = said_of("race_arguments");
+        assert!(said.contains("launched with arguments p, not pl"), "{said}");
     }
 }

@@ -483,7 +483,7 @@ __device__ __forceinline__ void cp_async_float(float* shared, const float* globa
                "l"(__cvta_generic_to_global(global)), "r"(valid ? 4 : 0)
                : "memory");
 #else
-  *shared = valid ? *global : 0.0f;
+  ::emulator::cp_async(shared, global, 4, valid);
 #endif
 }
 

@@ -176,8 +176,9 @@ __device__ __forceinline__ void store_row(bf16* row, const float (&sums)[SIZE / 
   }
 }
 
-// A warp leaves what it has read.
+// A warp leaves what it has read: all of its lanes.
 __device__ __forceinline__ void leave(uint64_t* empty) {
+  __syncwarp();
   if (threadIdx.x % 32 == 0) phase_arrive(empty);
 }
 

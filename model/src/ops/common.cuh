@@ -39,7 +39,7 @@ __device__ __forceinline__ void check_aligned_16(const void*) {}
 #define KERNEL static void
 #define REGISTER(name)                                      \
   static const ::emulator::Registration registration_##name \
-      {#name, &::emulator::Thunk<name>::run};
+      {#name, {&::emulator::Thunk<name>::run, ::emulator::Thunk<name>::parameters}};
 
 inline void check_aligned_16(const void* p) { ::emulator::check_aligned(p, 16); }
 

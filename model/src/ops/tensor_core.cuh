@@ -113,7 +113,7 @@ inline void ldmatrix_x2_trans(uint32_t r[2], const void* shared_row) {
 
 // The data arrives only at the wait for it, so a missing wait shows.
 inline void cp_async_16(void* shared, const void* global, bool valid) {
-  ::emulator::cp_async_16(shared, global, valid);
+  ::emulator::cp_async(shared, global, 16, valid);
 }
 
 inline void cp_async_commit() { ::emulator::cp_async_commit(); }

@@ -293,7 +293,7 @@ template <class T>
 inline void hold(T&) {}
 template <class T>
 inline void wait_only_after(const T&) {}
-inline void fence_for_products() {}
+inline void fence_for_products() { ::emulator::fence_for_products(); }
 template <int N>
 inline void give_registers() {}
 template <int N>
@@ -304,13 +304,15 @@ inline void phase_start(uint64_t* barrier, int count) { ::emulator::phase_start(
 inline void phase_arrive(uint64_t* barrier) { ::emulator::phase_arrive(barrier); }
 inline bool phase_over(uint64_t* barrier, int parity) { return ::emulator::phase_over(barrier, parity); }
 inline void phase_wait(uint64_t* barrier, int parity) { ::emulator::phase_wait(barrier, parity); }
-inline void cp_async_4(float* shared, const float* global, bool valid) { *shared = valid ? *global : 0.0f; }
+inline void cp_async_4(float* shared, const float* global, bool valid) {
+  ::emulator::cp_async(shared, global, 4, valid);
+}
 inline void add_to_global(float* to, float a, float b, float c, float d) {
   check_aligned_16(to);
-  to[0] += a;
-  to[1] += b;
-  to[2] += c;
-  to[3] += d;
+  atomicAdd(to, a);
+  atomicAdd(to + 1, b);
+  atomicAdd(to + 2, c);
+  atomicAdd(to + 3, d);
 }
 
 #endif
