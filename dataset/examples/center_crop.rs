@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let size = arguments.next().ok_or("expected a size")?.parse()?;
     let config = ImageConfig { size, fit: Fit::CenterCrop, mean: [0.0; 3], std: [1.0; 3] };
     for file in arguments {
-        let values = image_bytes(&std::fs::read(file)?, &config, None)?;
+        let (values, _) = image_bytes(&std::fs::read(file)?, &config)?;
         std::io::stdout().write_all(&values)?;
     }
     Ok(())

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::CorpusError;
+use crate::augment::{Augment, FrameAugment, Normalise, Rectangle};
 use crate::digest::hex;
 use crate::pixel_buffer::PixelBuffer;
-use crate::pixels::{Augment, ImageConfig, Normalise, add_bytes, add_pixels};
+use crate::pixels::{ImageConfig, PixelType, add_bytes, add_pixels};
 use crate::sample::Sequence;
 
 /// What one training step reads of one dataset.
@@ -46,12 +47,15 @@ pub struct Batch {
 /// The pixels of a batch, as numbers or as values of 256.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BatchPixels {
-    /// Normalised.
-    F32(PixelBuffer),
-    /// To be normalised: `(value / 255 - mean) / std` of red, green and blue.
+    /// Augmented and normalised.
+    F32(PixelBuffer<f32>),
+    /// To be augmented, and normalised: `(value / 255 - mean) / std` of red, green and blue.
     U8 {
         /// Values of 256.
-        values: Vec<u8>,
+        values: PixelBuffer<u8>,
+        /// What is to be done with each frame `[B, N, F]`; where a sequence has fewer than N images, its
+        /// rectangle is empty.
+        frames: Vec<FrameAugment>,
         /// Mean of red, green and blue, 0 to 1.
         mean: [f32; 3],
         /// Standard deviation of red, green and blue.
@@ -60,7 +64,28 @@ pub enum BatchPixels {
 }
 
 impl BatchPixels {
-    /// How many there are.
+    /// None yet, of a type.
+    pub(crate) fn of(pixels: PixelType, image: &ImageConfig) -> Self {
+        match pixels {
+            PixelType::F32 => Self::F32(PixelBuffer::default()),
+            PixelType::U8 => Self::U8 {
+                values: PixelBuffer::default(),
+                frames: Vec::new(),
+                mean: image.mean,
+                std: image.std,
+            },
+        }
+    }
+
+    /// Makes room for `n` values.
+    fn reserve(&mut self, n: usize) {
+        match self {
+            Self::F32(pixels) => *pixels = PixelBuffer::with_capacity(n),
+            Self::U8 { values, .. } => *values = PixelBuffer::with_capacity(n),
+        }
+    }
+
+    /// How many values there are.
     pub fn len(&self) -> usize {
         match self {
             Self::F32(numbers) => numbers.len(),
@@ -73,19 +98,19 @@ impl BatchPixels {
         self.len() == 0
     }
 
-    /// Adds the numbers of a range to others, normalised; `plane` is the number of pixels of one colour.
+    /// Adds the numbers of a range of whole frames to others, augmented and normalised.
     ///
     /// # Panics
-    /// When the range is not within the pixels, or does not begin with a plane of red.
-    pub fn append_to(&self, numbers: &mut Vec<f32>, range: Range<usize>, plane: usize) {
+    /// When the range is not within the pixels, or is one of values of 256 and not of whole frames.
+    pub fn append_to(&self, numbers: &mut Vec<f32>, range: Range<usize>) {
         match self {
             Self::F32(pixels) => numbers.extend_from_slice(&pixels[range]),
-            Self::U8 { values, mean, std } => {
-                assert!(range.start.is_multiple_of(3 * plane), "{range:?} begins within an image");
+            Self::U8 { values, frames, mean, std } => {
                 let normalise = Normalise::new(*mean, *std);
-                for (values, colour) in values[range].chunks(plane).zip((0..3).cycle()) {
-                    let number = |value: &u8| normalise.number(f32::from(*value), colour);
-                    numbers.extend(values.iter().map(number));
+                let frames = &frames[part_of(frames.len(), values.len(), &range)];
+                let one = range.len() / frames.len().max(1);
+                for (frame, values) in frames.iter().zip(values[range].chunks(one.max(1))) {
+                    frame.add_numbers(numbers, values, &normalise);
                 }
             }
         }
@@ -96,40 +121,74 @@ impl BatchPixels {
         &mut self,
         image: &[u8],
         config: &ImageConfig,
-        augment: Option<Augment>,
+        augment: Augment,
     ) -> Result<(), CorpusError> {
         match self {
-            Self::F32(pixels) => add_pixels(pixels, image, config, augment),
-            Self::U8 { values, .. } => add_bytes(values, image, config, augment),
-        }
-    }
-
-    /// Adds the last `n` of them once more.
-    pub(crate) fn repeat(&mut self, n: usize) {
-        let last = self.len() - n..;
-        match self {
-            Self::F32(pixels) => pixels.extend_from_within(last),
-            Self::U8 { values, .. } => values.extend_from_within(last),
-        }
-    }
-
-    /// Those of a range.
-    fn slice(&self, range: Range<usize>) -> Self {
-        match self {
-            Self::F32(pixels) => Self::F32(pixels[range].to_vec().into()),
-            Self::U8 { values, mean, std } => {
-                Self::U8 { values: values[range].to_vec(), mean: *mean, std: *std }
+            Self::F32(pixels) => add_pixels(pixels, image, config, Some(augment)),
+            Self::U8 { values, frames, .. } => {
+                let rectangle = add_bytes(values, image, config)?;
+                frames.push(FrameAugment { rectangle, augment });
+                Ok(())
             }
         }
     }
 
-    /// Takes off what is more, or pads with zeros.
-    pub(crate) fn resize(&mut self, n: usize) {
+    /// Adds the last frame, of `n` values, once more.
+    pub(crate) fn repeat(&mut self, n: usize) {
+        let last = self.len() - n..;
         match self {
-            Self::F32(pixels) => pixels.resize(n, 0.0),
-            Self::U8 { values, .. } => values.resize(n, 0),
+            Self::F32(pixels) => pixels.extend_from_within(last),
+            Self::U8 { values, frames, .. } => {
+                values.extend_from_within(last);
+                frames.extend(frames.last().copied());
+            }
         }
     }
+
+    /// Those of a range of whole frames.
+    fn slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(pixels) => Self::F32(pixels[range].to_vec().into()),
+            Self::U8 { values, frames, mean, std } => Self::U8 {
+                frames: frames[part_of(frames.len(), values.len(), &range)].to_vec(),
+                values: values[range].to_vec().into(),
+                mean: *mean,
+                std: *std,
+            },
+        }
+    }
+
+    /// Leaves the first `n` values, which are whole frames.
+    pub(crate) fn truncate(&mut self, n: usize) {
+        match self {
+            Self::F32(pixels) => pixels.truncate(n),
+            Self::U8 { values, frames, .. } => {
+                frames.truncate(part_of(frames.len(), values.len(), &(0..n)).len());
+                values.truncate(n);
+            }
+        }
+    }
+
+    /// Adds frames without an image until there are `n`, each of so many values.
+    fn pad(&mut self, n: usize, frame_len: usize) {
+        match self {
+            Self::F32(pixels) => pixels.resize(n * frame_len, 0.0),
+            Self::U8 { values, frames, .. } => {
+                values.resize(n * frame_len, 0);
+                let rectangle = Rectangle::NOTHING;
+                frames.resize(n, FrameAugment { rectangle, augment: Augment::NONE });
+            }
+        }
+    }
+}
+
+/// The frames, of `n_frames` with so many values, that a range of values is of.
+fn part_of(n_frames: usize, n_values: usize, range: &Range<usize>) -> Range<usize> {
+    // Without frames there is nothing to divide.
+    let one = (n_values / n_frames.max(1)).max(1);
+    let is_whole = range.start.is_multiple_of(one) && range.end.is_multiple_of(one);
+    assert!(is_whole, "{range:?} is not of frames of {one} values");
+    range.start / one..range.end / one
 }
 
 /// A row that could not be read or made into an example.
@@ -154,25 +213,25 @@ pub(crate) struct BatchShape {
     pub(crate) frames: usize,
     /// Numbers in one image, F * 3 * H * W.
     pub(crate) image_len: usize,
-    /// None for numbers, else mean and standard deviation.
-    pub(crate) of_256: Option<([f32; 3], [f32; 3])>,
 }
 
 impl Batch {
-    /// A batch without sequences, with room for the pixels of `size`.
-    pub(crate) fn empty(dataset: usize, name: &str, size: usize, shape: BatchShape) -> Self {
+    /// A batch without sequences, with room for the pixels of `size`, which are of the kind of `pixels`.
+    pub(crate) fn empty(
+        dataset: usize,
+        name: &str,
+        size: usize,
+        shape: BatchShape,
+        mut pixels: BatchPixels,
+    ) -> Self {
+        pixels.reserve(size * shape.images * shape.image_len);
         Self {
             dataset,
             name: name.to_owned(),
             tokens: Vec::new(),
             phi: Vec::new(),
             loss_mask: Vec::new(),
-            pixels: match shape.of_256 {
-                None => BatchPixels::F32(PixelBuffer::with_capacity(
-                    size * shape.images * shape.image_len,
-                )),
-                Some((mean, std)) => BatchPixels::U8 { values: Vec::new(), mean, std },
-            },
+            pixels,
             image_count: Vec::new(),
             n_images: shape.images,
             n_frames: shape.frames,
@@ -243,11 +302,20 @@ impl Batch {
                     hash.update(number.to_bits().to_le_bytes());
                 }
             }
-            BatchPixels::U8 { values, mean, std } => {
+            BatchPixels::U8 { values, frames, mean, std } => {
                 for number in mean.iter().chain(std) {
                     hash.update(number.to_bits().to_le_bytes());
                 }
-                hash.update(values);
+                for FrameAugment { rectangle, augment } in frames {
+                    let Rectangle { left, top, width, height } = *rectangle;
+                    for n in [left, top, width, height, usize::from(augment.flip)] {
+                        hash.update((n as u64).to_le_bytes());
+                    }
+                    for factor in [augment.brightness, augment.contrast, augment.saturation] {
+                        hash.update(factor.to_bits().to_le_bytes());
+                    }
+                }
+                hash.update(&values[..]);
             }
         }
         hex(&hash.finalize())
@@ -272,13 +340,17 @@ impl Batch {
         self.phi.resize(self.size * shape.tokens, last_phi);
         self.loss_mask.extend(sequence.loss_mask);
         self.loss_mask.resize(self.size * shape.tokens, 0.0);
-        self.pixels.resize(self.size * shape.images * shape.image_len);
+        let frames = shape.images * shape.frames;
+        self.pixels.pad(self.size * frames, shape.image_len / shape.frames);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
+    use crate::Fit;
 
     const FRAME: usize = 3 * 2 * 2;
 
@@ -325,16 +397,71 @@ mod tests {
         assert_eq!(part.corrupt, []);
     }
 
+    /// Bytes whose frames tell their number by their left side.
+    fn bytes() -> BatchPixels {
+        let values: Vec<u8> = (0..3 * 4 * FRAME).map(|n| n as u8).collect();
+        let rectangle = |left| Rectangle { left, top: 0, width: 1, height: 1 };
+        let frame = |left| FrameAugment { rectangle: rectangle(left), augment: Augment::NONE };
+        let frames = (0..12).map(frame).collect();
+        BatchPixels::U8 { values: values.into(), frames, mean: [0.1; 3], std: [0.2; 3] }
+    }
+
     #[test]
     fn bytes_and_batches_without_pixels_are_sliced_too() {
-        let values = (0..3 * 4 * FRAME).map(|n| n as u8).collect();
-        let bytes = BatchPixels::U8 { values, mean: [0.1; 3], std: [0.2; 3] };
-        let BatchPixels::U8 { values, mean, std } = batch(bytes).slice(0..1).pixels else {
+        let BatchPixels::U8 { values, frames, mean, std } = batch(bytes()).slice(1..2).pixels
+        else {
             panic!("they were bytes")
         };
         assert_eq!((mean, std), ([0.1; 3], [0.2; 3]));
-        assert_eq!(values, (0..4 * FRAME).map(|n| n as u8).collect::<Vec<_>>());
+        assert_eq!(values[..], (4 * FRAME..8 * FRAME).map(|n| n as u8).collect::<Vec<_>>());
+        let lefts = frames.iter().map(|frame| frame.rectangle.left);
+        assert_eq!(lefts.collect::<Vec<_>>(), [4, 5, 6, 7]);
         assert!(batch(BatchPixels::F32(Vec::new().into())).slice(2..3).pixels.is_empty());
+        let image = ImageConfig { size: 2, fit: Fit::Squash, mean: [0.1; 3], std: [0.2; 3] };
+        let mut none = BatchPixels::of(PixelType::U8, &image);
+        assert!(batch(none.clone()).slice(2..3).pixels.is_empty());
+        let mut numbers = Vec::new();
+        none.append_to(&mut numbers, 0..0);
+        none.truncate(0);
+        assert!(numbers.is_empty() && none.is_empty());
+    }
+
+    #[test]
+    fn places_without_an_image_are_zero_and_what_is_taken_off_takes_its_frames_along() {
+        let mut pixels = bytes();
+        pixels.truncate(2 * FRAME);
+        pixels.pad(4, FRAME);
+        let BatchPixels::U8 { frames, .. } = &pixels else { panic!("they were bytes") };
+        let widths = frames.iter().map(|frame| frame.rectangle.width);
+        assert_eq!(widths.collect::<Vec<_>>(), [1, 1, 0, 0]);
+        let mut numbers = Vec::new();
+        pixels.append_to(&mut numbers, FRAME..4 * FRAME);
+        assert_eq!(numbers.len(), 3 * FRAME);
+        assert!(numbers[FRAME..].iter().all(|number| number.to_bits() == 0));
+        assert!(numbers[1].abs() > 0.1, "{numbers:?}");
+    }
+
+    #[test]
+    fn all_that_a_device_does_with_a_frame_is_part_of_the_digest() {
+        let changed = |change: &dyn Fn(&mut FrameAugment)| {
+            let mut pixels = bytes();
+            let BatchPixels::U8 { frames, .. } = &mut pixels else { panic!("they were bytes") };
+            change(&mut frames[3]);
+            batch(pixels).sha256()
+        };
+        let digests = [
+            changed(&|_| ()),
+            changed(&|frame| frame.rectangle.left = 1),
+            changed(&|frame| frame.rectangle.top = 1),
+            changed(&|frame| frame.rectangle.width = 2),
+            changed(&|frame| frame.rectangle.height = 2),
+            changed(&|frame| frame.augment.flip = true),
+            changed(&|frame| frame.augment.brightness = 1.5),
+            changed(&|frame| frame.augment.contrast = 1.5),
+            changed(&|frame| frame.augment.saturation = 1.5),
+        ];
+        assert_eq!(digests.iter().collect::<HashSet<_>>().len(), digests.len());
+        assert_eq!(digests[0], batch(bytes()).sha256());
     }
 
     #[test]

@@ -89,11 +89,12 @@
 //! Modules in reading order. The corpus: `document` (rows as values), `schema` (their columns),
 //! `store` (where it lies), `open_files` (those of a folder), `disk_cache` (pieces of it nearby), `manifest`, `columns` and `shard_writer` (rows to Parquet),
 //! `shard_reader`, `block_cache` and `row_view` (and back), `corpus` (rows by number), `layout` (what others wrote). Examples: [`media_mask`]
-//! (which image a token may see), `tokenizer`, `bpe_ranks`, `decode` (a file to an image), `picture` (what it looks like), `pixels`, `sample` (a row to an example), `example_check`. Batches:
+//! (which image a token may see), `tokenizer`, `bpe_ranks`, `decode` (a file to an image), `picture` (what it looks like), `pixels`, `augment`, `sample` (a row to an example), `example_check`. Batches:
 //! `order`, `permutation` and `keyed_random` (order without state), `batch`, `pixel_buffer`, `mixture` (what a step holds),
 //! `read_ahead` (of distant rows), `patience` (with their stores), `loader` (batches made ahead). `feature_cache` keeps what a frozen encoder made of images. For others: [`report`] (HTML pages), `durable` (whole files), `digest`,
 //! `error`.
 
+mod augment;
 mod batch;
 mod block_cache;
 mod bpe_ranks;
@@ -130,6 +131,7 @@ mod shard_writer;
 mod store;
 mod tokenizer;
 
+pub use augment::{Augment, FrameAugment, Normalise, Rectangle};
 pub use batch::{Batch, BatchPixels, CorruptRow};
 pub use corpus::Corpus;
 pub use digest::{sha256_hex, sha256_hex_of};
@@ -150,7 +152,7 @@ pub use mixture::{MERGED, Mixture, MixtureEntry, MixtureMode, Rank};
 pub use order::{EpochOrder, Shuffle, ShuffleQuality};
 pub use picture::{difference_hash, image_hash, image_png};
 pub use pixel_buffer::PixelBuffer;
-pub use pixels::{Augment, Fit, ImageConfig, Normalise, PixelType, image_bytes, image_pixels};
+pub use pixels::{Fit, ImageConfig, PixelType, image_bytes, image_pixels};
 pub use row_view::read_row;
 pub use sample::{
     Example, LossMask, SampleConfig, SampleKey, Verify, caption_tokens, example, packed_example,

@@ -202,7 +202,9 @@ impl Mixture {
             _ => &self.datasets[first].entry.name,
         };
         let size = parts.iter().map(|part| self.datasets[part.dataset].entry.batch).sum::<usize>();
-        let mut batch = Batch::empty(first, name, size / self.rank.count, shape);
+        let sample = &self.datasets[first].entry.sample;
+        let pixels = BatchPixels::of(sample.pixels, &sample.image);
+        let mut batch = Batch::empty(first, name, size / self.rank.count, shape, pixels);
         for part in parts {
             let dataset = &self.datasets[part.dataset];
             let share = (dataset.entry.batch / self.rank.count) as u64;
@@ -255,10 +257,6 @@ impl Mixture {
             images: samples().map(|s| s.images).max().unwrap_or(first.images),
             frames: first.frames,
             image_len: first.frames * 3 * first.image.size * first.image.size,
-            of_256: match first.pixels {
-                PixelType::F32 => None,
-                PixelType::U8 => Some((first.image.mean, first.image.std)),
-            },
         }
     }
 }
@@ -349,7 +347,7 @@ impl Dataset {
                 }
                 Err(problem) => problem,
             };
-            pixels.resize(before);
+            pixels.truncate(before);
             candidates[place].note(drawn[place].1.row, error, &mut corrupt)?;
             drawn[place] = self.next_readable(&mut candidates[place], &mut corrupt, from)?;
         }

@@ -9,6 +9,7 @@ use image::RgbaImage;
 use serde::{Deserialize, Serialize};
 
 use crate::CorpusError;
+use crate::augment::{Augment, FrameAugment, Normalise, Rectangle, add_planes, mirror};
 use crate::decode::{Decoded, decode, failed};
 
 /// How an image of any shape becomes a square.
@@ -51,63 +52,16 @@ impl ImageConfig {
     }
 }
 
-/// How pixels leave the loader.
+/// How pixels leave the loader. Numbers are the same to the last bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PixelType {
-    /// Normalised numbers.
-    #[default]
+    /// Augmented and normalised.
     F32,
-    /// Values of 256, which a device normalises: a quarter of the memory and of what is copied. What pads
-    /// is the mean to the nearest of them, and augmented colours are rounded.
+    /// Values of 256, which are augmented and normalised where the model runs: a quarter of the memory and of
+    /// what is copied.
+    #[default]
     U8,
-}
-
-/// A change of one image that leaves what it shows.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Augment {
-    /// Left and right are swapped.
-    pub flip: bool,
-    /// Factor on all values; 1 changes nothing.
-    pub brightness: f32,
-    /// Factor on the distance from the mean grey; 1 changes nothing.
-    pub contrast: f32,
-    /// Factor on the distance from the pixel's own grey; 1 changes nothing.
-    pub saturation: f32,
-}
-
-impl Augment {
-    /// The change that changes nothing.
-    pub const NONE: Self = Self { flip: false, brightness: 1.0, contrast: 1.0, saturation: 1.0 };
-
-    fn keeps_colours(&self) -> bool {
-        Self { flip: false, ..*self } == Self::NONE
-    }
-}
-
-/// What makes values of 256 to numbers of mean 0 and deviation 1. One product and one difference: the same
-/// value gives the same number wherever it is made.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Normalise {
-    /// What values of red, green and blue are multiplied by.
-    pub factor: [f32; 3],
-    /// What is taken off the products.
-    pub shift: [f32; 3],
-}
-
-impl Normalise {
-    /// By mean and standard deviation of red, green and blue, 0 to 1.
-    pub fn new(mean: [f32; 3], std: [f32; 3]) -> Self {
-        Self {
-            factor: std.map(|std| 1.0 / (255.0 * std)),
-            shift: std::array::from_fn(|colour| mean[colour] / std[colour]),
-        }
-    }
-
-    /// The number of a value of red (0), green (1) or blue (2).
-    pub(crate) fn number(&self, value: f32, colour: usize) -> f32 {
-        value * self.factor[colour] - self.shift[colour]
-    }
 }
 
 /// Decodes, fits, augments and normalises one image: `[3, size, size]`, red plane first.
@@ -124,18 +78,18 @@ pub fn image_pixels(
     Ok(pixels)
 }
 
-/// The same without normalising: `[3, size, size]` values of 256, where the mean pads.
+/// What of it is left to a device: `[3, size, size]` values of 256, neither augmented nor normalised, and where the
+/// image is among them; zeros are around it.
 ///
 /// # Errors
 /// As [`image_pixels`].
 pub fn image_bytes(
     bytes: &[u8],
     config: &ImageConfig,
-    augment: Option<Augment>,
-) -> Result<Vec<u8>, CorpusError> {
+) -> Result<(Vec<u8>, Rectangle), CorpusError> {
     let mut values = Vec::new();
-    add_bytes(&mut values, bytes, config, augment)?;
-    Ok(values)
+    let rectangle = add_bytes(&mut values, bytes, config)?;
+    Ok((values, rectangle))
 }
 
 /// Adds the numbers of [`image_pixels`] to others.
@@ -146,21 +100,13 @@ pub(crate) fn add_pixels(
     augment: Option<Augment>,
 ) -> Result<(), CorpusError> {
     let augment = augment.unwrap_or(Augment::NONE);
-    let normalise = Normalise::new(config.mean, config.std);
-    let (image, placed) = resized_image(bytes, config, augment.flip)?;
-    let (values, _) = placed.pixels.as_chunks();
-    if augment.keeps_colours() {
-        // Of a word the compiler makes vectors; four loads of a byte each would take four times as long.
-        let number = |pixel: &[u8; 4], colour| {
-            let value = u32::from_le_bytes(*pixel) >> (8 * colour) & 0xff;
-            normalise.number(value as i32 as f32, colour)
-        };
-        add_planes(pixels, values, &placed, [0.0; 3], config.size, number);
-    } else {
-        let values = jittered(values, &augment);
-        let number = |pixel: &[f32; 4], colour: usize| normalise.number(pixel[colour], colour);
-        add_planes(pixels, &values, &placed, [0.0; 3], config.size, number);
+    let (image, mut placed) = resized_image(bytes, config)?;
+    let (values, _) = placed.pixels.as_chunks_mut();
+    if augment.flip {
+        mirror(values, placed.rectangle.width);
     }
+    let frame = FrameAugment { rectangle: placed.rectangle, augment };
+    frame.add_numbers_of(pixels, values, config.size, &Normalise::new(config.mean, config.std));
     reuse(image, placed);
     Ok(())
 }
@@ -170,37 +116,19 @@ pub(crate) fn add_bytes(
     pixels: &mut Vec<u8>,
     bytes: &[u8],
     config: &ImageConfig,
-    augment: Option<Augment>,
-) -> Result<(), CorpusError> {
-    let augment = augment.unwrap_or(Augment::NONE);
-    let rounded = |value: f32| value.round().clamp(0.0, 255.0) as u8;
-    let mean = config.mean.map(|mean| rounded(255.0 * mean));
-    let (image, placed) = resized_image(bytes, config, augment.flip)?;
+) -> Result<Rectangle, CorpusError> {
+    let (image, placed) = resized_image(bytes, config)?;
     let (values, _) = placed.pixels.as_chunks();
-    if augment.keeps_colours() {
-        let value = |pixel: &[u8; 4], colour: usize| pixel[colour];
-        add_planes(pixels, values, &placed, mean, config.size, value);
-    } else {
-        let values = jittered(values, &augment);
-        let value = |pixel: &[f32; 4], colour: usize| rounded(pixel[colour]);
-        add_planes(pixels, &values, &placed, mean, config.size, value);
-    }
+    let rectangle = placed.rectangle;
+    add_planes(pixels, values, rectangle, config.size, |pixel: &[u8; 4], colour| pixel[colour]);
     reuse(image, placed);
-    Ok(())
+    Ok(rectangle)
 }
 
-fn resized_image(
-    bytes: &[u8],
-    config: &ImageConfig,
-    flip: bool,
-) -> Result<(RgbaImage, Placed), CorpusError> {
+fn resized_image(bytes: &[u8], config: &ImageConfig) -> Result<(RgbaImage, Placed), CorpusError> {
     let room = TOOLS.with_borrow_mut(|tools| std::mem::take(&mut tools.pixels));
     let Decoded { image, width, height } = decode(bytes, config.shorter_side(), room)?;
-    let mut placed = fit(&image, [width, height], config)?;
-    if flip {
-        let (pixels, _) = placed.pixels.as_chunks_mut::<4>();
-        pixels.chunks_exact_mut(placed.width).for_each(<[_]>::reverse);
-    }
+    let placed = fit(&image, [width, height], config)?;
     Ok((image, placed))
 }
 
@@ -208,9 +136,7 @@ fn resized_image(
 struct Placed {
     /// Red, green, blue and nothing of each pixel, row by row.
     pixels: Vec<u8>,
-    width: usize,
-    left: usize,
-    top: usize,
+    rectangle: Rectangle,
 }
 
 /// What a thread uses for image after image.
@@ -315,64 +241,7 @@ fn resized(
     TOOLS
         .with_borrow_mut(|tools| tools.resizer.resize_typed(&source, &mut target, &options))
         .map_err(|e| failed(e.to_string()))?;
-    Ok(Placed { pixels, width, left, top })
-}
-
-/// Values 0 to 255 after brightness, contrast and saturation, in this order.
-fn jittered(pixels: &[[u8; 4]], augment: &Augment) -> Vec<[f32; 4]> {
-    let bright = |value: u8| (f32::from(value) * augment.brightness).clamp(0.0, 255.0);
-    let mut values: Vec<[f32; 4]> = pixels.iter().map(|pixel| pixel.map(bright)).collect();
-    let spread = |pixel: &mut [f32; 4], grey: f32, factor: f32| {
-        *pixel = pixel.map(|value| (grey + (value - grey) * factor).clamp(0.0, 255.0));
-    };
-    if (augment.contrast - 1.0).abs() > f32::EPSILON {
-        let grey = values.iter().map(luma).sum::<f32>() / values.len() as f32;
-        for pixel in &mut values {
-            spread(pixel, grey, augment.contrast);
-        }
-    }
-    if (augment.saturation - 1.0).abs() > f32::EPSILON {
-        for pixel in &mut values {
-            let grey = luma(pixel);
-            spread(pixel, grey, augment.saturation);
-        }
-    }
-    values
-}
-
-/// Grey of a pixel by the weights of ITU-R BT.601.
-fn luma(pixel: &[f32; 4]) -> f32 {
-    0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2]
-}
-
-/// Adds planes of red, green and blue `[3, size, size]`, each made of `number`s of pixels; `padding` is
-/// around the image.
-fn add_planes<P, N: Copy>(
-    planes: &mut Vec<N>,
-    pixels: &[P],
-    at: &Placed,
-    padding: [N; 3],
-    size: usize,
-    number: impl Fn(&P, usize) -> N,
-) {
-    // Nothing need be cleared before it is written where nothing pads. Three passes over what is in the
-    // cache take half the time of one that writes to three places.
-    if at.width == size && pixels.len() == size * size {
-        planes.extend(pixels.iter().map(|pixel| number(pixel, 0)));
-        planes.extend(pixels.iter().map(|pixel| number(pixel, 1)));
-        planes.extend(pixels.iter().map(|pixel| number(pixel, 2)));
-        return;
-    }
-    for (colour, padding) in padding.into_iter().enumerate() {
-        let first = planes.len();
-        planes.resize(first + size * size, padding);
-        let rows = planes[first..].chunks_exact_mut(size).skip(at.top);
-        for (row, pixels) in rows.zip(pixels.chunks_exact(at.width)) {
-            for (place, pixel) in row[at.left..].iter_mut().zip(pixels) {
-                *place = number(pixel, colour);
-            }
-        }
-    }
+    Ok(Placed { pixels, rectangle: Rectangle { left, top, width, height } })
 }
 
 #[cfg(test)]
@@ -463,7 +332,7 @@ mod tests {
             Rgb([value(7, 3), value(2, 11), value(5, 5)])
         });
         let config = ImageConfig { size: 12, ..config(Fit::CropFrom(16)) };
-        let found = image_bytes(&png(image), &config, None).unwrap();
+        let (found, _) = image_bytes(&png(image), &config).unwrap();
         // Rows of Pillow 13.0.0: resize((21, 16), BICUBIC).crop((4, 2, 16, 14)).
         let rows: [(usize, [[u8; 3]; 12]); 3] = [
             (
@@ -633,9 +502,9 @@ mod tests {
             let whole = fit(&decode_any(&bytes).unwrap(), [640, 480], &config).unwrap();
             let mut numbers = Vec::new();
             let (values, _) = whole.pixels.as_chunks();
-            add_planes(&mut numbers, values, &whole, [0.0; 3], 60, |pixel: &[u8; 4], colour| {
-                f32::from(pixel[colour]) / 255.0
-            });
+            let normalise = Normalise::new([0.0; 3], [1.0; 3]);
+            let frame = FrameAugment { rectangle: whole.rectangle, augment: Augment::NONE };
+            frame.add_numbers_of(&mut numbers, values, 60, &normalise);
             let error: f32 = small.iter().zip(&numbers).map(|(a, b)| (a - b) * (a - b)).sum();
             let psnr = -10.0 * (error / small.len() as f32).log10();
             assert!(psnr > 40.0, "{fit_to:?}: {psnr} dB");
@@ -654,33 +523,29 @@ mod tests {
     }
 
     #[test]
-    fn values_of_256_are_the_same_numbers_once_normalised() {
-        let photo = png(RgbImage::from_fn(9, 5, |x, y| Rgb([x as u8 * 28, y as u8 * 50, 77])));
-        let config = ImageConfig { mean: [0.2, 0.4, 0.6], ..config(Fit::MeanPad) };
-        let flip = Some(Augment { flip: true, ..Augment::NONE });
-        let (numbers, values) = (
-            image_pixels(&photo, &config, flip).unwrap(),
-            image_bytes(&photo, &config, flip).unwrap(),
-        );
-        let normalise = Normalise::new(config.mean, config.std);
-        let padding = [51, 102, 153];
-        for (i, (number, value)) in numbers.iter().zip(&values).enumerate() {
-            let (colour, y) = (i / 64, i / 8 % 8);
-            if (2..6).contains(&y) {
-                assert_eq!(number.to_bits(), normalise.number(f32::from(*value), colour).to_bits());
-            } else {
-                assert_eq!((*number, *value), (0.0, padding[colour]));
+    fn values_of_256_are_the_same_numbers_once_they_are_changed_and_normalised() {
+        let photo = |width: u32, height: u32| {
+            let colour = |x: u32, y: u32| Rgb([(x * 28) as u8, (y * 50) as u8, (x * y * 7) as u8]);
+            png(RgbImage::from_fn(width, height, colour))
+        };
+        let jitter = Augment { flip: false, brightness: 0.7, contrast: 1.2, saturation: 0.4 };
+        let changes = [Augment::NONE, jitter].map(|a| [a, Augment { flip: true, ..a }]).concat();
+        for (width, height) in [(9, 5), (5, 9), (9, 9), (40, 3), (31, 30)] {
+            let photo = photo(width, height);
+            for fit in [Fit::MeanPad, Fit::CenterCrop, Fit::Squash] {
+                let config = ImageConfig { mean: [0.2, 0.4, 0.6], ..config(fit) };
+                let (values, rectangle) = image_bytes(&photo, &config).unwrap();
+                for augment in &changes {
+                    let numbers = image_pixels(&photo, &config, Some(*augment)).unwrap();
+                    let mut found = Vec::new();
+                    let frame = FrameAugment { rectangle, augment: *augment };
+                    let normalise = Normalise::new(config.mean, config.std);
+                    frame.add_numbers(&mut found, &values, &normalise);
+                    let bits = |all: &[f32]| all.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&found), bits(&numbers), "{width} x {height}: {frame:?}");
+                }
             }
         }
-        let jitter = Some(Augment { brightness: 0.7, contrast: 1.2, ..Augment::NONE });
-        let (numbers, values) = (
-            image_pixels(&photo, &config, jitter).unwrap(),
-            image_bytes(&photo, &config, jitter).unwrap(),
-        );
-        let apart = numbers.iter().zip(&values).enumerate().map(|(i, (number, value))| {
-            (number - normalise.number(f32::from(*value), i / 64)).abs() * config.std[0] * 255.0
-        });
-        assert!(apart.fold(0.0, f32::max) < 0.51);
     }
 
     #[test]

@@ -11,12 +11,12 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::augment::Augment;
 use crate::batch::BatchPixels;
 use crate::digest::{sha256_hex, sha256_u64};
 use crate::keyed_random::KeyedRandom;
 use crate::media_mask::{SEES_NONE, phi};
-use crate::pixel_buffer::PixelBuffer;
-use crate::pixels::{Augment, ImageConfig, PixelType};
+use crate::pixels::{ImageConfig, PixelType};
 use crate::{Attend, CorpusError, EncodedImage, Interleaved, Row, Slot, Tokenizer};
 
 /// Which tokens are predicted. Marks `<image>` and padding never are.
@@ -86,17 +86,6 @@ pub struct SampleConfig {
 }
 
 impl SampleConfig {
-    /// Room for pixels, of the type that is wanted.
-    fn no_pixels(&self) -> BatchPixels {
-        match self.pixels {
-            PixelType::F32 => BatchPixels::F32(PixelBuffer::default()),
-            PixelType::U8 => {
-                let (mean, std) = (self.image.mean, self.image.std);
-                BatchPixels::U8 { values: Vec::new(), mean, std }
-            }
-        }
-    }
-
     /// The first field out of its range, with what was expected.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         let counts = [
@@ -203,7 +192,7 @@ pub fn packed_example(
     config: &SampleConfig,
     tokenizer: &Tokenizer,
 ) -> Result<Example, (usize, CorpusError)> {
-    let mut pixels = config.no_pixels();
+    let mut pixels = BatchPixels::of(config.pixels, &config.image);
     let made = make_sequence(rows, config, tokenizer, &mut pixels)?;
     let Sequence { tokens, phi, loss_mask, n_images, first_image } = made;
     Ok(Example { tokens, phi, loss_mask, pixels, n_images, first_image })
@@ -508,7 +497,7 @@ fn add_frames(
             continue;
         }
         let image = frames[idx];
-        pixels.add(&image.bytes, &config.image, Some(augment)).map_err(|e| named(e, image))?;
+        pixels.add(&image.bytes, &config.image, augment).map_err(|e| named(e, image))?;
         last = Some(idx);
     }
     Ok(())

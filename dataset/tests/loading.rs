@@ -82,7 +82,7 @@ fn steps(loader: &mut Loader, n: usize) -> Vec<Vec<Batch>> {
 /// The pixels of a batch.
 fn numbers(batch: &Batch) -> Vec<f32> {
     let mut numbers = Vec::new();
-    batch.pixels.append_to(&mut numbers, 0..batch.pixels.len(), 36);
+    batch.pixels.append_to(&mut numbers, 0..batch.pixels.len());
     numbers
 }
 

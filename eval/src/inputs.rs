@@ -1,7 +1,9 @@
 //! From a prompt and its images to what the model takes: the only place where the two meet.
 
-use flamingo_dataset::{CorpusError, EncodedImage, ImageConfig, Tokenizer, image_pixels};
-use flamingo_model::{Latents, ModelError, Prompt as ModelPrompt, TextBatch};
+use flamingo_dataset::{CorpusError, EncodedImage, ImageConfig, Normalise, Tokenizer, image_bytes};
+use flamingo_model::{
+    FrameAugment, Latents, ModelError, Normal, Pixels, Prompt as ModelPrompt, Rectangle, TextBatch,
+};
 
 use crate::prompt::Prompt;
 
@@ -21,12 +23,22 @@ pub fn model_prompt<'a>(
     })
 }
 
-/// Pixels of a still image, one frame: `[1, 1, 3, H, W]`.
+/// Pixels of pictures, or of the frames of a film: `[F, 3, H, W]` values of 256, which the model normalises where
+/// it runs.
 ///
 /// # Errors
-/// When the bytes are not an image.
-pub fn pixels(image: &EncodedImage, config: &ImageConfig) -> Result<Vec<f32>, CorpusError> {
-    image_pixels(&image.bytes, config, None)
+/// When the bytes of one are not an image.
+pub fn pixels(images: &[EncodedImage], config: &ImageConfig) -> Result<Pixels, CorpusError> {
+    let (mut values, mut frames) = (Vec::new(), Vec::with_capacity(images.len()));
+    for image in images {
+        let (of_image, at) = image_bytes(&image.bytes, config)?;
+        values.extend(of_image);
+        let flamingo_dataset::Rectangle { left, top, width, height } = at;
+        let rectangle = Rectangle { left, top, width, height };
+        frames.push(FrameAugment { rectangle, ..FrameAugment::none(config.size) });
+    }
+    let Normalise { factor, shift } = Normalise::new(config.mean, config.std);
+    Ok(Pixels::of_256(values, frames, Normal { factor, shift }))
 }
 
 /// Sequences `[B, L]` for the bare language model, padded at the end; the tokens after the first
@@ -46,7 +58,31 @@ pub fn text_batch(sequences: &[Prompt], prompt_lengths: &[usize], pad_id: u32) -
 
 #[cfg(test)]
 mod tests {
+    use flamingo_dataset::{Fit, image_pixels};
+    use flamingo_model::PixelsRef;
+
     use super::*;
+
+    #[test]
+    fn pictures_of_any_shape_are_the_numbers_of_the_loader() {
+        let png = |width, height| {
+            let colour = |x: u32, y: u32| [x * 9, y * 17, x * y].map(|value| (value % 256) as u8);
+            let picture = image::RgbImage::from_fn(width, height, |x, y| image::Rgb(colour(x, y)));
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+            EncodedImage { bytes: bytes.into_inner().into(), path: None }
+        };
+        let images = [png(20, 7), png(16, 16), png(3, 20)];
+        for fit in [Fit::MeanPad, Fit::CenterCrop] {
+            let config = ImageConfig { size: 16, fit, mean: [0.3; 3], std: [0.2; 3] };
+            let found = pixels(&images, &config).unwrap();
+            let found = PixelsRef::from(&found).numbers(3 * 16 * 16).into_owned();
+            let one = |image: &EncodedImage| image_pixels(&image.bytes, &config, None).unwrap();
+            let expected: Vec<f32> = images.iter().flat_map(one).collect();
+            let bits = |all: &[f32]| all.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&found), bits(&expected), "{fit:?}");
+        }
+    }
 
     #[test]
     fn only_answers_are_predicted_and_padding_is_not() {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use flamingo_dataset::Tokenizer;
 use flamingo_model::{
-    Device, Flamingo, Generation, Latents, ModelError, Prompt as ModelPrompt, Search,
+    Device, Flamingo, Generation, Latents, ModelError, Pixels, Prompt as ModelPrompt, Search,
 };
 
 use crate::benchmark::Benchmark;
@@ -282,20 +282,17 @@ impl<'a> LocalSubject<'a> {
     }
 
     /// Pixels of a picture or of the frames of a film, `[F, 3, H, W]`, and F.
-    fn pixels_of(&self, place: ImagePlace) -> Result<(Vec<f32>, usize), EvalError> {
+    fn pixels_of(&self, place: ImagePlace) -> Result<(Pixels, usize), EvalError> {
         let item = self.benchmark.item(place);
         let medium = item.medium.as_ref().ok_or_else(|| EvalError::Medium {
             name: item.id.clone(),
             problem: "has no picture or film".into(),
         })?;
         let frames = medium.frames(self.benchmark.task.frames)?;
-        let mut all = Vec::new();
-        for frame in &frames {
-            let one = pixels(frame, &self.model.folder.image).map_err(|source| {
-                EvalError::Image { key: item.id.clone(), source: Box::new(source) }
-            })?;
-            all.extend(one);
-        }
+        let all = pixels(&frames, &self.model.folder.image).map_err(|source| EvalError::Image {
+            key: item.id.clone(),
+            source: Box::new(source),
+        })?;
         Ok((all, frames.len()))
     }
 

@@ -298,7 +298,7 @@ impl Clip {
         images: impl Into<PixelsRef<'a>>,
     ) -> Result<Vec<f32>, ModelError> {
         let images = images.into();
-        check_pixels(images.len(), &self.config.vision, None)?;
+        check_pixels(images, &self.config.vision, None)?;
         ops::on_pool(|| {
             let x = self.images(images, NotRecording::default())?;
             Ok(ops::unit_rows(&x.to_vec()?, x.width()).0)
@@ -356,7 +356,7 @@ impl Clip {
 
     fn check_pairs(&self, pairs: &Pairs) -> Result<(), ModelError> {
         self.check_texts(&pairs.tokens, pairs.length, &pairs.lengths)?;
-        check_pixels(pairs.images.len(), &self.config.vision, Some(pairs.lengths.len()))
+        check_pixels((&pairs.images).into(), &self.config.vision, Some(pairs.lengths.len()))
     }
 
     fn check_texts(
@@ -420,19 +420,19 @@ impl EmbeddedPairs {
     }
 }
 
-/// Checks that so many values of pixels are `images` images, or any number but 0, of the tower's size.
+/// Checks that these pixels are `images` images, or any number but 0, of the tower's size.
 pub(crate) fn check_pixels(
-    n_values: usize,
+    pixels: PixelsRef,
     config: &VisionConfig,
     images: Option<usize>,
 ) -> Result<(), ModelError> {
-    let one = config.n_pixel_values();
+    let (n_values, one) = (pixels.len(), config.n_pixel_values());
     let fits = match images {
         Some(n) => n.checked_mul(one) == Some(n_values),
         None => n_values > 0 && n_values.is_multiple_of(one),
     };
     if fits {
-        return Ok(());
+        return pixels.check_frames(config.image_size());
     }
     let number = images.map_or("a positive number of".to_owned(), |n| n.to_string());
     Err(ModelError::Input {

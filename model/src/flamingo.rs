@@ -507,7 +507,7 @@ impl Flamingo {
     pub fn features<'a>(&self, pixels: impl Into<PixelsRef<'a>>) -> Result<Vec<f32>, ModelError> {
         let pixels = pixels.into();
         let n_images = pixels.len() / self.config.vision.n_pixel_values();
-        check_media(pixels.len(), n_images, 1, &self.config)?;
+        check_media(pixels, n_images, 1, &self.config)?;
         if n_images == 0 {
             return Ok(Vec::new());
         }
@@ -543,7 +543,7 @@ impl Flamingo {
         let pixels = pixels.into();
         let one = self.config.vision.n_pixel_values() * n_frames;
         let n_images = pixels.len().checked_div(one).unwrap_or(0);
-        check_media(pixels.len(), n_images, n_frames, &self.config)?;
+        check_media(pixels, n_images, n_frames, &self.config)?;
         ops::on_pool(|| {
             let matrix = self.resample(pixels, n_images, n_frames, NotRecording::default())?;
             Ok(Latents { matrix, n_images })

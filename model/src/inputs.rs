@@ -9,7 +9,7 @@ use crate::flamingo::FlamingoConfig;
 use crate::gated_xattn::MediaAttention;
 use crate::language_model::targets;
 use crate::ops;
-use crate::pixels::Pixels;
+use crate::pixels::{Pixels, PixelsRef};
 use crate::tensor::Matrix;
 
 /// A batch of interleaved sequences.
@@ -65,7 +65,7 @@ impl Inputs {
         let n_images = self.image_count.iter().sum();
         match &self.features {
             Some(features) => check_features(features, n_images, self.n_frames, config)?,
-            None => check_media(self.pixels.len(), n_images, self.n_frames, config)?,
+            None => check_media((&self.pixels).into(), n_images, self.n_frames, config)?,
         }
         targets(&self.tokens, self.length, &self.loss_mask)
     }
@@ -112,15 +112,15 @@ impl Latents {
     }
 }
 
-/// Checks that so many values of pixels are `n_images` images or videos of `n_frames` frames.
+/// Checks that these pixels are `n_images` images or videos of `n_frames` frames.
 pub(crate) fn check_media(
-    n_values: usize,
+    pixels: PixelsRef,
     n_images: usize,
     n_frames: usize,
     config: &FlamingoConfig,
 ) -> Result<(), ModelError> {
     check_frames(n_frames, config)?;
-    check_pixels(n_values, &config.vision, Some(n_images.saturating_mul(n_frames)))
+    check_pixels(pixels, &config.vision, Some(n_images.saturating_mul(n_frames)))
 }
 
 /// Checks that `features` are those of `n_images` images or videos of `n_frames` frames.

@@ -128,7 +128,7 @@ pub use ops::benches_cuda as gpu_bench;
 pub use ops::{Activation, AdamStep, Average, BatchEmbeddings, Moments, Recompute};
 pub use params::{Parameter, Params, Trainable};
 pub use pickle::PickleError;
-pub use pixels::{Normal, Pixels, PixelsRef};
+pub use pixels::{FrameAugment, Normal, Pixels, PixelsRef, Rectangle};
 pub use placement::{Bytes, NoRoom};
 pub use presets::{ParameterRow, ParameterTable};
 pub use resampler::{ResamplerConfig, ResamplerKind};

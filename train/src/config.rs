@@ -202,7 +202,8 @@ pub struct DataConfig {
     /// Strength of the colour augmentation. The paper names it but gives no strength; 0 is none.
     #[serde(default)]
     pub colour_jitter: f64,
-    /// How pixels leave the loader: `f32`, or `u8` for a quarter of the memory of batches read ahead.
+    /// How pixels leave the loader: `u8`, values of 256 that are augmented and normalised where the model runs,
+    /// or `f32` for four times the memory of batches read ahead. May change when a run is continued.
     #[serde(default)]
     pub pixels: PixelType,
     /// Which tokens are learned: `paper` (all), `open_flamingo` or `seeing_an_image`.

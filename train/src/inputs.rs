@@ -4,8 +4,8 @@
 
 use std::ops::Range;
 
-use flamingo_dataset::{Batch, BatchPixels, Normalise};
-use flamingo_model::{Inputs, Normal, Pairs, Pixels, TextBatch};
+use flamingo_dataset::{Augment, Batch, BatchPixels, Normalise};
+use flamingo_model::{FrameAugment, Inputs, Normal, Pairs, Pixels, Rectangle, TextBatch};
 
 use crate::error::TrainError;
 
@@ -67,29 +67,41 @@ pub(crate) fn padded_pixels(batch: &Batch) -> Option<(usize, Vec<f32>)> {
     }
     let plane = batch.pixels.len() / (3 * frames);
     let mut pixels = Vec::with_capacity(batch.pixels.len());
-    batch.pixels.append_to(&mut pixels, 0..batch.pixels.len(), plane);
+    batch.pixels.append_to(&mut pixels, 0..batch.pixels.len());
     Some((plane.isqrt(), pixels))
 }
 
 /// The pixels of the images that are there, without the padding: `[M, F, 3, H, W]` from
-/// `[B, N, F, 3, H, W]`. Values of 256 stay what they are: the model normalises them where it runs.
+/// `[B, N, F, 3, H, W]`. Values of 256 stay what they are: the model augments and normalises them where it runs.
 fn packed_pixels(batch: &Batch) -> Pixels {
     let places = batch.size * batch.n_images;
     if places == 0 || batch.pixels.is_empty() {
         return Pixels::none();
     }
-    let image_values = batch.pixels.len() / places;
-    let kept = batch.image_count.iter().enumerate().map(|(row, count)| {
-        let first = row * batch.n_images * image_values;
-        first..first + count * image_values
-    });
+    // Of all that each place has so many of.
+    let kept = |of_place: usize| {
+        batch.image_count.iter().enumerate().map(move |(row, count)| {
+            let first = row * batch.n_images * of_place;
+            first..first + count * of_place
+        })
+    };
+    let of_values = kept(batch.pixels.len() / places);
     match &batch.pixels {
-        BatchPixels::F32(numbers) => Pixels::F32(parts(numbers, kept)),
-        BatchPixels::U8 { values, mean, std } => {
+        BatchPixels::F32(numbers) => Pixels::F32(parts(numbers, of_values)),
+        BatchPixels::U8 { values, frames, mean, std } => {
             let Normalise { factor, shift } = Normalise::new(*mean, *std);
-            Pixels::U8 { values: parts(values, kept), normal: Normal { factor, shift } }
+            let frames = parts(frames, kept(batch.n_frames)).into_iter().map(frame).collect();
+            Pixels::of_256(parts(values, of_values), frames, Normal { factor, shift })
         }
     }
+}
+
+/// What the loader leaves to be done with a frame, as the model takes it.
+fn frame(frame: flamingo_dataset::FrameAugment) -> FrameAugment {
+    let flamingo_dataset::Rectangle { left, top, width, height } = frame.rectangle;
+    let Augment { flip, brightness, contrast, saturation } = frame.augment;
+    let rectangle = Rectangle { left, top, width, height };
+    FrameAugment { rectangle, flip, brightness, contrast, saturation }
 }
 
 /// Some ranges of values, one after the other.
@@ -101,6 +113,7 @@ fn parts<T: Copy>(values: &[T], kept: impl Iterator<Item = Range<usize>> + Clone
 
 #[cfg(test)]
 mod tests {
+    use flamingo_dataset::{Fit, ImageConfig, image_bytes, image_pixels};
     use flamingo_model::PixelsRef;
 
     use super::*;
@@ -162,23 +175,113 @@ mod tests {
         assert!(packed_pixels(&no_images).is_empty());
     }
 
+    /// A picture of many colours.
+    fn picture(width: u32, height: u32) -> Vec<u8> {
+        let picture = image::RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([x * 37 + y, y * 23, x * y * 5 + 90].map(|value| (value % 256) as u8))
+        });
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    fn bits(numbers: &[f32]) -> Vec<u32> {
+        numbers.iter().map(|number| number.to_bits()).collect()
+    }
+
+    /// Changes of colours alone and together, each also mirrored.
+    fn changes() -> Vec<Augment> {
+        let factors = [[1.0, 1.0, 1.0], [1.4, 1.0, 1.0], [1.0, 0.3, 1.0], [1.0, 1.0, 1.8]];
+        let together = [[0.6, 1.7, 0.2], [1.9, 1.9, 1.9], [0.0, 0.0, 0.0]];
+        let all = factors.into_iter().chain(together).flat_map(|factors| {
+            let [brightness, contrast, saturation] = factors;
+            [false, true].map(|flip| Augment { flip, brightness, contrast, saturation })
+        });
+        all.collect()
+    }
+
     #[test]
-    fn values_of_256_go_to_the_model_as_they_are_and_mean_what_the_loader_means() {
-        let frame = |values: [u8; 3]| values.to_vec();
-        let values = [[0, 51, 255], [0; 3], [255, 0, 102], [1, 2, 3]].map(frame).concat();
-        let (mean, std) = ([0.0, 0.2, 0.5], [1.0, 0.5, 0.25]);
-        let pixels = BatchPixels::U8 { values, mean, std };
-        let batch = Batch { pixels, n_frames: 1, n_images: 2, image_count: vec![1, 1], ..batch() };
-        let packed = packed_pixels(&batch);
-        let Pixels::U8 { values, .. } = &packed else { panic!("{packed:?}") };
-        assert_eq!(values[..], [0, 51, 255, 255, 0, 102]);
-        let found = PixelsRef::from(&packed).numbers(3).into_owned();
-        let expected = [0.0, 0.0, 2.0, 1.0, -0.4, -0.4];
-        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
-        let mut of_loader = Vec::new();
-        batch.pixels.append_to(&mut of_loader, 0..3, 1);
-        batch.pixels.append_to(&mut of_loader, 6..9, 1);
-        let bits = |numbers: &[f32]| numbers.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
-        assert_eq!(bits(&found), bits(&of_loader));
+    fn values_of_256_become_the_numbers_of_the_loader_to_the_last_bit() {
+        let (mean, std) = ([0.48, 0.45, 0.4], [0.26, 0.27, 0.28]);
+        for (width, height) in [(31, 18), (18, 31), (40, 40), (5, 64), (64, 3), (17, 16)] {
+            let picture = picture(width, height);
+            for (size, fit) in [
+                (16, Fit::MeanPad),
+                (21, Fit::MeanPad),
+                (16, Fit::CenterCrop),
+                (16, Fit::CropFrom(18)),
+                (12, Fit::Squash),
+            ] {
+                let config = ImageConfig { size, fit, mean, std };
+                let (one, rectangle) = image_bytes(&picture, &config).unwrap();
+                // A row for each change, with one image; the second place of each stays empty.
+                let changes = changes();
+                let (mut values, mut frames, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+                for augment in &changes {
+                    let nothing = flamingo_dataset::Rectangle { width: 0, height: 0, ..rectangle };
+                    for rectangle in [rectangle, nothing] {
+                        let augment = *augment;
+                        frames.push(flamingo_dataset::FrameAugment { rectangle, augment });
+                    }
+                    values.extend_from_slice(&one);
+                    values.resize(values.len() + one.len(), 0);
+                    expected.push(image_pixels(&picture, &config, Some(*augment)).unwrap());
+                }
+                let n_rows = changes.len();
+                let values = values.into();
+                let batch = Batch {
+                    pixels: BatchPixels::U8 { values, frames, mean, std },
+                    n_frames: 1,
+                    size: n_rows,
+                    image_count: vec![1; n_rows],
+                    ..batch()
+                };
+                let packed = packed_pixels(&batch);
+                let found = PixelsRef::from(&packed).numbers(one.len()).into_owned();
+                assert_eq!(
+                    bits(&found),
+                    bits(&expected.concat()),
+                    "{width} x {height}: {config:?}"
+                );
+                let zeros = vec![0.0; one.len()];
+                let padded = expected.iter().flat_map(|image| [image, &zeros]).flatten().copied();
+                let (side, found) = padded_pixels(&batch).unwrap();
+                assert_eq!(bits(&found), bits(&padded.collect::<Vec<_>>()));
+                assert_eq!(side, size);
+            }
+        }
+    }
+
+    #[test]
+    fn films_and_images_keep_what_is_to_be_done_with_them() {
+        let frame = |left| flamingo_dataset::FrameAugment {
+            rectangle: flamingo_dataset::Rectangle { left, top: 0, width: 1, height: 1 },
+            augment: Augment { flip: left % 2 == 0, ..Augment::NONE },
+        };
+        let values: Vec<u8> = (0..24).collect();
+        let pixels = BatchPixels::U8 {
+            values: values.into(),
+            frames: (0..8).map(frame).collect(),
+            mean: [0.5; 3],
+            std: [0.5; 3],
+        };
+        // Two rows of two places of two frames: of the first row one place is kept.
+        let packed = packed_pixels(&Batch { pixels: pixels.clone(), ..batch() });
+        let Pixels::U8 { values, frames, .. } = packed else { panic!("values of 256") };
+        assert_eq!(values, (0..6).chain(12..24).collect::<Vec<u8>>());
+        let lefts: Vec<_> = frames.iter().map(|frame| frame.rectangle.left).collect();
+        assert_eq!(lefts, [0, 1, 4, 5, 6, 7]);
+        assert!(frames.iter().all(|frame| frame.flip == (frame.rectangle.left % 2 == 0)));
+
+        let BatchPixels::U8 { values, mut frames, mean, std } = pixels else { unreachable!() };
+        let still = flamingo_dataset::FrameAugment { augment: Augment::NONE, ..frame(0) };
+        frames.fill(still);
+        // A place that is not kept may be of any kind.
+        frames[2..4].fill(frame(2));
+        let pixels = BatchPixels::U8 { values, frames, mean, std };
+        let Pixels::U8 { frames, .. } = packed_pixels(&Batch { pixels, ..batch() }) else {
+            panic!("values of 256")
+        };
+        assert_eq!(frames, [], "nothing is to be done");
     }
 }

@@ -52,7 +52,11 @@ const MAY_CHANGE: &[&str] = &[
 
 /// Keys of a dataset that may: rows that spoil a run are left out from then on, and a run goes on where
 /// there is less memory.
-const MAY_CHANGE_OF_DATA: [&str; 4] = ["batch", "micro_batches", "skip_rows", "corrupt_share_max"];
+const MAY_CHANGE_OF_DATA: [&str; 5] =
+    ["batch", "micro_batches", "skip_rows", "corrupt_share_max", PIXELS];
+
+/// How pixels leave a loader, of a validation as well. Numbers are the same to the last bit.
+const PIXELS: &str = "pixels";
 
 /// The key that may change as well where the learning rate does not depend on it.
 const STEPS: &str = "steps";
@@ -366,6 +370,12 @@ fn lasting(mut table: Table, decay: Decay) -> Table {
     for entry in table.get_mut("data").and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some(entry) = entry.as_table_mut() {
             entry.retain(|key, _| !MAY_CHANGE_OF_DATA.contains(&key));
+        }
+    }
+    let held_out = table.get_mut(VALIDATION).and_then(|validation| validation.get_mut("data"));
+    for entry in held_out.and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(entry) = entry.as_table_mut() {
+            entry.remove(PIXELS);
         }
     }
     table

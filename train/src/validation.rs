@@ -70,7 +70,7 @@ pub struct HeldOutConfig {
     /// so that it is the same each time.
     #[serde(default = "config::paper_chance")]
     pub next_image_probability: f64,
-    /// How pixels leave the loader.
+    /// How pixels leave the loader: `u8` or `f32`.
     #[serde(default)]
     pub pixels: PixelType,
     /// Which tokens are predicted.

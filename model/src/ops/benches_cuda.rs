@@ -8,7 +8,7 @@ use super::{
     contrastive_loss, cross_entropy, linear, linear_onto, normalise, self_attention, unfold_on_gpu,
 };
 use crate::cuda::{Array, Factor, Gpu, Kind, Product};
-use crate::pixels::{Normal, Pixels};
+use crate::pixels::{FrameAugment, Normal, Pixels};
 use crate::tensor::{
     DeviceError, Gradients, Matrix, NotRecording, Recording, Weight, differentiate, record_loss,
 };
@@ -115,6 +115,7 @@ pub const CASES: &[fn() -> Result<GpuCase, DeviceError>] = &[
     loss_case,
     contrastive_case,
     || pixels_case("192 images of 224 sent in bytes, cut into squares of 14", Sent::Bytes),
+    || pixels_case("the same with other colours", Sent::Coloured),
     || pixels_case("the same sent in f32", Sent::Numbers),
     adamw_case,
 ];
@@ -306,6 +307,8 @@ fn contrastive_case() -> Result<GpuCase, DeviceError> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Sent {
     Bytes,
+    /// Bytes of images whose colours all change.
+    Coloured,
     Numbers,
 }
 
@@ -316,11 +319,26 @@ fn pixels_case(name: &'static str, sent: Sent) -> Result<GpuCase, DeviceError> {
     let n = images * 3 * size * size;
     let normal = Normal { factor: [1.0 / 64.0; 3], shift: [2.0; 3] };
     let pixels = match sent {
-        Sent::Bytes => Pixels::U8 { values: (0..n).map(|i| i as u8).collect(), normal },
+        Sent::Bytes | Sent::Coloured => {
+            let factor = if sent == Sent::Coloured { 1.1 } else { 1.0 };
+            let frame = FrameAugment {
+                brightness: factor,
+                contrast: factor,
+                saturation: factor,
+                ..FrameAugment::none(size)
+            };
+            Pixels::of_256((0..n).map(|i| i as u8).collect(), vec![frame; images], normal)
+        }
         Sent::Numbers => Pixels::F32(vec![0.5; n]),
     };
     let run = move || unfold_on_gpu(gpu, (&pixels).into(), size, patch).map(drop);
-    let bytes = n as f64 * if sent == Sent::Bytes { 4.0 } else { 10.0 };
+    let of_one = match sent {
+        Sent::Bytes => 4.0,
+        // They are read once more for the mean grey.
+        Sent::Coloured => 5.0,
+        Sent::Numbers => 10.0,
+    };
+    let bytes = n as f64 * of_one;
     Ok(GpuCase { name, flop: 0.0, bytes, run: Box::new(run) })
 }
 

@@ -13,6 +13,7 @@ mod learning;
 mod masks;
 mod micro_batches;
 mod optimisation;
+mod pixels;
 mod plan;
 #[cfg(feature = "mpi")]
 mod ranks;

@@ -101,12 +101,10 @@ fn estimated_activations_are_what_a_step_takes() {
     world.train("language", &language, "language", &["--stop-after", "1"]).expect_success();
     let flamingo = flamingo.split("[[data]]\nname = \"clips\"").next().unwrap();
     // Batches that are read ahead are not counted, and here they would be much of it.
-    let nfnet = with_nfnet()
-        .replace(
-            "channels = [16, 16, 16, 16]\nstem_channels = 16",
-            "channels = [64, 128, 128, 128]\nstem_channels = 64",
-        )
-        .replace("images = 1\n", "images = 1\npixels = \"u8\"\n");
+    let nfnet = with_nfnet().replace(
+        "channels = [16, 16, 16, 16]\nstem_channels = 16",
+        "channels = [64, 128, 128, 128]\nstem_channels = 64",
+    );
     for (case, config, recompute) in [
         ("contrastive", &*contrastive, "nothing"),
         ("contrastive-all", &contrastive, "all"),
