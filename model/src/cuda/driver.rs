@@ -1,7 +1,6 @@
 //! NVIDIA's driver and its library of matrix products, both loaded at run time.
 #![allow(unsafe_code, reason = "calls the driver, and hands it addresses of its own memory")]
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
 use std::sync::{Mutex, PoisonError};
@@ -110,11 +109,6 @@ impl Drop for Plan {
     }
 }
 
-thread_local! {
-    /// The context that this thread uses, by address.
-    static BOUND: Cell<usize> = const { Cell::new(0) };
-}
-
 fn driver_error(call: &'static str) -> impl Fn(result::DriverError) -> CudaError {
     move |error| {
         let name = error.error_name().ok().map(CStr::to_string_lossy);
@@ -154,7 +148,6 @@ impl Driver {
             let context = result::primary_ctx::retain(device)
                 .map_err(driver_error("cuDevicePrimaryCtxRetain"))?;
             result::ctx::set_current(context).map_err(driver_error("cuCtxSetCurrent"))?;
-            BOUND.set(context as usize);
             let attribute = |what| result::device::get_attribute(device, what).unwrap_or(0);
             let major =
                 attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
@@ -229,16 +222,14 @@ impl Driver {
         self.multiprocessors
     }
 
-    /// Lets this thread use the GPU.
+    /// Lets this thread use the GPU. What else it runs, such as NCCL, may have chosen another.
     fn bind(&self) -> Result<(), CudaError> {
-        if BOUND.get() == self.context as usize {
+        let current = result::ctx::get_current().map_err(driver_error("cuCtxGetCurrent"))?;
+        if current == Some(self.context) {
             return Ok(());
         }
         // SAFETY: the context lives as long as the program.
-        unsafe { result::ctx::set_current(self.context) }
-            .map_err(driver_error("cuCtxSetCurrent"))?;
-        BOUND.set(self.context as usize);
-        Ok(())
+        unsafe { result::ctx::set_current(self.context) }.map_err(driver_error("cuCtxSetCurrent"))
     }
 
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
@@ -474,16 +465,7 @@ impl Driver {
         let beta = if p.add.is_some() { 1.0_f32 } else { 0.0 };
         // SAFETY: the plan was made for arrays of these sizes.
         unsafe {
-            if let Some(bias) = p.bias {
-                let bias = std::ptr::from_ref(&bias).cast();
-                lt::set_matmul_desc_attribute(
-                    plan.desc,
-                    lt_sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                    bias,
-                    8,
-                )
-                .map_err(product_error("cublasLtMatmulDescSetAttribute"))?;
-            }
+            set_bias(plan.desc, p)?;
             let make = || {
                 lt::matmul(
                     self.products,
@@ -533,6 +515,8 @@ impl Driver {
                 let attribute = Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE;
                 lt::set_matmul_desc_attribute(desc, attribute, (&raw const epilogue).cast(), 4)
                     .map_err(&set)?;
+                // The heuristic looks at it, if only at whether there is one.
+                set_bias(desc, p)?;
             }
             // Rows and columns as they lie, seen column by column.
             let layout = |kind, rows: usize, columns: usize, stride: usize| {
@@ -580,6 +564,15 @@ impl Driver {
             Ok(Plan { desc, layouts, algo: found.algo })
         }
     }
+}
+
+/// Tells a product where its bias lies, if it has one.
+fn set_bias(desc: lt_sys::cublasLtMatmulDesc_t, p: &Product) -> Result<(), CudaError> {
+    let Some(bias) = p.bias else { return Ok(()) };
+    let attribute = lt_sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+    // SAFETY: the attribute is an address, which is copied.
+    unsafe { lt::set_matmul_desc_attribute(desc, attribute, (&raw const bias).cast(), 8) }
+        .map_err(product_error("cublasLtMatmulDescSetAttribute"))
 }
 
 /// Bytes of which the addresses of left factor, right factor and result (with what is added to it) are multiples, 256
