@@ -259,8 +259,8 @@ mod tests {
 
     #[test]
     fn values_and_gradients_equal_the_formula() {
-        // Rows of 16 bytes' multiples on a GPU, and others.
-        let sizes = [(16, 2), (7, 1), (7, 2)];
+        // Rows of 16 bytes' multiples on a GPU, and others; the widest take several warps.
+        let sizes = [(16, 2), (7, 1), (7, 2), (296, 2), (301, 1)];
         for (centred, (width, n_weights)) in
             [true, false].into_iter().flat_map(|centred| sizes.map(|size| (centred, size)))
         {
