@@ -12,7 +12,7 @@
 //! `FIRST_BATCH` on. `bytes` reads the same rows in the same order and decodes nothing; `batches` also hands
 //! them to the calling thread, 64 at a time; `random` reads rows from anywhere. Speeds are without the time that it takes to open the corpus. The variable
 //! `DISK_CACHE` names a cache: `FOLDER,BYTES,BYTES_OF_A_PIECE`.
-//! With `VERIFY=nothing` images are not compared with their digests.
+//! With `VERIFY=nothing` images are not compared with their digests; with `PIXELS=u8` they stay values of 256.
 //! `hashes` prints the SHA-256 of each batch in place of times: what `dataset/tests/faulty_store.py`
 //! compares. `rows` prints every row of a layout, given as JSON, as a line of JSON: the texts and the
 //! SHA-256 of the images. `dataset/tests/layouts.py` compares them.
@@ -133,7 +133,10 @@ fn pixels(
         flip_probability: 0.0,
         colour_jitter: 0.0,
         image,
-        pixels: PixelType::F32,
+        pixels: match std::env::var("PIXELS").as_deref() {
+            Ok("u8") => PixelType::U8,
+            _ => PixelType::F32,
+        },
         loss: LossMask::Paper,
         pack: 1,
         learn_after: None,
