@@ -11,8 +11,8 @@ use std::time::Instant;
 use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args, ValueEnum};
 use flamingo_model::{
-    Device, Flamingo, FlamingoConfig, Generation, Gradients, Inputs, Latents, ModelError,
-    Positions, Prompt, Recompute, Tower, Trainable, TrainedTowers,
+    Device, Flamingo, FlamingoConfig, Generation, Gradients, Inputs, Latents, ModelError, Normal,
+    Pixels, PixelsRef, Positions, Prompt, Recompute, Tower, Trainable, TrainedTowers,
 };
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -202,10 +202,13 @@ impl Bench {
         }
     }
 
-    /// Standard normal numbers would do as well; these are even, of the same variance.
-    fn noise(&self, n: usize) -> Vec<f32> {
-        let even = |i| ((mix(self.seed, i) >> 40) as f32 / (1_u64 << 23) as f32 - 1.0) * 1.732;
-        (0..n as u64).into_par_iter().map(even).collect()
+    /// Values of 256, as a loader sends them. Normal numbers would do as well; these are even, of mean 0 and
+    /// deviation 1.
+    fn noise(&self, n: usize) -> Pixels {
+        let even = |i| (mix(self.seed, i) >> 56) as u8;
+        let (factor, shift) = ([1.732 / 127.5; 3], [1.732; 3]);
+        let values = (0..n as u64).into_par_iter().map(even).collect();
+        Pixels::of_256(values, Vec::new(), Normal { factor, shift })
     }
 }
 
@@ -328,7 +331,7 @@ impl Job<'_> {
             tokens,
             length,
             phi,
-            pixels: self.bench.noise(n_pixels).into(),
+            pixels: self.bench.noise(n_pixels),
             features: None,
             n_frames: 1,
             image_count: vec![images; batch],
@@ -431,15 +434,11 @@ impl Job<'_> {
         Ok(figures)
     }
 
-    /// The pixels of each prompt.
-    fn pixels(&self) -> Vec<Vec<f32>> {
-        let n = (self.bench.shots + 1) as usize * self.config().vision.n_pixel_values();
-        self.bench.noise(self.bench.prompts as usize * n).chunks(n).map(<[f32]>::to_vec).collect()
-    }
-
-    /// What images are to prompts, made of their pixels.
-    fn look(&self, pixels: &[Vec<f32>]) -> Result<Vec<Latents>, ModelError> {
-        pixels.iter().map(|pixels| self.model.latents(pixels, 1)).collect()
+    /// What images are to prompts, made of the pixels of all of them.
+    fn look(&self, pixels: &Pixels) -> Result<Vec<Latents>, ModelError> {
+        let of_prompt = (self.bench.shots + 1) as usize * self.config().vision.n_pixel_values();
+        let all = PixelsRef::from(pixels).chunks(of_prompt).into_iter();
+        all.map(|pixels| self.model.latents(pixels, 1)).collect()
     }
 
     /// Greedy tokens after prompts, images included.
@@ -476,7 +475,8 @@ impl Job<'_> {
         let Bench { prompts, shots, tokens_per_shot, .. } = *self.bench;
         let (images, length) = (shots + 1, ((shots + 1) * tokens_per_shot) as usize);
         let (tokens, phi, _) = self.texts(prompts as usize, length, images as usize);
-        let pixels = self.pixels();
+        let n_pixels = prompts * images * self.config().vision.n_pixel_values() as u64;
+        let pixels = self.bench.noise(n_pixels as usize);
         let mut first = Value::Null;
         let timed = time(self.bench, self.device, |_| {
             let texts = tokens.chunks(length).zip(phi.chunks(length));

@@ -1,4 +1,4 @@
-//! `bench` counts as its peer in PyTorch does, and answers prompts to their end.
+//! `bench` counts the operations of a step by its parts, and answers prompts to their end.
 
 use std::process::{Command, Output};
 
